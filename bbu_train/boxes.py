@@ -1,0 +1,62 @@
+"""Boxes: xyxy and cxcywh, IoU and GIoU, and the trip between pixels and the unit square."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def xyxy_to_cxcywh(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """(left, top, right, bottom) to (centre x, centre y, width, height), in the same unit."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
+
+
+def cxcywh_to_xyxy(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """(centre x, centre y, width, height) to (left, top, right, bottom), in the same unit."""
+    cx, cy, w, h = boxes.unbind(-1)
+    return torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], dim=-1)
+
+
+def scale(boxes: Float[Tensor, "*n 4"], width: float, height: float) -> Float[Tensor, "*n 4"]:
+    """Multiply x by `width` and y by `height`; right for xyxy and for cxcywh alike. Give reciprocals to normalise."""
+    return boxes * boxes.new_tensor([width, height, width, height])
+
+
+def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
+    """Area of xyxy boxes; an inverted box has area 0."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def _iou_and_union(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> tuple[Tensor, Tensor]:
+    corners = torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], dim=-1)
+    intersection = area(corners)
+    union = area(a) + area(b) - intersection
+    return _ratio(intersection, union), union
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, and 0 where whole is 0: in the value and, unlike a masked division, in the gradient too."""
+    positive = whole > 0
+    return torch.where(positive, part, 0) / torch.where(positive, whole, 1)
+
+
+def paired_iou(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, "*n"]:
+    """IoU of xyxy boxes, pair by pair; shapes broadcast. Two zero-area boxes give 0."""
+    return _iou_and_union(a, b)[0]
+
+
+def paired_generalized_iou(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, "*n"]:
+    r"""GIoU = IoU - |C \ (A u B)| / |C|, with C the smallest box that holds both; pair by pair, shapes broadcast.
+
+    Rezatofighi et al. 2019. Boxes are xyxy in any one unit; the value lies in [-1, 1].
+    Zero-area boxes give IoU 0, never NaN.
+    """
+    iou, union = _iou_and_union(a, b)
+    hull = area(torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], dim=-1))
+    return iou - _ratio(hull - union, hull)
+
+
+def iou(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
+    """IoU of every xyxy box of `a` with every one of `b`."""
+    return paired_iou(a[:, None], b[None])

@@ -1,0 +1,240 @@
+"""The nouns: Sample -> Conversation -> Encoded -> Batch -> Outputs -> Losses.
+
+Axis names, the same everywhere:
+
+    tokens      tokens of one conversation
+    rows        rows of a batch; row_tokens: tokens of a row, padding included
+    segments    runs of tokens that attend to nothing outside themselves
+    supervised  tokens that carry a language loss
+    patches     14 x 14 pixel patches; merged: groups of 2 x 2 patches, one image token each
+    pictures    pictures of a batch; samples: conversations of a batch
+    objects     true boxes of a batch; caption: tokens of one description
+    queries     object queries of the head; layers: its decoder layers
+    memory      what the head's decoder reads; width: the backbone's hidden size; model: the head's
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+class Role(IntEnum):
+    """Whose answer a token belongs to. Only answer tokens, `<|im_end|>` included, carry a language loss."""
+
+    NONE = 0
+    TEACHER = 1
+    STUDENT = 2
+
+
+@dataclass(frozen=True)
+class Object:
+    """One annotated thing: its box in absolute pixels of the upright picture, and "type/property/extra"."""
+
+    box_xyxy: tuple[float, float, float, float]
+    description: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, its upright (EXIF-applied) size in pixels, and its objects; `None`: nobody annotated it."""
+
+    path: Path
+    width: int
+    height: int
+    objects: tuple[Object, ...] | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A student picture and, where the data fixes them, its teachers; `None`: they are drawn from the pool.
+
+    `id` names the sample in every message, such as "train.jsonl:12".
+    """
+
+    id: str
+    student: Picture
+    teachers: tuple[Picture, ...] | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question about one picture and its answer. `answer` is None where the model is to write it."""
+
+    role: Role
+    picture: Picture
+    prompt: str
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A system prompt, teacher turns, and the student's turn last."""
+
+    sample_id: str
+    system: str
+    turns: tuple[Turn, ...]
+
+    @property
+    def student(self) -> Turn:
+        return self.turns[-1]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as numbers.
+
+    `roles[i]` says whose answer token i belongs to. `position_ids` are Qwen2.5-VL's (time, height, width), from 0.
+    `patches` are the raw bytes (channel, row, column) of 14 x 14 squares, in the order in which the vision tower
+    merges them; `grid_thw` counts patches. The student's picture is the last. `memory_end` is the position of the
+    first token of the student's answer: what lies before it is what the head may read.
+    Boxes are cxcywh divided by the picture's width and height; `captions` end with the answer's end token.
+    `annotated` is False where no detection loss applies.
+    """
+
+    sample_id: str
+    input_ids: Int[Tensor, "tokens"]
+    roles: Int[Tensor, "tokens"]
+    position_ids: Int[Tensor, "3 tokens"]
+    image_positions: Int[Tensor, "merged"]
+    patches: UInt8[Tensor, "patches 588"]
+    grid_thw: Int[Tensor, "pictures 3"]
+    memory_end: int
+    boxes_cxcywh: Float[Tensor, "objects 4"]
+    captions: tuple[Int[Tensor, "_"], ...]
+    annotated: bool
+
+    def unsupervised(self) -> "Encoded":
+        """The same conversation without any loss: it keeps a rank or a micro-batch without samples in step."""
+        return replace(
+            self, roles=torch.zeros_like(self.roles), boxes_cxcywh=self.boxes_cxcywh[:0], captions=(), annotated=False
+        )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the sums of a step are divided by: plain numbers, summed over all its micro-batches and ranks.
+
+    `samples` counts the student pictures with annotations, those annotated as empty included.
+    """
+
+    teacher_tokens: int
+    student_tokens: int
+    objects: int
+    samples: int
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class Movable:
+    """A frozen dataclass of tensors, and of such dataclasses, that can go to a device or into pinned memory."""
+
+    def _map(self, function: Callable[[Tensor], Tensor]):
+        changed = {
+            f.name: function(value) if isinstance(value, Tensor) else value._map(function)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor | Movable)
+        }
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str):
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self):
+        return self._map(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class VisionInputs(Movable):
+    """All that the vision tower needs, its index arithmetic included, so that the device never waits for the host.
+
+    `position_ids`, `window_index` and the two kinds of boundaries are those of transformers' `vision_utils`.
+    """
+
+    patches: UInt8[Tensor, "patches 588"]
+    grid_thw: Int[Tensor, "pictures 3"]
+    position_ids: Int[Tensor, "patches 2"]
+    window_index: Int[Tensor, "merged"]
+    cu_seqlens: Int[Tensor, "_"]
+    cu_window_seqlens: Int[Tensor, "_"]
+    max_seqlen: int
+    max_window_seqlen: int
+
+
+@dataclass(frozen=True)
+class MemoryIndex(Movable):
+    """Where the detection memory of each sample lies: rows are samples, padded at the end.
+
+    `vision` indexes merged vision features, the student's picture only; `vision_centers` are the (x, y) centres of
+    those image tokens in the picture, in [0, 1]. `text` indexes the flattened hidden states, from the sample's first
+    token up to, not including, the student's answer; `text_positions` counts them from 0.
+    """
+
+    vision: Int[Tensor, "samples vision_memory"]
+    vision_mask: Bool[Tensor, "samples vision_memory"]
+    vision_centers: Float[Tensor, "samples vision_memory 2"]
+    text: Int[Tensor, "samples text_memory"]
+    text_mask: Bool[Tensor, "samples text_memory"]
+    text_positions: Int[Tensor, "samples text_memory"]
+
+
+@dataclass(frozen=True)
+class Batch(Movable):
+    """Some samples of a step, laid out in rows. Nothing downstream asks which collator laid them.
+
+    `cu_seqlens` bounds the segments of the flattened rows: each sample is one, each run of padding another.
+    `sample_of_token` is -1 for padding. The first of the four `position_ids` is the text position, which restarts
+    at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
+    which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
+    rank runs the same modules. `caption_ids` are padded with -100. All boxes as in `Encoded`.
+    """
+
+    sample_ids: tuple[str, ...]
+    input_ids: Int[Tensor, "rows row_tokens"]
+    position_ids: Int[Tensor, "4 rows row_tokens"]
+    sample_of_token: Int[Tensor, "rows row_tokens"]
+    cu_seqlens: Int[Tensor, "_"]
+    max_seqlen: int
+    image_positions: Int[Tensor, "merged"]
+    vision: VisionInputs
+    supervised_positions: Int[Tensor, "supervised"]
+    labels: Int[Tensor, "supervised"]
+    label_roles: Int[Tensor, "supervised"]
+    memory: MemoryIndex
+    boxes_cxcywh: Float[Tensor, "objects 4"]
+    sample_of_object: Int[Tensor, "objects"]
+    caption_ids: Int[Tensor, "objects caption"]
+    annotated: Bool[Tensor, "samples"]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the head says. The last of `layers` is the answer, the others are for auxiliary losses.
+
+    `boxes_logits` and `boxes_cxcywh` are the boxes before and after the sigmoid. `caption_losses(samples, queries,
+    caption_ids)` gives the cross entropy of each caption token, teacher-forced on the query of its object and 0
+    where padded; it needs the matching, which the loss makes.
+    """
+
+    boxes_logits: Float[Tensor, "layers samples queries 4"]
+    boxes_cxcywh: Float[Tensor, "layers samples queries 4"]
+    objectness_logits: Float[Tensor, "layers samples queries"]
+    caption_losses: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the model says of a batch: the cross entropy of each supervised token and, with a head, its detections."""
+
+    token_losses: Float[Tensor, "supervised"]
+    detections: Detections | None
+
+
+Losses = dict[str, Float[Tensor, ""]]
+"""Sums, never means, by the name under which they are logged (`bbox_giou` is logged as `loss/bbox_giou`)."""
