@@ -1,0 +1,29 @@
+"""What every choice of data gives to a run."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from bbu_train.data.teachers import TeacherDraw
+from bbu_train.types import Picture, Sample
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The samples of a run and how their teachers are drawn.
+
+    `num_dropped_boxes` counts the invalid boxes that the config allowed to leave out.
+    Raises InputError where the pool is too small for the draw.
+    """
+
+    train: tuple[Sample, ...]
+    validation: tuple[Sample, ...]
+    teachers: TeacherDraw
+    num_dropped_boxes: int
+
+    def __post_init__(self):
+        self.teachers.check_pool(self.train, self.validation, len(self.pool))
+
+    @cached_property
+    def pool(self) -> tuple[Picture, ...]:
+        """The pictures that may be teachers, in validation too: the annotated students of all training samples."""
+        return tuple(sample.student for sample in self.train if sample.student.objects is not None)

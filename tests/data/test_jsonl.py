@@ -1,0 +1,252 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import ExifTags, Image
+
+from bbu_train.data import jsonl
+from bbu_train.data.teachers import TeacherDraw
+from bbu_train.errors import InputError
+from bbu_train.types import Object
+
+NO_TEACHERS = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1)
+SCREW = {"bbox_2d": [1, 2, 3, 4], "desc": "screw/m4"}
+GOOD = {"images": ["a.png"], "objects": [SCREW]}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with two pictures of 8 x 6 pixels and a good validation.jsonl."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    write(tmp_path, GOOD, name="validation.jsonl")
+    return tmp_path
+
+
+def write(root, *lines, name="train.jsonl"):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (root / name).write_text(text, encoding="utf-8")
+
+
+def with_box(*box):
+    return {"images": ["a.png"], "objects": [SCREW, {"bbox_2d": list(box), "desc": "screw"}]}
+
+
+def load(root, bad_boxes="error"):
+    return jsonl.load(root, "train.jsonl", "validation.jsonl", bad_boxes, NO_TEACHERS)
+
+
+def message(root, bad_boxes="error"):
+    with pytest.raises(InputError) as error:
+        load(root, bad_boxes)
+    return str(error.value)
+
+
+def test_a_flat_line_becomes_a_sample_whose_teachers_are_drawn(root):
+    write(root, GOOD | {"id": 7, "site": "north"})
+    (sample,) = load(root).train
+    assert (sample.id, sample.teachers) == ("train.jsonl:1", None)
+    assert (sample.student.path, sample.student.width, sample.student.height) == (root / "a.png", 8, 6)
+    assert sample.student.objects == (Object((1.0, 2.0, 3.0, 4.0), "screw/m4"),)
+
+
+def test_a_line_with_teachers_fixes_them_in_their_order(root):
+    pair = [{"images": [name], "objects": []} for name in ("b.png", "c.png")]
+    Image.new("RGB", (5, 5)).save(root / "c.png")
+    write(root, {"teachers": pair, "student": GOOD}, {"teachers": [], "student": GOOD})
+    first, second = load(root).train
+    assert [teacher.path.name for teacher in first.teachers] == ["b.png", "c.png"]
+    assert second.teachers == ()
+
+
+def test_the_students_of_all_training_lines_are_the_pool(root):
+    write(root, {"teachers": [], "student": GOOD}, GOOD | {"images": ["b.png"]})
+    assert [picture.path.name for picture in load(root).pool] == ["a.png", "b.png"]
+
+
+def test_a_picture_without_objects_is_annotated_as_empty(root):
+    write(root, {"images": ["a.png"], "objects": []})
+    assert load(root).train[0].student.objects == ()
+
+
+def test_absolute_picture_paths_are_taken_as_they_are(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
+    Image.new("RGB", (9, 9)).save(elsewhere)
+    write(root, {"images": [str(elsewhere)], "objects": []})
+    assert load(root).train[0].student.path == elsewhere
+
+
+def test_boxes_are_checked_against_the_upright_size(root):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (8, 6)).save(root / "a.png", exif=exif)
+    write(root, with_box(0, 0, 6, 8))
+    assert (load(root).train[0].student.width, load(root).train[0].student.height) == (6, 8)
+
+
+def test_a_box_that_touches_the_edges_is_inside(root):
+    write(root, with_box(0, 0, 8, 6))
+    assert len(load(root).train[0].student.objects) == 2
+
+
+def test_blank_lines_and_a_byte_order_mark_are_skipped_but_lines_keep_their_numbers(root):
+    write(root, "\ufeff", "   ", GOOD, "")
+    assert [sample.id for sample in load(root).train] == ["train.jsonl:3"]
+
+
+def test_a_byte_order_mark_before_the_first_sample_is_accepted(root):
+    write(root, "\ufeff" + json.dumps(GOOD))
+    assert len(load(root).train) == 1
+
+
+def test_order_is_kept_over_many_lines(root):
+    write(root, *[GOOD] * 3000)
+    assert [sample.id for sample in load(root).train] == [f"train.jsonl:{number}" for number in range(1, 3001)]
+
+
+BAD_BOXES = {
+    "zero-area box [2, 1, 2, 4]": (2, 1, 2, 4),
+    "inverted box [3, 1, 2, 4]": (3, 1, 2, 4),
+    "box [0, 0, 8.5, 6] outside its picture of 8 x 6 pixels": (0, 0, 8.5, 6),
+    "box [-1, 0, 3, 3] outside its picture": (-1, 0, 3, 3),
+    "box that is not finite [NaN, 0, 3, 3]": (float("nan"), 0, 3, 3),
+    "box that is not finite [0, 0, Infinity, 3]": (0, 0, 10**400, 3),
+    "box that is not four numbers [1, 2, 3]": (1, 2, 3),
+    'box that is not four numbers [1, 2, 3, "4"]': (1, 2, 3, "4"),
+    "box that is not four numbers [1, 2, 3, true]": (1, 2, 3, True),
+}
+
+
+@pytest.mark.parametrize(("expected", "box"), BAD_BOXES.items())
+def test_a_bad_box_stops_and_is_named_by_line_and_object(root, expected, box):
+    write(root, GOOD, with_box(*box))
+    text = message(root)
+    assert f"train.jsonl:2 object 2: {expected}" in text
+    assert "data.bad_boxes=drop" in text
+
+
+@pytest.mark.parametrize("box", BAD_BOXES.values(), ids=BAD_BOXES)
+def test_bad_boxes_are_dropped_counted_and_logged_on_request(root, box, caplog):
+    write(root, with_box(*box), with_box(*box))
+    with caplog.at_level(logging.WARNING):
+        splits = load(root, bad_boxes="drop")
+    assert [sample.student.objects for sample in splits.train] == [load_objects(SCREW)] * 2
+    assert splits.num_dropped_boxes == len(caplog.messages) == 2
+    assert "train.jsonl:2 object 2: " in caplog.messages[1]
+
+
+def load_objects(*objects):
+    return tuple(Object(tuple(map(float, value["bbox_2d"])), value["desc"]) for value in objects)
+
+
+def test_other_problems_still_stop_when_bad_boxes_are_dropped(root):
+    write(root, with_box(2, 1, 2, 4), GOOD | {"images": ["missing.png"]})
+    text = message(root, bad_boxes="drop")
+    assert "1 problem." in text
+    assert "train.jsonl:2: " in text
+
+
+def of(**changes):
+    return GOOD | {"objects": [SCREW | changes]}
+
+
+OBJECT = "train.jsonl:1 object 1: "
+BAD_LINES = [
+    ('{"images": ["a.png"] "objects": []}', "train.jsonl:1: malformed JSON at column 22"),
+    ("[" * 100_000, "train.jsonl:1: malformed JSON"),
+    ("[1, 2]", "train.jsonl:1: expected an object {...}, found [1, 2]"),
+    ({"images": ["a.png"], "object": []}, 'train.jsonl:1: missing "objects"; its keys are "images", "object"'),
+    ({"images": ["a.png", "b.png"], "objects": []}, '"images" must be a list of one path, found ["a.png", "b.png"]'),
+    ({"images": "a.png", "objects": []}, '"images" must be a list of one path, found "a.png"'),
+    ({"images": [" "], "objects": []}, '"images" must be a list of one path'),
+    ({"images": ["a.png"], "objects": None}, '"objects" must be a list, empty where there is nothing, found null'),
+    ({"images": ["a.png"], "objects": ["screw"]}, OBJECT + "expected an object"),
+    (of(label="screw"), OBJECT + 'unknown key "label", expected "bbox_2d", "desc"'),
+    ({"images": ["a.png"], "objects": [{"desc": "screw"}]}, OBJECT + 'missing "bbox_2d"'),
+    (of(desc=""), OBJECT + '"desc" must be a text that is not blank, found ""'),
+    (of(desc=" \t"), OBJECT + '"desc" must be a text that is not blank'),
+    (of(desc=3), OBJECT + '"desc" must be a text that is not blank, found 3'),
+    (of(desc="\ud800"), OBJECT + '"desc" holds half a surrogate pair'),
+    ({"teachers": []}, 'train.jsonl:1: missing "student"'),
+    ({"teachers": {}, "student": GOOD}, '"teachers" must be a list, found {}'),
+    ({"teachers": [], "student": GOOD, "images": []}, 'unknown key "images"'),
+    ({"teachers": [], "student": GOOD | {"id": 1}}, 'train.jsonl:1 student: unknown key "id"'),
+    (
+        {"teachers": [of(bbox_2d=[1, 1, 1, 2]) | {"images": ["b.png"]}], "student": GOOD},
+        "train.jsonl:1 teacher 1 object 1: zero-area box",
+    ),
+    ({"teachers": [GOOD], "student": GOOD}, "train.jsonl:1 teacher 1: is the student's own picture"),
+    (GOOD | {"images": ["missing.png"]}, "missing.png: No such file"),
+    (GOOD | {"images": ["train.jsonl"]}, "train.jsonl: not a picture"),
+    (GOOD | {"images": ["."]}, "Is a directory"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), BAD_LINES, ids=[expected for _, expected in BAD_LINES])
+def test_a_bad_line_says_what_is_wrong_with_it(root, line, expected):
+    write(root, line)
+    text = message(root)
+    assert "1 problem." in text
+    assert expected in text
+    assert "train.jsonl:1" in text
+
+
+def test_a_truncated_picture_is_named_by_the_line_that_needs_it(root):
+    Image.effect_noise((40, 30), 90).save(root / "c.jpg")
+    (root / "c.jpg").write_bytes((root / "c.jpg").read_bytes()[:-100])
+    write(root, GOOD, {"images": ["c.jpg"], "objects": []})
+    assert f"train.jsonl:2: {root / 'c.jpg'}: truncated" in message(root)
+
+
+def test_bytes_that_are_not_utf8_are_named_by_line(root):
+    (root / "train.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n" + '{"desc": "电缆"}'.encode("gbk"))
+    assert "train.jsonl:2: not UTF-8 at byte 11" in message(root)
+
+
+def test_all_problems_of_both_files_are_listed_in_their_order(root):
+    write(root, with_box(2, 1, 2, 4), "{", of(desc=""), GOOD | {"images": ["missing.png"], "objects": [{}]})
+    write(root, "", with_box(3, 1, 2, 4), name="validation.jsonl")
+    lines = message(root).splitlines()
+    places = ["train.jsonl:1 ", "train.jsonl:2:", "train.jsonl:3 ", "train.jsonl:4 object 1", "train.jsonl:4:"]
+    assert "6 problems" in lines[0]
+    assert all(line.strip().startswith(place) for line, place in zip(lines[1:], places, strict=False))
+    assert "validation.jsonl:2 object 2: inverted box" in lines[6]
+
+
+def test_bad_boxes_of_a_missing_picture_are_listed_too(root):
+    write(root, with_box(2, 1, 2, 4) | {"images": ["missing.png"]})
+    assert "2 problems" in message(root)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])
+def test_an_empty_file_is_an_error(root, content):
+    write(root, content)
+    assert "train.jsonl: empty file" in message(root)
+
+
+def test_missing_files_are_named_with_their_keys(tmp_path):
+    text = message(tmp_path)
+    assert "data.train=train.jsonl: no such file" in text
+    assert "data.validation=validation.jsonl: no such file" in text
+    assert f"data.root={tmp_path}" in text
+
+
+def test_a_missing_root_names_the_key_to_set(tmp_path):
+    for root, expected in ((None, "data.root is not set"), (tmp_path / "nowhere", "nowhere: no such folder")):
+        assert expected in message(root)
+        assert "data.root=/path" in message(root)
+
+
+def test_an_unknown_way_with_bad_boxes_is_an_error(root):
+    assert "data.bad_boxes=ignore: expected one of error, drop" in message(root, bad_boxes="ignore")
+
+
+def test_the_yaml_needs_only_a_root(root):
+    config = OmegaConf.load(Path(__file__).parents[2] / "conf/data/jsonl.yaml")
+    write(root, GOOD, GOOD, GOOD)
+    config.root = str(root)
+    splits = instantiate(OmegaConf.create({"seed": 3, "data": config}), _convert_="all")["data"]
+    assert (len(splits.train), len(splits.validation), splits.teachers.seed) == (3, 1, 3)
