@@ -1,0 +1,47 @@
+"""Linear warm-up, then half a cosine down to a share of the rate."""
+
+import math
+from dataclasses import dataclass
+
+from bbu_train.errors import all_problems
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """What every group's rate is multiplied by for update number `step`, from 0; it holds nothing else.
+
+    With w warm-up steps, n steps, final ratio r and the peak at p = max(w - 1, 0):
+
+        m(step) = (step + 1) / w                                               step < w
+        m(step) = r + (1 - r) / 2 * (1 + cos(pi * (step - p) / (n - 1 - p)))   from there on
+
+    So the first update is not lost to a rate of 0, update p has the full rate, and update n - 1, the last, has r.
+    After the last it stays r.
+    """
+
+    num_steps: int
+    num_warmup_steps: int
+    final_ratio: float
+
+    def __post_init__(self):
+        problems = []
+        if not isinstance(self.num_steps, int) or self.num_steps < 1:
+            problems.append(f"num_steps is {self.num_steps}: expected a whole number, at least 1")
+        if not isinstance(self.num_warmup_steps, int) or self.num_warmup_steps < 0:
+            problems.append(f"num_warmup_steps is {self.num_warmup_steps}: expected a whole number, 0 for no warm-up")
+        elif self.num_warmup_steps > self.num_steps:
+            problems.append(
+                f"num_warmup_steps is {self.num_warmup_steps}, but the run has {self.num_steps} steps: "
+                "the full rate would never be reached"
+            )
+        if not 0 <= self.final_ratio <= 1:
+            problems.append(f"final_ratio is {self.final_ratio}: expected a share of the rate, from 0 to 1")
+        if problems:
+            raise all_problems("schedule", problems, "Change them under `schedule`, or the number of `steps`.")
+
+    def __call__(self, step: int) -> float:
+        if step < self.num_warmup_steps:
+            return (step + 1) / self.num_warmup_steps
+        peak = max(self.num_warmup_steps - 1, 0)
+        progress = min((step - peak) / max(self.num_steps - 1 - peak, 1), 1.0)
+        return self.final_ratio + (1 - self.final_ratio) / 2 * (1 + math.cos(math.pi * progress))
