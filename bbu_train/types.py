@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -62,6 +63,20 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class PictureFormat:
+    """How the vision tower cuts pictures up. Lengths in pixels; `merge_size` patches a side make one image token.
+
+    A picture is resized to multiples of `patch_size * merge_size` with an area within [min_pixels, max_pixels].
+    """
+
+    patch_size: int
+    merge_size: int
+    window_size: int
+    min_pixels: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
 class Turn:
     """One question about one picture and its answer. `answer` is None where the model is to write it."""
 
@@ -73,10 +88,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A system prompt, teacher turns, and the student's turn last."""
+    """Teacher turns, and the student's turn last; the builder that made it says the system prompt."""
 
     sample_id: str
-    system: str
     turns: tuple[Turn, ...]
 
     @property
@@ -113,6 +127,17 @@ class Encoded:
         return replace(
             self, roles=torch.zeros_like(self.roles), boxes_cxcywh=self.boxes_cxcywh[:0], captions=(), annotated=False
         )
+
+
+class Draw(NamedTuple):
+    """One visit to a sample: which epoch, and which sample of the split."""
+
+    epoch: int
+    index: int
+
+
+Step = tuple[tuple[Draw, ...], ...]
+"""The set of samples of one optimizer step, in the rows that its sampler planned; any layout may regroup them."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +216,8 @@ class Batch(Movable):
     `sample_of_token` is -1 for padding. The first of the four `position_ids` is the text position, which restarts
     at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
     which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
-    rank runs the same modules. `caption_ids` are padded with -100. All boxes as in `Encoded`.
+    rank runs the same modules. Objects lie in the order of their samples; `objects_per_sample` repeats that on the
+    host, where the assignment is solved. `caption_ids` are padded with -100. All boxes as in `Encoded`.
     """
 
     sample_ids: tuple[str, ...]
@@ -208,6 +234,7 @@ class Batch(Movable):
     memory: MemoryIndex
     boxes_cxcywh: Float[Tensor, "objects 4"]
     sample_of_object: Int[Tensor, "objects"]
+    objects_per_sample: tuple[int, ...]
     caption_ids: Int[Tensor, "objects caption"]
     annotated: Bool[Tensor, "samples"]
     counts: Counts
@@ -218,14 +245,16 @@ class Detections:
     """What the head says. The last of `layers` is the answer, the others are for auxiliary losses.
 
     `boxes_logits` and `boxes_cxcywh` are the boxes before and after the sigmoid. `caption_losses(samples, queries,
-    caption_ids)` gives the cross entropy of each caption token, teacher-forced on the query of its object and 0
-    where padded; it needs the matching, which the loss makes.
+    caption_ids, most)` gives the cross entropy of each caption token, teacher-forced on the query of its object and 0
+    where padded; it needs the matching, which the loss makes. `most` is the largest number of objects of a sample. `describe(end_token, max_tokens)` decodes a caption
+    for every query, greedily: token ids of shape (samples, queries, at most max_tokens), `end_token` after the end.
     """
 
     boxes_logits: Float[Tensor, "layers samples queries 4"]
     boxes_cxcywh: Float[Tensor, "layers samples queries 4"]
     objectness_logits: Float[Tensor, "layers samples queries"]
-    caption_losses: Callable[[Tensor, Tensor, Tensor], Tensor]
+    caption_losses: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    describe: Callable[[int, int], Tensor]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""The written answer: Qwen2.5-VL's grounding JSON, in absolute pixels of the resized picture."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bbu_train.types import Object
+
+_FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What could be read of a written answer; `is_complete` is False if something of it could not be."""
+
+    objects: tuple[Object, ...]
+    is_complete: bool
+
+
+def render(objects: Sequence[Object], scale_x: float, scale_y: float, width: int, height: int) -> str:
+    """The answer for `objects`, whose boxes are scaled by (scale_x, scale_y) to a picture of `width` x `height` pixels.
+
+    Whole pixels, from top to bottom and then from left to right. A box keeps at least one pixel a side.
+    """
+    rows = []
+    for item in objects:
+        x1, x2 = _whole_pixels(item.box_xyxy[0] * scale_x, item.box_xyxy[2] * scale_x, width)
+        y1, y2 = _whole_pixels(item.box_xyxy[1] * scale_y, item.box_xyxy[3] * scale_y, height)
+        rows.append({"bbox_2d": [x1, y1, x2, y2], "label": item.description})
+    rows.sort(key=lambda row: (row["bbox_2d"][1], row["bbox_2d"][0]))
+    return json.dumps(rows, ensure_ascii=False)
+
+
+def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
+    first = min(max(round(low), 0), limit - 1)
+    return first, min(max(round(high), first + 1), limit)
+
+
+def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
+    """Read a written answer back: bare or fenced, whole or cut off; `scale_*` undo those of `render`.
+
+    What is no object with four finite numbers and a label is left out, and makes the answer incomplete.
+    """
+    text = _FENCE.sub("", text)
+    try:
+        rows, is_complete = json.loads(text), True
+    except json.JSONDecodeError:
+        rows, is_complete = list(_readable_objects(text)), False
+    if not isinstance(rows, list):
+        rows, is_complete = [rows], False
+    objects = []
+    for row in rows:
+        if _is_object(row):
+            x1, y1, x2, y2 = row["bbox_2d"]
+            objects.append(Object((x1 / scale_x, y1 / scale_y, x2 / scale_x, y2 / scale_y), row["label"]))
+    return Parsed(tuple(objects), is_complete and len(objects) == len(rows))
+
+
+def _readable_objects(text: str):
+    decoder, start = json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        try:
+            row, end = decoder.raw_decode(text, start)
+            yield row
+        except json.JSONDecodeError:
+            end = start + 1
+        start = text.find("{", end)
+
+
+def _is_object(row: object) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("label"), str):
+        return False
+    box = row.get("bbox_2d")
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e9 for x in box)
+    )

@@ -1,0 +1,101 @@
+"""The one place where a conversation is written down, for training, evaluation and prediction alike."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bbu_train import boxes
+from bbu_train.conversation import answer, patches
+from bbu_train.conversation.positions import positions
+from bbu_train.conversation.text import Text
+from bbu_train.types import Conversation, Encoded, Picture, PictureFormat, Role, Sample, Turn
+
+
+class ConversationBuilder:
+    """Samples -> Conversation -> Encoded, with Qwen2.5-VL's chat template.
+
+    The template is laid piece by piece, so that spans and roles are known and no text can pose as a control token;
+    the ids equal those of the checkpoint's own template (a test compares them).
+    """
+
+    def __init__(self, system: str, question: str, tokenizer: PreTrainedTokenizerBase, picture_format: PictureFormat):
+        self.system = system
+        self.question = question
+        self.picture_format = picture_format
+        self.text = Text(tokenizer)
+        self._num_system_tokens = len(self._system_ids())
+        self._num_turn_tokens = cache(self._count_turn_tokens)
+
+    def converse(self, sample: Sample, teachers: Sequence[Picture], with_answer: bool) -> Conversation:
+        """Teachers with their answers first, the student last; without its answer where the model is to write it."""
+        turns = [Turn(Role.TEACHER, picture, self.question, self.answer(picture)) for picture in teachers]
+        student = self.answer(sample.student) if with_answer else None
+        turns.append(Turn(Role.STUDENT, sample.student, self.question, student))
+        return Conversation(sample.id, tuple(turns))
+
+    def answer(self, picture: Picture) -> str:
+        """The true answer for a picture, in pixels of the resized picture."""
+        assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
+        width, height = patches.resized_size(picture, self.picture_format)
+        return answer.render(picture.objects, width / picture.width, height / picture.height, width, height)
+
+    def num_tokens(self, sample: Sample, teachers: Sequence[Picture]) -> int:
+        """The length of the encoded conversation with all answers, from sizes in file headers and texts alone."""
+        return self._num_system_tokens + sum(map(self._num_turn_tokens, (*teachers, sample.student)))
+
+    def _count_turn_tokens(self, picture: Picture) -> int:
+        turn = Turn(Role.STUDENT, picture, self.question, self.answer(picture))
+        return sum(len(ids) for ids, _, _ in self._turn_pieces(turn))
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Tokens, roles, positions, pixels and targets of one conversation. Reads its picture files."""
+        student = conversation.student.picture
+        ids, roles, runs, memory_end = self._tokens(conversation)
+        input_ids = torch.tensor(ids)
+        described = student.objects or ()
+        boxes_xyxy = torch.tensor([item.box_xyxy for item in described], dtype=torch.float32).reshape(-1, 4)
+        return Encoded(
+            sample_id=conversation.sample_id,
+            input_ids=input_ids,
+            roles=torch.tensor(roles),
+            position_ids=positions(runs),
+            image_positions=(input_ids == self.text.image).nonzero()[:, 0],
+            patches=torch.cat([patches.read_patches(turn.picture, self.picture_format) for turn in conversation.turns]),
+            grid_thw=torch.tensor([self._grid(turn.picture) for turn in conversation.turns]),
+            memory_end=memory_end,
+            boxes_cxcywh=boxes.scale(boxes.xyxy_to_cxcywh(boxes_xyxy), 1 / student.width, 1 / student.height),
+            captions=tuple(torch.tensor([*self.text.ids(item.description), self.text.end]) for item in described),
+            annotated=student.objects is not None,
+        )
+
+    def _system_ids(self) -> list[int]:
+        return [self.text.start, *self.text.ids(f"system\n{self.system}"), self.text.end, *self.text.ids("\n")]
+
+    def _turn_pieces(self, turn: Turn):
+        """A turn of the template: token ids, whose answer they are, and for image tokens their (height, width)."""
+        text = self.text
+        _, height, width = (side // self.picture_format.merge_size for side in self._grid(turn.picture))
+        yield [text.start, *text.ids("user\n"), text.vision_start], Role.NONE, None
+        yield [text.image] * (height * width), Role.NONE, (height, width)
+        yield [text.vision_end, *text.ids(turn.prompt), text.end, *text.ids("\n")], Role.NONE, None
+        yield [text.start, *text.ids("assistant\n")], Role.NONE, None
+        if turn.answer is not None:
+            yield [*text.ids(turn.answer), text.end], turn.role, None
+            yield text.ids("\n"), Role.NONE, None
+
+    def _tokens(self, conversation: Conversation):
+        system = (self._system_ids(), Role.NONE, None)
+        ids, roles, runs = [], [], []
+        for piece, role, shape in chain([system], *map(self._turn_pieces, conversation.turns)):
+            ids += piece
+            roles += [int(role)] * len(piece)
+            runs.append(shape or len(piece))
+        memory_end = roles.index(Role.STUDENT) if Role.STUDENT in roles else len(ids)
+        return ids, roles, runs, memory_end
+
+    def _grid(self, picture: Picture) -> tuple[int, int, int]:
+        width, height = patches.resized_size(picture, self.picture_format)
+        return 1, height // self.picture_format.patch_size, width // self.picture_format.patch_size

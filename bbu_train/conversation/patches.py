@@ -1,0 +1,47 @@
+"""From a picture file to the bytes that the vision tower reads, without torchvision."""
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from bbu_train.errors import InputError
+from bbu_train.pictures import UnreadablePicture, open_upright
+from bbu_train.types import Picture, PictureFormat
+
+
+def resized_size(picture: Picture, picture_format: PictureFormat) -> tuple[int, int]:
+    """(width, height) in pixels after the resize that Qwen2.5-VL prescribes; needs no pixel."""
+    height, width = smart_resize(
+        picture.height,
+        picture.width,
+        factor=picture_format.patch_size * picture_format.merge_size,
+        min_pixels=picture_format.min_pixels,
+        max_pixels=picture_format.max_pixels,
+    )
+    return width, height
+
+
+def read_patches(picture: Picture, picture_format: PictureFormat) -> UInt8[Tensor, "patches 588"]:
+    """The resized picture's patches as raw bytes, each (channel, row, column).
+
+    They lie in the order of transformers' image processor: merge blocks in reading order, and within a block its
+    `merge_size` x `merge_size` patches in reading order. A still picture has one frame, so the repetition in time
+    that the processor makes is left to the patch embedding.
+    """
+    width, height = resized_size(picture, picture_format)
+    try:
+        image = open_upright(picture.path)
+    except UnreadablePicture as error:
+        raise InputError(f"{error}; it could be read when the data was checked.") from error
+    if image.size != (picture.width, picture.height):
+        raise InputError(
+            f"{picture.path} is {image.size[0]} x {image.size[1]} pixels but was {picture.width} x {picture.height} "
+            "when the data was checked: the file changed while the run was going on."
+        )
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    patch, merge = picture_format.patch_size, picture_format.merge_size
+    blocks = pixels.reshape(height // patch // merge, merge, patch, width // patch // merge, merge, patch, 3)
+    return torch.from_numpy(np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, 3 * patch * patch))

@@ -1,0 +1,111 @@
+"""Describes an object query in words."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bbu_train import vocabulary
+from bbu_train.head.layers import Attention, FeedForward, KeysValues, sine
+
+
+class CaptionLayer(nn.Module):
+    """One pre-norm decoder layer: the caption so far, then the sample's memory, then a feed-forward network."""
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
+        self.self_attention = Attention(d_model, num_heads)
+        self.cross_attention = Attention(d_model, num_heads)
+        self.feed_forward = FeedForward(d_model)
+        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
+
+    def forward(
+        self,
+        states: Float[Tensor, "samples slots tokens model"],
+        past: KeysValues | None,
+        memory: KeysValues,
+        memory_mask: Bool[Tensor, "samples memory"],
+    ) -> tuple[Float[Tensor, "samples slots tokens model"], KeysValues]:
+        num_samples, num_slots, num_tokens, _ = states.shape
+        normalised = self.norms[0](states).flatten(0, 1)
+        keys_values = self.self_attention.keys_values(normalised, normalised)
+        if past is not None:
+            keys_values = tuple(torch.cat(pair, dim=2) for pair in zip(past, keys_values, strict=True))
+        # With a cache there is one new token, which may read all that went before.
+        own = self.self_attention(normalised, keys_values, None, is_causal=past is None)
+        states = states + own.unflatten(0, (num_samples, num_slots))
+        # All captions of a sample read one memory, so they are one sequence of queries to it.
+        read = self.cross_attention(self.norms[1](states).flatten(1, 2), memory, memory_mask)
+        states = states + read.unflatten(1, (num_slots, num_tokens))
+        return states + self.feed_forward(self.norms[2](states)), keys_values
+
+
+class CaptionDecoder(nn.Module):
+    """p(w_t | w_<t, query, memory), teacher-forced in training and greedy, with a cache, in prediction.
+
+    The sequence is (query, w_1, ..., w_n-1) and predicts (w_1, ..., w_n): the query takes the place of a start
+    token. Words are embedded and projected by the backbone's own matrices, through a projection to its width and
+    one from it, so there is no second vocabulary. Slots are queries or objects of one sample.
+    """
+
+    def __init__(self, width: int, d_model: int, num_layers: int, num_heads: int, vocabulary_chunk: int):
+        super().__init__()
+        self.embed_projection = nn.Linear(width, d_model)
+        self.out_projection = nn.Linear(d_model, width)
+        self.layers = nn.ModuleList(CaptionLayer(d_model, num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(d_model)
+        self.vocabulary_chunk = vocabulary_chunk
+
+    def losses(
+        self,
+        queries: Float[Tensor, "samples slots model"],
+        caption_ids: Int[Tensor, "samples slots tokens"],
+        memory: Float[Tensor, "samples memory model"],
+        memory_mask: Bool[Tensor, "samples memory"],
+        embed: Callable[[Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "samples slots tokens"]:
+        """Cross entropy of each caption token, 0 where `caption_ids` is -100."""
+        shifted = self.embed_projection(embed(caption_ids[..., :-1].clamp(min=0)))
+        states = torch.cat([queries[:, :, None], shifted.to(queries.dtype)], dim=2)
+        states, _ = self._decode(states, 0, None, self._read(memory), memory_mask)
+        out = self.out_projection(self.norm(states)).flatten(0, 2)
+        losses = vocabulary.token_losses(out, caption_ids.flatten(), project, self.vocabulary_chunk)
+        return losses.view(caption_ids.shape)
+
+    @torch.no_grad()
+    def describe(
+        self,
+        queries: Float[Tensor, "samples slots model"],
+        memory: Float[Tensor, "samples memory model"],
+        memory_mask: Bool[Tensor, "samples memory"],
+        embed: Callable[[Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+        end_token: int,
+        max_tokens: int,
+    ) -> Int[Tensor, "samples slots tokens"]:
+        """The likeliest next token, again and again, until every caption has ended or has `max_tokens` tokens."""
+        read, past, ids = self._read(memory), None, []
+        states = queries[:, :, None]
+        ended = torch.zeros(queries.shape[:2], dtype=torch.bool, device=queries.device)
+        for position in range(max_tokens):
+            decoded, past = self._decode(states, position, past, read, memory_mask)
+            scores = project(self.out_projection(self.norm(decoded[:, :, -1])))
+            ids.append(scores.argmax(-1).masked_fill(ended, end_token))
+            ended = ended | (ids[-1] == end_token)
+            if ended.all():
+                break
+            states = self.embed_projection(embed(ids[-1]))[:, :, None].to(queries.dtype)
+        return torch.stack(ids, dim=-1)
+
+    def _read(self, memory: Float[Tensor, "samples memory model"]) -> list[KeysValues]:
+        return [layer.cross_attention.keys_values(memory, memory) for layer in self.layers]
+
+    def _decode(self, states: Tensor, first_position: int, past, memory: list[KeysValues], memory_mask: Tensor):
+        places = torch.arange(first_position, first_position + states.shape[2], device=states.device)
+        states, present = states + sine(places.float(), states.shape[-1]), []
+        for i, layer in enumerate(self.layers):
+            states, keys_values = layer(states, past and past[i], memory[i], memory_mask)
+            present.append(keys_values)
+        return states, present

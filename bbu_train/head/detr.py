@@ -1,0 +1,122 @@
+"""A plain DETR decoder on top of Qwen2.5-VL (Carion et al. 2020): boxes, objectness and captions."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bbu_train import vocabulary
+from bbu_train.head.adapter import Adapter, gather_memory, memory_positions
+from bbu_train.head.caption import CaptionDecoder
+from bbu_train.head.layers import Attention, FeedForward, Mlp
+from bbu_train.types import Detections, MemoryIndex
+
+PRIOR = 0.01  # objectness before training: focal loss diverges if most queries begin as objects (Lin et al. 2017)
+
+
+class QueryLayer(nn.Module):
+    """One decoder layer, pre-norm: the queries read each other, then the memory, each with its position added."""
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
+        self.self_attention = Attention(d_model, num_heads)
+        self.cross_attention = Attention(d_model, num_heads)
+        self.feed_forward = FeedForward(d_model)
+        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
+
+    def forward(
+        self,
+        queries: Float[Tensor, "samples queries model"],
+        places: Float[Tensor, "queries model"],
+        memory: Float[Tensor, "samples memory model"],
+        memory_places: Float[Tensor, "samples memory model"],
+        memory_mask: Bool[Tensor, "samples memory"],
+    ) -> Float[Tensor, "samples queries model"]:
+        normalised = self.norms[0](queries)
+        placed = normalised + places
+        queries = queries + self.self_attention(placed, self.self_attention.keys_values(placed, normalised), None)
+        read = self.cross_attention.keys_values(memory + memory_places, memory)
+        queries = queries + self.cross_attention(self.norms[1](queries) + places, read, memory_mask)
+        return queries + self.feed_forward(self.norms[2](queries))
+
+
+class Detr(nn.Module):
+    """`num_queries` learned queries read each sample's memory and say a box, an objectness and a caption each.
+
+    The memory is the student picture's image tokens and the sample's text before the student's answer
+    (`MemoryIndex`). Box and objectness heads are shared by all layers, whose outputs all come back for auxiliary
+    losses. Unlike DETR there is no encoder, since the backbone is one, and no class layer: captions name the class.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_queries: int,
+        d_model: int,
+        num_heads: int,
+        num_decoder_layers: int,
+        num_caption_layers: int,
+        adapter_ratio: int,
+        vocabulary_chunk: int,
+    ):
+        super().__init__()
+        self.vision_adapter = Adapter(width, adapter_ratio, d_model)
+        self.language_adapter = Adapter(width, adapter_ratio, d_model)
+        self.memory_norm = nn.LayerNorm(d_model)
+        self.query = nn.Embedding(num_queries, d_model)
+        self.query_position = nn.Embedding(num_queries, d_model)
+        self.layers = nn.ModuleList(QueryLayer(d_model, num_heads) for _ in range(num_decoder_layers))
+        self.norm = nn.LayerNorm(d_model)
+        self.box = Mlp(d_model, 4, num_layers=3)
+        self.objectness = nn.Linear(d_model, 1)
+        self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
+        nn.init.constant_(self.objectness.bias, -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(
+        self,
+        vision_features: Float[Tensor, "merged width"],
+        hidden: Float[Tensor, "flat width"],
+        index: MemoryIndex,
+        embed: Callable[[Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+    ) -> Detections:
+        """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits."""
+        memory, mask = gather_memory(self.vision_adapter(vision_features), self.language_adapter(hidden), index)
+        memory = self.memory_norm(memory)
+        layers = self._queries(memory, mask, index)
+        boxes_logits = self.box(layers).float()
+        final = layers[-1]
+
+        def caption_losses(samples: Tensor, queries: Tensor, caption_ids: Tensor, num_slots: int) -> Tensor:
+            place = (samples, _rank_in_sample(samples, len(final)))
+            picked = _place(final[samples, queries], place, num_slots, len(final), 0)
+            ids = _place(caption_ids, place, num_slots, len(final), vocabulary.IGNORED)
+            return self.captioner.losses(picked, ids, memory, mask, embed, project)[place]
+
+        def describe(end_token: int, max_tokens: int) -> Tensor:
+            return self.captioner.describe(final, memory, mask, embed, project, end_token, max_tokens)
+
+        return Detections(
+            boxes_logits, boxes_logits.sigmoid(), self.objectness(layers)[..., 0].float(), caption_losses, describe
+        )
+
+    def _queries(self, memory: Tensor, mask: Tensor, index: MemoryIndex) -> Float[Tensor, "layers samples queries d"]:
+        memory_places = memory_positions(index, memory.shape[-1])
+        queries = self.query.weight.expand(len(memory), -1, -1)
+        outputs = []
+        for layer in self.layers:
+            queries = layer(queries, self.query_position.weight, memory, memory_places, mask)
+            outputs.append(self.norm(queries))
+        return torch.stack(outputs)
+
+
+def _rank_in_sample(samples: Int[Tensor, "objects"], num_samples: int) -> Int[Tensor, "objects"]:
+    """How many objects of the same sample come before each; `samples` ascends, as the objects of a batch do."""
+    first = torch.searchsorted(samples, torch.arange(num_samples, device=samples.device))
+    return torch.arange(len(samples), device=samples.device) - first[samples]
+
+
+def _place(values: Tensor, place: tuple[Tensor, Tensor], num_slots: int, num_samples: int, fill: float) -> Tensor:
+    return values.new_full((num_samples, num_slots, values.shape[-1]), fill).index_put(place, values)

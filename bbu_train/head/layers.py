@@ -1,0 +1,62 @@
+"""Transformer layers of the head: attention with a cache, and the decoder layer that both decoders use."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+KeysValues = tuple[Float[Tensor, "n heads keys size"], Float[Tensor, "n heads keys size"]]
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V over `num_heads` heads (Vaswani et al. 2017), keys and values kept apart.
+
+    `keys_values` may be computed once and used for many queries: a caption decoder reads one memory at every step.
+    There is no dropout, so that a step gives the same gradient in every layout.
+    """
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
+        assert d_model % num_heads == 0, f"d_model {d_model} is not a multiple of num_heads {num_heads}"
+        self.num_heads = num_heads
+        self.query, self.key, self.value, self.out = (nn.Linear(d_model, d_model) for _ in range(4))
+
+    def keys_values(self, keys: Float[Tensor, "n keys model"], values: Float[Tensor, "n keys model"]) -> KeysValues:
+        return self._split(self.key(keys)), self._split(self.value(values))
+
+    def forward(
+        self,
+        queries: Float[Tensor, "n queries model"],
+        keys_values: KeysValues,
+        mask: Bool[Tensor, "n keys"] | None,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "n queries model"]:
+        """`mask` is False where a key must not be read."""
+        mask = None if mask is None else mask[:, None, None]
+        out = scaled_dot_product_attention(self._split(self.query(queries)), *keys_values, mask, is_causal=is_causal)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def _split(self, states: Float[Tensor, "n tokens model"]) -> Float[Tensor, "n heads tokens size"]:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers around a GELU, four times as wide inside."""
+
+    def __init__(self, d_model: int):
+        super().__init__(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+
+
+class Mlp(nn.Sequential):
+    """`num_layers` linear layers with ReLU between them, as DETR's box head."""
+
+    def __init__(self, d_model: int, d_out: int, num_layers: int):
+        hidden = [layer for _ in range(num_layers - 1) for layer in (nn.Linear(d_model, d_model), nn.ReLU())]
+        super().__init__(*hidden, nn.Linear(d_model, d_out))
+
+
+def sine(positions: Float[Tensor, "*n"], size: int) -> Float[Tensor, "*n size"]:
+    """sin and cos of `positions` at `size / 2` wavelengths from 2 pi to 20,000 pi (Vaswani et al. 2017)."""
+    frequencies = 10_000 ** -(torch.arange(size // 2, device=positions.device) / (size // 2))
+    angles = positions[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,5 @@
+"""No head."""
+
+
+def build(width: int) -> None:
+    """The language model alone, whatever its width."""

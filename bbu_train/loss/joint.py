@@ -1,0 +1,61 @@
+"""All six losses of dual supervision."""
+
+from bbu_train.loss import detection
+from bbu_train.loss.language import Language
+from bbu_train.loss.matcher import Matcher
+from bbu_train.types import Batch, Detections, Losses, Outputs
+
+
+class Joint(Language):
+    """The language losses, and for a model with a head box L1, box GIoU, objectness and captions.
+
+    Box terms are divided by the number of objects; objectness, a sum over all queries, and captions by the number of
+    annotated student pictures. Earlier decoder layers, each with a matching of its own, add the same terms but the
+    caption times `aux_weight`, under names that begin with `aux_`.
+    """
+
+    counted_by = Language.counted_by | {
+        "bbox_l1": "objects",
+        "bbox_giou": "objects",
+        "objectness": "samples",
+        "caption": "samples",
+        "aux_bbox_l1": "objects",
+        "aux_bbox_giou": "objects",
+        "aux_objectness": "samples",
+    }
+
+    def __init__(
+        self,
+        weights: dict[str, float],
+        matcher: Matcher,
+        aux_weight: float,
+        focal_alpha: float,
+        focal_gamma: float,
+    ):
+        super().__init__(weights)
+        by_term = {"bbox_l1": weights["l1"], "bbox_giou": weights["giou"], "objectness": weights["objectness"]}
+        self.weights |= by_term | {"caption": weights["caption"]}
+        self.weights |= {f"aux_{name}": aux_weight * weight for name, weight in by_term.items()}
+        self.matcher = matcher
+        self.aux_weight = aux_weight
+        self.focal = {"alpha": focal_alpha, "gamma": focal_gamma}
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
+        """Sums over the batch. A model without a head has the language terms alone."""
+        losses = super().__call__(outputs, batch)
+        if outputs.detections is None:
+            return losses
+        queries = self.matcher(outputs.detections, batch)
+        layers = [self._layer(outputs.detections, queries, batch, i) for i in range(len(queries))]
+        losses |= layers[-1] | {"caption": detection.caption_sum(outputs.detections, queries[-1], batch)}
+        if self.aux_weight > 0 and len(layers) > 1:
+            losses |= {f"aux_{name}": sum(layer[name] for layer in layers[:-1]) for name in layers[-1]}
+        return losses
+
+    def _layer(self, detections: Detections, queries, batch: Batch, layer: int) -> Losses:
+        said = detections.boxes_cxcywh[layer]
+        l1, giou = detection.box_sums(said[batch.sample_of_object, queries[layer]], batch.boxes_cxcywh)
+        is_object = detection.matched_mask(queries[layer], batch, said.shape[1])
+        logits = detections.objectness_logits[layer]
+        objectness = detection.focal_sum(logits, is_object, batch.annotated, **self.focal)
+        return {"bbox_l1": l1, "bbox_giou": giou, "objectness": objectness}

@@ -1,0 +1,60 @@
+"""Which query answers for which object."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from bbu_train import boxes
+from bbu_train.errors import InputError
+from bbu_train.types import Batch, Detections
+
+WORST = 1e6  # stands in for a cost that is not finite, which scipy refuses; the loss itself then stops the run
+
+
+class Matcher:
+    """The cheapest one-to-one assignment of a sample's objects to its queries (Carion et al. 2020).
+
+    cost = l1 ||b - b^||_1 + giou (1 - GIoU(b, b^)) + objectness (1 - sigma(o)), boxes in normalised cxcywh.
+    The weights are the matcher's own: sweeping a loss weight must not quietly change the assignment.
+    """
+
+    def __init__(self, l1: float, giou: float, objectness: float):
+        self.l1 = l1
+        self.giou = giou
+        self.objectness = objectness
+
+    @torch.no_grad()
+    def __call__(self, detections: Detections, batch: Batch) -> Int[Tensor, "layers objects"]:
+        """The query of each object, for each decoder layer.
+
+        All costs are computed in one batch on the device and come to the host in one transfer.
+        """
+        device = batch.boxes_cxcywh.device
+        num_queries = detections.boxes_cxcywh.shape[2]
+        costs = self.costs(detections, batch).cpu().numpy()
+        costs = np.nan_to_num(costs, nan=WORST, posinf=WORST, neginf=WORST)
+        queries, start = torch.zeros(costs.shape[:2], dtype=torch.long), 0
+        for sample_id, num_objects in zip(batch.sample_ids, batch.objects_per_sample, strict=True):
+            if num_objects > num_queries:
+                raise InputError(
+                    f"{sample_id} has {num_objects} objects and the head has {num_queries} queries. "
+                    "Raise head.num_queries."
+                )
+            for layer, cost in enumerate(costs[:, start : start + num_objects]):
+                objects, columns = linear_sum_assignment(cost)
+                queries[layer, start + torch.from_numpy(objects)] = torch.from_numpy(columns)
+            start += num_objects
+        return queries.to(device, non_blocking=True)
+
+    def costs(self, detections: Detections, batch: Batch) -> Float[Tensor, "layers objects queries"]:
+        """The cost of every query of an object's own sample."""
+        # 1. What the queries of each object's sample say, and what is true.
+        said = detections.boxes_cxcywh[:, batch.sample_of_object]
+        objectness = detections.objectness_logits[:, batch.sample_of_object].sigmoid()
+        true = batch.boxes_cxcywh[:, None]
+        # 2. The three terms.
+        l1 = (said - true).abs().sum(-1)
+        giou = boxes.paired_generalized_iou(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true))
+        return self.l1 * l1 + self.giou * (1 - giou) + self.objectness * (1 - objectness)

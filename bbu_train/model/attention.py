@@ -1,0 +1,134 @@
+"""Attention within segments of a packed row, for the stock transformers model.
+
+One signature for the language model and the vision tower: queries, keys and values of shape (rows, heads, tokens,
+head_size) and `cu_seq_lens_q`, the boundaries of the segments in the flattened rows. No token attends outside its
+segment. Padding is a segment of its own, so padded and packed rows take the same path.
+
+The registered names contain "flash" because transformers hands boundaries only to implementations of such names.
+"""
+
+import inspect
+from importlib.util import find_spec
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from bbu_train.errors import InputError
+
+CHOICES = ("auto", "sdpa", "varlen", "flash")
+
+
+def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The registered name for `model.attention`, a concrete choice for `auto`; refuses what cannot run here.
+
+    sdpa runs anywhere. varlen (torch's own kernel) and flash (the flash-attn package) need CUDA and half precision;
+    `auto` takes flash where it is installed, else varlen, else sdpa.
+    """
+    fast = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if attention == "auto":
+        attention = ("flash" if find_spec("flash_attn") else "varlen") if fast else "sdpa"
+    if attention not in CHOICES:
+        raise InputError(f"model.attention={attention} is unknown; take one of {', '.join(CHOICES)}.")
+    if attention != "sdpa" and not fast:
+        raise InputError(
+            f"model.attention={attention} needs a GPU and engine.precision=bf16; this run has {device} and {dtype}. "
+            "Take model.attention=auto."
+        )
+    if attention == "flash" and not find_spec("flash_attn"):
+        raise InputError("model.attention=flash needs the flash-attn package: pip install 'bbu_train[flash]'.")
+    return f"bbu_flash_{attention}"
+
+
+def flatten(states: Float[Tensor, "rows heads tokens size"]) -> Float[Tensor, "flat heads size"]:
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def sdpa(
+    module,
+    query: Float[Tensor, "rows heads tokens size"],
+    key: Float[Tensor, "rows kv_heads tokens size"],
+    value: Float[Tensor, "rows kv_heads tokens size"],
+    attention_mask: None,
+    scaling: float,
+    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
+    is_causal: bool | None = None,
+    **_,
+) -> tuple[Tensor, None]:
+    """torch's attention over each segment; segments of one length go together in one call.
+
+    A vision tower's windows mostly have one size, so a picture needs a few calls instead of hundreds. On a GPU the
+    boundaries must come to the host here; `varlen` and `flash` do without.
+    """
+    is_causal = module.is_causal if is_causal is None else is_causal
+    bounds = cu_seq_lens_q.tolist()
+    by_length: dict[int, list[int]] = {}
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        by_length.setdefault(end - start, []).append(start)
+    flat = [flatten(states) for states in (query, key, value)]
+    places, results = [], []
+    for length, starts in by_length.items():
+        place = torch.tensor(starts)[:, None] + torch.arange(length)
+        places.append(place.flatten())
+        place = place.to(query.device)
+        q, k, v = (states[place].transpose(1, 2) for states in flat)
+        result = scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scaling, enable_gqa=True)
+        results.append(result.transpose(1, 2).flatten(0, 1))
+    order = torch.cat(places).argsort().to(query.device)
+    return torch.cat(results)[order].unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def varlen(
+    module,
+    query: Float[Tensor, "rows heads tokens size"],
+    key: Float[Tensor, "rows kv_heads tokens size"],
+    value: Float[Tensor, "rows kv_heads tokens size"],
+    attention_mask: None,
+    scaling: float,
+    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
+    max_length_q: int,
+    is_causal: bool | None = None,
+    **_,
+) -> tuple[Tensor, None]:
+    """torch's own variable-length kernel: torch.nn.attention.varlen, CUDA and half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    is_causal = module.is_causal if is_causal is None else is_causal
+    groups = query.shape[1] // key.shape[1]
+    q, k, v = (flatten(states).to(value.dtype) for states in (query, key, value))
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if "is_causal" in inspect.signature(varlen_attn).parameters:  # torch 2.10 and 2.11
+        mask = {"is_causal": is_causal}
+    else:
+        mask = {"window_size": (-1, 0 if is_causal else -1)}
+    out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, **mask)
+    return out.unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def flash(
+    module,
+    query: Float[Tensor, "rows heads tokens size"],
+    key: Float[Tensor, "rows kv_heads tokens size"],
+    value: Float[Tensor, "rows kv_heads tokens size"],
+    attention_mask: None,
+    scaling: float,
+    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
+    max_length_q: int,
+    is_causal: bool | None = None,
+    **_,
+) -> tuple[Tensor, None]:
+    """flash-attention 2 (Dao 2023) from the flash-attn package, CUDA and half precision."""
+    from flash_attn import flash_attn_varlen_func
+
+    is_causal = module.is_causal if is_causal is None else is_causal
+    q, k, v = (flatten(states).to(value.dtype) for states in (query, key, value))
+    out = flash_attn_varlen_func(
+        q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, softmax_scale=scaling, causal=is_causal
+    )
+    return out.unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+for _function in (sdpa, varlen, flash):
+    AttentionInterface.register(f"bbu_flash_{_function.__name__}", _function)

@@ -1,0 +1,44 @@
+"""What must be known of a model before its weights are there: its tokenizer, and how it cuts pictures up."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from bbu_train.errors import InputError
+from bbu_train.model.shape import configuration
+from bbu_train.model.tiny_tokenizer import tiny_tokenizer
+from bbu_train.types import PictureFormat
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    tokenizer: PreTrainedTokenizerBase
+    picture_format: PictureFormat
+    max_positions: int
+
+
+def build(
+    checkpoint: str | None, weights: str, shape: dict[str, Any], min_pixels: int, max_pixels: int
+) -> Preprocessing:
+    """The checkpoint's tokenizer and picture format; with random weights a tokenizer made in code.
+
+    `min_pixels` and `max_pixels` bound the area of a resized picture. Written boxes are pixels of that picture, so a
+    model must predict with the limits that it was trained with.
+    """
+    config = configuration(checkpoint, weights, shape)
+    vision = config.vision_config
+    side = vision.patch_size * vision.spatial_merge_size
+    if not side**2 <= min_pixels <= max_pixels:
+        raise InputError(
+            f"model.min_pixels={min_pixels} and model.max_pixels={max_pixels} must satisfy "
+            f"{side**2} <= min_pixels <= max_pixels; {side**2} pixels are one image token."
+        )
+    if weights == "random":
+        tokenizer = tiny_tokenizer(config.text_config.vocab_size)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    picture_format = PictureFormat(
+        vision.patch_size, vision.spatial_merge_size, vision.window_size, min_pixels, max_pixels
+    )
+    return Preprocessing(tokenizer, picture_format, config.text_config.max_position_embeddings)

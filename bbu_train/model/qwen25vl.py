@@ -1,0 +1,111 @@
+"""Qwen2.5-VL with a detection head: one vision pass feeds both."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from bbu_train import vocabulary
+from bbu_train.model import attention as attention_choices
+from bbu_train.model.shape import configuration
+from bbu_train.model.still_patches import StillPatchEmbedding
+from bbu_train.types import Batch, Outputs, VisionInputs
+
+
+class GroundingModel(nn.Module):
+    """The stock transformers model, and a head that reads the same features; `head` may be None.
+
+    Logits exist only at supervised positions, `vocabulary_chunk` of them at a time.
+    """
+
+    def __init__(self, backbone: Qwen2_5_VLForConditionalGeneration, head: nn.Module | None, vocabulary_chunk: int):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.vocabulary_chunk = vocabulary_chunk
+
+    def forward(self, batch: Batch) -> Outputs:
+        vision_features = self.see(batch.vision)
+        hidden = self.read(batch, vision_features)
+        token_losses = vocabulary.token_losses(
+            hidden[batch.supervised_positions], batch.labels, self.backbone.lm_head, self.vocabulary_chunk
+        )
+        if self.head is None:
+            return Outputs(token_losses, None)
+        embed = self.backbone.get_input_embeddings()
+        return Outputs(token_losses, self.head(vision_features, hidden, batch.memory, embed, self.project))
+
+    def see(self, vision: VisionInputs) -> Float[Tensor, "merged width"]:
+        """Features of every image token of the batch, in order. The only run of the vision tower in a step."""
+        return self.backbone.model.visual(
+            vision.patches,
+            grid_thw=vision.grid_thw,
+            position_ids=vision.position_ids,
+            window_index=vision.window_index,
+            cu_seqlens=vision.cu_seqlens,
+            cu_window_seqlens=vision.cu_window_seqlens,
+            max_seqlen=vision.max_seqlen,
+            max_window_seqlen=vision.max_window_seqlen,
+        ).pooler_output
+
+    def read(self, batch: Batch, vision_features: Float[Tensor, "merged width"]) -> Float[Tensor, "flat width"]:
+        """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask.
+
+        Without `use_cache=False` the stock model would build a cache that lets packed samples see each other.
+        """
+        embedded = self.backbone.get_input_embeddings()(batch.input_ids)
+        flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
+        hidden = self.backbone.model.language_model(
+            inputs_embeds=flat.view_as(embedded),
+            position_ids=batch.position_ids,
+            attention_mask=None,
+            use_cache=False,
+            cu_seq_lens_q=batch.cu_seqlens,
+            cu_seq_lens_k=batch.cu_seqlens,
+            max_length_q=batch.max_seqlen,
+            max_length_k=batch.max_seqlen,
+        ).last_hidden_state
+        return hidden.flatten(0, 1)
+
+    def project(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocabulary"]:
+        return self.backbone.lm_head(hidden)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only each block's input, and compute its inside again in the backward pass."""
+        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def build(
+    checkpoint: str | None,
+    weights: str,
+    shape: dict[str, Any],
+    attention: str,
+    precision: str,
+    vocabulary_chunk: int,
+    device: torch.device,
+    head: Callable[[int], nn.Module | None],
+) -> GroundingModel:
+    """The model on `device` in float32, with pretrained weights or, from the current seed, random ones.
+
+    `head` takes the backbone's width, and gives None for a language model alone.
+    """
+    config = configuration(checkpoint, weights, shape)
+    with torch.device(device):
+        if weights == "random":
+            backbone = Qwen2_5_VLForConditionalGeneration(config)
+            mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+        else:
+            backbone = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+            processor = AutoImageProcessor.from_pretrained(checkpoint)
+            mean, std = processor.image_mean, processor.image_std
+        built_head = head(config.text_config.hidden_size)
+    visual = backbone.model.visual
+    visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
+    name = attention_choices.choose(attention, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
+    backbone.set_attn_implementation({"text_config": name, "vision_config": name})
+    return GroundingModel(backbone, built_head, vocabulary_chunk).to(device)

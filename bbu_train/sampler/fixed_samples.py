@@ -1,0 +1,22 @@
+"""A step is a fixed number of samples."""
+
+from collections.abc import Callable, Sequence
+
+from bbu_train.errors import InputError
+from bbu_train.sampler.shuffle import shuffled
+from bbu_train.types import Draw, Step
+
+
+class FixedSamples:
+    """`num_samples` a step. Every epoch visits every sample once; its last step may hold fewer."""
+
+    def __init__(self, num_samples: int, seed: int):
+        if num_samples < 1:
+            raise InputError(f"sampler.num_samples is {num_samples}; a step needs at least one sample.")
+        self.num_samples = num_samples
+        self.seed = seed
+
+    def epoch(self, epoch: int, indices: Sequence[int], num_tokens: Callable[[Draw], int]) -> list[Step]:
+        """The steps of one epoch over `indices`: a function of the seed and the epoch alone."""
+        draws = shuffled(self.seed, epoch, indices)
+        return [(tuple(draws[i : i + self.num_samples]),) for i in range(0, len(draws), self.num_samples)]

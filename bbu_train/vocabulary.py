@@ -1,0 +1,30 @@
+"""Cross entropy over a large vocabulary without ever holding all logits."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100
+
+
+def token_losses(
+    hidden: Float[Tensor, "tokens width"],
+    labels: Int[Tensor, "tokens"],
+    project: Callable[[Tensor], Tensor],
+    chunk: int,
+) -> Float[Tensor, "tokens"]:
+    """-log softmax(project(hidden))[label] for each token in float32; 0 where the label is -100.
+
+    `chunk` tokens at a time, their logits computed again in the backward pass: the largest tensor is
+    chunk x vocabulary. `project` is called as a module, so that sharded weights are gathered.
+    """
+
+    def losses(part: Tensor, part_labels: Tensor) -> Tensor:
+        return cross_entropy(project(part).float(), part_labels, reduction="none", ignore_index=IGNORED)
+
+    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
