@@ -118,5 +118,5 @@ def _rank_in_sample(samples: Int[Tensor, "objects"], num_samples: int) -> Int[Te
     return torch.arange(len(samples), device=samples.device) - first[samples]
 
 
-def _place(values: Tensor, place: tuple[Tensor, Tensor], num_slots: int, num_samples: int, fill: float) -> Tensor:
+def _place(values: Tensor, place: tuple[Tensor, Tensor], num_slots: int, num_samples: int, fill: int) -> Tensor:
     return values.new_full((num_samples, num_slots, values.shape[-1]), fill).index_put(place, values)

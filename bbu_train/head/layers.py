@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-KeysValues = tuple[Float[Tensor, "n heads keys size"], Float[Tensor, "n heads keys size"]]
+KeysValues = tuple[Float[Tensor, "_ heads _ size"], Float[Tensor, "_ heads _ size"]]
 
 
 class Attention(nn.Module):

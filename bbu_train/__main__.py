@@ -1,0 +1,29 @@
+"""`python -m bbu_train key=value ...`: compose the config, settle what the run is and where it lies, train."""
+
+import sys
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from bbu_train import command_line, runs
+
+
+def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    hydra = HydraConfig.get()
+    experiment = runs.experiment_name(hydra.runtime.choices.get("experiment"))
+    cfg = runs.settle(cfg, experiment, overrides, in_sweep=hydra.mode is RunMode.MULTIRUN)
+
+    if cfg.model.get("checkpoint") is not None:  # said before torch is imported, which takes seconds
+        from bbu_train.model import weights
+
+        weights.require(cfg.model.checkpoint, cfg.model.weights)
+
+    from bbu_train.train import train
+
+    train(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run(start, command_line.config_folder()))

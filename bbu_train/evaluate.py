@@ -1,0 +1,72 @@
+"""The same losses, and average precision, on a validation split; nothing of the training changes."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from bbu_train import boxes, distributed
+from bbu_train.scoring import Prediction, score
+from bbu_train.types import Batch, Counts, Detections, Losses, Sample
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    criterion,
+    text,
+    samples: Sequence[Sample],
+    batches: Iterable[list[Batch]],
+    engine,
+    max_caption_tokens: int,
+) -> tuple[dict[str, float], list[Prediction]]:
+    """Metrics of the whole split under "eval/...", the same on every rank, and the head's predictions by sample.
+
+    `batches` are those of this rank; `text` reads token ids; captions end after `max_caption_tokens`. Boxes come back in pixels of the original pictures; a model without a head has
+    no predictions.
+    """
+    was_training = model.training
+    model.eval()
+    sums: dict[str, float] = {}
+    counts = Counts(0, 0, 0, 0)
+    found: dict[str, Prediction] = {}
+    by_id = {sample.id: sample for sample in samples}
+    for batch in (batch.to(engine.device) for micro_batches in batches for batch in micro_batches):
+        with engine.autocast():
+            outputs = model(batch)
+            losses: Losses = criterion(outputs, batch)
+            if outputs.detections is not None:
+                found |= predict(outputs.detections, [by_id[i] for i in batch.sample_ids], text, max_caption_tokens)
+        sums = {name: sums.get(name, 0.0) + float(loss) for name, loss in losses.items()}
+        counts = counts + batch.counts
+    model.train(was_training)
+    return _report(criterion, samples, distributed.gather((sums, counts, found)))
+
+
+def _report(criterion, samples, parts) -> tuple[dict[str, float], list[Prediction]]:
+    sums, counts, found = {}, Counts(0, 0, 0, 0), {}
+    for its_sums, its_counts, its_found in parts:
+        sums = {name: sums.get(name, 0.0) + its_sums.get(name, 0.0) for name in sums | its_sums}
+        counts = counts + its_counts
+        found |= its_found
+    metrics = {f"loss/{name}": mean for name, mean in criterion.means(sums, counts).items()}
+    metrics["loss/total"] = criterion.objective(sums, counts)
+    predictions = [found[sample.id] for sample in samples if sample.id in found]
+    if predictions:
+        metrics |= score([sample.student for sample in samples if sample.id in found], predictions)
+    return {f"eval/{name}": float(value) for name, value in metrics.items()}, predictions
+
+
+def predict(detections: Detections, samples: Sequence[Sample], text, max_caption_tokens: int) -> dict[str, Prediction]:
+    """Every query of every sample as a box in pixels of the original picture, its objectness and its caption."""
+    captions = detections.describe(text.end, max_caption_tokens).tolist()
+    scores = detections.objectness_logits[-1].sigmoid().float().cpu()
+    boxes_xyxy = boxes.cxcywh_to_xyxy(detections.boxes_cxcywh[-1]).float().cpu()
+    return {
+        sample.id: Prediction(
+            boxes.scale(boxes_xyxy[i], sample.student.width, sample.student.height).numpy(),
+            scores[i].numpy(),
+            tuple(text.read(ids) for ids in captions[i]),
+        )
+        for i, sample in enumerate(samples)
+    }

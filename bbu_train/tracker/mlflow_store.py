@@ -1,0 +1,59 @@
+"""Opening MLflow's store: without noise, and safely where many processes do it at once."""
+
+import os
+from pathlib import Path
+
+from filelock import FileLock
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what fails is said here, once, and not with a traceback at every try
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the next flush is the next try
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; MLflow waits 120 and tries 7 times
+}
+"""MLflow reads these when it is imported, and they must not print over the progress bar. The user's own come first."""
+
+
+def be_quiet() -> None:
+    """To be called before mlflow is imported. The settings do not replace the user's own."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def absolute_uri(uri: str) -> str:
+    """SQLite's `sqlite:///relative/path` as `sqlite:////whole/path`, so that it holds from any folder."""
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+
+
+def open_client(uri: str):
+    """A client whose store exists. Processes that make one SQLite store at once break it for good: one at a time."""
+    from mlflow import MlflowClient
+
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock", timeout=120):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def experiment_id(client, name: str, artifacts: Path | None) -> str:
+    """The experiment of that name. One that was deleted by hand is restored, for MLflow keeps its name."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts and artifacts.as_uri())
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage != "active":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id

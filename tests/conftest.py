@@ -1,0 +1,122 @@
+"""What many tests share: small pictures, samples, and the tiny model built as a run builds it.
+
+Shapes are checked while the tests run: jaxtyping's annotations, by beartype.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from jaxtyping import install_import_hook
+
+install_import_hook("bbu_train", "beartype.beartype")
+
+CONF = Path(__file__).parents[1] / "conf"
+build = partial(instantiate, _convert_="all")
+
+
+def configured(*overrides: str):
+    """The config that the command line would compose."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["sweep=test", "run=test", *overrides])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def config():
+    """A function from overrides to a composed config."""
+    return configured
+
+
+@pytest.fixture(scope="session")
+def preprocessing():
+    return build(configured().model.preprocessing)
+
+
+@pytest.fixture(scope="session")
+def builder(preprocessing):
+    return build(configured().conversation)(
+        tokenizer=preprocessing.tokenizer, picture_format=preprocessing.picture_format
+    )
+
+
+@pytest.fixture(scope="session")
+def make_picture(tmp_path_factory):
+    """A function that writes a picture of noise and gives it as a Picture with the given (box_xyxy, description)s."""
+    import numpy as np
+    from PIL import Image
+
+    from bbu_train.types import Object, Picture
+
+    folder = tmp_path_factory.mktemp("pictures")
+
+    def make(name: str, width: int, height: int, *objects: tuple[tuple[float, ...], str]) -> Picture:
+        path = folder / f"{name}.png"
+        if not path.exists():
+            noise = np.random.default_rng(sum(name.encode())).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(path)
+        return Picture(path, width, height, tuple(Object(tuple(map(float, box)), text) for box, text in objects))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def samples(make_picture):
+    """Four samples of different lengths: two, one, no and one teachers; the third student is annotated as empty."""
+    from bbu_train.types import Sample
+
+    rack = make_picture("rack", 112, 84, ((10, 10, 60, 40), "bbu/huawei/running"), ((70, 50, 100, 80), "screw/wrong"))
+    door = make_picture("door", 84, 112, ((5, 60, 80, 100), "wind baffle/missing"))
+    wall = make_picture(
+        "wall",
+        140,
+        56,
+        ((0, 0, 30, 50), "label/readable"),
+        ((40, 5, 90, 50), "bbu/zte/alarm"),
+        ((100, 10, 140, 56), "slot/empty"),
+    )
+    bare = make_picture("bare", 56, 56)
+    return (
+        Sample("a", wall, (rack, door)),
+        Sample("b", rack, (door,)),
+        Sample("c", bare, ()),
+        Sample("d", door, (bare,)),
+    )
+
+
+@pytest.fixture(scope="session")
+def encoded(builder, samples):
+    return [builder.encode(builder.converse(sample, sample.teachers, with_answer=True)) for sample in samples]
+
+
+@pytest.fixture(scope="session")
+def collate(preprocessing):
+    """A function from a collator's name and Encoded samples to a Batch."""
+    return lambda name, some: build(configured(f"collator={name}").collator)(
+        picture_format=preprocessing.picture_format
+    )(some)
+
+
+@pytest.fixture
+def make_model():
+    """A function from overrides to the tiny model with small heads, always with the same weights."""
+
+    def make(*overrides: str):
+        small = () if "head=none" in overrides else ("head.num_queries=12", "head.d_model=32", "head.num_heads=2")
+        cfg = configured(*small, *overrides)
+        torch.manual_seed(0)
+        return build(cfg.model.network)(device=torch.device("cpu"), head=build(cfg.head))
+
+    return make
+
+
+@pytest.fixture
+def make_criterion():
+    return lambda *overrides: build(configured(*overrides).loss)

@@ -1,0 +1,186 @@
+import multiprocessing
+import shutil
+import sqlite3
+
+import pytest
+
+from bbu_train.tracker.jsonl import Jsonl
+from bbu_train.tracker.mlflow import Mlflow
+
+CONFIG = {"seed": 17, "loss": {"weights": {"l1": 5.0}}, "data": {"root": None}}
+
+
+def trackers(outputs, run="run", flush_values=1000):
+    folder = outputs / "sweep" / run
+    return Jsonl(folder), Mlflow(
+        folder=folder,
+        uri=f"sqlite:///{outputs}/mlflow.db",
+        artifacts=outputs / "mlflow-artifacts",
+        experiment="sweep",
+        run_name=run,
+        flush_values=flush_values,
+        flush_seconds=3600,
+    )
+
+
+def begin(outputs, step=0, config=CONFIG, **changed):
+    both = trackers(outputs, **changed)
+    for tracker in both:
+        tracker.open(config, step)
+    return both
+
+
+def log(both, step, **metrics):
+    for tracker in both:
+        tracker.log(step, {"loss/total": 1 / (step + 1), "lr/llm": 1e-5} | metrics)
+
+
+def points(outputs):
+    """(run, metric, step, value) of the whole store, in order."""
+    with sqlite3.connect(outputs / "mlflow.db") as database:
+        query = "select r.name, key, step, value from metrics m join runs r on m.run_uuid = r.run_uuid"
+        return sorted(database.execute(query))
+
+
+def expected(steps, run="run"):
+    return sorted((run, *point) for s in steps for point in [("loss/total", s, 1 / (s + 1)), ("lr/llm", s, 1e-5)])
+
+
+def the_run(both):
+    return both[1].client.get_run(both[1].run_id)
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return tmp_path / "输出 of 1"
+
+
+def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
+    both = begin(outputs)
+    for step in range(1, 6):
+        log(both, step)
+    picture = outputs / "losses.png"
+    picture.write_bytes(b"picture")
+    both[1].artifact(picture)
+    both[1].close("done")
+    run = the_run(both)
+    assert points(outputs) == expected(range(1, 6))
+    assert run.data.params == {"seed": "17", "loss.weights.l1": "5.0", "data.root": "None"}
+    assert (run.info.status, run.info.run_name, run.data.tags["state"]) == ("FINISHED", "run", "done")
+    assert [file.path for file in both[1].client.list_artifacts(both[1].run_id)] == ["losses.png"]
+    assert len(list((outputs / "mlflow-artifacts").rglob("losses.png"))) == 1
+
+
+def test_a_killed_run_goes_on_in_the_same_mlflow_run_and_no_point_is_doubled(outputs):
+    killed = begin(outputs, flush_values=8)
+    for step in range(1, 7):
+        log(killed, step)  # MLflow has steps 1 to 4, metrics.jsonl 1 to 6
+    assert points(outputs) == expected(range(1, 5))
+    both = begin(outputs, step=3)
+    for step in range(4, 9):
+        log(both, step)
+    both[1].close("done")
+    assert points(outputs) == expected(range(1, 9))
+    assert the_run(both).info.run_id == killed[1].run_id
+
+
+def test_points_that_only_metrics_jsonl_has_are_sent_at_resume(outputs):
+    killed = begin(outputs)
+    for step in range(1, 4):
+        log(killed, step)
+    assert points(outputs) == []
+    begin(outputs, step=3)
+    assert points(outputs) == expected(range(1, 4))
+
+
+def test_an_evaluation_of_a_step_that_mlflow_has_in_part_is_sent_at_resume(outputs):
+    killed = begin(outputs, flush_values=2)
+    log(killed, 1)
+    killed[0].log(1, {"eval/ap": 0.5})
+    begin(outputs, step=1)
+    assert points(outputs) == sorted([*expected([1]), ("run", "eval/ap", 1, 0.5)])
+
+
+def test_a_store_that_does_not_know_the_run_gets_a_new_one_with_every_point(outputs, tmp_path):
+    both = begin(outputs)
+    log(both, 1)
+    both[1].close("interrupted")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(outputs / "sweep", elsewhere / "sweep")
+    both = begin(elsewhere, step=1)
+    log(both, 2)
+    both[1].close("done")
+    assert points(elsewhere) == expected([1, 2])
+
+
+def test_a_store_that_fails_stops_nothing_and_gets_every_point_once_it_is_back(outputs, caplog):
+    (outputs / "mlflow.db.lock").mkdir(parents=True)  # a folder where a file should be
+    both = begin(outputs)
+    log(both, 1)
+    both[1].flush()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    (outputs / "mlflow.db.lock").rmdir()
+    log(both, 2)
+    both[1].close("failed")
+    assert points(outputs) == expected([1, 2])
+    assert the_run(both).info.status == "FAILED"
+
+
+def test_what_could_not_be_sent_is_said_at_the_end(outputs, caplog):
+    (outputs / "mlflow.db.lock").mkdir(parents=True)
+    both = begin(outputs)
+    log(both, 1)
+    both[1].close("done")
+    assert "lacks 2 values" in caplog.text
+
+
+def test_values_that_are_not_finite_stay_in_metrics_jsonl_alone(outputs):
+    both = begin(outputs)
+    log(both, 1, spike=float("inf"), broken=float("nan"))
+    both[1].close("done")
+    assert points(outputs) == expected([1])
+
+
+def test_a_step_is_sent_whole_and_many_steps_in_batches_that_the_store_takes(outputs):
+    both = begin(outputs, flush_values=10**6)
+    for step in range(1, 5):
+        for tracker in both:
+            tracker.log(step, {f"m{number}": float(number) for number in range(600)})
+    both[1].close("done")
+    assert len(points(outputs)) == 2400
+
+
+def test_config_that_mlflow_would_refuse_is_cut_and_renamed(outputs):
+    config = {"many": {f"key{number}": number for number in range(250)}, "long": "x" * 9000, "^head\\.": 1, "/a/": 2}
+    both = begin(outputs, config=config)
+    parameters = the_run(both).data.params
+    assert len(parameters) == 253
+    assert len(parameters["long"]) == 6000
+    assert "9000 characters" in parameters["long"]
+
+
+def test_the_command_holds_from_any_folder(outputs):
+    _, tracker = trackers(outputs)
+    assert tracker.command == f"mlflow ui --backend-store-uri 'sqlite:///{outputs}/mlflow.db'"
+    assert str(outputs).startswith("/")
+
+
+def write_a_run(outputs, run, barrier):
+    barrier.wait()
+    both = begin(outputs, run=run)
+    for step in range(1, 21):
+        log(both, step)
+    both[1].close("done")
+
+
+def test_four_processes_that_open_a_new_store_at_once_lose_nothing(outputs):
+    spawn = multiprocessing.get_context("spawn")
+    runs = ["a", "b", "c", "d"]
+    barrier = spawn.Barrier(len(runs))
+    writers = [spawn.Process(target=write_a_run, args=(outputs, run, barrier)) for run in runs]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * len(runs)
+    assert points(outputs) == sorted(point for run in runs for point in expected(range(1, 21), run))
