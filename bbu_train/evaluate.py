@@ -22,22 +22,22 @@ def evaluate(
 ) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics of the whole split under "eval/...", the same on every rank, and the head's predictions by sample.
 
-    `batches` are those of this rank; `text` reads token ids; captions end after `max_caption_tokens`. Boxes come back in pixels of the original pictures; a model without a head has
-    no predictions.
+    `batches` are those of this rank; `text` reads token ids; captions end after `max_caption_tokens`. Boxes come back
+    in pixels of the original pictures; a model without a head has no predictions.
     """
     was_training = model.training
     model.eval()
-    sums: dict[str, float] = {}
+    sums: Losses = {}
     counts = Counts(0, 0, 0, 0)
     found: dict[str, Prediction] = {}
     by_id = {sample.id: sample for sample in samples}
     for batch in (batch.to(engine.device) for micro_batches in batches for batch in micro_batches):
         with engine.autocast():
             outputs = model(batch)
-            losses: Losses = criterion(outputs, batch)
+            losses = criterion(outputs, batch)
             if outputs.detections is not None:
                 found |= predict(outputs.detections, [by_id[i] for i in batch.sample_ids], text, max_caption_tokens)
-        sums = {name: sums.get(name, 0.0) + float(loss) for name, loss in losses.items()}
+        _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
         counts = counts + batch.counts
     model.train(was_training)
     return _report(criterion, samples, distributed.gather((sums, counts, found)))
@@ -46,7 +46,7 @@ def evaluate(
 def _report(criterion, samples, parts) -> tuple[dict[str, float], list[Prediction]]:
     sums, counts, found = {}, Counts(0, 0, 0, 0), {}
     for its_sums, its_counts, its_found in parts:
-        sums = {name: sums.get(name, 0.0) + its_sums.get(name, 0.0) for name in sums | its_sums}
+        _add(sums, its_sums)
         counts = counts + its_counts
         found |= its_found
     metrics = {f"loss/{name}": mean for name, mean in criterion.means(sums, counts).items()}
@@ -55,6 +55,11 @@ def _report(criterion, samples, parts) -> tuple[dict[str, float], list[Predictio
     if predictions:
         metrics |= score([sample.student for sample in samples if sample.id in found], predictions)
     return {f"eval/{name}": float(value) for name, value in metrics.items()}, predictions
+
+
+def _add(sums: Losses, more: Losses) -> None:
+    for name, loss in more.items():
+        sums[name] = sums.get(name, 0) + loss
 
 
 def predict(detections: Detections, samples: Sequence[Sample], text, max_caption_tokens: int) -> dict[str, Prediction]:

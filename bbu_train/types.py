@@ -244,10 +244,12 @@ class Batch(Movable):
 class Detections:
     """What the head says. The last of `layers` is the answer, the others are for auxiliary losses.
 
-    `boxes_logits` and `boxes_cxcywh` are the boxes before and after the sigmoid. `caption_losses(samples, queries,
-    caption_ids, most)` gives the cross entropy of each caption token, teacher-forced on the query of its object and 0
-    where padded; it needs the matching, which the loss makes. `most` is the largest number of objects of a sample. `describe(end_token, max_tokens)` decodes a caption
-    for every query, greedily: token ids of shape (samples, queries, at most max_tokens), `end_token` after the end.
+    `boxes_logits` and `boxes_cxcywh` are the boxes before and after the sigmoid.
+    `caption_losses(samples, queries, caption_ids, most)` gives the cross entropy of each caption token, teacher-forced
+    on the query of its object and 0 where padded; it needs the matching, which the loss makes. `most` is the largest
+    number of objects of a sample.
+    `describe(end_token, max_tokens)` decodes a caption for every query, greedily: token ids of shape (samples, queries,
+    at most max_tokens), `end_token` after the end.
     """
 
     boxes_logits: Float[Tensor, "layers samples queries 4"]

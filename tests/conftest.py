@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from jaxtyping import install_import_hook
 
-install_import_hook("bbu_train", "beartype.beartype")
+install_import_hook("bbu_train", "typechecker.check")
 
 CONF = Path(__file__).parents[1] / "conf"
 build = partial(instantiate, _convert_="all")

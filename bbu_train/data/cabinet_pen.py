@@ -8,6 +8,8 @@ from PIL import ImageDraw
 from bbu_train.fonts import font
 
 Colour = tuple[int, int, int]
+Fill = Colour | tuple[int, int, int, int] | int
+"""A colour, one with its opacity, or on a mask the value alone."""
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -31,20 +33,20 @@ class Pen:
     def pixels(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
         return [(self.left + x * self.unit, self.top + y * self.unit) for x, y in points]
 
-    def rectangle(self, x: float, y: float, width: float, height: float, fill: Colour, *, radius: float = 0) -> None:
+    def rectangle(self, x: float, y: float, width: float, height: float, fill: Fill, *, radius: float = 0) -> None:
         corners = self.pixels((x, y), (x + max(width, 0), y + max(height, 0)))
         if radius * self.unit >= 2:
             self.canvas.rounded_rectangle(corners, radius * self.unit, fill=fill)
         else:
             self.canvas.rectangle(corners, fill=fill)
 
-    def disc(self, x: float, y: float, radius: float, fill: Colour) -> None:
+    def disc(self, x: float, y: float, radius: float, fill: Fill) -> None:
         self.canvas.ellipse(self.pixels((x - radius, y - radius), (x + radius, y + radius)), fill=fill)
 
-    def polygon(self, points: list[tuple[float, float]], fill: Colour) -> None:
+    def polygon(self, points: list[tuple[float, float]], fill: Fill) -> None:
         self.canvas.polygon(self.pixels(*points), fill=fill)
 
-    def line(self, points: list[tuple[float, float]], width: float, fill: tuple[int, ...]) -> None:
+    def line(self, points: list[tuple[float, float]], width: float, fill: Fill) -> None:
         thick = max(1, round(width * self.unit))
         self.canvas.line(self.pixels(*points), fill=fill, width=thick, joint="curve" if thick > 3 else None)
 
@@ -64,7 +66,7 @@ class Pen:
         self.rectangle(x, y, edge, height, shade(colour, 1.1))
         self.rectangle(x + width - edge, y, edge, height, shade(colour, 0.62))
 
-    def text(self, x: float, y: float, text: str, *, height: float, fill: Colour, max_width: float) -> None:
+    def text(self, x: float, y: float, text: str, *, height: float, fill: Fill, max_width: float) -> None:
         """`text` centred on (x, y), its letters `height` high, smaller if it would be wider than `max_width`."""
         size = max(6, round(height * self.unit))
         wide = font(size, text).getlength(text) / self.unit

@@ -104,8 +104,8 @@ def test_several_that_draw_at_once_all_get_the_whole_set(tmp_path):
 
 
 def test_all_wrong_values_are_named_at_once(tmp_path):
-    wrong = {**VALUES, "num_train": 0, "max_objects": 2.5, "language": "klingon"}
-    with pytest.raises(InputError, match="(?s)data.num_train=0.*data.max_objects=2.5.*data.language=klingon"):
+    wrong = {**VALUES, "num_train": 0, "max_objects": -1, "language": "klingon"}
+    with pytest.raises(InputError, match="(?s)data.num_train=0.*data.max_objects=-1.*data.language=klingon"):
         load(tmp_path, **wrong)
     assert not any(tmp_path.iterdir())
 

@@ -1,0 +1,136 @@
+"""Whole runs: killed and resumed, with workers, on two ranks, in other layouts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from bbu_train.train import train
+
+SMOKE = ["experiment=smoke", "tracker=jsonl"]
+
+
+def command(outputs, name, *overrides):
+    return ["-m", "bbu_train", *SMOKE, "sweep=smoke", f"run={name}", f"outputs={outputs}", *overrides]
+
+
+def rows(folder):
+    """What the run logged, but for times and memory."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(("time/", "memory/"))}
+        for line in lines
+    ]
+
+
+def weights(folder, step=6):
+    return safetensors.torch.load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def assert_equal_runs(one, other):
+    assert rows(one) == rows(other)
+    first, second = weights(one), weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first | second)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def run(outputs, config):
+    """A function from a name and overrides to the folder of a run in this process."""
+
+    def run(name, *overrides):
+        cfg = config(*SMOKE, f"run={name}", f"outputs={outputs}", *overrides)
+        cfg.sweep = "smoke"
+        train(cfg)
+        return outputs / "smoke" / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run):
+    return run("uninterrupted")
+
+
+def kill_after(arguments, folder, num_rows):
+    """Start a run in a process of its own and kill it, without warning, once it has logged so many rows."""
+    process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, stderr=subprocess.DEVNULL)
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= num_rows):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, uninterrupted, num_workers):
+    folder = outputs / "smoke" / f"killed-{num_workers}"
+    arguments = command(outputs, folder.name, f"num_workers={num_workers}")
+    kill_after(arguments, folder, num_rows=2)  # before the first checkpoint
+    kill_after(arguments, folder, num_rows=6)  # after it
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    assert_equal_runs(folder, uninterrupted)
+
+
+def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(outputs, run, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    arguments = ["-m", "bbu_train", f"resume={uninterrupted}"]
+    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+    assert "loss/total" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["engine.num_micro_batches=2"], ["engine.num_micro_batches=4", "collator=standard"], ["collator=standard"]],
+)
+def test_another_layout_of_the_same_steps_gives_the_same_log(run, uninterrupted, overrides):
+    compare_logs(rows(run("-".join(overrides).replace("=", "-"), *overrides)), rows(uninterrupted))
+
+
+def compare_logs(ours, expected):
+    """The first steps agree to rounding; AdamW's division by small second moments lets rounding grow afterwards."""
+    for row, reference in zip(ours, expected, strict=True):
+        tolerance = 1e-5 if row["step"] <= 1 else 2e-2
+        for name, value in row.items():
+            if not name.startswith(("eval/ap", "eval/agnostic", "eval/f1")):
+                assert value == pytest.approx(reference[name], rel=tolerance, abs=tolerance), (row["step"], name)
+
+
+def test_two_ranks_take_the_same_steps_as_one(outputs, uninterrupted):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, *launch, *command(outputs, "two-ranks")]
+    subprocess.run(arguments, check=True, capture_output=True, env=environment)
+    compare_logs(rows(outputs / "smoke" / "two-ranks"), rows(uninterrupted))
+
+
+def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):
+    often = run("often", "eval_every=1")
+    training = [row for row in rows(often) if "loss/total" in row]
+    assert training == [row for row in rows(uninterrupted) if "loss/total" in row]
+    assert all(torch.equal(value, weights(often)[name]) for name, value in weights(uninterrupted).items())
+
+
+def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "losses.png", "overlay.png"}
+
+
+def test_the_losses_of_every_component_are_logged(uninterrupted):
+    names = set(rows(uninterrupted)[1])
+    assert names >= {
+        f"loss/{name}" for name in "total teacher_lm student_lm bbox_l1 bbox_giou objectness caption".split()
+    }
+    assert names >= {f"{kind}/{group}" for kind in ("lr", "grad_norm") for group in ("vision", "detection", "adapter")}
