@@ -7,54 +7,55 @@ from torch import nn
 
 from bbu_train import boxes, distributed
 from bbu_train.scoring import Prediction, score
-from bbu_train.types import Batch, Counts, Detections, Losses, Sample
+from bbu_train.types import Batch, Counts, Detections, Losses, Picture, Sample
 
 
 @torch.no_grad()
 def evaluate(
+    engine,
     model: nn.Module,
     criterion,
-    text,
-    samples: Sequence[Sample],
     batches: Iterable[list[Batch]],
-    engine,
+    samples: Sequence[Sample],
+    text,
     max_caption_tokens: int,
-) -> tuple[dict[str, float], list[Prediction]]:
-    """Metrics of the whole split under "eval/...", the same on every rank, and the head's predictions by sample.
+) -> tuple[dict[str, float], list[tuple[Picture, Prediction]]]:
+    """Metrics under "eval/...", and what the head found in each picture, in the order of `samples`.
 
-    `batches` are those of this rank; `text` reads token ids; captions end after `max_caption_tokens`. Boxes come back
-    in pixels of the original pictures; a model without a head has no predictions.
+    `batches` are this rank's part of the split; the result is that of all ranks, on each of them. `text` reads token
+    ids. Boxes come back in pixels of the original pictures. A model without a head finds nothing.
     """
     was_training = model.training
     model.eval()
     sums: Losses = {}
     counts = Counts(0, 0, 0, 0)
-    found: dict[str, Prediction] = {}
+    predictions: dict[str, Prediction] = {}
     by_id = {sample.id: sample for sample in samples}
     for batch in (batch.to(engine.device) for micro_batches in batches for batch in micro_batches):
         with engine.autocast():
             outputs = model(batch)
             losses = criterion(outputs, batch)
             if outputs.detections is not None:
-                found |= predict(outputs.detections, [by_id[i] for i in batch.sample_ids], text, max_caption_tokens)
+                seen = [by_id[sample_id] for sample_id in batch.sample_ids]
+                predictions |= predict(outputs.detections, seen, text, max_caption_tokens)
         _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
         counts = counts + batch.counts
     model.train(was_training)
-    return _report(criterion, samples, distributed.gather((sums, counts, found)))
+    return _report(criterion, samples, distributed.gather((sums, counts, predictions)))
 
 
-def _report(criterion, samples, parts) -> tuple[dict[str, float], list[Prediction]]:
-    sums, counts, found = {}, Counts(0, 0, 0, 0), {}
-    for its_sums, its_counts, its_found in parts:
+def _report(criterion, samples: Sequence[Sample], parts) -> tuple[dict[str, float], list[tuple[Picture, Prediction]]]:
+    sums, counts, predictions = {}, Counts(0, 0, 0, 0), {}
+    for its_sums, its_counts, its_predictions in parts:
         _add(sums, its_sums)
         counts = counts + its_counts
-        found |= its_found
+        predictions |= its_predictions
     metrics = {f"loss/{name}": mean for name, mean in criterion.means(sums, counts).items()}
     metrics["loss/total"] = criterion.objective(sums, counts)
-    predictions = [found[sample.id] for sample in samples if sample.id in found]
-    if predictions:
-        metrics |= score([sample.student for sample in samples if sample.id in found], predictions)
-    return {f"eval/{name}": float(value) for name, value in metrics.items()}, predictions
+    found = [(sample.student, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    if found:
+        metrics |= score(*zip(*found, strict=True))
+    return {f"eval/{name}": float(value) for name, value in metrics.items()}, found
 
 
 def _add(sums: Losses, more: Losses) -> None:

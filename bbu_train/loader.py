@@ -59,9 +59,30 @@ class Source:
         left_out = set(longer)
         return [i for i in range(len(self.samples)) if i not in left_out]
 
+    def names(self, step: Step) -> list[str]:
+        """The ids of a step's samples."""
+        return [self.samples[draw.index].id for row in step for draw in row]
+
     def _num_tokens(self, draw: Draw) -> int:
         sample = self.samples[draw.index]
         return self.builder.num_tokens(sample, self.teachers_of(sample, draw.epoch))
+
+
+def sources(data, builder, collator) -> tuple[Source, Source]:
+    """The training and the validation split; the teachers of both come from the training split's pool."""
+    limits = collator.max_tokens, collator.too_long
+    pool = data.pool
+    train = Source(data.train, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), builder, *limits)
+    validation = Source(
+        data.validation, lambda sample, _: data.teachers.draw_validation(sample, pool), builder, *limits
+    )
+    return train, validation
+
+
+def in_order(source: Source, num_samples: int) -> list[Step]:
+    """Every sample once, in order, `num_samples` at a time."""
+    draws = [Draw(0, i) for i in source.admissible(0)]
+    return [(tuple(draws[i : i + num_samples]),) for i in range(0, len(draws), num_samples)]
 
 
 def plan(sampler, source: Source, num_steps: int) -> list[Step]:
@@ -105,9 +126,13 @@ class Micro(Dataset):
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def __getitem__(self, i: int) -> list[Batch]:
+    def __getitem__(self, i: int) -> list[Batch] | InputError:
+        """An InputError is handed over, not raised: DataLoader would put the worker's traceback into its message."""
         parts, stand_in = self.tasks[i]
-        return [self._batch(part, stand_in) for part in parts]
+        try:
+            return [self._batch(part, stand_in) for part in parts]
+        except InputError as error:
+            return error
 
     def _batch(self, part: Part, stand_in: Draw) -> Batch:
         if not part:
@@ -115,9 +140,15 @@ class Micro(Dataset):
         return self.collator([self.source.encode(draw) for draw in part])
 
 
-def _as_they_are(micro_batches: list[Batch]) -> list[Batch]:
+def _as_they_are(made: list[Batch] | InputError) -> list[Batch] | InputError:
     """Batches are made whole in the workers: this keeps DataLoader from collating them again."""
-    return micro_batches
+    return made
+
+
+def _batches_or_raise(made: list[Batch] | InputError) -> list[Batch]:
+    if isinstance(made, InputError):
+        raise made
+    return made
 
 
 def batches(
@@ -128,13 +159,12 @@ def batches(
     for step in steps:
         parts = split(step, num_micro_batches * num_ranks, source.num_tokens)
         tasks.append((parts[rank::num_ranks], step[0][0]))
-    return iter(
-        DataLoader(
-            Micro(source, collator, tasks),
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_they_are,
-            # Forked workers share the samples' memory instead of each loading a copy.
-            multiprocessing_context="fork" if num_workers else None,
-        )
+    loader = DataLoader(
+        Micro(source, collator, tasks),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_they_are,
+        # Forked workers share the samples' memory instead of each loading a copy.
+        multiprocessing_context="fork" if num_workers else None,
     )
+    return map(_batches_or_raise, iter(loader))  # iter() starts the workers now, not at the first step

@@ -12,13 +12,12 @@ NUM_OVERLAYS = 6
 NUM_CONSTANT_BOXES = 100
 
 
-def draw(folder: Path, pictures: Sequence[Picture], predictions: Sequence[Prediction], threshold: float) -> list[Path]:
-    """Write losses.png, and overlay.png if there are predictions, into the run's folder."""
+def draw(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
+    """Write losses.png, and overlay.png if anything was predicted, into the run's folder."""
     paths = [folder / "losses.png"]
     drawing.plot_losses(folder / "metrics.jsonl", paths[0])
-    if predictions:
-        shown = list(zip(pictures, predictions, strict=True))[:NUM_OVERLAYS]
-        overlays = [drawing.overlay(picture, prediction, threshold) for picture, prediction in shown]
+    if found:
+        overlays = [drawing.overlay(picture, prediction, threshold) for picture, prediction in found[:NUM_OVERLAYS]]
         paths.append(folder / "overlay.png")
         drawing.gallery(overlays, columns=3).save(paths[1])
     return paths

@@ -128,9 +128,10 @@ def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):
     assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "losses.png", "overlay.png"}
 
 
+LOSSES = ("total", "teacher_lm", "student_lm", "bbox_l1", "bbox_giou", "objectness", "caption")
+
+
 def test_the_losses_of_every_component_are_logged(uninterrupted):
     names = set(rows(uninterrupted)[1])
-    assert names >= {
-        f"loss/{name}" for name in "total teacher_lm student_lm bbox_l1 bbox_giou objectness caption".split()
-    }
+    assert names >= {f"loss/{name}" for name in LOSSES}
     assert names >= {f"{kind}/{group}" for kind in ("lr", "grad_norm") for group in ("vision", "detection", "adapter")}

@@ -13,7 +13,7 @@ class Standard:
     applies them before anything is laid out. Nothing is ever truncated.
     """
 
-    def __init__(self, max_tokens: int, too_long: str, picture_format: PictureFormat):
+    def __init__(self, picture_format: PictureFormat, max_tokens: int, too_long: str):
         self.max_tokens = max_tokens
         self.too_long = too_long
         self.picture_format = picture_format

@@ -1,12 +1,15 @@
 """The written answer: Qwen2.5-VL's grounding JSON, in absolute pixels of the resized picture."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bbu_train.types import Object
 
+# Not only JSONDecodeError: thousands of digits raise a plain ValueError, deep nesting a RecursionError.
+_NO_JSON = (ValueError, RecursionError)
 _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 
@@ -33,8 +36,11 @@ def render(objects: Sequence[Object], scale_x: float, scale_y: float, width: int
 
 
 def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
-    first = min(max(round(low), 0), limit - 1)
-    return first, min(max(round(high), first + 1), limit)
+    first, last = round(low), round(high)
+    if first == last:  # thinner than a pixel: the pixel in which its middle lies
+        first = math.floor((low + high) / 2)
+    first = min(max(first, 0), limit - 1)
+    return first, min(max(last, first + 1), limit)
 
 
 def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
@@ -45,7 +51,7 @@ def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
     text = _FENCE.sub("", text)
     try:
         rows, is_complete = json.loads(text), True
-    except json.JSONDecodeError:
+    except _NO_JSON:
         rows, is_complete = list(_readable_objects(text)), False
     if not isinstance(rows, list):
         rows, is_complete = [rows], False
@@ -63,7 +69,7 @@ def _readable_objects(text: str):
         try:
             row, end = decoder.raw_decode(text, start)
             yield row
-        except json.JSONDecodeError:
+        except _NO_JSON:
             end = start + 1
         start = text.find("{", end)
 

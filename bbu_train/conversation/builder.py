@@ -21,7 +21,7 @@ class ConversationBuilder:
     the ids equal those of the checkpoint's own template (a test compares them).
     """
 
-    def __init__(self, system: str, question: str, tokenizer: PreTrainedTokenizerBase, picture_format: PictureFormat):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, picture_format: PictureFormat, system: str, question: str):
         self.system = system
         self.question = question
         self.picture_format = picture_format
@@ -49,6 +49,11 @@ class ConversationBuilder:
     def _count_turn_tokens(self, picture: Picture) -> int:
         turn = Turn(Role.STUDENT, picture, self.question, self.answer(picture))
         return sum(len(ids) for ids, _, _ in self._turn_pieces(turn))
+
+    def longest_caption(self, samples: Sequence[Sample]) -> int:
+        """Tokens of the longest description of a student's object, its end token included."""
+        descriptions = {item.description for sample in samples for item in sample.student.objects or ()}
+        return 1 + max((len(self.text.ids(description)) for description in descriptions), default=0)
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Tokens, roles, positions, pixels and targets of one conversation. Reads its picture files."""

@@ -13,14 +13,22 @@ from bbu_train.types import Picture, PictureFormat
 
 
 def resized_size(picture: Picture, picture_format: PictureFormat) -> tuple[int, int]:
-    """(width, height) in pixels after the resize that Qwen2.5-VL prescribes; needs no pixel."""
-    height, width = smart_resize(
-        picture.height,
-        picture.width,
-        factor=picture_format.patch_size * picture_format.merge_size,
-        min_pixels=picture_format.min_pixels,
-        max_pixels=picture_format.max_pixels,
-    )
+    """(width, height) in pixels after the resize that Qwen2.5-VL prescribes; needs no pixel.
+
+    Raises InputError for a picture that is more than 200 times as long as wide, which the model does not take.
+    """
+    try:
+        height, width = smart_resize(
+            picture.height,
+            picture.width,
+            factor=picture_format.patch_size * picture_format.merge_size,
+            min_pixels=picture_format.min_pixels,
+            max_pixels=picture_format.max_pixels,
+        )
+    except ValueError as error:
+        raise InputError(
+            f"{picture.path} is {picture.width} x {picture.height} pixels: {error}. Crop it or leave it out."
+        ) from error
     return width, height
 
 

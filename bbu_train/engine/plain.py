@@ -82,10 +82,9 @@ class Plain:
 
         If the objective or a gradient is not finite, on any rank, no weight changes and InputError says so.
         """
-        norms = {
-            name: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            for name, parameters in self.groups.items()
-        }
+        gradients = {name: [p.grad for p in its if p.grad is not None] for name, its in self.groups.items()}
+        # The norm of a group that no loss reaches is a zero on the CPU, wherever the others are.
+        norms = {name: torch.nn.utils.get_total_norm(its).to(self.device) for name, its in gradients.items()}
         total_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         # One transfer to the host, which waits for the device.
         values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.total)]).tolist()
@@ -96,7 +95,8 @@ class Plain:
             self.optimizer.zero_grad(set_to_none=True)
             raise InputError(
                 f"The step is not finite ({', '.join(broken)}), so no weight was changed and the run stops. "
-                f"Its samples: {', '.join(sample_ids)}. Look at them, or lower the learning rates; the last checkpoint is good."
+                f"Its samples: {', '.join(sample_ids)}. Look at them, or lower the learning rates; "
+                "the last checkpoint is good."
             )
         if self.max_grad_norm is not None:
             parameters = [parameter for group in self.groups.values() for parameter in group]

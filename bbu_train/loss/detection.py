@@ -3,7 +3,7 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+from torch.nn.functional import logsigmoid, one_hot
 
 from bbu_train import boxes
 from bbu_train.types import Batch, Detections
@@ -28,12 +28,9 @@ def focal_sum(
 
     p_t is the probability of what is true, a_t is alpha for objects and 1 - alpha for the rest.
     """
-    target = is_object.to(logits.dtype)
-    cross_entropy = binary_cross_entropy_with_logits(logits, target, reduction="none")
-    p = logits.sigmoid()
-    p_true = p * target + (1 - p) * (1 - target)
-    weight = (alpha * target + (1 - alpha) * (1 - target)) * (1 - p_true) ** gamma
-    return (weight * cross_entropy * annotated[:, None]).sum()
+    signed = torch.where(is_object, logits, -logits)  # p_t is its sigmoid
+    weight = torch.where(is_object, alpha, 1 - alpha) * (gamma * logsigmoid(-signed)).exp()
+    return -(weight * logsigmoid(signed) * annotated[:, None]).sum()
 
 
 def matched_mask(queries: Int[Tensor, "objects"], batch: Batch, num_queries: int) -> Bool[Tensor, "samples queries"]:

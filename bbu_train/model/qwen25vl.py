@@ -76,7 +76,7 @@ class GroundingModel(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only each block's input, and compute its inside again in the backward pass."""
-        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        self.backbone.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def build(
@@ -108,4 +108,5 @@ def build(
     name = attention_choices.choose(attention, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
-    return GroundingModel(backbone, built_head, vocabulary_chunk).to(device)
+    # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.
+    return GroundingModel(backbone, built_head, vocabulary_chunk).to(device).train()

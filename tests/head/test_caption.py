@@ -1,0 +1,162 @@
+"""The caption decoder: teacher-forced as torch's own decoder would be, and word by word the same."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from bbu_train.head.caption import CaptionDecoder
+from bbu_train.seeds import generator
+
+WIDTH, D_MODEL, VOCABULARY, IGNORED = 12, 8, 20, -100
+NUM_SAMPLES, NUM_SLOTS, NUM_TOKENS = 2, 3, 5
+END = 19
+
+
+class Recorded(nn.Linear):
+    """The output matrix, and all logits that it ever gave."""
+
+    def forward(self, hidden):
+        self.logits = [*getattr(self, "logits", []), super().forward(hidden)]
+        return self.logits[-1]
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    return CaptionDecoder(WIDTH, D_MODEL, num_layers=2, num_heads=2, vocabulary_chunk=1000)
+
+
+@pytest.fixture
+def embed():
+    torch.manual_seed(1)
+    return nn.Embedding(VOCABULARY, WIDTH)
+
+
+@pytest.fixture
+def project():
+    torch.manual_seed(2)
+    return Recorded(WIDTH, VOCABULARY, bias=False)
+
+
+@pytest.fixture
+def seen():
+    """What a caption reads: its query, the sample's memory, and which of the memory is real."""
+    random = generator("seen")
+    queries = random.standard_normal((NUM_SAMPLES, NUM_SLOTS, D_MODEL), dtype="float32")
+    memory = random.standard_normal((NUM_SAMPLES, 4, D_MODEL), dtype="float32")
+    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    return torch.from_numpy(queries), torch.from_numpy(memory), mask
+
+
+@pytest.fixture
+def caption_ids():
+    """Words without the end token; the first sample's second caption is padded, its third is all padding."""
+    ids = torch.from_numpy(generator("ids").integers(0, END, (NUM_SAMPLES, NUM_SLOTS, NUM_TOKENS)))
+    ids[0, 1, 2:] = IGNORED
+    ids[0, 2] = IGNORED
+    return ids
+
+
+def losses(decoder, seen, caption_ids, embed, project):
+    queries, memory, mask = seen
+    return decoder.losses(queries, caption_ids, memory, mask, embed, project)
+
+
+def logits_of(decoder, seen, caption_ids, embed, project):
+    losses(decoder, seen, caption_ids, embed, project)
+    return project.logits[-1].view(*caption_ids.shape, -1)
+
+
+class Dictated(nn.Module):
+    """The output matrix, after which the likeliest token of each step is the one that was dictated."""
+
+    def __init__(self, project, caption_ids):
+        super().__init__()
+        self.project = project
+        self.words = iter(caption_ids.unbind(-1))
+
+    def forward(self, hidden):
+        logits = self.project(hidden)
+        return torch.zeros_like(logits).scatter(-1, next(self.words)[..., None], 1.0)
+
+
+def test_losses_are_the_cross_entropy_of_each_word_and_0_for_padding(decoder, seen, caption_ids, embed, project):
+    out = losses(decoder, seen, caption_ids, embed, project)
+    logits = logits_of(decoder, seen, caption_ids, embed, project)
+    expected = cross_entropy(logits.flatten(0, 2), caption_ids.flatten(), reduction="none", ignore_index=IGNORED)
+    torch.testing.assert_close(out.flatten(), expected)
+    assert (out[caption_ids == IGNORED] == 0).all()
+
+
+def test_a_word_does_not_see_itself_nor_what_follows(decoder, seen, caption_ids, embed, project):
+    before = logits_of(decoder, seen, caption_ids, embed, project)
+    changed = caption_ids.clone()
+    changed[:, :, 2] = (changed[:, :, 2].clamp(min=0) + 1) % END
+    after = logits_of(decoder, seen, changed, embed, project)
+    assert torch.equal(before[:, :, :3], after[:, :, :3])
+    assert not torch.isclose(before[:, :, 3], after[:, :, 3]).all(-1).any()
+
+
+def test_a_caption_reads_its_own_query_and_no_other_caption(decoder, seen, caption_ids, embed, project):
+    queries, memory, mask = seen
+    before = losses(decoder, seen, caption_ids, embed, project)
+    others = queries.clone()
+    others[1, 2] += 1
+    words = caption_ids.clone()
+    words[1, 2] = (words[1, 2] + 1) % END
+    after = losses(decoder, (others, memory, mask), words, embed, project)
+    assert torch.equal(after[:1], before[:1])
+    assert torch.equal(after[1, :2], before[1, :2])
+    assert not torch.isclose(after[1, 2], before[1, 2]).any()
+
+
+def test_a_caption_does_not_read_masked_memory(decoder, seen, caption_ids, embed, project):
+    queries, memory, mask = seen
+    other = torch.where(mask[..., None], memory, 7.0)
+    before = losses(decoder, seen, caption_ids, embed, project)
+    assert torch.equal(losses(decoder, (queries, other, mask), caption_ids, embed, project), before)
+
+
+def test_a_caption_reads_the_memory(decoder, seen, caption_ids, embed, project):
+    queries, memory, mask = seen
+    before = losses(decoder, seen, caption_ids, embed, project)[1]
+    after = losses(decoder, (queries, -memory, mask), caption_ids, embed, project)[1]
+    assert not torch.isclose(before, after).all(-1).any()
+
+
+def test_decoding_with_a_cache_gives_the_logits_of_teacher_forcing(decoder, seen, caption_ids, embed, project):
+    words = caption_ids.clamp(min=0)
+    expected = logits_of(decoder, seen, words, embed, project)
+    project.logits = []
+    queries, memory, mask = seen
+    written = decoder.describe(queries, memory, mask, embed, Dictated(project, words), END, NUM_TOKENS)
+    assert torch.equal(written, words)
+    torch.testing.assert_close(torch.stack(project.logits, dim=2), expected, atol=1e-5, rtol=0)
+
+
+def test_greedy_captions_are_those_of_decoding_without_a_cache(decoder, seen, embed, project):
+    queries, memory, mask = seen
+    words = torch.zeros(NUM_SAMPLES, NUM_SLOTS, 0, dtype=torch.long)
+    for _ in range(6):
+        unknown = torch.zeros(NUM_SAMPLES, NUM_SLOTS, 1, dtype=torch.long)
+        logits = logits_of(decoder, seen, torch.cat([words, unknown], dim=-1), embed, project)
+        words = torch.cat([words, logits[:, :, -1:].argmax(-1)], dim=-1)
+    assert len(words.unique()) > 2
+    assert torch.equal(decoder.describe(queries, memory, mask, embed, project, VOCABULARY, 6), words)
+
+
+def dictate(decoder, seen, embed, project, words, max_tokens):
+    queries, memory, mask = (part[:1] for part in seen)
+    dictated = Dictated(project, torch.tensor(words)[None])
+    return decoder.describe(queries[:, : len(words)], memory, mask, embed, dictated, END, max_tokens)[0].tolist()
+
+
+def test_a_caption_that_has_ended_is_filled_with_the_end_token(decoder, seen, embed, project):
+    words = dictate(decoder, seen, embed, project, [[5, END, 7, 8], [6, 6, END, 9]], max_tokens=4)
+    assert words == [[5, END, END], [6, 6, END]], "the longest ended with its third word, so nothing follows"
+
+
+def test_no_caption_is_longer_than_max_tokens(decoder, seen, embed, project):
+    words = dictate(decoder, seen, embed, project, [[5, END, 7, 8], [6, 6, 3, 9]], max_tokens=3)
+    assert words == [[5, END, END], [6, 6, 3]]

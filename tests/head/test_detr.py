@@ -1,0 +1,171 @@
+"""The detection head on made features: whose memory it reads, and what it says before it has learned anything."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import nn
+
+from bbu_train.head.detr import Detr
+from bbu_train.seeds import generator
+from bbu_train.types import MemoryIndex
+
+WIDTH, VOCABULARY, END, NUM_QUERIES = 16, 20, 19, 5
+VISION = [[2, 3, 4], [7], [9, 10]]  # features of each sample's student picture; those between are of teachers
+TEXT = [range(4), range(6, 12), range(12, 14)]
+CAPTIONS = torch.tensor([[1, 2, 3], [4, 5, -100], [6, 7, 8], [9, -100, -100]])
+SAMPLES, QUERIES = torch.tensor([0, 0, 1, 2]), torch.tensor([3, 1, 0, 4])
+
+
+def random(name, *shape):
+    return torch.from_numpy(generator("detr", name).standard_normal(shape, dtype="float32"))
+
+
+def padded(rows, fill):
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
+    return ids, torch.tensor([[i < len(row) for i in range(longest)] for row in rows])
+
+
+def memory_index(fill=0) -> MemoryIndex:
+    """Three samples; `fill` is what padding points at."""
+    (vision, vision_mask), (text, text_mask) = padded(VISION, fill), padded(TEXT, fill)
+    centers = torch.from_numpy(generator("centers").random((*vision.shape, 2), dtype="float32"))
+    positions, _ = padded([range(len(row)) for row in TEXT], fill)
+    return MemoryIndex(vision, vision_mask, centers, text, text_mask, positions)
+
+
+def changed(index, **parts):
+    return MemoryIndex(**{field.name: getattr(index, field.name) for field in fields(index)} | parts)
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return Detr(
+        WIDTH,
+        num_queries=NUM_QUERIES,
+        d_model=16,
+        num_heads=2,
+        num_decoder_layers=2,
+        num_caption_layers=2,
+        adapter_ratio=4,
+        vocabulary_chunk=1000,
+    )
+
+
+@pytest.fixture
+def detect(head):
+    """A function from features and an index to detections."""
+    torch.manual_seed(1)
+    embed, project = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+    return lambda vision, hidden, index: head(vision, hidden, index, embed, project)
+
+
+@pytest.fixture
+def features():
+    """Of 12 image tokens and of 14 tokens of text."""
+    return random("vision", 12, WIDTH), random("hidden", 14, WIDTH)
+
+
+def said_of(detections, sample) -> list[torch.Tensor]:
+    """All that is said of one sample, captions with their losses included."""
+    its_objects = sample == SAMPLES
+    captions = detections.caption_losses(SAMPLES, QUERIES, CAPTIONS, 2)[its_objects]
+    described = detections.describe(END, 4)
+    spoken = [part[:, sample] for part in (detections.boxes_logits, detections.objectness_logits)]
+    return [*spoken, captions, described[sample]]
+
+
+def are_bit_identical(some, others):
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_permuting_the_samples_permutes_what_is_said(detect, features):
+    index, order = memory_index(), torch.tensor([2, 0, 1])
+    permuted = MemoryIndex(**{field.name: getattr(index, field.name)[order] for field in fields(index)})
+    expected, said = detect(*features, index), detect(*features, permuted)
+    torch.testing.assert_close(said.boxes_logits, expected.boxes_logits[:, order])
+    torch.testing.assert_close(said.objectness_logits, expected.objectness_logits[:, order])
+    assert torch.equal(said.describe(END, 4), expected.describe(END, 4)[order])
+
+
+@pytest.mark.parametrize("sample", [0, 1, 2])
+def test_no_sample_reads_the_memory_of_another(sample, detect, features):
+    vision, hidden = (part.clone() for part in features)
+    others_vision = [i for i in range(len(vision)) if i not in VISION[sample]]
+    others_hidden = [i for i in range(len(hidden)) if i not in TEXT[sample]]
+    vision[others_vision] += 3
+    hidden[others_hidden] *= -2
+    expected = said_of(detect(*features, memory_index()), sample)
+    assert are_bit_identical(said_of(detect(vision, hidden, memory_index()), sample), expected)
+
+
+def test_padding_of_the_memory_has_no_influence(detect, features):
+    index = memory_index(fill=11)
+    centers = torch.where(index.vision_mask[..., None], index.vision_centers, 9.0)
+    expected = detect(*features, memory_index())
+    said = detect(*features, changed(index, vision_centers=centers))
+    for sample in range(3):
+        assert are_bit_identical(said_of(said, sample), said_of(expected, sample))
+
+
+def test_a_longer_padding_has_no_influence(detect, features):
+    index = memory_index()
+    longer = {
+        name: torch.cat([getattr(index, name), torch.zeros_like(getattr(index, name))], dim=1)
+        for name in ("vision", "vision_mask", "vision_centers")
+    }
+    expected, said = detect(*features, memory_index()), detect(*features, changed(index, **longer))
+    torch.testing.assert_close(said.boxes_logits, expected.boxes_logits)
+    torch.testing.assert_close(said.objectness_logits, expected.objectness_logits)
+
+
+@pytest.mark.parametrize("name", ["vision_centers", "text_positions"])
+def test_where_a_memory_entry_is_matters(name, detect, features):
+    index = memory_index()
+    moved = changed(index, **{name: getattr(index, name).roll(1, dims=1) + 1})
+    expected, said = detect(*features, index), detect(*features, moved)
+    assert not torch.isclose(said.boxes_logits, expected.boxes_logits).all(dim=-1).any()
+
+
+@pytest.mark.parametrize("term", ["boxes_logits", "objectness_logits"])
+def test_a_gradient_reaches_the_features_of_the_memory_and_no_others(term, detect, features):
+    vision, hidden = (part.clone().requires_grad_() for part in features)
+    getattr(detect(vision, hidden, memory_index()), term).square().sum().backward()
+    assert set(vision.grad.norm(dim=1).nonzero()[:, 0].tolist()) == {i for row in VISION for i in row}
+    assert set(hidden.grad.norm(dim=1).nonzero()[:, 0].tolist()) == {i for row in TEXT for i in row}
+
+
+def test_captions_train_matched_queries_only(head, detect, features):
+    states = []
+    head.norm.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), states.append(output))[0])
+    detect(*features, memory_index()).caption_losses(SAMPLES, QUERIES, CAPTIONS, 2).sum().backward()
+    trained = states[-1].grad.norm(dim=-1).nonzero().tolist()
+    assert trained == sorted([sample, query] for sample, query in zip(SAMPLES.tolist(), QUERIES.tolist(), strict=True))
+
+
+def test_the_caption_of_an_object_does_not_depend_on_how_many_there_are(detect, features):
+    detections = detect(*features, memory_index())
+    together = detections.caption_losses(SAMPLES, QUERIES, CAPTIONS, 2)
+    alone = [
+        detections.caption_losses(SAMPLES[i : i + 1], QUERIES[i : i + 1], CAPTIONS[i : i + 1], 1) for i in range(4)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_every_layer_gives_boxes_and_objectness(detect, features):
+    detections = detect(*features, memory_index())
+    assert detections.boxes_logits.shape == (2, 3, NUM_QUERIES, 4)
+    assert detections.objectness_logits.shape == (2, 3, NUM_QUERIES)
+    assert torch.equal(detections.boxes_cxcywh, detections.boxes_logits.sigmoid())
+
+
+def test_few_queries_begin_as_objects(detect, features):
+    objectness = detect(*features, memory_index()).objectness_logits.sigmoid()
+    assert 0.001 < objectness.min() < objectness.max() < 0.1
+
+
+def test_no_two_queries_say_the_same(detect, features):
+    boxes = detect(*features, memory_index()).boxes_cxcywh[-1]
+    assert (torch.cdist(boxes, boxes) + torch.eye(NUM_QUERIES) > 1e-3).all()

@@ -1,0 +1,149 @@
+"""Attention within segments, compared with torch's over each segment alone and with transformers' own."""
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
+
+from bbu_train.errors import InputError
+from bbu_train.model.attention import choose, flash, sdpa, varlen
+from bbu_train.seeds import generator
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SCALE = 0.3  # not 1 / sqrt(size), so that one that is not passed on shows
+SEGMENTS = {
+    "equal": [0, 4, 8, 12, 16, 20],
+    "unequal": [0, 1, 4, 8, 13, 16, 20],
+    "one": [0, 20],
+}
+
+
+def states(num_rows=1, num_heads=4, num_kv_heads=2, num_tokens=20, size=8):
+    def random(name, heads):
+        values = generator("attention", name).standard_normal((num_rows, heads, num_tokens, size), dtype="float32")
+        return torch.from_numpy(values).requires_grad_()
+
+    return random("query", num_heads), random("key", num_kv_heads), random("value", num_kv_heads)
+
+
+def layer(is_causal=True, num_groups=2):
+    """What an attention function reads of the layer that calls it."""
+    return SimpleNamespace(is_causal=is_causal, num_key_value_groups=num_groups, training=True)
+
+
+def segment_wise(query, key, value, bounds, is_causal):
+    """torch's attention on each segment of one row alone, with every key and value head written out."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    parts = [
+        scaled_dot_product_attention(*(x[:, :, a:b] for x in (query, key, value)), is_causal=is_causal, scale=SCALE)
+        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def gradients(out, inputs):
+    weights = torch.from_numpy(generator("weights").standard_normal(tuple(out.shape), dtype="float32"))
+    return torch.autograd.grad((out * weights).sum(), inputs)
+
+
+def bounds_of(name):
+    return torch.tensor(SEGMENTS[name], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_every_segment_gets_what_it_would_get_alone(name, is_causal, num_kv_heads):
+    inputs = states(num_kv_heads=num_kv_heads)
+    out, _ = sdpa(layer(), *inputs, None, SCALE, bounds_of(name), is_causal=is_causal)
+    expected = segment_wise(*inputs, SEGMENTS[name], is_causal)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_segments_equal_transformers_eager_attention_under_a_mask_of_blocks(is_causal):
+    inputs = states()
+    segment = torch.bucketize(torch.arange(20), bounds_of("unequal"), right=True)
+    allowed = segment[:, None] == segment[None]
+    if is_causal:
+        allowed = allowed.tril()
+    mask = torch.zeros(20, 20).masked_fill(~allowed, float("-inf"))[None, None]
+    expected, _ = eager_attention_forward(layer(), *inputs, mask, SCALE)
+    out, _ = sdpa(layer(), *inputs, None, SCALE, bounds_of("unequal"), is_causal=is_causal)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(gradients(out, inputs), gradients(expected, inputs))
+
+
+def test_rows_lie_one_after_another():
+    inputs = states(num_rows=2, num_tokens=10)
+    out, _ = sdpa(layer(), *inputs, None, SCALE, torch.tensor([0, 3, 10, 18, 20], dtype=torch.int32))
+    first = segment_wise(*(x[:1] for x in inputs), [0, 3, 10], True)
+    second = segment_wise(*(x[1:] for x in inputs), [0, 8, 10], True)
+    torch.testing.assert_close(out, torch.cat([first, second]))
+
+
+def test_a_layer_says_itself_whether_it_is_causal_where_the_call_does_not():
+    inputs = states()
+    out, _ = sdpa(layer(is_causal=False), *inputs, None, SCALE, bounds_of("unequal"))
+    torch.testing.assert_close(out, segment_wise(*inputs, SEGMENTS["unequal"], False))
+
+
+def test_no_token_attends_across_packed_segments():
+    query, key, value = states()
+    before, _ = sdpa(layer(), query, key, value, None, SCALE, bounds_of("unequal"))
+    changed = torch.cat([key[:, :, :13], 9 - key[:, :, 13:]], dim=2)
+    after, _ = sdpa(layer(), query, changed, value, None, SCALE, bounds_of("unequal"))
+    assert torch.equal(before[:, :13], after[:, :13])
+    assert not torch.equal(before[:, 13:], after[:, 13:])
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
+needs_flash = pytest.mark.skipif(not find_spec("flash_attn"), reason="the flash-attn package is not installed")
+
+
+@needs_gpu
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("function", [varlen, pytest.param(flash, marks=needs_flash)])
+def test_a_kernel_for_segments_equals_sdpa_in_half_precision(function, is_causal):
+    inputs = [x.detach().to(GPU, torch.bfloat16).requires_grad_() for x in states(size=32)]
+    bounds = bounds_of("unequal").to(GPU)
+    expected, _ = sdpa(layer(), *inputs, None, SCALE, bounds, is_causal=is_causal)
+    out, _ = function(layer(), *inputs, None, SCALE, bounds, 5, is_causal=is_causal)
+    torch.testing.assert_close(out, expected, atol=3e-2, rtol=3e-2)
+    weights = torch.ones_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, inputs, weights), torch.autograd.grad(expected, inputs, weights), atol=6e-2, rtol=6e-2
+    )
+
+
+def test_auto_takes_sdpa_where_no_kernel_runs():
+    assert choose("auto", CPU, torch.float32) == choose("auto", CPU, torch.bfloat16) == "bbu_flash_sdpa"
+    assert choose("auto", GPU, torch.float32) == "bbu_flash_sdpa"
+
+
+def test_auto_takes_a_kernel_on_a_gpu_in_half_precision():
+    best = "bbu_flash_flash" if find_spec("flash_attn") else "bbu_flash_varlen"
+    assert choose("auto", GPU, torch.bfloat16) == best
+
+
+@pytest.mark.parametrize("attention", ["varlen", "flash"])
+@pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (GPU, torch.float32)])
+def test_a_kernel_that_cannot_run_here_is_refused(attention, device, dtype):
+    with pytest.raises(InputError, match=rf"model\.attention={attention} needs a GPU and .*has {device} and {dtype}"):
+        choose(attention, device, dtype)
+
+
+@pytest.mark.skipif(bool(find_spec("flash_attn")), reason="the flash-attn package is installed")
+def test_flash_without_its_package_says_how_to_install_it():
+    with pytest.raises(InputError, match="needs the flash-attn package: pip install"):
+        choose("flash", GPU, torch.bfloat16)
+
+
+def test_an_unknown_attention_names_the_choices():
+    with pytest.raises(InputError, match=r"model\.attention=eager is unknown; take one of auto, sdpa, varlen, flash"):
+        choose("eager", CPU, torch.float32)

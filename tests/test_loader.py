@@ -1,0 +1,263 @@
+import logging
+import multiprocessing
+from collections import Counter
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from bbu_train import loader
+from bbu_train.collator.packed import Packed
+from bbu_train.collator.standard import Standard
+from bbu_train.errors import InputError
+from bbu_train.sampler.fixed_samples import FixedSamples
+from bbu_train.sampler.token_budget import TokenBudget
+from bbu_train.seeds import generator
+from bbu_train.types import Counts, Draw, Role, Sample
+
+
+def own_teachers(sample, epoch):
+    return sample.teachers
+
+
+@pytest.fixture
+def make_source(builder, samples):
+    def make(max_tokens=8192, too_long="error", samples=samples):
+        return loader.Source(samples, own_teachers, builder, max_tokens, too_long)
+
+    return make
+
+
+@pytest.fixture
+def lengths(builder, samples):
+    return [builder.num_tokens(sample, sample.teachers) for sample in samples]
+
+
+@pytest.fixture(scope="module")
+def collators(preprocessing):
+    return {kind: kind(preprocessing.picture_format, 8192, "error") for kind in (Packed, Standard)}
+
+
+@pytest.fixture
+def packed(collators):
+    return collators[Packed]
+
+
+def draws_of(step):
+    return [draw for row in step for draw in row]
+
+
+# Source
+
+
+def test_an_encoded_sample_is_as_long_as_the_plan_says(make_source, lengths):
+    source = make_source()
+    for i, length in enumerate(lengths):
+        assert source.num_tokens(Draw(0, i)) == len(source.encode(Draw(0, i)).input_ids) == length
+
+
+def test_teachers_are_those_of_the_epoch(builder, samples):
+    def alternating(sample, epoch):
+        return (samples[0].student,) * (epoch % 2)
+
+    source = loader.Source(samples, alternating, builder, 8192, "error")
+    for epoch in (0, 1, 2):
+        encoded = source.encode(Draw(epoch, 2))
+        assert len(encoded.grid_thw) == 1 + epoch % 2
+        assert source.num_tokens(Draw(epoch, 2)) == len(encoded.input_ids)
+
+
+def test_a_sample_of_exactly_the_limit_is_admitted(make_source, lengths):
+    assert make_source(max_tokens=max(lengths)).admissible(0) == [0, 1, 2, 3]
+
+
+def test_every_longer_sample_is_listed(make_source, lengths):
+    with pytest.raises(InputError) as refused:
+        make_source(max_tokens=min(lengths)).admissible(3)
+    message = str(refused.value)
+    assert "collator.max_tokens" in message
+    assert "3 problems" in message
+    assert "c: " not in message
+    for name, length in zip("abd", (lengths[0], lengths[1], lengths[3]), strict=True):
+        assert f"{name}: {length} tokens in epoch 3" in message
+
+
+def test_longer_samples_can_be_left_out_and_are_counted(make_source, lengths, caplog):
+    source = make_source(max_tokens=min(lengths), too_long="drop")
+    with caplog.at_level(logging.WARNING):
+        assert source.admissible(0) == [2]
+    assert "3 samples over" in caplog.text
+
+
+def test_a_run_with_every_sample_left_out_is_refused(make_source, lengths):
+    with pytest.raises(InputError, match="No sample of epoch 0 has at most collator.max_tokens"):
+        make_source(max_tokens=min(lengths) - 1, too_long="drop").admissible(0)
+
+
+def test_an_unknown_word_for_too_long_is_refused(make_source):
+    with pytest.raises(InputError, match="collator.too_long=cut is unknown; take error or drop"):
+        make_source(too_long="cut")
+
+
+# The plan
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7])
+def test_a_plan_has_exactly_the_steps_asked_for_across_epochs(make_source, num_steps):
+    steps = loader.plan(FixedSamples(3, 17), make_source(), num_steps)
+    assert len(steps) == num_steps
+    visited = Counter(draws_of(draws_of(steps)))
+    assert max(visited.values()) == 1
+    for epoch in range(num_steps // 2):  # two steps an epoch, of three samples and of one
+        assert {draw.index for draw in visited if draw.epoch == epoch} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("sampler", [FixedSamples(3, 17), TokenBudget(600, 2, 4, 17)])
+def test_a_longer_plan_begins_with_the_shorter_one(make_source, sampler):
+    longer = loader.plan(sampler, make_source(), 11)
+    for num_steps in range(1, 11):
+        assert loader.plan(sampler, make_source(), num_steps) == longer[:num_steps]
+
+
+def test_what_is_left_out_is_in_no_step(make_source, lengths):
+    source = make_source(max_tokens=max(lengths) - 1, too_long="drop")
+    indices = {draw.index for step in loader.plan(FixedSamples(2, 17), source, 6) for draw in draws_of(step)}
+    assert indices == {1, 2, 3}
+
+
+# Parts of a step
+
+
+def random_step(seed, num_rows, most=6):
+    random = generator("step", seed)
+    sizes = random.integers(1, most + 1, num_rows).tolist()
+    indices = iter(random.permutation(sum(sizes)).tolist())
+    lengths = random.integers(50, 2000, sum(sizes)).tolist()
+    return tuple(tuple(Draw(0, next(indices)) for _ in range(size)) for size in sizes), lambda draw: lengths[draw.index]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+@pytest.mark.parametrize("num_parts", [1, 2, 4, 8, 60])
+def test_the_parts_of_a_step_hold_each_of_its_samples_once(num_rows, num_parts):
+    step, num_tokens = random_step(num_rows, num_rows)
+    parts = loader.split(step, num_parts, num_tokens)
+    assert len(parts) == num_parts
+    assert sorted(draws_of(parts)) == sorted(draws_of(step))
+    assert parts == loader.split(step, num_parts, num_tokens)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 4, 8])
+def test_planned_rows_stay_whole_where_there_are_enough(num_parts):
+    step, num_tokens = random_step("whole", 8)
+    parts = loader.split(step, num_parts, num_tokens)
+    for row in step:
+        assert sum(set(row) <= set(part) for part in parts) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_differ_in_length_by_at_most_one_sample(seed):
+    step, num_tokens = random_step(seed, 1, most=30)
+    parts = loader.split(step, 4, num_tokens)
+    totals = [sum(map(num_tokens, part)) for part in parts]
+    assert max(totals) - min(totals) <= max(map(num_tokens, step[0]))
+
+
+def test_the_longest_samples_go_to_different_parts():
+    step = (tuple(Draw(0, i) for i in range(6)),)
+    parts = loader.split(step, 3, lambda draw: [10, 9, 8, 3, 2, 1][draw.index])
+    assert {frozenset(draw.index for draw in part) for part in parts} == {
+        frozenset({0, 5}),
+        frozenset({1, 4}),
+        frozenset({2, 3}),
+    }
+
+
+def test_parts_are_empty_where_samples_are_too_few():
+    parts = loader.split(((Draw(0, 0), Draw(0, 1)),), 5, lambda draw: 10)
+    assert sorted(map(len, parts)) == [0, 0, 0, 1, 1]
+
+
+# Batches
+
+
+def loaded(source, collator, steps, num_micro_batches=1, rank=0, num_ranks=1, num_workers=0):
+    return list(loader.batches(source, collator, steps, num_micro_batches, rank, num_ranks, num_workers))
+
+
+@pytest.mark.parametrize(("num_ranks", "num_micro_batches"), [(1, 1), (1, 2), (2, 1), (3, 2)])
+def test_ranks_and_micro_batches_together_visit_exactly_the_samples_of_each_step(
+    make_source, packed, samples, num_ranks, num_micro_batches
+):
+    source = make_source()
+    steps = loader.plan(FixedSamples(3, 17), source, 2)
+    ranks = [loaded(source, packed, steps, num_micro_batches, rank, num_ranks) for rank in range(num_ranks)]
+    for i, step in enumerate(steps):
+        micro_batches = [batch for rank in ranks for batch in rank[i]]
+        assert [len(rank[i]) for rank in ranks] == [num_micro_batches] * num_ranks
+        visited = [
+            name
+            for batch in micro_batches
+            for name, is_annotated in zip(batch.sample_ids, batch.annotated.tolist(), strict=True)
+            if is_annotated
+        ]
+        assert sorted(visited) == sorted(samples[draw.index].id for draw in draws_of(step))
+        total = sum((batch.counts for batch in micro_batches), Counts(0, 0, 0, 0))
+        assert total == packed([source.encode(draw) for draw in draws_of(step)]).counts
+
+
+def test_a_stand_in_for_an_empty_part_carries_no_loss(make_source, packed, samples):
+    (micro_batches,) = loaded(make_source(), packed, [((Draw(0, 0),),)], num_micro_batches=3)
+    filled = [batch for batch in micro_batches if batch.counts.samples]
+    stand_ins = [batch for batch in micro_batches if not batch.counts.samples]
+    assert (len(filled), len(stand_ins)) == (1, 2)
+    for batch in stand_ins:
+        assert batch.sample_ids == ("a",)
+        assert batch.counts == Counts(0, 0, 0, 0)
+        assert batch.label_roles.tolist() == [Role.NONE]
+        assert not batch.annotated.any()
+        assert len(batch.vision.patches)
+
+
+def assert_identical(a, b):
+    for field in fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(x, torch.Tensor):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+        elif hasattr(x, "to"):
+            assert_identical(x, y)
+        else:
+            assert x == y
+
+
+@pytest.mark.parametrize("kind", [Packed, Standard])
+def test_batches_are_the_same_bits_with_any_number_of_workers(make_source, collators, kind):
+    source = make_source()
+    steps = loader.plan(FixedSamples(3, 17), source, 4)
+    alone, helped = (loaded(source, collators[kind], steps, 2, num_workers=num_workers) for num_workers in (0, 2))
+    assert len(alone) == len(helped) == 4
+    for a, b in zip(alone, helped, strict=True):
+        assert len(a) == len(b) == 2
+        for x, y in zip(a, b, strict=True):
+            assert_identical(x, y)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_users_error_is_the_same_from_a_worker(make_source, packed, samples, tmp_path, num_workers):
+    gone = Sample("gone", replace(samples[1].student, path=tmp_path / "gone.png"), ())
+    batches = loader.batches(
+        make_source(samples=(samples[0], gone)), packed, [((Draw(0, i),),) for i in range(2)], 1, 0, 1, num_workers
+    )
+    assert next(batches)[0].sample_ids == ("a",)
+    with pytest.raises(InputError) as refused:
+        next(batches)
+    del batches  # so that its workers end now, and not whenever the traceback is collected
+    assert str(refused.value) == (
+        f"{tmp_path / 'gone.png'}: No such file or directory; it could be read when the data was checked."
+    )
+
+
+def test_no_worker_outlives_its_batches(make_source, packed):
+    before = set(multiprocessing.active_children())
+    assert len(loaded(make_source(), packed, [((Draw(0, 0),),)] * 3, num_workers=2)) == 3
+    assert set(multiprocessing.active_children()) <= before
