@@ -3,8 +3,12 @@
 Shapes are checked while the tests run: jaxtyping's annotations, by beartype.
 """
 
+import os
 from functools import partial
 from pathlib import Path
+
+# Threads that spin while they wait take the cores from the other processes that these tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

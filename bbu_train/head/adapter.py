@@ -1,5 +1,7 @@
 """From the backbone's features to what the head's decoder reads."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -28,15 +30,27 @@ class Adapter(nn.Module):
         return self.project(normalised + self.up(nn.functional.gelu(self.down(normalised))))
 
 
-def gather_memory(
-    vision: Float[Tensor, "merged model"], text: Float[Tensor, "flat model"], index: MemoryIndex
-) -> tuple[Float[Tensor, "samples memory model"], Bool[Tensor, "samples memory"]]:
-    """Each sample's memory, its student's image tokens before its text, and which entries of it are real."""
-    memory = torch.cat([vision[index.vision], text[index.text]], dim=1)
-    return memory, torch.cat([index.vision_mask, index.text_mask], dim=1)
+class Memory(NamedTuple):
+    """What a decoder reads of each sample: states, where each of them is, and which are real and not padding."""
+
+    states: Float[Tensor, "samples memory model"]
+    places: Float[Tensor, "samples memory model"]
+    mask: Bool[Tensor, "samples memory"]
+
+    @property
+    def keys(self) -> Float[Tensor, "samples memory model"]:
+        """As in DETR, a state is found by what it is and by where it is."""
+        return self.states + self.places
 
 
-def memory_positions(index: MemoryIndex, d_model: int) -> Float[Tensor, "samples memory model"]:
+def gather(vision: Float[Tensor, "merged model"], text: Float[Tensor, "flat model"], index: MemoryIndex) -> Memory:
+    """Each sample's memory: its student's image tokens, then its text."""
+    states = torch.cat([vision[index.vision], text[index.text]], dim=1)
+    mask = torch.cat([index.vision_mask, index.text_mask], dim=1)
+    return Memory(states, places(index, states.shape[-1]), mask)
+
+
+def places(index: MemoryIndex, d_model: int) -> Float[Tensor, "samples memory model"]:
     """Where each memory entry is: (y, x) in the picture for image tokens, the place in the sample for text.
 
     Sines of either kind, as DETR's: half of the channels for y and half for x, the picture spanning 2 pi.

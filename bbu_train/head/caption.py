@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bbu_train import vocabulary
+from bbu_train.head.adapter import Memory
 from bbu_train.head.layers import Attention, FeedForward, KeysValues, sine
 
 
@@ -61,15 +62,14 @@ class CaptionDecoder(nn.Module):
         self,
         queries: Float[Tensor, "samples slots model"],
         caption_ids: Int[Tensor, "samples slots tokens"],
-        memory: Float[Tensor, "samples memory model"],
-        memory_mask: Bool[Tensor, "samples memory"],
+        memory: Memory,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "samples slots tokens"]:
         """Cross entropy of each caption token, 0 where `caption_ids` is -100."""
         shifted = self.embed_projection(embed(caption_ids[..., :-1].clamp(min=0)))
         states = torch.cat([queries[:, :, None], shifted.to(queries.dtype)], dim=2)
-        states, _ = self._decode(states, 0, None, self._read(memory), memory_mask)
+        states, _ = self._decode(states, 0, None, self._read(memory), memory.mask)
         out = self.out_projection(self.norm(states)).flatten(0, 2)
         losses = vocabulary.token_losses(out, caption_ids.flatten(), project, self.vocabulary_chunk)
         return losses.view(caption_ids.shape)
@@ -78,8 +78,7 @@ class CaptionDecoder(nn.Module):
     def describe(
         self,
         queries: Float[Tensor, "samples slots model"],
-        memory: Float[Tensor, "samples memory model"],
-        memory_mask: Bool[Tensor, "samples memory"],
+        memory: Memory,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
         end_token: int,
@@ -90,7 +89,7 @@ class CaptionDecoder(nn.Module):
         states = queries[:, :, None]
         ended = torch.zeros(queries.shape[:2], dtype=torch.bool, device=queries.device)
         for position in range(max_tokens):
-            decoded, past = self._decode(states, position, past, read, memory_mask)
+            decoded, past = self._decode(states, position, past, read, memory.mask)
             scores = project(self.out_projection(self.norm(decoded[:, :, -1])))
             ids.append(scores.argmax(-1).masked_fill(ended, end_token))
             ended = ended | (ids[-1] == end_token)
@@ -99,8 +98,8 @@ class CaptionDecoder(nn.Module):
             states = self.embed_projection(embed(ids[-1]))[:, :, None].to(queries.dtype)
         return torch.stack(ids, dim=-1)
 
-    def _read(self, memory: Float[Tensor, "samples memory model"]) -> list[KeysValues]:
-        return [layer.cross_attention.keys_values(memory, memory) for layer in self.layers]
+    def _read(self, memory: Memory) -> list[KeysValues]:
+        return [layer.cross_attention.keys_values(memory.keys, memory.states) for layer in self.layers]
 
     def _decode(self, states: Tensor, first_position: int, past, memory: list[KeysValues], memory_mask: Tensor):
         places = torch.arange(first_position, first_position + states.shape[2], device=states.device)

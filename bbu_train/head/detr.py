@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bbu_train import vocabulary
-from bbu_train.head.adapter import Adapter, gather_memory, memory_positions
+from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import Attention, FeedForward, Mlp
 from bbu_train.types import Detections, MemoryIndex
@@ -30,15 +30,13 @@ class QueryLayer(nn.Module):
         self,
         queries: Float[Tensor, "samples queries model"],
         places: Float[Tensor, "queries model"],
-        memory: Float[Tensor, "samples memory model"],
-        memory_places: Float[Tensor, "samples memory model"],
-        memory_mask: Bool[Tensor, "samples memory"],
+        memory: Memory,
     ) -> Float[Tensor, "samples queries model"]:
         normalised = self.norms[0](queries)
         placed = normalised + places
         queries = queries + self.self_attention(placed, self.self_attention.keys_values(placed, normalised), None)
-        read = self.cross_attention.keys_values(memory + memory_places, memory)
-        queries = queries + self.cross_attention(self.norms[1](queries) + places, read, memory_mask)
+        read = self.cross_attention.keys_values(memory.keys, memory.states)
+        queries = queries + self.cross_attention(self.norms[1](queries) + places, read, memory.mask)
         return queries + self.feed_forward(self.norms[2](queries))
 
 
@@ -83,9 +81,9 @@ class Detr(nn.Module):
         project: Callable[[Tensor], Tensor],
     ) -> Detections:
         """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits."""
-        memory, mask = gather_memory(self.vision_adapter(vision_features), self.language_adapter(hidden), index)
-        memory = self.memory_norm(memory)
-        layers = self._queries(memory, mask, index)
+        memory = gather(self.vision_adapter(vision_features), self.language_adapter(hidden), index)
+        memory = memory._replace(states=self.memory_norm(memory.states))
+        layers = self._queries(memory)
         boxes_logits = self.box(layers).float()
         final = layers[-1]
 
@@ -93,21 +91,20 @@ class Detr(nn.Module):
             place = (samples, _rank_in_sample(samples, len(final)))
             picked = _place(final[samples, queries], place, num_slots, len(final), 0)
             ids = _place(caption_ids, place, num_slots, len(final), vocabulary.IGNORED)
-            return self.captioner.losses(picked, ids, memory, mask, embed, project)[place]
+            return self.captioner.losses(picked, ids, memory, embed, project)[place]
 
         def describe(end_token: int, max_tokens: int) -> Tensor:
-            return self.captioner.describe(final, memory, mask, embed, project, end_token, max_tokens)
+            return self.captioner.describe(final, memory, embed, project, end_token, max_tokens)
 
         return Detections(
             boxes_logits, boxes_logits.sigmoid(), self.objectness(layers)[..., 0].float(), caption_losses, describe
         )
 
-    def _queries(self, memory: Tensor, mask: Tensor, index: MemoryIndex) -> Float[Tensor, "layers samples queries d"]:
-        memory_places = memory_positions(index, memory.shape[-1])
-        queries = self.query.weight.expand(len(memory), -1, -1)
+    def _queries(self, memory: Memory) -> Float[Tensor, "layers samples queries model"]:
+        queries = self.query.weight.expand(len(memory.states), -1, -1)
         outputs = []
         for layer in self.layers:
-            queries = layer(queries, self.query_position.weight, memory, memory_places, mask)
+            queries = layer(queries, self.query_position.weight, memory)
             outputs.append(self.norm(queries))
         return torch.stack(outputs)
 

@@ -53,10 +53,7 @@ class GroundingModel(nn.Module):
         ).pooler_output
 
     def read(self, batch: Batch, vision_features: Float[Tensor, "merged width"]) -> Float[Tensor, "flat width"]:
-        """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask.
-
-        Without `use_cache=False` the stock model would build a cache that lets packed samples see each other.
-        """
+        """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask."""
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(

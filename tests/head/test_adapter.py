@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from bbu_train.head.adapter import Adapter, gather_memory, memory_positions
+from bbu_train.head.adapter import Adapter, gather, places
 from bbu_train.seeds import generator
 from bbu_train.types import MemoryIndex
 
@@ -43,7 +43,7 @@ def test_every_part_of_an_adapter_but_the_one_that_zero_hides_learns_from_the_fi
 
 def test_a_memory_is_its_samples_image_tokens_before_its_text(index):
     vision, text = torch.arange(5.0)[:, None] + 100, torch.arange(7.0)[:, None]
-    memory, mask = gather_memory(vision, text, index)
+    memory, _, mask = gather(vision, text, index)
     assert [row[real].flatten().tolist() for row, real in zip(memory, mask, strict=True)] == [
         [101, 102, 0, 1, 2],
         [104, 6],
@@ -51,10 +51,10 @@ def test_a_memory_is_its_samples_image_tokens_before_its_text(index):
 
 
 def test_image_tokens_know_their_place_in_the_picture_and_text_its_place_in_the_sample(index):
-    places = memory_positions(index, 8)
+    where = places(index, 8)
     x, y = 2 * math.pi * 0.75, 2 * math.pi * 0.5
     expected = [f(angle) for a in (y, x) for f in (math.sin, math.cos) for angle in (a, a / 100)]
-    assert places[0, 1].tolist() == pytest.approx(expected, abs=1e-5)
+    assert where[0, 1].tolist() == pytest.approx(expected, abs=1e-5)
     angles = [2 / 10**power for power in range(4)]
     expected = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
-    assert places[0, 4].tolist() == pytest.approx(expected, abs=1e-5)
+    assert where[0, 4].tolist() == pytest.approx(expected, abs=1e-5)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from bbu_train.head.adapter import Memory
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.seeds import generator
 
@@ -46,7 +47,8 @@ def seen():
     queries = random.standard_normal((NUM_SAMPLES, NUM_SLOTS, D_MODEL), dtype="float32")
     memory = random.standard_normal((NUM_SAMPLES, 4, D_MODEL), dtype="float32")
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    return torch.from_numpy(queries), torch.from_numpy(memory), mask
+    places = random.standard_normal(memory.shape, dtype="float32")
+    return torch.from_numpy(queries), Memory(torch.from_numpy(memory), torch.from_numpy(places), mask)
 
 
 @pytest.fixture
@@ -59,8 +61,8 @@ def caption_ids():
 
 
 def losses(decoder, seen, caption_ids, embed, project):
-    queries, memory, mask = seen
-    return decoder.losses(queries, caption_ids, memory, mask, embed, project)
+    queries, memory = seen
+    return decoder.losses(queries, caption_ids, memory, embed, project)
 
 
 def logits_of(decoder, seen, caption_ids, embed, project):
@@ -99,29 +101,36 @@ def test_a_word_does_not_see_itself_nor_what_follows(decoder, seen, caption_ids,
 
 
 def test_a_caption_reads_its_own_query_and_no_other_caption(decoder, seen, caption_ids, embed, project):
-    queries, memory, mask = seen
+    queries, memory = seen
     before = losses(decoder, seen, caption_ids, embed, project)
     others = queries.clone()
     others[1, 2] += 1
     words = caption_ids.clone()
     words[1, 2] = (words[1, 2] + 1) % END
-    after = losses(decoder, (others, memory, mask), words, embed, project)
+    after = losses(decoder, (others, memory), words, embed, project)
     assert torch.equal(after[:1], before[:1])
     assert torch.equal(after[1, :2], before[1, :2])
     assert not torch.isclose(after[1, 2], before[1, 2]).any()
 
 
 def test_a_caption_does_not_read_masked_memory(decoder, seen, caption_ids, embed, project):
-    queries, memory, mask = seen
-    other = torch.where(mask[..., None], memory, 7.0)
+    queries, memory = seen
+    other = memory._replace(states=torch.where(memory.mask[..., None], memory.states, 7.0))
     before = losses(decoder, seen, caption_ids, embed, project)
-    assert torch.equal(losses(decoder, (queries, other, mask), caption_ids, embed, project), before)
+    assert torch.equal(losses(decoder, (queries, other), caption_ids, embed, project), before)
 
 
 def test_a_caption_reads_the_memory(decoder, seen, caption_ids, embed, project):
-    queries, memory, mask = seen
+    queries, memory = seen
     before = losses(decoder, seen, caption_ids, embed, project)[1]
-    after = losses(decoder, (queries, -memory, mask), caption_ids, embed, project)[1]
+    after = losses(decoder, (queries, memory._replace(states=-memory.states)), caption_ids, embed, project)[1]
+    assert not torch.isclose(before, after).all(-1).any()
+
+
+def test_a_caption_reads_where_the_memory_is(decoder, seen, caption_ids, embed, project):
+    queries, memory = seen
+    before = losses(decoder, seen, caption_ids, embed, project)[1]
+    after = losses(decoder, (queries, memory._replace(places=-memory.places)), caption_ids, embed, project)[1]
     assert not torch.isclose(before, after).all(-1).any()
 
 
@@ -129,27 +138,27 @@ def test_decoding_with_a_cache_gives_the_logits_of_teacher_forcing(decoder, seen
     words = caption_ids.clamp(min=0)
     expected = logits_of(decoder, seen, words, embed, project)
     project.logits = []
-    queries, memory, mask = seen
-    written = decoder.describe(queries, memory, mask, embed, Dictated(project, words), END, NUM_TOKENS)
+    queries, memory = seen
+    written = decoder.describe(queries, memory, embed, Dictated(project, words), END, NUM_TOKENS)
     assert torch.equal(written, words)
     torch.testing.assert_close(torch.stack(project.logits, dim=2), expected, atol=1e-5, rtol=0)
 
 
 def test_greedy_captions_are_those_of_decoding_without_a_cache(decoder, seen, embed, project):
-    queries, memory, mask = seen
+    queries, memory = seen
     words = torch.zeros(NUM_SAMPLES, NUM_SLOTS, 0, dtype=torch.long)
     for _ in range(6):
         unknown = torch.zeros(NUM_SAMPLES, NUM_SLOTS, 1, dtype=torch.long)
         logits = logits_of(decoder, seen, torch.cat([words, unknown], dim=-1), embed, project)
         words = torch.cat([words, logits[:, :, -1:].argmax(-1)], dim=-1)
     assert len(words.unique()) > 2
-    assert torch.equal(decoder.describe(queries, memory, mask, embed, project, VOCABULARY, 6), words)
+    assert torch.equal(decoder.describe(queries, memory, embed, project, VOCABULARY, 6), words)
 
 
 def dictate(decoder, seen, embed, project, words, max_tokens):
-    queries, memory, mask = (part[:1] for part in seen)
+    queries, memory = seen[0][:1], Memory(*(part[:1] for part in seen[1]))
     dictated = Dictated(project, torch.tensor(words)[None])
-    return decoder.describe(queries[:, : len(words)], memory, mask, embed, dictated, END, max_tokens)[0].tolist()
+    return decoder.describe(queries[:, : len(words)], memory, embed, dictated, END, max_tokens)[0].tolist()
 
 
 def test_a_caption_that_has_ended_is_filled_with_the_end_token(decoder, seen, embed, project):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bbu_train.head.adapter import Memory
 from bbu_train.head.caption import CaptionLayer
 from bbu_train.head.detr import QueryLayer
 from bbu_train.head.layers import Attention, sine
@@ -66,7 +67,7 @@ def test_a_query_layer_is_torchs_decoder_layer_where_nothing_has_a_place(memory)
     ours = QueryLayer(D_MODEL, NUM_HEADS)
     queries = random("queries", 2, 3, D_MODEL)
     expected = torch_layer(ours)(queries, states, memory_key_padding_mask=~mask)
-    out = ours(queries, torch.zeros(3, D_MODEL), states, torch.zeros_like(states), mask)
+    out = ours(queries, torch.zeros(3, D_MODEL), Memory(states, torch.zeros_like(states), mask))
     torch.testing.assert_close(out, expected)
 
 
@@ -81,7 +82,7 @@ def test_places_are_added_to_what_asks_and_what_is_asked_and_never_to_what_is_re
     asked = theirs.norm2(expected) + places
     expected = expected + theirs.multihead_attn(asked, states + memory_places, states, key_padding_mask=~mask)[0]
     expected = expected + theirs.linear2(theirs.activation(theirs.linear1(theirs.norm3(expected))))
-    torch.testing.assert_close(ours(queries, places, states, memory_places, mask), expected)
+    torch.testing.assert_close(ours(queries, places, Memory(states, memory_places, mask)), expected)
 
 
 def test_a_caption_layer_is_torchs_causal_decoder_layer_for_each_caption(memory):
