@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from sys import intern
 from typing import NamedTuple, TypeVar
+from unicodedata import normalize
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.pictures import UnreadablePicture, read_header
@@ -101,8 +103,16 @@ def checked_picture(
         if wrong:
             problems.append(Problem(f"{where} {label}: {wrong}", is_box=True))
         else:
-            kept.append(candidate)
+            kept.append(Object(candidate.box_xyxy, _canonical(candidate.description)))
     return Picture(path, *size, tuple(kept)) if size else None
+
+
+def _canonical(description: str) -> str:
+    """NFC, as Qwen's tokenizer writes it: or a caption would never equal the description that it was learned from.
+
+    Many objects share one description, so equal ones are kept once.
+    """
+    return intern(normalize("NFC", description))
 
 
 def box_problem(box_xyxy: Box, size: tuple[int, int] | None) -> str | None:

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from sys import intern
 
 from bbu_train.data.annotations import (
     Box,
@@ -148,7 +147,7 @@ class _Line:
             wrong = f"box that is not four numbers {_shown(value['bbox_2d'])}"
             self.problems.append(Problem(f"{where} {label}: {wrong}", is_box=True))
             return None
-        return LabelledObject(label, Object(box, intern(str(description))))  # many objects share one description
+        return LabelledObject(label, Object(box, str(description)))
 
     def _keys(self, where: str, value: object, wanted: tuple[str, ...], further_keys: bool) -> bool:
         """Whether `value` is an object with the wanted keys, and with no others unless `further_keys`."""

@@ -72,6 +72,11 @@ def test_a_picture_without_objects_is_annotated_as_empty(root):
     assert load(root).train[0].student.objects == ()
 
 
+def test_descriptions_are_written_as_the_tokenizer_writes_them(root):
+    write(root, {"images": ["a.png"], "objects": [SCREW | {"desc": "re\u0301pe\u0301teur"}]})
+    assert load(root).train[0].student.objects[0].description == "r\u00e9p\u00e9teur"
+
+
 def test_absolute_picture_paths_are_taken_as_they_are(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
     Image.new("RGB", (9, 9)).save(elsewhere)
