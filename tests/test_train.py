@@ -10,6 +10,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu_train.train import train
 
@@ -108,12 +109,13 @@ def compare_logs(ours, expected):
                 assert value == pytest.approx(reference[name], rel=tolerance, abs=tolerance), (row["step"], name)
 
 
-def test_two_ranks_take_the_same_steps_as_one(outputs, uninterrupted):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def test_two_ranks_take_the_same_steps_as_one(outputs, run):
+    """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, *launch, *command(outputs, "two-ranks")]
-    subprocess.run(arguments, check=True, capture_output=True, env=environment)
-    compare_logs(rows(outputs / "smoke" / "two-ranks"), rows(uninterrupted))
+    arguments = command(outputs, "two-ranks", "sampler.num_samples=3", "engine.num_micro_batches=2")
+    subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment)
+    compare_logs(rows(outputs / "smoke" / "two-ranks"), rows(run("one-rank", "sampler.num_samples=3")))
 
 
 def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):
@@ -135,3 +137,30 @@ def test_the_losses_of_every_component_are_logged(uninterrupted):
     names = set(rows(uninterrupted)[1])
     assert names >= {f"loss/{name}" for name in LOSSES}
     assert names >= {f"{kind}/{group}" for kind in ("lr", "grad_norm") for group in ("vision", "detection", "adapter")}
+
+
+def test_the_other_choices_of_every_group_run_too(run):
+    folder = run(
+        *("others", "head=none", "loss=language", "sampler=token_budget", "sampler.max_row_tokens=1024"),
+        *("optimizer=uniform", "schedule=constant", "schedule.num_warmup_steps=0", "collator=standard"),
+        *("conversation=chinese", "data.language=chinese", "data.teachers.num_validation_teachers=2"),
+    )
+    first, *_, last = [row["loss/student_lm"] for row in rows(folder) if "loss/total" in row]
+    assert last < first
+    assert not (folder / "overlay.png").exists()
+
+
+def test_a_checkpoint_in_a_folder_is_trained(run, tmp_path, config, make_model, preprocessing):
+    """As a user would with downloaded weights: what transformers saved is what the run begins with."""
+    backbone = make_model("head=none").backbone
+    backbone.save_pretrained(tmp_path)
+    preprocessing.tokenizer.save_pretrained(tmp_path)
+    Qwen2VLImageProcessorPil().save_pretrained(tmp_path)
+    start = [f"model.checkpoint={tmp_path}", "model=qwen25vl3b", "head=none", "loss=language", "model.max_pixels=37632"]
+    folder = run("pretrained", *start, "steps=1", "schedule.num_warmup_steps=0", "model.rates.llm=0")
+    saved, trained = dict(backbone.named_parameters()), weights(folder, step=1)
+    frozen = "model.language_model.layers.0.self_attn.q_proj.weight"
+    moved = "model.visual.blocks.0.attn.qkv.weight"
+    assert torch.equal(trained[f"backbone.{frozen}"], saved[frozen])
+    assert not torch.equal(trained[f"backbone.{moved}"], saved[moved])
+    torch.testing.assert_close(trained[f"backbone.{moved}"], saved[moved], atol=1e-4, rtol=0)

@@ -1,0 +1,64 @@
+"""Two ranks: what breaks on one stops both, and no weight moves."""
+
+import os
+import socket
+
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from bbu_train import distributed
+from bbu_train.engine.plain import Plain
+from bbu_train.errors import InputError
+
+
+class Scale(nn.Module):
+    """A model of one weight; a rank's batch is the number that it is multiplied by."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        return self.weight * batch
+
+
+def step_as(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    device = distributed.start()
+    model = Scale()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    engine = Plain(
+        model=model,
+        criterion=lambda outputs, batch: outputs.sum(),
+        optimizer=optimizer,
+        groups={"all": [model.weight]},
+        device=device,
+        precision="fp32",
+        num_micro_batches=1,
+        gradient_checkpointing=False,
+        max_grad_norm=None,
+    )
+    said = {}
+    for name, numbers in (("good", (1.0, 2.0)), ("bad", (1.0, float("nan")))):
+        engine.backward(engine(torch.tensor(numbers[rank])))
+        try:
+            said[name] = engine.step(["a.jsonl:1", "a.jsonl:2"])["all"]
+        except InputError as error:
+            said[name] = str(error)
+        said[f"weight after {name}"] = model.weight.item()
+    distributed.finish()
+    torch.save(said, f"{folder}/{rank}.pt")
+
+
+def test_what_is_not_finite_on_one_rank_stops_all_and_moves_no_weight(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(step_as, args=(port, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        said = torch.load(tmp_path / f"{rank}.pt")
+        assert said["good"] == 3.0, "the gradient of a sum is the sum of the ranks' gradients, not their mean"
+        assert said["weight after good"] == said["weight after bad"] == -2.0
+        assert "a.jsonl:1, a.jsonl:2" in said["bad"]
