@@ -13,6 +13,19 @@ from bbu_train.types import Batch, Counts, Encoded, MemoryIndex, PictureFormat, 
 PADDING = -1
 
 
+class Collator:
+    """Samples to a Batch, for pictures of this format.
+
+    `max_tokens` and `too_long` say how long a sample may be and what becomes of a longer one; the plan of the run
+    applies them before anything is laid out. Nothing is ever truncated.
+    """
+
+    def __init__(self, picture_format: PictureFormat, max_tokens: int, too_long: str):
+        self.picture_format = picture_format
+        self.max_tokens = max_tokens
+        self.too_long = too_long
+
+
 def lay(
     samples: Sequence[Encoded], starts: Sequence[int], num_rows: int, row_tokens: int, picture_format: PictureFormat
 ) -> Batch:

@@ -8,18 +8,11 @@ from torch import Tensor, nn
 
 from bbu_train import vocabulary
 from bbu_train.head.adapter import Memory
-from bbu_train.head.layers import Attention, FeedForward, KeysValues, sine
+from bbu_train.head.layers import DecoderLayer, KeysValues, sine
 
 
-class CaptionLayer(nn.Module):
+class CaptionLayer(DecoderLayer):
     """One pre-norm decoder layer: the caption so far, then the sample's memory, then a feed-forward network."""
-
-    def __init__(self, d_model: int, num_heads: int):
-        super().__init__()
-        self.self_attention = Attention(d_model, num_heads)
-        self.cross_attention = Attention(d_model, num_heads)
-        self.feed_forward = FeedForward(d_model)
-        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
 
     def forward(
         self,

@@ -10,21 +10,14 @@ from torch import Tensor, nn
 from bbu_train import vocabulary
 from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.layers import Attention, FeedForward, Mlp
+from bbu_train.head.layers import DecoderLayer, Mlp
 from bbu_train.types import Detections, MemoryIndex
 
 PRIOR = 0.01  # objectness before training: focal loss diverges if most queries begin as objects (Lin et al. 2017)
 
 
-class QueryLayer(nn.Module):
+class QueryLayer(DecoderLayer):
     """One decoder layer, pre-norm: the queries read each other, then the memory, each with its position added."""
-
-    def __init__(self, d_model: int, num_heads: int):
-        super().__init__()
-        self.self_attention = Attention(d_model, num_heads)
-        self.cross_attention = Attention(d_model, num_heads)
-        self.feed_forward = FeedForward(d_model)
-        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
 
     def forward(
         self,

@@ -55,6 +55,17 @@ class Mlp(nn.Sequential):
         super().__init__(*hidden, nn.Linear(d_model, d_out))
 
 
+class DecoderLayer(nn.Module):
+    """The parts of a pre-norm decoder layer; how they read each other is each decoder's own."""
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
+        self.self_attention = Attention(d_model, num_heads)
+        self.cross_attention = Attention(d_model, num_heads)
+        self.feed_forward = FeedForward(d_model)
+        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
+
+
 def sine(positions: Float[Tensor, "*n"], size: int) -> Float[Tensor, "*n size"]:
     """sin and cos of `positions` at `size / 2` wavelengths from 2 pi to 20,000 pi (Vaswani et al. 2017)."""
     frequencies = 10_000 ** -(torch.arange(size // 2, device=positions.device) / (size // 2))

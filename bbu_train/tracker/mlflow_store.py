@@ -16,6 +16,10 @@ QUIET = {
 """MLflow reads these when it is imported, and they must not print over the progress bar. The user's own come first."""
 
 
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Without this tag the page of an experiment opens as that of a language-model application, with judges and prompts."""
+
+
 def be_quiet() -> None:
     """To be called before mlflow is imported. The settings do not replace the user's own."""
     for name, value in QUIET.items():
@@ -49,7 +53,8 @@ def experiment_id(client, name: str, artifacts: Path | None) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts and artifacts.as_uri())
+            location = artifacts and artifacts.as_uri()
+            return client.create_experiment(name, artifact_location=location, tags=TRAINING)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
