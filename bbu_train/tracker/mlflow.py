@@ -6,6 +6,7 @@ import posixpath
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -59,9 +60,11 @@ class Mlflow:
 
     @property
     def command(self) -> str:
-        """What a person types to see the runs; for a server, where to look."""
+        """What a person types to see the runs, in whatever environment; for a server, where to look."""
         served = self.uri.startswith("http")
-        return self.uri if served else shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
+        return (
+            self.uri if served else shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.uri])
+        )
 
     def open(self, config: dict, step: int) -> None:
         be_quiet()

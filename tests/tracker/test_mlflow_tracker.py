@@ -1,6 +1,7 @@
 import multiprocessing
 import shutil
 import sqlite3
+import sys
 
 import pytest
 
@@ -161,7 +162,7 @@ def test_config_that_mlflow_would_refuse_is_cut_and_renamed(outputs):
 
 def test_the_command_holds_from_any_folder(outputs):
     _, tracker = trackers(outputs)
-    assert tracker.command == f"mlflow ui --backend-store-uri 'sqlite:///{outputs}/mlflow.db'"
+    assert tracker.command == f"{sys.executable} -m mlflow ui --backend-store-uri 'sqlite:///{outputs}/mlflow.db'"
     assert str(outputs).startswith("/")
 
 
