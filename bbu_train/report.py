@@ -33,7 +33,8 @@ def table(
     lines = ["", f"{'':24}{'first':>12}{'last':>12}"]
     names = [name for name in training[0] if name.startswith("loss/")]
     lines += [f"{name:24}{float(training[0][name]):12.4f}{float(training[-1][name]):12.4f}" for name in names]
-    scored = [name for name in ("eval/ap", "eval/ap50", "eval/agnostic_ap50", "eval/f1") if name in evaluations[-1]]
+    names = ("eval/ap", "eval/ap50", "eval/agnostic_ap50", "eval/f1")
+    scored = [name for name in names if evaluations and name in evaluations[-1]]
     if scored:
         constant = score(pictures, constant_predictions(train_pictures, pictures, NUM_CONSTANT_BOXES, seed))
         lines += ["", f"{'validation':24}{'before':>12}{'after':>12}{'constant boxes':>18}"]

@@ -75,14 +75,14 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         return metrics, found
 
-    def due(every: int) -> bool:
-        return step % every == 0 or step == cfg.steps
+    def due(every: int | None) -> bool:
+        return every is not None and (step % every == 0 or step == cfg.steps)
 
     # ---- The loop ----
     state, metrics, found = "failed", {}, None
     progress = tqdm(total=cfg.steps, initial=step, unit="step", disable=None if distributed.is_main() else True)
     try:
-        if step == 0:
+        if step == 0 and cfg.eval_every is not None:
             metrics, _ = evaluated()
             track(metrics)
         ranks = distributed.rank(), distributed.world_size()
@@ -120,10 +120,11 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
                     checkpoints.save(step, weights, {"optimizer": optimizer.state_dict()}, metrics)
                 distributed.barrier()
 
-        if found is None:  # the run had ended before
+        if found is None and cfg.eval_every is not None:  # the run had ended before
             metrics, found = evaluated()
         if distributed.is_main():
             progress.close()
+            found = found or []
             for path in report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)):
                 for tracker in trackers.values():
                     tracker.artifact(path)

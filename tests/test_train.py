@@ -15,10 +15,22 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from bbu_train.train import train
 
 SMOKE = ["experiment=smoke", "tracker=jsonl"]
+SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3"]
+SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
 
 
 def command(outputs, name, *overrides):
-    return ["-m", "bbu_train", *SMOKE, "sweep=smoke", f"run={name}", f"outputs={outputs}", *overrides]
+    return [
+        "-m",
+        "bbu_train",
+        *SMOKE,
+        *SMALL_HEAD,
+        "sampler.num_samples=4",
+        "sweep=smoke",
+        f"run={name}",
+        f"outputs={outputs}",
+        *overrides,
+    ]
 
 
 def rows(folder):
@@ -50,7 +62,9 @@ def run(outputs, config):
     """A function from a name and overrides to the folder of a run in this process."""
 
     def run(name, *overrides):
-        cfg = config(*SMOKE, f"run={name}", f"outputs={outputs}", *overrides)
+        small = [] if "head=none" in overrides else SMALL_HEAD
+        few = [] if "sampler=token_budget" in overrides else ["sampler.num_samples=4"]
+        cfg = config(*SMOKE, *SMALL_DATA, *small, *few, f"run={name}", f"outputs={outputs}", *overrides)
         cfg.sweep = "smoke"
         train(cfg)
         return outputs / "smoke" / name

@@ -83,12 +83,14 @@ def build(
     attention: str,
     precision: str,
     vocabulary_chunk: int,
+    compile: bool,
     device: torch.device,
     head: Callable[[int], nn.Module | None],
 ) -> GroundingModel:
     """The model on `device` in float32, with pretrained weights or, from the current seed, random ones.
 
-    `head` takes the backbone's width, and gives None for a language model alone.
+    `head` takes the backbone's width, and gives None for a language model alone. `compile` turns the backbone's blocks
+    into fused kernels, for any length.
     """
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
@@ -105,5 +107,9 @@ def build(
     name = attention_choices.choose(attention, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
+    if compile:
+        # Block by block: all blocks of a kind share one graph, and lengths are symbols in it.
+        for block in (*visual.blocks, *backbone.model.language_model.layers):
+            block.compile(dynamic=True)
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.
     return GroundingModel(backbone, built_head, vocabulary_chunk).to(device).train()

@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bbu_train.errors import InputError
 from bbu_train.optimizer.groups import build, learning_rates, parameters_by_group, set_learning_rates
 
 CONF = Path(__file__).parents[2] / "conf" / "optimizer"
+RATES = {"vision": 2e-6, "merger": 1e-5, "llm": 1e-5, "adapter": 1e-4, "detection": 1e-4}
+
+
+def chosen(name: str) -> DictConfig:
+    """conf/optimizer/<name>.yaml beside a model, whose rates it refers to."""
+    return OmegaConf.create({"model": {"rates": RATES}, "optimizer": OmegaConf.load(CONF / f"{name}.yaml")}).optimizer
 
 
 def named(**modules: nn.Module) -> nn.Module:
@@ -40,7 +46,7 @@ class Model(nn.Module):
 
 def five_groups(**changes) -> dict:
     """The arguments that conf/optimizer/five_groups.yaml gives, its groups changed or added to."""
-    arguments = OmegaConf.to_container(OmegaConf.load(CONF / "five_groups.yaml"))
+    arguments = OmegaConf.to_container(chosen("five_groups"), resolve=True)
     arguments = {key: value for key, value in arguments.items() if not key.startswith("_")}
     for group, change in changes.items():
         arguments["groups"][group] = {**arguments["groups"].get(group, {}), **change}
@@ -182,6 +188,6 @@ def test_each_group_moves_by_its_own_rate():
 @pytest.mark.parametrize("choice", ["five_groups", "uniform"])
 def test_the_yaml_builds_an_optimizer_for_the_very_model_it_is_given(choice):
     model = Model()
-    optimizer = instantiate(OmegaConf.load(CONF / f"{choice}.yaml"), _convert_="all")(model)
+    optimizer = instantiate(chosen(choice), _convert_="all")(model)
     members = [parameter for group in parameters_by_group(optimizer).values() for parameter in group]
     assert {id(parameter) for parameter in members} == {id(parameter) for parameter in model.parameters()}

@@ -1,0 +1,71 @@
+"""The standard workload: what every throughput is measured on.
+
+Steps of 8 samples. A sample has a system turn of 60 tokens, then 0, 1 or 2 teacher turns (probability 0.30, 0.35,
+0.35) and the student's. A turn is one picture of 644 x 476 pixels (391 image tokens), a question of 12 tokens, and an
+answer of 28 tokens an object, with 1 + Exponential(mean 11) objects, at most 40.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bbu_train.conversation import answer
+from bbu_train.conversation.text import Text
+from bbu_train.seeds import generator
+from bbu_train.types import Object
+
+WIDTH, HEIGHT = 644, 476
+NUM_SYSTEM_TOKENS, NUM_QUESTION_TOKENS, NUM_OBJECT_TOKENS = 60, 12, 28
+FILLER = "q"  # a letter that no merge of the tokenizer covers: one token each
+
+OVERRIDES = (
+    "data=jsonl",
+    "data.teachers.teacher_ratio=0.7",
+    "data.teachers.num_teachers=[1,2]",
+    "data.teachers.num_validation_teachers=0",
+    "sampler.num_samples=8",
+)
+
+
+def overrides(folder: Path, text: Text) -> list[str]:
+    """What makes a run of bbu_train train on the workload written to `folder`."""
+    system = FILLER * (NUM_SYSTEM_TOKENS - len(text.ids("system\n")) - 3)  # start, end and a newline are tokens too
+    return [
+        *OVERRIDES,
+        f"data.root={folder}",
+        f"conversation.system={system}",
+        f"conversation.question={FILLER * NUM_QUESTION_TOKENS}",
+    ]
+
+
+def write(folder: Path, text: Text, num_samples: int) -> None:
+    """Pictures of noise and train.jsonl, with the same numbers at every call; one more sample for validation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    description = _description(text)
+    random = generator("standard workload")
+    lines = []
+    for i in range(num_samples + 1):
+        noise = random.integers(0, 256, (HEIGHT // 14, WIDTH // 14, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((WIDTH, HEIGHT)).save(folder / f"{i}.jpg", quality=90)
+        num_objects = min(40, 1 + int(random.exponential(11)))
+        boxes = np.sort(random.integers(10, 90, (num_objects, 2, 2)), axis=1) + [[0, 0], [9, 9]]  # two digits each
+        objects = [{"bbox_2d": box.flatten().tolist(), "desc": description} for box in boxes]
+        lines.append(json.dumps({"images": [f"{i}.jpg"], "objects": objects}))
+    (folder / "train.jsonl").write_text("\n".join(lines[:-1]))
+    (folder / "validation.jsonl").write_text(lines[-1])
+
+
+def _description(text: Text) -> str:
+    """A description with which an object, its comma included, is written in as many tokens as the workload says."""
+    boxes = [(10.0, 10.0, 90.0, 80.0), (20.0, 30.0, 90.0, 80.0)]
+    for length in range(NUM_OBJECT_TOKENS):
+        description = f"bbu{FILLER * length}"
+        one, two = (
+            len(text.ids(answer.render([Object(box, description) for box in some], 1, 1, WIDTH, HEIGHT)))
+            for some in (boxes[:1], boxes)
+        )
+        if two - one == NUM_OBJECT_TOKENS:
+            return description
+    raise AssertionError(f"no description makes an object of {NUM_OBJECT_TOKENS} tokens")
