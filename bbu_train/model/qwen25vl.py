@@ -11,6 +11,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from bbu_train import vocabulary
 from bbu_train.model import attention as attention_choices
+from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.still_patches import StillPatchEmbedding
 from bbu_train.types import Batch, Outputs, VisionInputs
@@ -83,6 +84,7 @@ def build(
     attention: str,
     precision: str,
     vocabulary_chunk: int,
+    vision_mlp_multiple: int,
     compile: bool,
     device: torch.device,
     head: Callable[[int], nn.Module | None],
@@ -104,6 +106,7 @@ def build(
         built_head = head(config.text_config.hidden_size)
     visual = backbone.model.visual
     visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
+    pad_vision_mlp(visual, vision_mlp_multiple)
     name = attention_choices.choose(attention, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
