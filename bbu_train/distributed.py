@@ -21,6 +21,9 @@ def start() -> torch.device:
     make the host wait for the device.
     """
     on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        # cuDNN's attention makes a plan for every new shape, 14 ms of the host each, and every step has new shapes.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         return torch.device("cuda" if on_gpus else "cpu")
     if missing := [name for name in VARIABLES if name not in os.environ]:

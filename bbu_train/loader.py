@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bbu_train.errors import InputError, all_problems
@@ -164,6 +165,7 @@ def batches(
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_as_they_are,
+        pin_memory=torch.cuda.is_available(),
         # Forked workers share the samples' memory instead of each loading a copy.
         multiprocessing_context="fork" if num_workers else None,
     )

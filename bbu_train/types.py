@@ -261,9 +261,12 @@ class Detections:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model says of a batch: the cross entropy of each supervised token and, with a head, its detections."""
+    """What the model says of a batch: the cross entropy of each supervised token and, with a head, its detections.
 
-    token_losses: Float[Tensor, "supervised"]
+    `token_losses()` is computed when it is asked for: meanwhile the matching's costs can travel to the host.
+    """
+
+    token_losses: Callable[[], Float[Tensor, "supervised"]]
     detections: Detections | None
 
 

@@ -62,7 +62,7 @@ def outputs_of(model, batch, sample):
     with torch.no_grad():
         outputs = model(batch)
     tokens = batch.sample_of_token.flatten()[batch.supervised_positions] == sample
-    said = [outputs.token_losses[tokens]]
+    said = [outputs.token_losses()[tokens]]
     if outputs.detections is not None:
         detections = outputs.detections
         mine = batch.sample_of_object == sample

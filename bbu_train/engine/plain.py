@@ -1,5 +1,6 @@
 """One process, or DistributedDataParallel when several were started."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -47,6 +48,7 @@ class Plain:
             raise InputError(f"engine.precision={precision} is unknown; take bf16 or fp32.")
         if num_micro_batches < 1:
             raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
+        assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.module = Supervised(model, criterion)
@@ -86,22 +88,28 @@ class Plain:
         # The norm of a group that no loss reaches is a zero on the CPU, wherever the others are.
         norms = {name: torch.nn.utils.get_total_norm(its).to(self.device) for name, its in gradients.items()}
         total_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-        # One transfer to the host, which waits for the device.
-        values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.total)]).tolist()
-        report = dict(zip([*norms, "total", "objective"], values, strict=True))
-        self.total.zero_()
-        broken = [name for name, value in report.items() if not abs(value) < float("inf")]
+        values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.total)])
+        self._update(total_norm, is_broken=~values.isfinite().all())
+        # One transfer to the host. It waits for the gradients, while the device has the update yet to do.
+        report = dict(zip([*norms, "total", "objective"], values.tolist(), strict=True))
+        broken = [name for name, value in report.items() if not math.isfinite(value)]
         if broken:
-            self.optimizer.zero_grad(set_to_none=True)
             raise InputError(
                 f"The step is not finite ({', '.join(broken)}), so no weight was changed and the run stops. "
                 f"Its samples: {', '.join(sample_ids)}. Look at them, or lower the learning rates; "
                 "the last checkpoint is good."
             )
-        if self.max_grad_norm is not None:
-            parameters = [parameter for group in self.groups.values() for parameter in group]
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         del report["objective"]
         return report
+
+    def _update(self, total_norm: Tensor, is_broken: Tensor) -> None:
+        """The optimizer's step, unless `is_broken`, on gradients divided by how far their norm is above the limit.
+
+        A fused optimizer takes both from the device, as it does for torch's GradScaler: the host does not wait to
+        decide, and the gradients are not read and written once more to be clipped.
+        """
+        above = torch.ones_like(total_norm) if self.max_grad_norm is None else total_norm / self.max_grad_norm
+        self.optimizer.grad_scale, self.optimizer.found_inf = above.clamp(min=1), is_broken.float()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.total.zero_()

@@ -42,10 +42,11 @@ class Joint(Language):
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
         """Sums over the batch. A model without a head has the language terms alone."""
-        losses = super().__call__(outputs, batch)
         if outputs.detections is None:
-            return losses
-        queries = self.matcher(outputs.detections, batch)
+            return super().__call__(outputs, batch)
+        matching = self.matcher.begin(outputs.detections, batch)
+        losses = super().__call__(outputs, batch)  # the device works at these while the costs travel
+        queries = matching()
         layers = [self._layer(outputs.detections, queries, batch, i) for i in range(len(queries))]
         losses |= layers[-1] | {"caption": detection.caption_sum(outputs.detections, queries[-1], batch)}
         if self.aux_weight > 0 and len(layers) > 1:

@@ -1,5 +1,7 @@
 """Which query answers for which object."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -25,28 +27,43 @@ class Matcher:
         self.giou = giou
         self.objectness = objectness
 
-    @torch.no_grad()
     def __call__(self, detections: Detections, batch: Batch) -> Int[Tensor, "layers objects"]:
-        """The query of each object, for each decoder layer.
+        """The query of each object, for each decoder layer."""
+        return self.begin(detections, batch)()
 
-        All costs are computed in one batch on the device and come to the host in one transfer.
+    @torch.no_grad()
+    def begin(self, detections: Detections, batch: Batch) -> Callable[[], Int[Tensor, "layers objects"]]:
+        """Start to compute all costs, in one batch on the device, and to bring them to the host in one transfer.
+
+        What comes back waits for them, and solves. What the device is given in between, it does meanwhile.
         """
-        device = batch.boxes_cxcywh.device
-        num_queries = detections.boxes_cxcywh.shape[2]
-        costs = self.costs(detections, batch).cpu().numpy()
+        costs = self.costs(detections, batch)
+        on_host = costs.to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if costs.is_cuda else None
+        if arrived:
+            arrived.record()
+
+        def solve() -> Int[Tensor, "layers objects"]:
+            if arrived:
+                arrived.synchronize()
+            return self._solve(on_host.numpy(), batch).to(costs.device, non_blocking=True)
+
+        return solve
+
+    def _solve(self, costs: np.ndarray, batch: Batch) -> Int[Tensor, "layers objects"]:
         costs = np.nan_to_num(costs, nan=WORST, posinf=WORST, neginf=WORST)
-        queries, start = torch.zeros(costs.shape[:2], dtype=torch.long), 0
-        for sample_id, num_objects in zip(batch.sample_ids, batch.objects_per_sample, strict=True):
-            if num_objects > num_queries:
+        num_layers, num_objects, num_queries = costs.shape
+        queries, start = torch.zeros(num_layers, num_objects, dtype=torch.long), 0
+        for sample_id, num_own in zip(batch.sample_ids, batch.objects_per_sample, strict=True):
+            if num_own > num_queries:
                 raise InputError(
-                    f"{sample_id} has {num_objects} objects and the head has {num_queries} queries. "
-                    "Raise head.num_queries."
+                    f"{sample_id} has {num_own} objects and the head has {num_queries} queries. Raise head.num_queries."
                 )
-            for layer, cost in enumerate(costs[:, start : start + num_objects]):
+            for layer, cost in enumerate(costs[:, start : start + num_own]):
                 objects, columns = linear_sum_assignment(cost)
                 queries[layer, start + torch.from_numpy(objects)] = torch.from_numpy(columns)
-            start += num_objects
-        return queries.to(device, non_blocking=True)
+            start += num_own
+        return queries
 
     def costs(self, detections: Detections, batch: Batch) -> Float[Tensor, "layers objects queries"]:
         """The cost of every query of an object's own sample."""

@@ -1,6 +1,7 @@
 """Qwen2.5-VL with a detection head: one vision pass feeds both."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ class GroundingModel(nn.Module):
     def forward(self, batch: Batch) -> Outputs:
         vision_features = self.see(batch.vision)
         hidden = self.read(batch, vision_features)
-        token_losses = vocabulary.token_losses(
-            hidden[batch.supervised_positions], batch.labels, self.backbone.lm_head, self.vocabulary_chunk
+        supervised = hidden[batch.supervised_positions]
+        token_losses = partial(
+            vocabulary.token_losses, supervised, batch.labels, self.backbone.lm_head, self.vocabulary_chunk
         )
         if self.head is None:
             return Outputs(token_losses, None)
@@ -56,6 +58,9 @@ class GroundingModel(nn.Module):
     def read(self, batch: Batch, vision_features: Float[Tensor, "merged width"]) -> Float[Tensor, "flat width"]:
         """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask."""
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
+        if torch.is_autocast_enabled(embedded.device.type):
+            # Autocast leaves an embedding in float32, and with it the residual stream of every layer.
+            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
             inputs_embeds=flat.view_as(embedded),

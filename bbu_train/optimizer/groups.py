@@ -26,7 +26,6 @@ def build(
     betas: Sequence[float],
     eps: float,
     weight_decay: float,
-    fused: bool,
 ) -> torch.optim.AdamW:
     """Freeze the groups of rate 0 and give the others to AdamW.
 
@@ -57,7 +56,8 @@ def build(
                 torch_groups.append({"params": chosen, **settings})
     if not torch_groups:
         raise InputError("optimizer: every parameter is frozen. Give at least one group an lr above 0.")
-    return torch.optim.AdamW(torch_groups, betas=tuple(betas), eps=eps, fused=fused)
+    # Fused: one kernel for the whole update, which also clips and refuses on the device (engine/plain.py).
+    return torch.optim.AdamW(torch_groups, betas=tuple(betas), eps=eps, fused=True)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:

@@ -29,7 +29,7 @@ def lines():
     def make(**changes):
         model = nn.ParameterDict({"first": torch.zeros(2), "second": torch.zeros(1)})
         groups = {name: [parameter] for name, parameter in model.items()}
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # a step subtracts the gradient
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)  # a step subtracts the gradient
         return model, plain(model, optimizer, groups, **changes)
 
     return make

@@ -28,7 +28,7 @@ def step_as(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     device = distributed.start()
     model = Scale()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     engine = Plain(
         model=model,
         criterion=lambda outputs, batch: outputs.sum(),

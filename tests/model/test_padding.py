@@ -39,7 +39,7 @@ def test_padding_changes_neither_outputs_nor_what_is_learned():
             outputs[-1].square().sum().backward()
             with torch.no_grad():
                 for parameter in visual.parameters():
-                    parameter -= 0.1 * parameter.grad
+                    parameter.sub_(0.1 * parameter.grad)
         torch.testing.assert_close(*outputs)
     gate, down = wide.blocks[0].mlp.gate_proj, wide.blocks[0].mlp.down_proj
     assert (gate.out_features, down.in_features) == (8, 8)
