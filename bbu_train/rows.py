@@ -10,7 +10,7 @@ from bbu_train.types import Batch, Counts, Losses
 
 
 def losses(criterion, sums: Losses, counts: Counts) -> dict[str, float]:
-    """Each mean and the total under "loss/...", brought to the host in one transfer."""
+    """Each mean and the total under "loss/..."."""
     means = criterion.means(sums, counts) | {"total": criterion.objective(sums, counts)}
     values = torch.stack(list(means.values())).tolist()
     return dict(zip((f"loss/{name}" for name in means), values, strict=True))
@@ -22,7 +22,7 @@ def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
 
 def resources(seconds: float, waited: float, batches: Sequence[Batch], device: torch.device) -> dict[str, float]:
     """Seconds of this step, of them waiting for data, this rank's tokens without padding, and its memory so far."""
-    num_tokens = sum(int((batch.sample_of_token >= 0).sum()) for batch in batches)
+    num_tokens = sum(batch.num_tokens for batch in batches)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:

@@ -101,11 +101,13 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
                     losses = engine(batch)  # sums, never means
                     engine.backward(criterion.objective(losses, counts))
                 sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
+            # On its way to the host before the step is: when engine.step has waited for the norms, these are there too.
+            sums = _summed(sums)
             norms = engine.step(source.names(plan[step]))  # refuses a non-finite update, on every rank alike
             step += 1
 
             if due(cfg.log_every):
-                row = rows.losses(criterion, _summed(sums), counts)
+                row = rows.losses(criterion, sums, counts)
                 row |= rows.under("lr", learning_rates(optimizer)) | rows.under("grad_norm", norms)
                 row |= rows.resources(time.perf_counter() - began, waited, micro_batches, device)
                 track(row)
@@ -149,4 +151,6 @@ def _summed_counts(micro_batches) -> Counts:
 
 
 def _summed(sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return dict(zip(sums, distributed.sum_over_ranks(torch.stack(list(sums.values()))), strict=True))
+    """Over all ranks, and on the way to the host, where they may be read after the next wait for the device."""
+    values = distributed.sum_over_ranks(torch.stack(list(sums.values())))
+    return dict(zip(sums, values.to("cpu", non_blocking=True), strict=True))

@@ -5,10 +5,14 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
+
+
+def cross_entropy(logits: Float[Tensor, "tokens vocabulary"], labels: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """-log softmax(logits)[label] in float32; 0 where the label is -100."""
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
 
 
 def token_losses(
@@ -16,15 +20,17 @@ def token_losses(
     labels: Int[Tensor, "tokens"],
     project: Callable[[Tensor], Tensor],
     chunk: int,
+    cross_entropy: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Float[Tensor, "tokens"]:
     """-log softmax(project(hidden))[label] for each token in float32; 0 where the label is -100.
 
     `chunk` tokens at a time, their logits computed again in the backward pass: the largest tensor is
-    chunk x vocabulary. `project` is called as a module, so that sharded weights are gathered.
+    chunk x vocabulary. `project` is called as a module, so that sharded weights are gathered. `cross_entropy` may be a
+    compiled one.
     """
 
     def losses(part: Tensor, part_labels: Tensor) -> Tensor:
-        return cross_entropy(project(part).float(), part_labels, reduction="none", ignore_index=IGNORED)
+        return cross_entropy(project(part), part_labels)
 
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])

@@ -35,7 +35,8 @@ def lengths(builder, samples):
 
 @pytest.fixture(scope="module")
 def collators(preprocessing):
-    return {kind: kind(preprocessing.picture_format, 8192, "error") for kind in (Packed, Standard)}
+    limits = preprocessing.picture_format, 8192, "error"
+    return {Packed: Packed(*limits, 1), Standard: Standard(*limits)}
 
 
 @pytest.fixture

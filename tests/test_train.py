@@ -19,18 +19,15 @@ SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3"]
 SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
 
 
+def settings(outputs, name, overrides):
+    """A smoke run on little data with a small head, unless the overrides choose another."""
+    small = [] if "head=none" in overrides else SMALL_HEAD
+    few = [] if "sampler=token_budget" in overrides else ["sampler.num_samples=4"]
+    return [*SMOKE, *SMALL_DATA, *small, *few, f"run={name}", f"outputs={outputs}", *overrides]
+
+
 def command(outputs, name, *overrides):
-    return [
-        "-m",
-        "bbu_train",
-        *SMOKE,
-        *SMALL_HEAD,
-        "sampler.num_samples=4",
-        "sweep=smoke",
-        f"run={name}",
-        f"outputs={outputs}",
-        *overrides,
-    ]
+    return ["-m", "bbu_train", *settings(outputs, name, overrides)]
 
 
 def rows(folder):
@@ -62,9 +59,7 @@ def run(outputs, config):
     """A function from a name and overrides to the folder of a run in this process."""
 
     def run(name, *overrides):
-        small = [] if "head=none" in overrides else SMALL_HEAD
-        few = [] if "sampler=token_budget" in overrides else ["sampler.num_samples=4"]
-        cfg = config(*SMOKE, *SMALL_DATA, *small, *few, f"run={name}", f"outputs={outputs}", *overrides)
+        cfg = config(*settings(outputs, name, overrides))
         cfg.sweep = "smoke"
         train(cfg)
         return outputs / "smoke" / name

@@ -65,6 +65,11 @@ class Detr(nn.Module):
         self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
         nn.init.constant_(self.objectness.bias, -math.log((1 - PRIOR) / PRIOR))
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The parts that run often and have few kinds: what is worth compiling."""
+        return [self.vision_adapter, self.language_adapter, *self.layers, *self.captioner.layers]
+
     def forward(
         self,
         vision_features: Float[Tensor, "merged width"],

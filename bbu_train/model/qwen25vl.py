@@ -29,13 +29,22 @@ class GroundingModel(nn.Module):
         self.backbone = backbone
         self.head = head
         self.vocabulary_chunk = vocabulary_chunk
+        self.cross_entropy = vocabulary.cross_entropy
+
+    def compile_blocks(self) -> None:
+        """Block by block: all blocks of a kind share one graph, and lengths are symbols in it."""
+        backbone = self.backbone.model
+        for block in (*backbone.visual.blocks, *backbone.language_model.layers, *getattr(self.head, "blocks", ())):
+            block.compile(dynamic=True)
+        self.cross_entropy = torch.compile(vocabulary.cross_entropy, dynamic=True)
 
     def forward(self, batch: Batch) -> Outputs:
         vision_features = self.see(batch.vision)
         hidden = self.read(batch, vision_features)
         supervised = hidden[batch.supervised_positions]
         token_losses = partial(
-            vocabulary.token_losses, supervised, batch.labels, self.backbone.lm_head, self.vocabulary_chunk
+            vocabulary.token_losses,
+            *(supervised, batch.labels, self.backbone.lm_head, self.vocabulary_chunk, self.cross_entropy),
         )
         if self.head is None:
             return Outputs(token_losses, None)
@@ -115,9 +124,8 @@ def build(
     name = attention_choices.choose(attention, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
+    model = GroundingModel(backbone, built_head, vocabulary_chunk)
     if compile:
-        # Block by block: all blocks of a kind share one graph, and lengths are symbols in it.
-        for block in (*visual.blocks, *backbone.model.language_model.layers):
-            block.compile(dynamic=True)
+        model.compile_blocks()
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.
-    return GroundingModel(backbone, built_head, vocabulary_chunk).to(device).train()
+    return model.to(device).train()

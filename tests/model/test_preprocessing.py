@@ -53,6 +53,8 @@ def load(checkpoint):
         attention="sdpa",
         precision="fp32",
         vocabulary_chunk=64,
+        vision_mlp_multiple=1,
+        compile=False,
         device=torch.device("cpu"),
         head=lambda width: None,
     ).eval()
