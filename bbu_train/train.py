@@ -1,5 +1,6 @@
 """Training, from top to bottom: check everything, build one thing after the other, then the loop."""
 
+import gc
 import logging
 import time
 from functools import partial
@@ -79,6 +80,8 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         return every is not None and (step % every == 0 or step == cfg.steps)
 
     # ---- The loop ----
+    gc.collect()
+    gc.freeze()  # what is here stays: the collector need not look through it again in the middle of a step
     state, metrics, found = "failed", {}, None
     progress = tqdm(total=cfg.steps, initial=step, unit="step", disable=None if distributed.is_main() else True)
     try:
