@@ -141,6 +141,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         log.debug("stopped at step %d", step, exc_info=True)
         raise
     finally:
+        gc.unfreeze()  # or the next run of a sweep could not have this one's memory
         progress.close()
         for tracker in trackers.values():
             tracker.close(state)
