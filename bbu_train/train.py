@@ -145,6 +145,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         progress.close()
         for tracker in trackers.values():
             tracker.close(state)
+        engine.close()
         distributed.finish()
 
 

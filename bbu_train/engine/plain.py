@@ -1,5 +1,6 @@
 """One process, or DistributedDataParallel when several were started."""
 
+import gc
 import math
 from contextlib import AbstractContextManager, nullcontext
 
@@ -101,6 +102,15 @@ class Plain:
             )
         del report["objective"]
         return report
+
+    def close(self) -> None:
+        """Let the model go while the ranks are still joined. No step can follow.
+
+        Left to the end of the interpreter, DistributedDataParallel may go after the threads that it talks through, and
+        the process aborts although its work is done.
+        """
+        self.module = None
+        gc.collect()
 
     def _update(self, total_norm: Tensor, is_broken: Tensor) -> None:
         """The optimizer's step, unless `is_broken`, on gradients divided by how far their norm is above the limit.

@@ -48,6 +48,7 @@ def step_as(rank: int, port: int, folder: str) -> None:
         except InputError as error:
             said[name] = str(error)
         said[f"weight after {name}"] = model.weight.item()
+    engine.close()
     distributed.finish()
     torch.save(said, f"{folder}/{rank}.pt")
 
