@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bbu_train.collator.packed import Packed
 from bbu_train.types import Counts
 
 
@@ -45,17 +44,6 @@ def test_every_layout_gives_the_same_losses_and_gradients(
     expected = gradients(model, criterion, [collate("packed", encoded)])
     batches = [collate(collator, part) for part in split(encoded, num_micro_batches)]
     for ours, reference in zip(gradients(model, criterion, batches), expected, strict=True):
-        assert_same(ours, reference)
-
-
-def test_a_row_padded_to_a_multiple_gives_the_same_losses_and_gradients(
-    model, make_criterion, collate, encoded, preprocessing
-):
-    criterion = make_criterion()
-    expected = gradients(model, criterion, [collate("packed", encoded)])
-    padded = Packed(preprocessing.picture_format, 8192, "error", 256)(encoded)
-    assert padded.input_ids.shape[1] % 256 == 0
-    for ours, reference in zip(gradients(model, criterion, [padded]), expected, strict=True):
         assert_same(ours, reference)
 
 

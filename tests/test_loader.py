@@ -36,7 +36,7 @@ def lengths(builder, samples):
 @pytest.fixture(scope="module")
 def collators(preprocessing):
     limits = preprocessing.picture_format, 8192, "error"
-    return {Packed: Packed(*limits, 1), Standard: Standard(*limits)}
+    return {Packed: Packed(*limits), Standard: Standard(*limits)}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def standard(preprocessing):
 
 @pytest.fixture
 def packed(preprocessing):
-    return Packed(preprocessing.picture_format, 8192, "error", 1)
+    return Packed(preprocessing.picture_format, 8192, "error")
 
 
 @pytest.fixture(params=["standard", "packed"])
