@@ -28,8 +28,19 @@ ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()
 OWN_KEYS = {"steps": 48, "peers": True, "contender": None}
 FAST = (
-    *("model=qwen25vl3b", "model.weights=random", "model.compile=true", "model.network.vocabulary_chunk=4096"),
-    *("engine.precision=bf16", "engine.num_micro_batches=2", "num_workers=6"),
+    *(
+        "model=qwen25vl3b",
+        "model.weights=random",
+        "model.compile=true",
+        "model.network.vocabulary_chunk=8192",
+        "head.vocabulary_chunk=8192",
+    ),
+    *(
+        "engine.precision=bf16",
+        "engine.num_micro_batches=1",
+        "engine.gradient_checkpointing=selective",
+        "num_workers=6",
+    ),
     *("threads=4", "tracker=jsonl", "eval_every=null", "save_every=null", "schedule.num_warmup_steps=1"),
 )
 PEER_STEPS = {"packed": (10, 4), "padded": (5, 2)}  # steps, and how many of them warm up

@@ -101,6 +101,15 @@ def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(outputs, run
     assert "loss/total" in done.stdout
 
 
+def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outputs, uninterrupted):
+    """In a process of its own, because the types that are checked here cannot be compiled."""
+    fast = ["model.compile=true", "engine.gradient_checkpointing=selective"]
+    arguments = command(outputs, "compiled", *fast, "eval_every=null", "save_every=null")
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    expected = [row for row in rows(uninterrupted) if "loss/total" in row]
+    compare_logs(rows(outputs / "smoke" / "compiled"), expected)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [["engine.num_micro_batches=2"], ["engine.num_micro_batches=4", "collator=standard"], ["collator=standard"]],

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bbu_train import distributed
 from bbu_train.errors import InputError
+from bbu_train.transfer import to_host
 from bbu_train.types import Batch, Losses
 
 
@@ -31,6 +32,7 @@ class Plain:
 
     `bf16` computes in bfloat16 by autocast; weights, gradients and moments stay float32. `groups` names the
     parameters of each learning-rate group, for the norms. `max_grad_norm` of None does not clip.
+    `gradient_checkpointing` other than "none" is a choice of the model's own.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Plain:
         device: torch.device,
         precision: str,
         num_micro_batches: int,
-        gradient_checkpointing: bool,
+        gradient_checkpointing: str,
         max_grad_norm: float | None,
     ):
         if precision not in ("bf16", "fp32"):
@@ -50,8 +52,8 @@ class Plain:
         if num_micro_batches < 1:
             raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
-        if gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+        if gradient_checkpointing != "none":
+            model.enable_gradient_checkpointing(gradient_checkpointing)
         self.module = Supervised(model, criterion)
         self.is_distributed = distributed.world_size() > 1
         if self.is_distributed:
@@ -90,9 +92,10 @@ class Plain:
         norms = {name: torch.nn.utils.get_total_norm(its).to(self.device) for name, its in gradients.items()}
         total_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.total)])
+        arrived = to_host(values)
         self._update(total_norm, is_broken=~values.isfinite().all())
-        # One transfer to the host. It waits for the gradients, while the device has the update yet to do.
-        report = dict(zip([*norms, "total", "objective"], values.tolist(), strict=True))
+        # The host waits for the gradients only, and prepares the next step while the device does the update.
+        report = dict(zip([*norms, "total", "objective"], arrived().tolist(), strict=True))
         broken = [name for name, value in report.items() if not math.isfinite(value)]
         if broken:
             raise InputError(

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bbu_train import vocabulary
+from bbu_train.compiled import compiled
 from bbu_train.head.adapter import Memory
 from bbu_train.head.layers import DecoderLayer, KeysValues, sine
 
@@ -50,22 +51,48 @@ class CaptionDecoder(nn.Module):
         self.layers = nn.ModuleList(CaptionLayer(d_model, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.vocabulary_chunk = vocabulary_chunk
+        self.cross_entropy = vocabulary.cross_entropy
+
+    def compile_parts(self) -> None:
+        """Fuse what training runs. Describing, whose cache grows with each token, stays as it is."""
+        self.teacher_forced = compiled(self.teacher_forced)
+        self.cross_entropy = compiled(vocabulary.cross_entropy)
 
     def losses(
         self,
-        queries: Float[Tensor, "samples slots model"],
-        caption_ids: Int[Tensor, "samples slots tokens"],
+        queries: Float[Tensor, "objects model"],
+        samples: Int[Tensor, "objects"],
+        num_slots: int,
+        caption_ids: Int[Tensor, "objects tokens"],
         memory: Memory,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
-    ) -> Float[Tensor, "samples slots tokens"]:
-        """Cross entropy of each caption token, 0 where `caption_ids` is -100."""
-        shifted = self.embed_projection(embed(caption_ids[..., :-1].clamp(min=0)))
-        states = torch.cat([queries[:, :, None], shifted.to(queries.dtype)], dim=2)
-        states, _ = self._decode(states, 0, None, self._read(memory), memory.mask)
-        out = self.out_projection(self.norm(states)).flatten(0, 2)
-        losses = vocabulary.token_losses(out, caption_ids.flatten(), project, self.vocabulary_chunk)
+    ) -> Float[Tensor, "objects tokens"]:
+        """Cross entropy of each caption token, 0 where `caption_ids` is -100.
+
+        `samples` says whose memory each caption reads, in ascending order; no sample has more than `num_slots`.
+        """
+        words = embed(caption_ids[:, :-1].clamp(min=0))
+        out = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
+        targets = caption_ids.flatten()
+        losses = vocabulary.token_losses(out, targets, project, self.vocabulary_chunk, self.cross_entropy)
         return losses.view(caption_ids.shape)
+
+    def teacher_forced(
+        self,
+        queries: Float[Tensor, "objects model"],
+        samples: Int[Tensor, "objects"],
+        num_slots: int,
+        words: Float[Tensor, "objects words width"],
+        memory: Memory,
+    ) -> Float[Tensor, "objects tokens width"]:
+        """What the output matrix reads: of each object's query and then of its words."""
+        sequences = torch.cat([queries[:, None], self.embed_projection(words).to(queries.dtype)], dim=1)
+        num_samples = len(memory.states)
+        place = (samples, _rank_in_sample(samples, num_samples))
+        slots = sequences.new_zeros(num_samples, num_slots, *sequences.shape[1:]).index_put(place, sequences)
+        states, _ = self._decode(slots, 0, None, self._read(memory), memory.mask)
+        return self.out_projection(self.norm(states[place]))
 
     @torch.no_grad()
     def describe(
@@ -101,3 +128,9 @@ class CaptionDecoder(nn.Module):
             states, keys_values = layer(states, past and past[i], memory[i], memory_mask)
             present.append(keys_values)
         return states, present
+
+
+def _rank_in_sample(samples: Int[Tensor, "objects"], num_samples: int) -> Int[Tensor, "objects"]:
+    """How many objects of the same sample come before each; `samples` ascends."""
+    first = torch.searchsorted(samples, torch.arange(num_samples, device=samples.device))
+    return torch.arange(len(samples), device=samples.device) - first[samples]

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from bbu_train import vocabulary
+from bbu_train.compiled import compiled
 from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp
@@ -65,10 +65,13 @@ class Detr(nn.Module):
         self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
         nn.init.constant_(self.objectness.bias, -math.log((1 - PRIOR) / PRIOR))
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The parts that run often and have few kinds: what is worth compiling."""
-        return [self.vision_adapter, self.language_adapter, *self.layers, *self.captioner.layers]
+    def compile_parts(self) -> None:
+        """Fuse what comes before the matching into one graph, and the captions, which come after it, into another.
+
+        There the host is not ahead of the device, which would wait for each small kernel that is launched by itself.
+        """
+        self.detect = compiled(self.detect)
+        self.captioner.compile_parts()
 
     def forward(
         self,
@@ -79,24 +82,30 @@ class Detr(nn.Module):
         project: Callable[[Tensor], Tensor],
     ) -> Detections:
         """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits."""
-        memory = gather(self.vision_adapter(vision_features), self.language_adapter(hidden), index)
-        memory = memory._replace(states=self.memory_norm(memory.states))
-        layers = self._queries(memory)
-        boxes_logits = self.box(layers).float()
-        final = layers[-1]
+        states, places, mask, layers, boxes_logits, objectness_logits = self.detect(vision_features, hidden, index)
+        memory, final = Memory(states, places, mask), layers[-1]
 
         def caption_losses(samples: Tensor, queries: Tensor, caption_ids: Tensor, num_slots: int) -> Tensor:
-            place = (samples, _rank_in_sample(samples, len(final)))
-            picked = _place(final[samples, queries], place, num_slots, len(final), 0)
-            ids = _place(caption_ids, place, num_slots, len(final), vocabulary.IGNORED)
-            return self.captioner.losses(picked, ids, memory, embed, project)[place]
+            matched = final[samples, queries]
+            return self.captioner.losses(matched, samples, num_slots, caption_ids, memory, embed, project)
 
         def describe(end_token: int, max_tokens: int) -> Tensor:
             return self.captioner.describe(final, memory, embed, project, end_token, max_tokens)
 
-        return Detections(
-            boxes_logits, boxes_logits.sigmoid(), self.objectness(layers)[..., 0].float(), caption_losses, describe
-        )
+        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, caption_losses, describe)
+
+    def detect(
+        self,
+        vision_features: Float[Tensor, "merged width"],
+        hidden: Float[Tensor, "flat width"],
+        index: MemoryIndex,
+    ) -> tuple[Tensor, ...]:
+        """The three parts of the memory, the states of the queries after each layer, and their boxes and objectness
+        before the sigmoid, in float32. A flat tuple, because torch 2.11 cannot give a named one from compiled code."""
+        memory = gather(self.vision_adapter(vision_features), self.language_adapter(hidden), index)
+        memory = memory._replace(states=self.memory_norm(memory.states))
+        layers = self._queries(memory)
+        return *memory, layers, self.box(layers).float(), self.objectness(layers)[..., 0].float()
 
     def _queries(self, memory: Memory) -> Float[Tensor, "layers samples queries model"]:
         queries = self.query.weight.expand(len(memory.states), -1, -1)
@@ -105,13 +114,3 @@ class Detr(nn.Module):
             queries = layer(queries, self.query_position.weight, memory)
             outputs.append(self.norm(queries))
         return torch.stack(outputs)
-
-
-def _rank_in_sample(samples: Int[Tensor, "objects"], num_samples: int) -> Int[Tensor, "objects"]:
-    """How many objects of the same sample come before each; `samples` ascends, as the objects of a batch do."""
-    first = torch.searchsorted(samples, torch.arange(num_samples, device=samples.device))
-    return torch.arange(len(samples), device=samples.device) - first[samples]
-
-
-def _place(values: Tensor, place: tuple[Tensor, Tensor], num_slots: int, num_samples: int, fill: int) -> Tensor:
-    return values.new_full((num_samples, num_slots, values.shape[-1]), fill).index_put(place, values)

@@ -1,5 +1,8 @@
 """All six losses of dual supervision."""
 
+from torch import Tensor
+
+from bbu_train.compiled import compiled
 from bbu_train.loss import detection
 from bbu_train.loss.language import Language
 from bbu_train.loss.matcher import Matcher
@@ -31,6 +34,7 @@ class Joint(Language):
         aux_weight: float,
         focal_alpha: float,
         focal_gamma: float,
+        compile: bool,
     ):
         super().__init__(weights)
         by_term = {"bbox_l1": weights["l1"], "bbox_giou": weights["giou"], "objectness": weights["objectness"]}
@@ -38,7 +42,8 @@ class Joint(Language):
         self.weights |= {f"aux_{name}": aux_weight * weight for name, weight in by_term.items()}
         self.matcher = matcher
         self.aux_weight = aux_weight
-        self.focal = {"alpha": focal_alpha, "gamma": focal_gamma}
+        self.focal = {"focal_alpha": focal_alpha, "focal_gamma": focal_gamma}
+        self.layer_sums = compiled(detection.layer_sums) if compile else detection.layer_sums
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
         """Sums over the batch. A model without a head has the language terms alone."""
@@ -47,16 +52,15 @@ class Joint(Language):
         matching = self.matcher.begin(outputs.detections, batch)
         losses = super().__call__(outputs, batch)  # the device works at these while the costs travel
         queries = matching()
-        layers = [self._layer(outputs.detections, queries, batch, i) for i in range(len(queries))]
-        losses |= layers[-1] | {"caption": detection.caption_sum(outputs.detections, queries[-1], batch)}
-        if self.aux_weight > 0 and len(layers) > 1:
-            losses |= {f"aux_{name}": sum(layer[name] for layer in layers[:-1]) for name in layers[-1]}
+        sums = self._layer_sums(outputs.detections, queries, batch)
+        losses |= {name: its[-1] for name, its in sums.items()}
+        losses["caption"] = detection.caption_sum(outputs.detections, queries[-1], batch)
+        if self.aux_weight > 0 and len(queries) > 1:
+            losses |= {f"aux_{name}": its[:-1].sum() for name, its in sums.items()}
         return losses
 
-    def _layer(self, detections: Detections, queries, batch: Batch, layer: int) -> Losses:
-        said = detections.boxes_cxcywh[layer]
-        l1, giou = detection.box_sums(said[batch.sample_of_object, queries[layer]], batch.boxes_cxcywh)
-        is_object = detection.matched_mask(queries[layer], batch, said.shape[1])
-        logits = detections.objectness_logits[layer]
-        objectness = detection.focal_sum(logits, is_object, batch.annotated, **self.focal)
-        return {"bbox_l1": l1, "bbox_giou": giou, "objectness": objectness}
+    def _layer_sums(self, detections: Detections, queries: Tensor, batch: Batch) -> dict[str, Tensor]:
+        said = detections.boxes_cxcywh, detections.objectness_logits
+        true = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
+        sums = self.layer_sums(*said, queries, *true, **self.focal)
+        return dict(zip(("bbox_l1", "bbox_giou", "objectness"), sums, strict=True))

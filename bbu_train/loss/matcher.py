@@ -9,7 +9,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bbu_train import boxes
+from bbu_train.compiled import compiled
 from bbu_train.errors import InputError
+from bbu_train.transfer import to_host
 from bbu_train.types import Batch, Detections
 
 WORST = 1e6  # stands in for a cost that is not finite, which scipy refuses; the loss itself then stops the run
@@ -22,10 +24,11 @@ class Matcher:
     The weights are the matcher's own: sweeping a loss weight must not quietly change the assignment.
     """
 
-    def __init__(self, l1: float, giou: float, objectness: float):
+    def __init__(self, l1: float, giou: float, objectness: float, compile: bool):
         self.l1 = l1
         self.giou = giou
         self.objectness = objectness
+        self.costs = compiled(costs) if compile else costs
 
     def __call__(self, detections: Detections, batch: Batch) -> Int[Tensor, "layers objects"]:
         """The query of each object, for each decoder layer."""
@@ -37,18 +40,10 @@ class Matcher:
 
         What comes back waits for them, and solves. What the device is given in between, it does meanwhile.
         """
-        costs = self.costs(detections, batch)
-        on_host = costs.to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event() if costs.is_cuda else None
-        if arrived:
-            arrived.record()
-
-        def solve() -> Int[Tensor, "layers objects"]:
-            if arrived:
-                arrived.synchronize()
-            return self._solve(on_host.numpy(), batch).to(costs.device, non_blocking=True)
-
-        return solve
+        said = detections.boxes_cxcywh, detections.objectness_logits
+        costs = self.costs(*said, batch.sample_of_object, batch.boxes_cxcywh, self.l1, self.giou, self.objectness)
+        arrived = to_host(costs)
+        return lambda: self._solve(arrived().numpy(), batch).to(costs.device, non_blocking=True)
 
     def _solve(self, costs: np.ndarray, batch: Batch) -> Int[Tensor, "layers objects"]:
         costs = np.nan_to_num(costs, nan=WORST, posinf=WORST, neginf=WORST)
@@ -65,13 +60,22 @@ class Matcher:
             start += num_own
         return queries
 
-    def costs(self, detections: Detections, batch: Batch) -> Float[Tensor, "layers objects queries"]:
-        """The cost of every query of an object's own sample."""
-        # 1. What the queries of each object's sample say, and what is true.
-        said = detections.boxes_cxcywh[:, batch.sample_of_object]
-        objectness = detections.objectness_logits[:, batch.sample_of_object].sigmoid()
-        true = batch.boxes_cxcywh[:, None]
-        # 2. The three terms.
-        l1 = (said - true).abs().sum(-1)
-        giou = boxes.paired_generalized_iou(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true))
-        return self.l1 * l1 + self.giou * (1 - giou) + self.objectness * (1 - objectness)
+
+def costs(
+    boxes_cxcywh: Float[Tensor, "layers samples queries 4"],
+    objectness_logits: Float[Tensor, "layers samples queries"],
+    sample_of_object: Int[Tensor, "objects"],
+    true_cxcywh: Float[Tensor, "objects 4"],
+    weight_l1: float,
+    weight_giou: float,
+    weight_objectness: float,
+) -> Float[Tensor, "layers objects queries"]:
+    """The cost of every query of an object's own sample."""
+    # 1. What the queries of each object's sample say, and what is true.
+    said = boxes_cxcywh[:, sample_of_object]
+    objectness = objectness_logits[:, sample_of_object].sigmoid()
+    true = true_cxcywh[:, None]
+    # 2. The three terms.
+    l1 = (said - true).abs().sum(-1)
+    giou = boxes.paired_generalized_iou(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true))
+    return weight_l1 * l1 + weight_giou * (1 - giou) + weight_objectness * (1 - objectness)

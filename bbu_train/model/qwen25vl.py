@@ -11,7 +11,9 @@ from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from bbu_train import vocabulary
+from bbu_train.compiled import compiled
 from bbu_train.model import attention as attention_choices
+from bbu_train.model import recompute
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.still_patches import StillPatchEmbedding
@@ -31,12 +33,14 @@ class GroundingModel(nn.Module):
         self.vocabulary_chunk = vocabulary_chunk
         self.cross_entropy = vocabulary.cross_entropy
 
-    def compile_blocks(self) -> None:
-        """Block by block: all blocks of a kind share one graph, and lengths are symbols in it."""
+    def compile_parts(self) -> None:
+        """The backbone block by block, of which all of a kind share one graph; lengths are symbols in it."""
         backbone = self.backbone.model
-        for block in (*backbone.visual.blocks, *backbone.language_model.layers, *getattr(self.head, "blocks", ())):
+        for block in (*backbone.visual.blocks, *backbone.language_model.layers):
             block.compile(dynamic=True)
-        self.cross_entropy = torch.compile(vocabulary.cross_entropy, dynamic=True)
+        self.cross_entropy = compiled(vocabulary.cross_entropy)
+        if self.head is not None:
+            self.head.compile_parts()
 
     def forward(self, batch: Batch) -> Outputs:
         vision_features = self.see(batch.vision)
@@ -86,9 +90,9 @@ class GroundingModel(nn.Module):
     def project(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocabulary"]:
         return self.backbone.lm_head(hidden)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Keep only each block's input, and compute its inside again in the backward pass."""
-        self.backbone.activation_checkpointing_enable({"use_reentrant": False})
+    def enable_gradient_checkpointing(self, choice: str) -> None:
+        """Compute some of each block of the backbone again in the backward pass: "none", "selective" or "full"."""
+        recompute.enable(self.backbone, choice)
 
 
 def build(
@@ -106,7 +110,7 @@ def build(
     """The model on `device` in float32, with pretrained weights or, from the current seed, random ones.
 
     `head` takes the backbone's width, and gives None for a language model alone. `compile` turns the backbone's blocks
-    into fused kernels, for any length.
+    and the head into fused kernels, for any length.
     """
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
@@ -126,6 +130,6 @@ def build(
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
     model = GroundingModel(backbone, built_head, vocabulary_chunk)
     if compile:
-        model.compile_blocks()
+        model.compile_parts()
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.
     return model.to(device).train()

@@ -1,12 +1,14 @@
 """Forward, backward and update of one step in one process."""
 
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu_train.engine.plain import Plain
@@ -18,7 +20,7 @@ IDS = ["train.jsonl:3", "train.jsonl:7"]
 
 
 def plain(model, optimizer, groups, **changes) -> Plain:
-    settings = {"precision": "fp32", "num_micro_batches": 1, "gradient_checkpointing": False, "max_grad_norm": None}
+    settings = {"precision": "fp32", "num_micro_batches": 1, "gradient_checkpointing": "none", "max_grad_norm": None}
     return Plain(model, None, optimizer, groups, CPU, **settings | changes)
 
 
@@ -174,8 +176,9 @@ def test_bf16_gives_losses_near_those_of_fp32(make_engine, batch):
     assert losses["student_lm"] != expected["student_lm"]
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(make_engine, batch):
-    losses, gradients = backward(make_engine("engine.gradient_checkpointing=true"), batch)
+@pytest.mark.parametrize("choice", ["selective", "full"])
+def test_gradient_checkpointing_gives_the_same_gradients(choice, make_engine, batch):
+    losses, gradients = backward(make_engine(f"engine.gradient_checkpointing={choice}"), batch)
     expected_losses, expected = backward(make_engine(), batch)
     torch.testing.assert_close(losses, expected_losses)
     torch.testing.assert_close(gradients, expected)
@@ -190,15 +193,47 @@ def count_runs_of_blocks(made, batch) -> int:
     return len(runs)
 
 
-def test_gradient_checkpointing_computes_each_block_again(make_engine, batch):
-    assert count_runs_of_blocks(make_engine("engine.gradient_checkpointing=false"), batch) == 2
-    assert count_runs_of_blocks(make_engine("engine.gradient_checkpointing=true"), batch) == 4
+def test_full_gradient_checkpointing_computes_each_block_again(make_engine, batch):
+    assert count_runs_of_blocks(make_engine("engine.gradient_checkpointing=none"), batch) == 2
+    assert count_runs_of_blocks(make_engine("engine.gradient_checkpointing=full"), batch) == 4
+
+
+class CountedOperators(TorchDispatchMode):
+    """How often each operator of torch has run."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[function.overloadpacket] += 1
+        return function(*args, **kwargs or {})
+
+
+def test_selective_gradient_checkpointing_repeats_activations_but_no_product_and_no_attention(make_engine, batch):
+    counts = {}
+    for choice in ("none", "selective"):
+        made = make_engine(f"engine.gradient_checkpointing={choice}", "head=none", "loss=language")
+        with CountedOperators() as counted:
+            backward(made, batch)
+        counts[choice] = counted.count
+    aten = torch.ops.aten
+    blocks = made.model.backbone.config
+    num_blocks = blocks.text_config.num_hidden_layers + blocks.vision_config.depth
+    assert counts["selective"][aten.silu] == counts["none"][aten.silu] + num_blocks
+    for dear in (aten.mm, aten.addmm, aten.bmm, aten._scaled_dot_product_flash_attention_for_cpu):
+        assert counts["selective"][dear] == counts["none"][dear]
+
+
+def test_an_unknown_choice_of_gradient_checkpointing_is_refused(make_engine):
+    with pytest.raises(InputError, match="engine.gradient_checkpointing=some"):
+        make_engine("engine.gradient_checkpointing=some")
 
 
 def test_the_blocks_of_a_pretrained_model_are_computed_again_too(make_engine, make_model, batch, tmp_path):
     make_model("head=none").backbone.save_pretrained(tmp_path)
     Qwen2VLImageProcessorPil().save_pretrained(tmp_path)
-    made = make_engine("model.weights=pretrained", f"model.checkpoint={tmp_path}", "engine.gradient_checkpointing=true")
+    made = make_engine("model.weights=pretrained", f"model.checkpoint={tmp_path}", "engine.gradient_checkpointing=full")
     assert count_runs_of_blocks(made, batch) == 4
 
 
@@ -226,7 +261,7 @@ def test_a_frozen_group_keeps_its_weights_and_has_no_moments(make_engine, batch)
     assert not any(made.model.get_parameter(name) in made.optimizer.state for name in frozen)
 
 
-@pytest.mark.parametrize("checkpointing", ["true", "false"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize(("frozen", "trained"), [("llm", ("vision", "merger")), ("vision", ("merger",))])
 def test_language_gradients_pass_through_a_frozen_group(frozen, trained, checkpointing, make_engine, batch):
     made = make_engine(

@@ -37,7 +37,7 @@ def step_as(rank: int, port: int, folder: str) -> None:
         device=device,
         precision="fp32",
         num_micro_batches=1,
-        gradient_checkpointing=False,
+        gradient_checkpointing="none",
         max_grad_norm=None,
     )
     said = {}

@@ -61,8 +61,11 @@ def caption_ids():
 
 
 def losses(decoder, seen, caption_ids, embed, project):
-    queries, memory = seen
-    return decoder.losses(queries, caption_ids, memory, embed, project)
+    """Of shape (samples, slots, tokens), as `caption_ids`."""
+    (queries, memory), num_slots = seen, caption_ids.shape[1]
+    samples = torch.arange(len(queries)).repeat_interleave(num_slots)
+    flat = queries.flatten(0, 1), samples, num_slots, caption_ids.flatten(0, 1)
+    return decoder.losses(*flat, memory, embed, project).view(caption_ids.shape)
 
 
 def logits_of(decoder, seen, caption_ids, embed, project):

@@ -14,7 +14,7 @@ from transformers.loss.loss_for_object_detection import (
 )
 
 from bbu_train import boxes
-from bbu_train.loss.detection import box_sums, caption_sum, focal_sum, matched_mask
+from bbu_train.loss.detection import box_sums, caption_sum, focal_sum, layer_sums, matched_mask
 from bbu_train.seeds import generator
 
 NO_BOXES = torch.zeros(0, 4)
@@ -49,11 +49,12 @@ def test_box_sums_of_every_layer_are_those_of_transformers(random_boxes, batch_o
     batch = batch_of(*true)
     matcher = make_criterion().matcher
     queries = matcher(detections_of(said, logits), batch)
-    num_objects = sum(map(len, true))
+    true = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
+    l1, giou, _ = layer_sums(said, logits, queries, *true, focal_alpha=0.25, focal_gamma=2.0)
+    num_objects = len(batch.boxes_cxcywh)
     for i, suffix in enumerate(("_0", "_1", "")):
-        l1, giou = box_sums(said[i, batch.sample_of_object, queries[i]], batch.boxes_cxcywh)
-        torch.testing.assert_close(l1 / num_objects, expected[f"loss_bbox{suffix}"])
-        torch.testing.assert_close(giou / num_objects, expected[f"loss_giou{suffix}"])
+        torch.testing.assert_close(l1[i] / num_objects, expected[f"loss_bbox{suffix}"])
+        torch.testing.assert_close(giou[i] / num_objects, expected[f"loss_giou{suffix}"])
 
 
 def test_boxes_without_an_area_give_finite_losses_and_gradients():
@@ -118,8 +119,11 @@ def test_focal_loss_of_a_certain_query_has_a_finite_gradient(gamma):
 
 
 def test_only_the_queries_that_answer_for_an_object_are_objects(random_boxes, batch_of):
-    mask = matched_mask(torch.tensor([2, 0, 1]), batch_of(random_boxes("a", 2), NO_BOXES, random_boxes("b", 1)), 4)
-    assert mask.nonzero().tolist() == [[0, 0], [0, 2], [2, 1]]
+    batch = batch_of(random_boxes("a", 2), NO_BOXES, random_boxes("b", 1))
+    queries = torch.tensor([[2, 0, 1], [1, 3, 3]])
+    mask = matched_mask(queries, batch.sample_of_object, num_samples=3, num_queries=4)
+    assert mask[0].nonzero().tolist() == [[0, 0], [0, 2], [2, 1]]
+    assert mask[1].nonzero().tolist() == [[0, 1], [0, 3], [2, 3]]
 
 
 @pytest.fixture

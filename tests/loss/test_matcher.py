@@ -14,6 +14,10 @@ from bbu_train.seeds import generator
 NO_BOXES = torch.zeros(0, 4)
 
 
+def matcher_of(l1=5.0, giou=2.0, objectness=1.0) -> Matcher:
+    return Matcher(l1, giou, objectness, compile=False)
+
+
 def random_logits(name, *shape):
     return torch.from_numpy(generator("logits", name).standard_normal(shape, dtype="float32"))
 
@@ -46,7 +50,7 @@ def peers_assignment(weights, boxes_cxcywh, objectness_logits, batch):
 def test_the_assignment_is_that_of_transformers(weights, draw, random_boxes, batch_of, detections_of):
     batch = batch_of(*(random_boxes(f"true {draw} {i}", number) for i, number in enumerate((3, 1, 6))))
     said, logits = random_boxes(f"said {draw}", 2, 3, 8), random_logits(draw, 2, 3, 8)
-    queries = Matcher(**weights)(detections_of(said, logits), batch)
+    queries = matcher_of(**weights)(detections_of(said, logits), batch)
     expected = [peers_assignment(weights, said[layer], logits[layer], batch) for layer in range(2)]
     assert queries.tolist() == torch.stack(expected).tolist()
 
@@ -54,9 +58,7 @@ def test_the_assignment_is_that_of_transformers(weights, draw, random_boxes, bat
 @pytest.mark.parametrize("draw", range(5))
 def test_the_assignment_is_the_cheapest_of_all(draw, random_boxes, batch_of, detections_of):
     true, said, logits = random_boxes(f"true {draw}", 4), random_boxes(f"said {draw}", 6), random_logits(draw, 6)
-    queries = Matcher(l1=5.0, giou=2.0, objectness=1.0)(
-        detections_of(said[None, None], logits[None, None]), batch_of(true)
-    )
+    queries = matcher_of()(detections_of(said[None, None], logits[None, None]), batch_of(true))
     giou = generalized_box_iou(center_to_corners_format(true), center_to_corners_format(said))
     cost = 5 * torch.cdist(true, said, p=1) + 2 * (1 - giou) + (1 - logits.sigmoid())
     cheapest = min(permutations(range(6), 4), key=lambda chosen: cost[range(4), chosen].sum())
@@ -66,7 +68,7 @@ def test_the_assignment_is_the_cheapest_of_all(draw, random_boxes, batch_of, det
 def test_matching_ignores_the_order_of_targets(random_boxes, batch_of, detections_of):
     first, second = random_boxes("first", 3), random_boxes("second", 4)
     detections = detections_of(random_boxes("said", 2, 2, 9), random_logits("said", 2, 2, 9))
-    matcher, order = Matcher(5.0, 2.0, 1.0), [2, 0, 3, 1]
+    matcher, order = matcher_of(), [2, 0, 3, 1]
     queries = matcher(detections, batch_of(first, second))
     reordered = matcher(detections, batch_of(first, second[order]))
     assert torch.equal(reordered[:, :3], queries[:, :3])
@@ -85,7 +87,7 @@ def test_costs_that_are_not_finite_do_not_stop_the_matching(random_boxes, batch_
     said, logits = random_boxes("said", 1, 2, 4), random_logits("said", 1, 2, 4)
     said[0, 0, :2] = torch.tensor([torch.nan, torch.inf])[:, None]
     logits[0, 1] = torch.nan
-    queries = Matcher(5.0, 2.0, 1.0)(detections_of(said, logits), batch_of(*random_boxes("true", 2, 2)))
+    queries = matcher_of()(detections_of(said, logits), batch_of(*random_boxes("true", 2, 2)))
     assert set(queries[0, :2].tolist()) == {2, 3}, "a query without a finite cost is the last choice"
     assert len(set(queries[0, 2:].tolist())) == 2
 
@@ -93,20 +95,20 @@ def test_costs_that_are_not_finite_do_not_stop_the_matching(random_boxes, batch_
 def test_two_objects_with_one_box_get_two_queries(random_boxes, batch_of, detections_of):
     box = random_boxes("true", 1)
     said = torch.cat([random_boxes("said", 3), box, box + 0.01])[None, None]
-    queries = Matcher(5.0, 2.0, 1.0)(detections_of(said, torch.zeros(1, 1, 5)), batch_of(box.expand(2, 4)))
+    queries = matcher_of()(detections_of(said, torch.zeros(1, 1, 5)), batch_of(box.expand(2, 4)))
     assert set(queries[0].tolist()) == {3, 4}
 
 
 def test_objects_without_an_area_are_matched_by_where_they_are(batch_of, detections_of):
     points = torch.tensor([[0.2, 0.2, 0.0, 0.0], [0.8, 0.8, 0.0, 0.3]])
     said = torch.stack([points[1], torch.tensor([0.5, 0.5, 0.2, 0.2]), points[0]])[None, None]
-    queries = Matcher(5.0, 2.0, 1.0)(detections_of(said, torch.zeros(1, 1, 3)), batch_of(points))
+    queries = matcher_of()(detections_of(said, torch.zeros(1, 1, 3)), batch_of(points))
     assert queries[0].tolist() == [2, 0]
 
 
 def test_samples_without_objects_take_no_query(random_boxes, batch_of, detections_of):
     true, said, logits = random_boxes("true", 2), random_boxes("said", 1, 3, 4), random_logits("said", 1, 3, 4)
-    matcher = Matcher(5.0, 2.0, 1.0)
+    matcher = matcher_of()
     among_empty = matcher(detections_of(said, logits), batch_of(NO_BOXES, true, NO_BOXES))
     alone = matcher(detections_of(said[:, 1:2], logits[:, 1:2]), batch_of(true))
     assert torch.equal(among_empty, alone)
@@ -114,12 +116,12 @@ def test_samples_without_objects_take_no_query(random_boxes, batch_of, detection
 
 def test_a_batch_without_any_object_gives_an_empty_matching(random_boxes, batch_of, detections_of):
     detections = detections_of(random_boxes("said", 2, 2, 4), random_logits("said", 2, 2, 4))
-    assert Matcher(5.0, 2.0, 1.0)(detections, batch_of(NO_BOXES, NO_BOXES)).shape == (2, 0)
+    assert matcher_of()(detections, batch_of(NO_BOXES, NO_BOXES)).shape == (2, 0)
 
 
 def test_as_many_objects_as_queries_take_all_of_them(random_boxes, batch_of, detections_of):
     detections = detections_of(random_boxes("said", 1, 1, 3), random_logits("said", 1, 1, 3))
-    queries = Matcher(5.0, 2.0, 1.0)(detections, batch_of(random_boxes("true", 3)))
+    queries = matcher_of()(detections, batch_of(random_boxes("true", 3)))
     assert set(queries[0].tolist()) == {0, 1, 2}
 
 
@@ -127,4 +129,4 @@ def test_more_objects_than_queries_name_the_sample(random_boxes, batch_of, detec
     detections = detections_of(random_boxes("said", 1, 2, 2), random_logits("said", 1, 2, 2))
     batch = batch_of(random_boxes("few", 2), random_boxes("many", 3))
     with pytest.raises(InputError, match=r"sample 1 has 3 objects and the head has 2 queries.*head\.num_queries"):
-        Matcher(5.0, 2.0, 1.0)(detections, batch)
+        matcher_of()(detections, batch)
