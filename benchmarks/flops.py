@@ -18,16 +18,17 @@ def language(config: Qwen2_5_VLConfig, num_tokens: int, num_supervised: int) -> 
     return text.num_hidden_layers * layers + 6 * num_supervised * width * text.vocab_size
 
 
-def vision(config: Qwen2_5_VLConfig, num_patches: int) -> float:
-    """One picture through the vision tower and its merger."""
+def vision(config: Qwen2_5_VLConfig, num_patches: int, is_frozen: bool) -> float:
+    """One picture through the vision tower and its merger; of a frozen tower the forward pass alone."""
     tower = config.vision_config
     width, num_full = tower.hidden_size, len(tower.fullatt_block_indexes)
     block = 4 * width**2 + 3 * width * tower.intermediate_size
     attention = num_full * num_patches + (tower.depth - num_full) * WINDOW_TOKENS
+    blocks = 6 * num_patches * tower.depth * block + 12 * num_patches * width * attention
     merged_width = width * tower.spatial_merge_size**2
-    merger = merged_width**2 + merged_width * tower.out_hidden_size
-    patches = 6 * num_patches * tower.depth * block + 12 * num_patches * width * attention
-    return patches + 6 * num_patches / tower.spatial_merge_size**2 * merger
+    first = (4 if is_frozen else 6) * merged_width**2  # nothing before it needs a gradient
+    merger = num_patches / tower.spatial_merge_size**2 * (first + 6 * merged_width * tower.out_hidden_size)
+    return blocks / (3 if is_frozen else 1) + merger
 
 
 def detr(config: Qwen2_5_VLConfig, head, num_vision: int, num_text: int, num_captions: int, num_words: int) -> float:
