@@ -38,9 +38,16 @@ def test_every_step_but_the_last_has_the_number_of_rows_asked_for():
     assert 1 <= sizes[-1] <= 3
 
 
-def test_rows_are_filled_to_more_than_98_percent():
-    rows = rows_of(plan(num_samples=len(LENGTHS), window=512))
-    assert sum(map(tokens_of, rows)) / (len(rows) * BUDGET) > 0.98
+@pytest.mark.parametrize("max_row_tokens", [2048, 16384])
+def test_rows_are_filled_to_more_than_99_percent(max_row_tokens):
+    rows = rows_of(plan(num_samples=len(LENGTHS), window=512, max_row_tokens=max_row_tokens))
+    assert sum(map(tokens_of, rows)) / (len(rows) * max_row_tokens) > 0.99
+
+
+def test_the_samples_of_the_emptiest_row_join_the_next_window():
+    lengths = [4, 6]
+    (step,) = TokenBudget(10, 9, window=1, seed=17).epoch(0, range(2), lambda draw: lengths[draw.index])
+    assert [sum(lengths[draw.index] for draw in row) for row in step] == [10]
 
 
 def test_each_sample_goes_into_the_fullest_row_that_has_room():
