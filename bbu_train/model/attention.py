@@ -8,6 +8,7 @@ The registered names contain "flash" because transformers hands boundaries only 
 """
 
 import inspect
+import logging
 from importlib.util import find_spec
 
 import torch
@@ -18,18 +19,20 @@ from transformers import AttentionInterface
 
 from bbu_train.errors import InputError
 
-CHOICES = ("auto", "sdpa", "varlen", "flash")
+CHOICES = ("auto", "sdpa", "varlen", "flash_attention_2")
+log = logging.getLogger(__name__)
 
 
 def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     """The registered name for `model.attention`, a concrete choice for `auto`; refuses what cannot run here.
 
-    sdpa runs anywhere. varlen (torch's own kernel) and flash (the flash-attn package) need CUDA and half precision;
-    `auto` takes flash where it is installed, else varlen, else sdpa.
+    sdpa runs anywhere. varlen (torch's own kernel) and flash_attention_2 (the flash-attn package) need CUDA and half
+    precision; `auto` takes flash_attention_2 where it is installed, else varlen where torch has it, else sdpa.
     """
     fast = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if attention == "auto":
-        attention = ("flash" if find_spec("flash_attn") else "varlen") if fast else "sdpa"
+        attention = _best() if fast else "sdpa"
+        log.info("model.attention=auto takes %s", attention)
     if attention not in CHOICES:
         raise InputError(f"model.attention={attention} is unknown; take one of {', '.join(CHOICES)}.")
     if attention != "sdpa" and not fast:
@@ -37,9 +40,28 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
             f"model.attention={attention} needs a GPU and engine.precision=bf16; this run has {device} and {dtype}. "
             "Take model.attention=auto."
         )
-    if attention == "flash" and not find_spec("flash_attn"):
-        raise InputError("model.attention=flash needs the flash-attn package: pip install 'bbu_train[flash]'.")
-    return f"bbu_flash_{attention}"
+    if attention == "flash_attention_2" and not find_spec("flash_attn"):
+        raise InputError(
+            "model.attention=flash_attention_2 needs the flash-attn package, which is built against the torch that is "
+            "installed: pip install --no-build-isolation 'flash-attn>=2.7'."
+        )
+    if attention == "varlen" and not _has_varlen():
+        raise InputError(f"model.attention=varlen needs torch 2.10 or later; this is {torch.__version__}.")
+    return _registered(attention)
+
+
+def _best() -> str:
+    if find_spec("flash_attn"):
+        return "flash_attention_2"
+    return "varlen" if _has_varlen() else "sdpa"
+
+
+def _has_varlen() -> bool:
+    return find_spec("torch.nn.attention.varlen") is not None
+
+
+def _registered(attention: str) -> str:
+    return f"bbu_flash_{attention.removeprefix('flash_')}"
 
 
 def flatten(states: Float[Tensor, "rows heads tokens size"]) -> Float[Tensor, "flat heads size"]:
@@ -60,7 +82,7 @@ def sdpa(
     """torch's attention over each segment; segments of one length go together in one call.
 
     A vision tower's windows mostly have one size, so a picture needs a few calls instead of hundreds. On a GPU the
-    boundaries must come to the host here; `varlen` and `flash` do without.
+    boundaries must come to the host here; `varlen` and `flash_attention_2` do without.
     """
     is_causal = module.is_causal if is_causal is None else is_causal
     bounds = cu_seq_lens_q.tolist()
@@ -107,7 +129,7 @@ def varlen(
     return out.unflatten(0, (query.shape[0], query.shape[2])), None
 
 
-def flash(
+def flash_attention_2(
     module,
     query: Float[Tensor, "rows heads tokens size"],
     key: Float[Tensor, "rows kv_heads tokens size"],
@@ -130,5 +152,5 @@ def flash(
     return out.unflatten(0, (query.shape[0], query.shape[2])), None
 
 
-for _function in (sdpa, varlen, flash):
-    AttentionInterface.register(f"bbu_flash_{_function.__name__}", _function)
+for _function in (sdpa, varlen, flash_attention_2):
+    AttentionInterface.register(_registered(_function.__name__), _function)

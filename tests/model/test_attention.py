@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
 from bbu_train.errors import InputError
-from bbu_train.model.attention import choose, flash, sdpa, varlen
+from bbu_train.model.attention import choose, flash_attention_2, sdpa, varlen
 from bbu_train.seeds import generator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -108,7 +108,7 @@ needs_flash = pytest.mark.skipif(not find_spec("flash_attn"), reason="the flash-
 
 @needs_gpu
 @pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize("function", [varlen, pytest.param(flash, marks=needs_flash)])
+@pytest.mark.parametrize("function", [varlen, pytest.param(flash_attention_2, marks=needs_flash)])
 def test_a_kernel_for_segments_equals_sdpa_in_half_precision(function, is_causal):
     inputs = [x.detach().to(GPU, torch.bfloat16).requires_grad_() for x in states(size=32)]
     bounds = bounds_of("unequal").to(GPU)
@@ -121,17 +121,35 @@ def test_a_kernel_for_segments_equals_sdpa_in_half_precision(function, is_causal
     )
 
 
+@needs_gpu
+@pytest.mark.parametrize("function", [varlen, pytest.param(flash_attention_2, marks=needs_flash)])
+def test_a_kernel_lets_no_token_attend_across_packed_segments(function):
+    query, key, value = (x.detach().to(GPU, torch.bfloat16) for x in states(size=32))
+    bounds = bounds_of("unequal").to(GPU)
+    before, _ = function(layer(), query, key, value, None, SCALE, bounds, 5)
+    changed = torch.cat([key[:, :, :13], 9 - key[:, :, 13:]], dim=2)
+    after, _ = function(layer(), query, changed, value, None, SCALE, bounds, 5)
+    assert torch.equal(before[:, :13], after[:, :13])
+    assert not torch.equal(before[:, 13:], after[:, 13:])
+
+
 def test_auto_takes_sdpa_where_no_kernel_runs():
     assert choose("auto", CPU, torch.float32) == choose("auto", CPU, torch.bfloat16) == "bbu_flash_sdpa"
     assert choose("auto", GPU, torch.float32) == "bbu_flash_sdpa"
 
 
+def test_auto_says_which_it_took(caplog):
+    with caplog.at_level("INFO"):
+        choose("auto", CPU, torch.float32)
+    assert caplog.messages == ["model.attention=auto takes sdpa"]
+
+
 def test_auto_takes_a_kernel_on_a_gpu_in_half_precision():
-    best = "bbu_flash_flash" if find_spec("flash_attn") else "bbu_flash_varlen"
+    best = "bbu_flash_attention_2" if find_spec("flash_attn") else "bbu_flash_varlen"
     assert choose("auto", GPU, torch.bfloat16) == best
 
 
-@pytest.mark.parametrize("attention", ["varlen", "flash"])
+@pytest.mark.parametrize("attention", ["varlen", "flash_attention_2"])
 @pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (GPU, torch.float32)])
 def test_a_kernel_that_cannot_run_here_is_refused(attention, device, dtype):
     with pytest.raises(InputError, match=rf"model\.attention={attention} needs a GPU and .*has {device} and {dtype}"):
@@ -139,11 +157,13 @@ def test_a_kernel_that_cannot_run_here_is_refused(attention, device, dtype):
 
 
 @pytest.mark.skipif(bool(find_spec("flash_attn")), reason="the flash-attn package is installed")
-def test_flash_without_its_package_says_how_to_install_it():
-    with pytest.raises(InputError, match="needs the flash-attn package: pip install"):
-        choose("flash", GPU, torch.bfloat16)
+def test_flash_attention_2_without_its_package_says_how_to_install_it():
+    with pytest.raises(InputError, match="needs the flash-attn package.*: pip install --no-build-isolation"):
+        choose("flash_attention_2", GPU, torch.bfloat16)
 
 
 def test_an_unknown_attention_names_the_choices():
-    with pytest.raises(InputError, match=r"model\.attention=eager is unknown; take one of auto, sdpa, varlen, flash"):
+    with pytest.raises(
+        InputError, match=r"model\.attention=eager is unknown; take one of auto, sdpa, varlen, flash_attention_2"
+    ):
         choose("eager", CPU, torch.float32)
