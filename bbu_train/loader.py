@@ -64,6 +64,10 @@ class Source:
         """The ids of a step's samples."""
         return [self.samples[draw.index].id for row in step for draw in row]
 
+    def tokens_of(self, step: Step) -> int:
+        """Of a step's samples, without padding."""
+        return sum(self.num_tokens(draw) for row in step for draw in row)
+
     def _num_tokens(self, draw: Draw) -> int:
         sample = self.samples[draw.index]
         return self.builder.num_tokens(sample, self.teachers_of(sample, draw.epoch))

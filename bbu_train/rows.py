@@ -2,11 +2,10 @@
 
 import resource
 import sys
-from collections.abc import Sequence
 
 import torch
 
-from bbu_train.types import Batch, Counts, Losses
+from bbu_train.types import Counts, Losses
 
 
 def losses(criterion, sums: Losses, counts: Counts) -> dict[str, float]:
@@ -20,20 +19,32 @@ def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def resources(seconds: float, waited: float, batches: Sequence[Batch], device: torch.device) -> dict[str, float]:
-    """Seconds of this step, of them waiting for data, this rank's tokens without padding, and its memory so far."""
-    num_tokens = sum(batch.num_tokens for batch in batches)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        # Linux counts KiB, macOS bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def times(seconds: float, waited: float, num_tokens: int, num_slots: int) -> dict[str, float]:
+    """Of one step: its seconds, of them waiting for data, and the tokens and the slots of rows over all ranks.
+
+    Packing efficiency is the share of slots that hold a token and not padding.
+    """
     return {
         "time/step_seconds": seconds,
         "time/data_seconds": waited,
         "time/tokens_per_second": num_tokens / seconds,
-        "memory/peak_gib": peak / 2**30,
+        "time/packing_efficiency": num_tokens / num_slots,
     }
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """GiB of this process: on a GPU allocated and reserved now and allocated at most, on a CPU resident at most."""
+    if device.type == "cuda":
+        bytes_of = {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "peak": torch.cuda.max_memory_allocated(device),
+        }
+    else:
+        # Linux counts KiB, macOS bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        bytes_of = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return {f"memory/{name}_gib": size / 2**30 for name, size in bytes_of.items()}
 
 
 def short(row: dict[str, float]) -> str:

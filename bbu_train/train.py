@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bbu_train import checks, distributed, loader, logs, report, rows, run_folder, runs
+from bbu_train import checks, distributed, loader, logs, profiling, report, rows, run_folder, runs
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.evaluate import evaluate
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
@@ -83,6 +83,9 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     gc.collect()
     gc.freeze()  # what is here stays: the collector need not look through it again in the middle of a step
     state, metrics, found = "failed", {}, None
+    profiler = None
+    if cfg.profile and step < cfg.steps and distributed.is_main():
+        profiler = profiling.start(folder / "trace.json.gz", cfg.steps - step)
     progress = tqdm(total=cfg.steps, initial=step, unit="step", disable=None if distributed.is_main() else True)
     try:
         if step == 0 and cfg.eval_every is not None:
@@ -94,7 +97,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             began = time.perf_counter()
             micro_batches = [batch.to(device) for batch in next(batches)]
             waited = time.perf_counter() - began
-            counts = _summed_counts(micro_batches)  # before any forward
+            counts, num_slots = _summed_counts(micro_batches)  # before any forward
             set_learning_rates(optimizer, schedule(step))
             sums: dict[str, torch.Tensor] = {}
             for i, batch in enumerate(micro_batches):
@@ -112,10 +115,13 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             if due(cfg.log_every):
                 row = rows.losses(criterion, sums, counts)
                 row |= rows.under("lr", learning_rates(optimizer)) | rows.under("grad_norm", norms)
-                row |= rows.resources(time.perf_counter() - began, waited, micro_batches, device)
+                seconds = time.perf_counter() - began
+                row |= rows.times(seconds, waited, source.tokens_of(plan[step - 1]), num_slots) | rows.memory(device)
                 track(row)
                 progress.set_postfix_str(rows.short(row), refresh=False)
             progress.update()
+            if profiler:
+                profiler.step()
             if due(cfg.eval_every):
                 metrics, found = evaluated()
                 track(metrics)
@@ -141,6 +147,8 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         log.debug("stopped at step %d", step, exc_info=True)
         raise
     finally:
+        if profiler:
+            profiler.stop()
         gc.unfreeze()  # or the next run of a sweep could not have this one's memory
         progress.close()
         for tracker in trackers.values():
@@ -149,10 +157,14 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         distributed.finish()
 
 
-def _summed_counts(micro_batches) -> Counts:
-    """What the sums of the whole step are divided by: over all its micro-batches and ranks."""
+def _summed_counts(micro_batches) -> tuple[Counts, int]:
+    """What the sums of the whole step are divided by, and the slots of its rows, padding included: over all its
+    micro-batches and ranks."""
     total = sum((batch.counts for batch in micro_batches), Counts(0, 0, 0, 0))
-    return Counts(*distributed.sum_numbers([total.teacher_tokens, total.student_tokens, total.objects, total.samples]))
+    num_slots = sum(batch.input_ids.numel() for batch in micro_batches)
+    mine = [total.teacher_tokens, total.student_tokens, total.objects, total.samples, num_slots]
+    *counts, num_slots = distributed.sum_numbers(mine)
+    return Counts(*counts), num_slots
 
 
 def _summed(sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

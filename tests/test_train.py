@@ -1,5 +1,6 @@
 """Whole runs: killed and resumed, with workers, on two ranks, in other layouts."""
 
+import gzip
 import json
 import os
 import signal
@@ -83,6 +84,28 @@ def kill_after(arguments, folder, num_rows):
     assert process.wait() == -signal.SIGKILL
 
 
+def logged(folder, name):
+    """The values of one metric, step by step."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row[name] for row in lines if name in row]
+
+
+def test_a_profiled_run_leaves_a_trace_of_three_steps_and_the_same_log(run, uninterrupted):
+    folder = run("profiled", "profile=true")
+    with gzip.open(folder / "trace.json.gz") as file:
+        names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    assert len({name for name in names if name.startswith("ProfilerStep#")}) == 3
+    assert "aten::mm" in names
+    assert "trace.json.gz" in (folder / "train.log").read_text()
+    assert rows(folder) == rows(uninterrupted)
+
+
+def test_packing_efficiency_is_the_share_of_slots_that_are_no_padding(run, uninterrupted):
+    padded = run("padded", "collator=standard", "eval_every=null")
+    assert logged(uninterrupted, "time/packing_efficiency") == [1.0] * 6
+    assert all(0.3 < share < 1 for share in logged(padded, "time/packing_efficiency"))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, uninterrupted, num_workers):
     folder = outputs / "smoke" / f"killed-{num_workers}"
@@ -127,13 +150,21 @@ def compare_logs(ours, expected):
                 assert value == pytest.approx(reference[name], rel=tolerance, abs=tolerance), (row["step"], name)
 
 
+def num_tokens(folder):
+    """Of each step, over all ranks, as the log has it."""
+    seconds = logged(folder, "time/step_seconds")
+    return [s * rate for s, rate in zip(seconds, logged(folder, "time/tokens_per_second"), strict=True)]
+
+
 def test_two_ranks_take_the_same_steps_as_one(outputs, run):
     """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     arguments = command(outputs, "two-ranks", "sampler.num_samples=3", "engine.num_micro_batches=2")
     subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment)
-    compare_logs(rows(outputs / "smoke" / "two-ranks"), rows(run("one-rank", "sampler.num_samples=3")))
+    one_rank = run("one-rank", "sampler.num_samples=3")
+    compare_logs(rows(outputs / "smoke" / "two-ranks"), rows(one_rank))
+    assert num_tokens(outputs / "smoke" / "two-ranks") == pytest.approx(num_tokens(one_rank))
 
 
 def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):

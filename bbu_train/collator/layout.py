@@ -61,7 +61,6 @@ def lay(
         objects_per_sample=tuple(len(sample.captions) for sample in samples),
         caption_ids=_captions(samples),
         annotated=torch.tensor([sample.annotated for sample in samples]),
-        num_tokens=len(place),
         counts=Counts(
             teacher_tokens=int((roles == Role.TEACHER).sum()),
             student_tokens=int((roles == Role.STUDENT).sum()),
