@@ -21,8 +21,8 @@ def start() -> MemoryHandler:
     terminal = _Terminal()
     terminal.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
     early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[terminal, early], force=True)
-    # Tracebacks are for train.log: the command line says errors in its own way.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[terminal, early], force=True)
+    # Others are heard when they warn. Tracebacks are for train.log: the command line says errors in its own way.
     logging.getLogger("bbu_train").setLevel(logging.DEBUG)
     return early
 

@@ -20,7 +20,7 @@ def start(path: Path, num_steps_left: int) -> profile:
 
     def write(profiler: profile) -> None:
         profiler.export_chrome_trace(str(path))
-        log.info("the trace of %d steps is in %s; open it in https://ui.perfetto.dev", NUM_STEPS, path)
+        log.info("the trace is in %s; open it in https://ui.perfetto.dev", path)
 
     when = schedule(wait=waited, warmup=1, active=NUM_STEPS, repeat=1)
     profiler = profile(schedule=when, on_trace_ready=write)

@@ -15,6 +15,7 @@ from bbu_train import checks, distributed, loader, logs, profiling, report, rows
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.evaluate import evaluate
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
+from bbu_train.transfer import to_host
 from bbu_train.types import Counts
 
 log = logging.getLogger(__name__)
@@ -107,13 +108,12 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
                     losses = engine(batch)  # sums, never means
                     engine.backward(criterion.objective(losses, counts))
                 sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
-            # On its way to the host before the step is: when engine.step has waited for the norms, these are there too.
-            sums = _summed(sums)
+            arrived = to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))  # before the step is
             norms = engine.step(source.names(plan[step]))  # refuses a non-finite update, on every rank alike
             step += 1
 
             if due(cfg.log_every):
-                row = rows.losses(criterion, sums, counts)
+                row = rows.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
                 row |= rows.under("lr", learning_rates(optimizer)) | rows.under("grad_norm", norms)
                 seconds = time.perf_counter() - began
                 row |= rows.times(seconds, waited, source.tokens_of(plan[step - 1]), num_slots) | rows.memory(device)
@@ -165,9 +165,3 @@ def _summed_counts(micro_batches) -> tuple[Counts, int]:
     mine = [total.teacher_tokens, total.student_tokens, total.objects, total.samples, num_slots]
     *counts, num_slots = distributed.sum_numbers(mine)
     return Counts(*counts), num_slots
-
-
-def _summed(sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Over all ranks, and on the way to the host, where they may be read after the next wait for the device."""
-    values = distributed.sum_over_ranks(torch.stack(list(sums.values())))
-    return dict(zip(sums, values.to("cpu", non_blocking=True), strict=True))

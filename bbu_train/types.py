@@ -217,8 +217,7 @@ class Batch(Movable):
     at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
     which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
     rank runs the same modules. Objects lie in the order of their samples; `objects_per_sample` repeats that on the
-    host, where the assignment is solved. `caption_ids` are padded with -100. All boxes
-    as in `Encoded`.
+    host, where the assignment is solved. `caption_ids` are padded with -100. All boxes as in `Encoded`.
     """
 
     sample_ids: tuple[str, ...]

@@ -40,6 +40,11 @@ def overrides(folder: Path, text: Text) -> list[str]:
     ]
 
 
+def num_objects(random: np.random.Generator, num_turns: int) -> np.ndarray:
+    """Objects of each of so many turns."""
+    return np.minimum(40, 1 + random.exponential(11, num_turns).astype(int))
+
+
 def write(folder: Path, text: Text, num_samples: int) -> None:
     """Pictures of noise and train.jsonl, with the same numbers at every call; one more sample for validation."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,8 +54,10 @@ def write(folder: Path, text: Text, num_samples: int) -> None:
     for i in range(num_samples + 1):
         noise = random.integers(0, 256, (HEIGHT // 14, WIDTH // 14, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((WIDTH, HEIGHT)).save(folder / f"{i}.jpg", quality=90)
-        num_objects = min(40, 1 + int(random.exponential(11)))
-        boxes = np.sort(random.integers(10, 90, (num_objects, 2, 2)), axis=1) + [[0, 0], [9, 9]]  # two digits each
+        boxes = np.sort(random.integers(10, 90, (num_objects(random, 1)[0], 2, 2)), axis=1) + [
+            [0, 0],
+            [9, 9],
+        ]  # two digits each
         objects = [{"bbox_2d": box.flatten().tolist(), "desc": description} for box in boxes]
         lines.append(json.dumps({"images": [f"{i}.jpg"], "objects": objects}))
     (folder / "train.jsonl").write_text("\n".join(lines[:-1]))

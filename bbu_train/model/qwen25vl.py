@@ -91,7 +91,7 @@ class GroundingModel(nn.Module):
         return self.backbone.lm_head(hidden)
 
     def enable_gradient_checkpointing(self, choice: str) -> None:
-        """Compute some of each block of the backbone again in the backward pass: "none", "selective" or "full"."""
+        """Compute some of each block of the backbone again in the backward pass: "selective" or "full"."""
         recompute.enable(self.backbone, choice)
 
 
