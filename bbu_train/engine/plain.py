@@ -13,6 +13,8 @@ from bbu_train.errors import InputError
 from bbu_train.transfer import to_host
 from bbu_train.types import Batch, Losses
 
+PRECISIONS = ("fp32", "bf16", "pure_bf16")
+
 
 class Supervised(nn.Module):
     """The model and its criterion as one module, so that DistributedDataParallel sees all of the forward pass:
@@ -30,8 +32,9 @@ class Supervised(nn.Module):
 class Plain:
     """Forward, backward and update of one step.
 
-    `bf16` computes in bfloat16 by autocast; weights, gradients and moments stay float32. `groups` names the
-    parameters of each learning-rate group, for the norms. `max_grad_norm` of None does not clip.
+    `bf16` and `pure_bf16` compute in bfloat16 by autocast; of what the model holds in bfloat16 the optimizer has
+    float32 masters, or none. `groups` names the parameters of each learning-rate group, for the norms. `max_grad_norm`
+    of None does not clip.
     `gradient_checkpointing` other than "none" is a choice of the model's own.
     """
 
@@ -47,8 +50,8 @@ class Plain:
         gradient_checkpointing: str,
         max_grad_norm: float | None,
     ):
-        if precision not in ("bf16", "fp32"):
-            raise InputError(f"engine.precision={precision} is unknown; take bf16 or fp32.")
+        if precision not in PRECISIONS:
+            raise InputError(f"engine.precision={precision} is unknown; take one of {', '.join(PRECISIONS)}.")
         if num_micro_batches < 1:
             raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
@@ -67,7 +70,7 @@ class Plain:
         self.total = torch.zeros((), device=device)
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
 
     def __call__(self, batch: Batch) -> Losses:
         with self.autocast():
@@ -88,8 +91,7 @@ class Plain:
         If the objective or a gradient is not finite, on any rank, no weight changes and InputError says so.
         """
         gradients = {name: [p.grad for p in its if p.grad is not None] for name, its in self.groups.items()}
-        # The norm of a group that no loss reaches is a zero on the CPU, wherever the others are.
-        norms = {name: torch.nn.utils.get_total_norm(its).to(self.device) for name, its in gradients.items()}
+        norms = {name: self._norm(its) for name, its in gradients.items()}
         total_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.total)])
         arrived = to_host(values)
@@ -114,6 +116,11 @@ class Plain:
         """
         self.module = None
         gc.collect()
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """In float32, also of bfloat16 gradients, of which torch's own would be rounded to three digits."""
+        each = torch._foreach_norm(gradients, 2, dtype=torch.float32) if gradients else []
+        return torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros((), device=self.device)
 
     def _update(self, total_norm: Tensor, is_broken: Tensor) -> None:
         """The optimizer's step, unless `is_broken`, on gradients divided by how far their norm is above the limit.

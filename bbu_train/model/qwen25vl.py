@@ -71,9 +71,6 @@ class GroundingModel(nn.Module):
     def read(self, batch: Batch, vision_features: Float[Tensor, "merged width"]) -> Float[Tensor, "flat width"]:
         """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask."""
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
-        if torch.is_autocast_enabled(embedded.device.type):
-            # Autocast leaves an embedding in float32, and with it the residual stream of every layer.
-            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
             inputs_embeds=flat.view_as(embedded),
@@ -107,10 +104,11 @@ def build(
     device: torch.device,
     head: Callable[[int], nn.Module | None],
 ) -> GroundingModel:
-    """The model on `device` in float32, with pretrained weights or, from the current seed, random ones.
+    """The model on `device`, with pretrained weights or, from the current seed, random ones.
 
-    `head` takes the backbone's width, and gives None for a language model alone. `compile` turns the backbone's blocks
-    and the head into fused kernels, for any length.
+    `precision` is the engine's: unless it is "fp32", the backbone's matrices are bfloat16, in which published weights
+    come; norms, biases and the head are always float32. `head` takes the backbone's width, and gives None for a
+    language model alone. `compile` turns the backbone's blocks and the head into fused kernels, for any length.
     """
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
@@ -125,7 +123,11 @@ def build(
     visual = backbone.model.visual
     visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
     pad_vision_mlp(visual, vision_mlp_multiple)
-    name = attention_choices.choose(attention, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    for parameter in backbone.parameters():
+        if parameter.ndim >= 2:
+            parameter.data = parameter.data.to(dtype)
+    name = attention_choices.choose(attention, device, dtype)
     # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
     model = GroundingModel(backbone, built_head, vocabulary_chunk)

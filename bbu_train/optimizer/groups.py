@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bbu_train.errors import InputError, all_problems
+from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
 KEYS = ("pattern", "owner", "lr")
 NUM_NAMES_SHOWN = 10
@@ -26,6 +27,8 @@ def build(
     betas: Sequence[float],
     eps: float,
     weight_decay: float,
+    precision: str,
+    compile: bool,
 ) -> torch.optim.AdamW:
     """Freeze the groups of rate 0 and give the others to AdamW.
 
@@ -33,6 +36,7 @@ def build(
     the model has none of that name, or None, the group may stay empty) and `lr`. A tied parameter has several names;
     each counts as matched, and it belongs to the group of the first, in the model's order, that has one.
 
+    `precision` is the engine's: with "bf16" bfloat16 parameters get float32 masters, with "pure_bf16" none.
     Decay applies to matrices only (norms and biases have fewer than 2 dimensions), so a named group becomes up to two
     of torch's, with "name", "decays" and "initial_lr" in each. What the model itself froze stays frozen, and is left
     out. All that is wrong raises one InputError, before anything is frozen.
@@ -56,8 +60,10 @@ def build(
                 torch_groups.append({"params": chosen, **settings})
     if not torch_groups:
         raise InputError("optimizer: every parameter is frozen. Give at least one group an lr above 0.")
-    # Fused: one kernel for the whole update, which also clips and refuses on the device (engine/plain.py).
-    return torch.optim.AdamW(torch_groups, betas=tuple(betas), eps=eps, fused=True)
+    # Either clips and refuses on the device, as it updates (engine/plain.py).
+    if precision == "fp32":
+        return torch.optim.AdamW(torch_groups, betas=tuple(betas), eps=eps, fused=True)
+    return MixedAdamW(torch_groups, masters=precision == "bf16", compile=compile, betas=tuple(betas), eps=eps)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:

@@ -158,13 +158,35 @@ def test_one_infinite_gradient_leaves_every_weight_and_moment_of_the_model(make_
     assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
 
 
-def test_bf16_keeps_weights_gradients_and_moments_in_float32(make_engine, batch):
+def test_bf16_keeps_masters_and_moments_in_float32_and_a_backbone_ready_for_products(make_engine, batch):
     made = make_engine("engine.precision=bf16")
     _, gradients = backward(made, batch)
+    dtypes = {name: parameter.dtype for name, parameter in made.model.named_parameters()}
+    assert {name: gradient.dtype for name, gradient in gradients.items()} == dtypes
+    low = {name for name, dtype in dtypes.items() if dtype == torch.bfloat16}
+    assert low == {name for name in dtypes if name.startswith("backbone.") and made.model.get_parameter(name).ndim > 1}
     made.engine.step(IDS)
-    kept = [*made.model.parameters(), *gradients.values()]
-    kept += [state[moment] for state in made.optimizer.state.values() for moment in ("exp_avg", "exp_avg_sq")]
-    assert {tensor.dtype for tensor in kept} == {torch.float32}
+    states = [made.optimizer.state[parameter] for parameter in made.model.parameters()]
+    assert {state[moment].dtype for state in states for moment in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+    assert {made.optimizer.state[made.model.get_parameter(name)]["master"].dtype for name in low} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+def test_the_norm_of_bfloat16_gradients_is_taken_in_float32(precision, make_engine, batch):
+    made = make_engine(f"engine.precision={precision}")
+    _, gradients = backward(made, batch)
+    exact = torch.linalg.vector_norm(torch.cat([gradient.double().flatten() for gradient in gradients.values()]))
+    assert made.engine.step(IDS)["total"] == pytest.approx(exact.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+def test_a_step_in_bfloat16_moves_every_group(precision, make_engine, batch):
+    made = make_engine(f"engine.precision={precision}")
+    before = {name: [p.detach().clone() for p in its] for name, its in made.groups.items()}
+    backward(made, batch)
+    made.engine.step(IDS)
+    for name, parameters in made.groups.items():
+        assert any(not torch.equal(p, b) for p, b in zip(parameters, before[name], strict=True)), name
 
 
 def test_bf16_gives_losses_near_those_of_fp32(make_engine, batch):
