@@ -100,3 +100,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def sum_numbers(values: Sequence[int]) -> list[int]:
     """Whole numbers summed over the ranks, position by position, exactly, and without a word to the device."""
     return sum_over_ranks(torch.tensor(values, dtype=torch.int64)).tolist()
+
+
+def gather_numbers(values: Sequence[int]) -> list[list[int]]:
+    """Every rank's whole numbers, as many on each, in the order of ranks; exactly, and without a word to the device."""
+    mine = torch.tensor(values, dtype=torch.int64)
+    if not dist.is_initialized():
+        return [mine.tolist()]
+    everyones = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyones, mine)
+    return [its.tolist() for its in everyones]

@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from bbu_train import distributed
 from bbu_train.types import Counts, Losses
 
 
@@ -19,32 +20,48 @@ def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def times(seconds: float, waited: float, num_tokens: int, num_slots: int) -> dict[str, float]:
-    """Of one step: its seconds, of them waiting for data, and the tokens and the slots of rows over all ranks.
+def times(
+    seconds: float, waited: float, num_tokens: int, num_slots: int, num_operations: int, best_rate: int
+) -> dict[str, float]:
+    """Of one step: its seconds, of them waiting for data, and over all ranks the tokens, the slots of rows, the useful
+    operations, and how many a second the devices can do at best (0: not known, so no share).
 
     Packing efficiency is the share of slots that hold a token and not padding.
     """
-    return {
+    row = {
         "time/step_seconds": seconds,
         "time/data_seconds": waited,
         "time/tokens_per_second": num_tokens / seconds,
         "time/packing_efficiency": num_tokens / num_slots,
+        "time/useful_tflops": num_operations / seconds / 1e12,
     }
+    return row | {"time/useful_share": num_operations / seconds / best_rate} if best_rate else row
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """GiB of this process: on a GPU allocated and reserved now and allocated at most, on a CPU resident at most."""
+    """GiB of the fullest rank and, if there are several, of each of them. Every rank calls this.
+
+    On a GPU allocated and reserved now and allocated at most, on a CPU resident at most.
+    """
+    sizes = _memory_of(device)
+    by_rank = distributed.gather_numbers(list(sizes.values()))
+    row = {f"memory/{name}_gib": max(its) / 2**30 for name, its in zip(sizes, zip(*by_rank, strict=True), strict=True)}
+    if len(by_rank) > 1:
+        for rank, its in enumerate(by_rank):
+            row |= {f"memory/rank{rank}/{name}_gib": size / 2**30 for name, size in zip(sizes, its, strict=True)}
+    return row
+
+
+def _memory_of(device: torch.device) -> dict[str, int]:
+    """Bytes of this process."""
     if device.type == "cuda":
-        bytes_of = {
+        return {
             "allocated": torch.cuda.memory_allocated(device),
             "reserved": torch.cuda.memory_reserved(device),
             "peak": torch.cuda.max_memory_allocated(device),
         }
-    else:
-        # Linux counts KiB, macOS bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        bytes_of = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    return {f"memory/{name}_gib": size / 2**30 for name, size in bytes_of.items()}
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts KiB, macOS bytes
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 def short(row: dict[str, float]) -> str:

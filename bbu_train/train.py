@@ -3,6 +3,7 @@
 import gc
 import logging
 import time
+from dataclasses import astuple, fields
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bbu_train import checks, distributed, loader, logs, profiling, report, rows, run_folder, runs
+from bbu_train import checks, distributed, flops, loader, logs, profiling, report, rows, run_folder, runs
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.evaluate import evaluate
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
 from bbu_train.transfer import to_host
-from bbu_train.types import Counts
+from bbu_train.types import Counts, Sizes
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -49,6 +50,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     optimizer = build(cfg.optimizer)(model)
     schedule = build(cfg.schedule)
     engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
+    best_rate = distributed.sum_numbers([flops.best_rate(device, engine.precision)])[0]  # of all devices together
 
     # ---- Where the run lies, and how far it got ----
     if distributed.is_main():
@@ -98,7 +100,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             began = time.perf_counter()
             micro_batches = [batch.to(device) for batch in next(batches)]
             waited = time.perf_counter() - began
-            counts, num_slots = _summed_counts(micro_batches)  # before any forward
+            counts, sizes, num_slots = _summed(micro_batches)  # before any forward
             set_learning_rates(optimizer, schedule(step))
             sums: dict[str, torch.Tensor] = {}
             for i, batch in enumerate(micro_batches):
@@ -116,7 +118,9 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
                 row = rows.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
                 row |= rows.under("lr", learning_rates(optimizer)) | rows.under("grad_norm", norms)
                 seconds = time.perf_counter() - began
-                row |= rows.times(seconds, waited, source.tokens_of(plan[step - 1]), num_slots) | rows.memory(device)
+                num_tokens, useful = source.tokens_of(plan[step - 1]), model.num_useful_operations(sizes)
+                row |= rows.times(seconds, waited, num_tokens, num_slots, useful, best_rate)
+                row |= rows.memory(device)
                 track(row)
                 progress.set_postfix_str(rows.short(row), refresh=False)
             progress.update()
@@ -157,11 +161,10 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         distributed.finish()
 
 
-def _summed_counts(micro_batches) -> tuple[Counts, int]:
-    """What the sums of the whole step are divided by, and the slots of its rows, padding included: over all its
-    micro-batches and ranks."""
-    total = sum((batch.counts for batch in micro_batches), Counts(0, 0, 0, 0))
-    num_slots = sum(batch.input_ids.numel() for batch in micro_batches)
-    mine = [total.teacher_tokens, total.student_tokens, total.objects, total.samples, num_slots]
-    *counts, num_slots = distributed.sum_numbers(mine)
-    return Counts(*counts), num_slots
+def _summed(micro_batches) -> tuple[Counts, Sizes, int]:
+    """Over all micro-batches and ranks of a step: what its sums are divided by, how much there is to compute, and the
+    slots of its rows, padding included."""
+    parts = [(*astuple(batch.counts), *astuple(batch.sizes), batch.input_ids.numel()) for batch in micro_batches]
+    *numbers, num_slots = distributed.sum_numbers([sum(its) for its in zip(*parts, strict=True)])
+    num_counts = len(fields(Counts))
+    return Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_slots

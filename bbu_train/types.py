@@ -156,6 +156,30 @@ class Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how much arithmetic some samples need: plain numbers, in which padding has no part.
+
+    A square is the number of pairs of a query and a key among the tokens of a sample or of a caption, or among the
+    patches of a picture or of a window of the vision tower; a causal mask leaves half of them. `samples` counts those
+    that the head reads, which are the annotated ones, and `memory` the entries of their memories; `caption_memory`
+    counts pairs of a caption's token and an entry of its sample's memory.
+    """
+
+    tokens: int
+    token_squares: int
+    supervised: int
+    patches: int
+    picture_squares: int
+    window_squares: int
+    samples: int
+    memory: int
+    captions: int
+    caption_tokens: int
+    caption_squares: int
+    caption_memory: int
+
+
 class Movable:
     """A frozen dataclass of tensors, and of such dataclasses, that can go to a device or into pinned memory."""
 
@@ -238,6 +262,7 @@ class Batch(Movable):
     caption_ids: Int[Tensor, "objects caption"]
     annotated: Bool[Tensor, "samples"]
     counts: Counts
+    sizes: Sizes
 
 
 @dataclass(frozen=True)

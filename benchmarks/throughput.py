@@ -14,15 +14,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
-import flops
 import torch
 import workload
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train import loader, train
+from bbu_train import flops, loader, train
+from bbu_train.collator.sizes import sizes
 from bbu_train.conversation.text import Text
+from bbu_train.model.flops import backbone
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 
@@ -54,34 +57,20 @@ def configured(steps: int, overrides: list[str]):
 
 
 def planned(cfg):
-    """The samples and the steps of a run, as the run itself makes them, and the model's config."""
+    """The encoded samples of each step of a run, as the run itself makes them, their pictures' format and the model's
+    config."""
     build = train.build
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
     source, _ = loader.sources(build(cfg.data), builder, collator)
+    steps = loader.plan(build(cfg.sampler), source, cfg.steps)
+    encoded = [[source.encode(draw) for row in step for draw in row] for step in steps]
     shape = OmegaConf.to_container(cfg.model.shape)
-    return source, loader.plan(build(cfg.sampler), source, cfg.steps), configuration(None, "random", shape)
-
-
-def tokens_and_flops(cfg, source, step, config) -> tuple[int, float]:
-    num_tokens, useful = 0, 0.0
-    for draw in (draw for row in step for draw in row):
-        sample = source.encode(draw)
-        length = len(sample.input_ids)
-        num_tokens += length
-        useful += flops.language(config, length, int((sample.roles > 0).sum()))
-        is_frozen = cfg.optimizer.groups.vision.lr == 0
-        useful += sum(flops.vision(config, int(grid.prod()), is_frozen) for grid in sample.grid_thw)
-        if "num_queries" in cfg.head:
-            student = int(sample.grid_thw[-1].prod()) // 4
-            words = sum(map(len, sample.captions))
-            useful += flops.detr(config, cfg.head, student, sample.memory_end, len(sample.captions), words)
-    return num_tokens, useful
+    return encoded, preprocessing.picture_format, configuration(None, "random", shape)
 
 
 def ours(cfg) -> dict[str, float]:
-    source, steps, config = planned(cfg)
     profiled = cfg.steps - 3
     with open_dict(cfg):
         cfg.tracker.stopwatch = {
@@ -93,33 +82,31 @@ def ours(cfg) -> dict[str, float]:
     watched = json.loads((Path(cfg.folder) / "stopwatch.json").read_text())
     rows = [json.loads(line) for line in (Path(cfg.folder) / "metrics.jsonl").read_text().splitlines()]
     first = cfg.steps // 2  # by then every length has been met
+    counted = rows[first:profiled]
     times = [watched["times"][str(step)] for step in range(first, profiled + 1)]
     seconds = [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
     print("seconds of each step:", *(f"{value:.2f}" for value in seconds))
     return {
         "step_seconds": sum(seconds) / len(seconds),
         "device_seconds": watched["device_seconds"],
-        "data_seconds": sum(row["time/data_seconds"] for row in rows[first:profiled]) / (profiled - first),
+        "data_seconds": mean(row["time/data_seconds"] for row in counted),
         "memory_gib": rows[-1]["memory/peak_gib"],
-    } | work(cfg, source, steps[first:profiled], config)
-
-
-def work(cfg, source, steps, config) -> dict[str, float]:
-    counted = [tokens_and_flops(cfg, source, step, config) for step in steps]
-    tokens, useful = (sum(values) / len(counted) for values in zip(*counted, strict=True))
-    return {"tokens": tokens, "useful_tflop": useful / 1e12}
+        "tokens": mean(row["time/tokens_per_second"] * row["time/step_seconds"] for row in counted),
+        "useful_tflop": mean(row["time/useful_tflops"] * row["time/step_seconds"] for row in counted),
+    }
 
 
 def peer(cfg, layout: str) -> dict[str, float]:
     import peers
 
     cfg.steps, num_warm = PEER_STEPS[layout]
-    with open_dict(cfg):
-        cfg.head = {}  # what a peer computes without a head is useful without one
-    source, steps, config = planned(cfg)
-    encoded = [[source.encode(draw) for row in step for draw in row] for step in steps]
+    encoded, picture_format, config = planned(cfg)
     measured = peers.run(config, layout, encoded, num_warm)
-    return measured | work(cfg, source, steps[num_warm:], config)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)  # what a peer computes without a head is useful without one
+    needed = [sizes(samples, picture_format) for samples in encoded[num_warm:]]
+    useful = mean(backbone(model, its) for its in needed)
+    return measured | {"tokens": mean(its.tokens for its in needed), "useful_tflop": useful / 1e12}
 
 
 def matrix_rates() -> dict[str, float]:
@@ -127,21 +114,8 @@ def matrix_rates() -> dict[str, float]:
 
     A training step draws power without a pause, as the second does; most figures in print are of the first kind.
     """
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-
-    def rate(num_products: int) -> float:
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        for _ in range(num_products):
-            a @ b
-        ended.record()
-        torch.cuda.synchronize()
-        return num_products * 2 * 8192**3 / (began.elapsed_time(ended) / 1e3) / 1e12
-
-    rate(3)
-    at_once = rate(20)
-    rate(3500)
-    return {"at_once": at_once, "sustained": rate(700)}
+    runs = {"at_once": (3, 20), "sustained": (3500, 700)}  # products before, and counted ones
+    return {when: flops.matrix_rate(torch.device("cuda"), torch.bfloat16, *run) / 1e12 for when, run in runs.items()}
 
 
 def table(results: dict[str, dict], rates: dict[str, float]) -> str:

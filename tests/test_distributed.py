@@ -25,6 +25,7 @@ def answers() -> dict:
         "sum": distributed.sum_over_ranks(weights),
         "own": weights.detach(),
         "numbers": distributed.sum_numbers([own + 1, 2**60, 0]),
+        "everyones": distributed.gather_numbers([own, 2**60]),
     }
 
 
@@ -67,6 +68,7 @@ def test_a_single_process_is_the_main_one_and_answers_itself():
     assert said["from_main"] == {"run": "named by 0"}
     assert said["gather"] == [("rank", 0)]
     assert said["numbers"] == [1, 2**60, 0]
+    assert said["everyones"] == [[0, 2**60]]
 
 
 def test_a_sum_is_a_new_tensor_without_gradient():
@@ -87,6 +89,7 @@ def test_every_rank_hears_what_the_main_one_says(two_ranks):
 
 def test_every_rank_gets_everyones_value_in_order(two_ranks):
     assert [said["gather"] for said in two_ranks] == [[("rank", 0), ("rank", 1)]] * 2
+    assert [said["everyones"] for said in two_ranks] == [[[0, 2**60], [1, 2**60]]] * 2
 
 
 def test_tensors_are_summed_over_ranks_and_left_as_they_were(two_ranks):

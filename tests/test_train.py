@@ -150,10 +150,20 @@ def compare_logs(ours, expected):
                 assert value == pytest.approx(reference[name], rel=tolerance, abs=tolerance), (row["step"], name)
 
 
-def num_tokens(folder):
-    """Of each step, over all ranks, as the log has it."""
-    seconds = logged(folder, "time/step_seconds")
-    return [s * rate for s, rate in zip(seconds, logged(folder, "time/tokens_per_second"), strict=True)]
+def amounts(folder, rate):
+    """Of each step, over all ranks, from its seconds and a rate in the log."""
+    return [s * r for s, r in zip(logged(folder, "time/step_seconds"), logged(folder, rate), strict=True)]
+
+
+def test_the_useful_work_of_a_step_is_that_of_its_samples_in_every_layout(run, uninterrupted):
+    split = run("padded-parts", "collator=standard", "engine.num_micro_batches=3", "eval_every=null")
+    assert amounts(split, "time/useful_tflops") == pytest.approx(amounts(uninterrupted, "time/useful_tflops"))
+    assert min(amounts(split, "time/useful_tflops")) > 0
+
+
+def test_a_run_on_a_cpu_has_no_rate_to_be_a_share_of(uninterrupted):
+    assert not logged(uninterrupted, "time/useful_share")
+    assert len(logged(uninterrupted, "memory/peak_gib")) == 6
 
 
 def test_two_ranks_take_the_same_steps_as_one(outputs, run):
@@ -163,8 +173,12 @@ def test_two_ranks_take_the_same_steps_as_one(outputs, run):
     arguments = command(outputs, "two-ranks", "sampler.num_samples=3", "engine.num_micro_batches=2")
     subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment)
     one_rank = run("one-rank", "sampler.num_samples=3")
-    compare_logs(rows(outputs / "smoke" / "two-ranks"), rows(one_rank))
-    assert num_tokens(outputs / "smoke" / "two-ranks") == pytest.approx(num_tokens(one_rank))
+    two_ranks = outputs / "smoke" / "two-ranks"
+    compare_logs(rows(two_ranks), rows(one_rank))
+    for rate in ("time/tokens_per_second", "time/useful_tflops"):
+        assert amounts(two_ranks, rate) == pytest.approx(amounts(one_rank, rate))
+    by_rank = zip(*(logged(two_ranks, f"memory/rank{rank}/peak_gib") for rank in range(2)), strict=True)
+    assert logged(two_ranks, "memory/peak_gib") == [max(its) for its in by_rank]
 
 
 def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):

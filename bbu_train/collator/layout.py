@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from bbu_train import vocabulary
+from bbu_train.collator.sizes import sizes
 from bbu_train.types import Batch, Counts, Encoded, MemoryIndex, PictureFormat, Role, VisionInputs
 
 PADDING = -1
@@ -67,6 +68,7 @@ def lay(
             objects=sum(len(sample.captions) for sample in samples),
             samples=sum(sample.annotated for sample in samples),
         ),
+        sizes=sizes(samples, picture_format),
     )
 
 

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.compiled import compiled
+from bbu_train.head import flops
 from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp
-from bbu_train.types import Detections, MemoryIndex
+from bbu_train.types import Detections, MemoryIndex, Sizes
 
 PRIOR = 0.01  # objectness before training: focal loss diverges if most queries begin as objects (Lin et al. 2017)
 
@@ -72,6 +73,10 @@ class Detr(nn.Module):
         """
         self.detect = compiled(self.detect)
         self.captioner.compile_parts()
+
+    def num_useful_operations(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
+        """Of a training step on samples of these sizes; what trains outside of the head is given."""
+        return flops.detr(self, sizes, vocabulary_size, features_train, words_train)
 
     def forward(
         self,

@@ -13,11 +13,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from bbu_train import vocabulary
 from bbu_train.compiled import compiled
 from bbu_train.model import attention as attention_choices
-from bbu_train.model import recompute
+from bbu_train.model import flops, recompute
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.still_patches import StillPatchEmbedding
-from bbu_train.types import Batch, Outputs, VisionInputs
+from bbu_train.types import Batch, Outputs, Sizes, VisionInputs
 
 
 class GroundingModel(nn.Module):
@@ -86,6 +86,16 @@ class GroundingModel(nn.Module):
 
     def project(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocabulary"]:
         return self.backbone.lm_head(hidden)
+
+    def num_useful_operations(self, sizes: Sizes) -> int:
+        """Of a training step on samples of these sizes, forward and backward, with what trains now (`flops`)."""
+        backbone = flops.backbone(self.backbone, sizes)
+        if self.head is None:
+            return backbone
+        features_train = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        words_train = self.backbone.lm_head.weight.requires_grad
+        vocabulary_size = self.backbone.config.text_config.vocab_size
+        return backbone + self.head.num_useful_operations(sizes, vocabulary_size, features_train, words_train)
 
     def enable_gradient_checkpointing(self, choice: str) -> None:
         """Compute some of each block of the backbone again in the backward pass: "selective" or "full"."""

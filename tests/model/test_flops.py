@@ -1,0 +1,101 @@
+"""The useful arithmetic of a step, beside what torch's own counter sees the tiny model do."""
+
+from dataclasses import astuple, replace
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bbu_train import flops, vocabulary
+from bbu_train.types import Sizes
+
+VISION = "model.visual.patch_embed", "model.visual.blocks"
+MERGER = ("model.visual.merger",)
+LANGUAGE = "model.language_model", "lm_head"
+FROZEN = {  # parts of the backbone
+    "nothing": (),
+    "vision": VISION,
+    "vision and merger": VISION + MERGER,
+    "language": LANGUAGE,
+    "merger and language": MERGER + LANGUAGE,
+    "the lower half": (*VISION, *MERGER, "model.language_model.embed_tokens", "model.language_model.layers.0"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_logits_twice(monkeypatch):
+    """Chunks of logits are computed again in the backward pass, which is not useful."""
+    monkeypatch.setattr(vocabulary, "checkpoint", lambda function, *given, use_reentrant: function(*given))
+
+
+def freeze(module, *prefixes):
+    for name, parameter in module.named_parameters():
+        if name.startswith(prefixes):
+            parameter.requires_grad_(False)
+
+
+def counted(model, criterion, batch):
+    """Operations of forward and backward as torch counts them."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        criterion.objective(criterion(model(batch), batch), batch.counts).backward()
+    return counter.get_total_flops()
+
+
+def with_masked_pairs(sizes):
+    """torch's plain attention computes the half that a causal mask hides, too."""
+    return replace(sizes, token_squares=2 * sizes.token_squares, caption_squares=2 * sizes.caption_squares)
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_the_backbone_does_exactly_what_is_counted(make_model, make_criterion, collate, encoded, frozen):
+    model = make_model("head=none")
+    if FROZEN[frozen]:
+        freeze(model.backbone, *FROZEN[frozen])
+    batch = collate("packed", encoded)
+    expected = counted(model, make_criterion("loss=language"), batch)
+    assert model.num_useful_operations(with_masked_pairs(batch.sizes)) == expected
+
+
+@pytest.mark.parametrize("frozen_head", [(), ("vision_adapter", "language_adapter")])
+@pytest.mark.parametrize("frozen", ["nothing", "vision", "language"])
+def test_the_model_with_a_head_does_exactly_what_is_counted(
+    make_model, make_criterion, collate, encoded, frozen, frozen_head
+):
+    """One sample with one object, whose caption needs no padding."""
+    model = make_model("head=detr")
+    if FROZEN[frozen]:
+        freeze(model.backbone, *FROZEN[frozen])
+    if frozen_head:
+        freeze(model.head, *frozen_head)
+    batch = collate("packed", encoded[3:])
+    expected = counted(model, make_criterion(), batch)
+    assert model.num_useful_operations(with_masked_pairs(batch.sizes)) == expected - beside_the_memory(model, batch)
+
+
+def beside_the_memory(model, batch):
+    """Operations of the adapters on what the head does not read: teachers' pictures and all that follows the prompt."""
+    adapter = model.head.vision_adapter
+    weights = sum(matrix.weight.numel() for matrix in (adapter.down, adapter.up, adapter.project))
+    trains = adapter.down.weight.requires_grad
+    rows = batch.sizes.tokens + batch.sizes.patches // 4 - batch.sizes.memory
+    assert rows > 0
+    return flops.matrix(trains, passes=True) * rows * weights
+
+
+@pytest.mark.parametrize("head", ["head=detr", "head=none"])
+@pytest.mark.parametrize(("collator", "num_parts"), [("standard", 1), ("packed", 2), ("standard", 4)])
+def test_a_step_is_counted_alike_in_every_layout(make_model, collate, encoded, head, collator, num_parts):
+    """Micro-batches and ranks are both parts of a step; a part without samples has a stand-in."""
+    model = make_model(head)
+    parts = [encoded[i::num_parts] for i in range(num_parts)] + [[encoded[0].unsupervised()]]
+    sizes = [astuple(collate(collator, part).sizes) for part in parts]
+    together = Sizes(*map(sum, zip(*sizes, strict=True)))
+    expected = model.num_useful_operations(collate("packed", encoded).sizes)
+    assert model.num_useful_operations(together) == expected > 0
+    assert sum(model.num_useful_operations(Sizes(*its)) for its in sizes) == expected
+
+
+def test_zeros_that_widen_a_matrix_are_not_counted(make_model, collate, encoded):
+    sizes = collate("packed", encoded).sizes
+    plain, widened = make_model("head=none"), make_model("head=none", "model.vision_mlp_multiple=64")
+    assert widened.num_useful_operations(sizes) == plain.num_useful_operations(sizes)
