@@ -24,13 +24,13 @@ def token_losses(
 ) -> Float[Tensor, "tokens"]:
     """-log softmax(project(hidden))[label] for each token in float32; 0 where the label is -100.
 
-    `chunk` tokens at a time, their logits computed again in the backward pass: the largest tensor is
-    chunk x vocabulary. `project` is called as a module, so that sharded weights are gathered. `cross_entropy` may be a
-    compiled one.
+    `chunk` tokens at a time: the largest tensor is chunk x vocabulary. The logits of the last chunk are kept for the
+    backward pass, which begins with them; those of the others are computed again. `project` is called as a module, so
+    that sharded weights are gathered. `cross_entropy` may be a compiled one.
     """
 
     def losses(part: Tensor, part_labels: Tensor) -> Tensor:
         return cross_entropy(project(part), part_labels)
 
-    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
+    *others, last = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return torch.cat([*(checkpoint(losses, *part, use_reentrant=False) for part in others), losses(*last)])

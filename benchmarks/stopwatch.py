@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -9,14 +10,15 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Stopwatch:
-    """Writes stopwatch.json: the time of each logged step, and the device's busy seconds in one step of two."""
+    """Writes stopwatch.json: the time of each logged step, and of two steps at the end, per step, the device's busy
+    seconds, and in which kernels."""
 
     def __init__(self, folder: str, profiled_step: int):
         self.path = Path(folder) / "stopwatch.json"
         self.profiled_step = profiled_step
         self.times: dict[int, float] = {}
         self.profile = profile(activities=[ProfilerActivity.CUDA])
-        self.device_seconds = None
+        self.kernel_seconds: Counter[str] = Counter()
 
     def open(self, config: dict, step: int) -> None: ...
 
@@ -32,8 +34,10 @@ class Stopwatch:
             self.profile.stop()
             kernels = [event for event in self.profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
             # Annotations of ranges lie over the kernels and would count twice.
-            busy = sum(event.device_time for event in kernels if not event.name.startswith("Optimizer."))
-            self.device_seconds = busy / 2 / 1e6
+            for event in kernels:
+                if not event.name.startswith("Optimizer."):
+                    self.kernel_seconds[event.name] += event.device_time / 2 / 1e6
 
     def close(self, state: str) -> None:
-        self.path.write_text(json.dumps({"times": self.times, "device_seconds": self.device_seconds}))
+        said = {"times": self.times, "device_seconds": self.kernel_seconds.total()}
+        self.path.write_text(json.dumps(said | {"kernel_seconds": dict(self.kernel_seconds.most_common(40))}))

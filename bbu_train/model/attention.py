@@ -9,7 +9,9 @@ The registered names contain "flash" because transformers hands boundaries only 
 
 import inspect
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -19,15 +21,22 @@ from transformers import AttentionInterface
 
 from bbu_train.errors import InputError
 
-CHOICES = ("auto", "sdpa", "varlen", "flash_attention_2")
+CHOICES = ("auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4")
+PACKAGES = {  # what a choice needs besides torch: what lies in the folder flash_attn, and how it gets there
+    "flash_attention_2": ("flash_attn_interface.py", "pip install --no-build-isolation 'flash-attn>=2.7'"),
+    "flash_attention_4": ("cute", "pip install --pre 'flash-attn-4[cu13]'"),
+}
+LONGEST_WINDOW = 64  # tokens of a segment that bbu_train.model.window_attention takes at most
+FLASH_ATTENTION_4_SIZE = 128  # of a head: 4.0.0b36 gives wrong gradients of the queries for the vision tower's 80
 log = logging.getLogger(__name__)
 
 
 def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     """The registered name for `model.attention`, a concrete choice for `auto`; refuses what cannot run here.
 
-    sdpa runs anywhere. varlen (torch's own kernel) and flash_attention_2 (the flash-attn package) need CUDA and half
-    precision; `auto` takes flash_attention_2 where it is installed, else varlen where torch has it, else sdpa.
+    sdpa runs anywhere. The others need CUDA and half precision: varlen is torch's own kernel, flash_attention_2 the
+    flash-attn package, flash_attention_4 the flash-attn-4 package for the language model and varlen for the rest.
+    `auto` takes flash_attention_2 where it is installed, else varlen where torch has it, else sdpa.
     """
     fast = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if attention == "auto":
@@ -40,24 +49,28 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
             f"model.attention={attention} needs a GPU and engine.precision=bf16; this run has {device} and {dtype}. "
             "Take model.attention=auto."
         )
-    if attention == "flash_attention_2" and not find_spec("flash_attn"):
-        raise InputError(
-            "model.attention=flash_attention_2 needs the flash-attn package, which is built against the torch that is "
-            "installed: pip install --no-build-isolation 'flash-attn>=2.7'."
-        )
-    if attention == "varlen" and not _has_varlen():
-        raise InputError(f"model.attention=varlen needs torch 2.10 or later; this is {torch.__version__}.")
+    if attention in PACKAGES and not _has_package(attention):
+        raise InputError(f"model.attention={attention} needs a package that is missing: {PACKAGES[attention][1]}.")
+    if attention in ("varlen", "flash_attention_4") and not _has_varlen():
+        raise InputError(f"model.attention={attention} needs torch 2.10 or later; this is {torch.__version__}.")
     return _registered(attention)
 
 
 def _best() -> str:
-    if find_spec("flash_attn"):
+    if _has_package("flash_attention_2"):
         return "flash_attention_2"
     return "varlen" if _has_varlen() else "sdpa"
 
 
 def _has_varlen() -> bool:
     return find_spec("torch.nn.attention.varlen") is not None
+
+
+def _has_package(attention: str) -> bool:
+    """Found without importing it: a package that is built against another torch fails when it is used, and says so."""
+    spec = find_spec("flash_attn")
+    folders = spec.submodule_search_locations or () if spec else ()
+    return any((Path(folder) / PACKAGES[attention][0]).exists() for folder in folders)
 
 
 def _registered(attention: str) -> str:
@@ -115,18 +128,7 @@ def varlen(
     **_,
 ) -> tuple[Tensor, None]:
     """torch's own variable-length kernel: torch.nn.attention.varlen, CUDA and half precision."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    is_causal = module.is_causal if is_causal is None else is_causal
-    groups = query.shape[1] // key.shape[1]
-    q, k, v = (flatten(states).to(value.dtype) for states in (query, key, value))
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if "is_causal" in inspect.signature(varlen_attn).parameters:  # torch 2.10 and 2.11
-        mask = {"is_causal": is_causal}
-    else:
-        mask = {"window_size": (-1, 0 if is_causal else -1)}
-    out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, **mask)
-    return out.unflatten(0, (query.shape[0], query.shape[2])), None
+    return _by(_varlen, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
 
 
 def flash_attention_2(
@@ -142,15 +144,65 @@ def flash_attention_2(
     **_,
 ) -> tuple[Tensor, None]:
     """flash-attention 2 (Dao 2023) from the flash-attn package, CUDA and half precision."""
+    return _by(_flash_attention_2, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
+
+
+def flash_attention_4(
+    module,
+    query: Float[Tensor, "rows heads tokens size"],
+    key: Float[Tensor, "rows kv_heads tokens size"],
+    value: Float[Tensor, "rows kv_heads tokens size"],
+    attention_mask: None,
+    scaling: float,
+    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
+    max_length_q: int,
+    is_causal: bool | None = None,
+    **_,
+) -> tuple[Tensor, None]:
+    """flash-attention 4 from the flash-attn-4 package for heads of FLASH_ATTENTION_4_SIZE, varlen for others."""
+    kernel = _flash_attention_4 if query.shape[-1] == FLASH_ATTENTION_4_SIZE else _varlen
+    return _by(kernel, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
+
+
+def _by(kernel: Callable, module, states, scaling, bounds, max_length, is_causal) -> tuple[Tensor, None]:
+    """What all kernels share: flattened rows, half precision, and a kernel of our own for short segments."""
+    is_causal = module.is_causal if is_causal is None else is_causal
+    rows, _, tokens, _ = states[0].shape
+    # Positions are turned in float32.
+    q, k, v = (flatten(its).to(states[2].dtype) for its in states)
+    if not is_causal and max_length <= LONGEST_WINDOW:
+        from bbu_train.model.window_attention import window_attention
+
+        out = window_attention(q, k, v, bounds, scaling)
+    else:
+        out = kernel(q, k, v, bounds, max_length, scaling, is_causal)
+    return out.unflatten(0, (rows, tokens)), None
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, max_length: int, scaling: float, is_causal: bool):
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if "is_causal" in inspect.signature(varlen_attn).parameters:  # torch 2.10
+        mask = {"is_causal": is_causal}
+    else:
+        mask = {"window_size": (-1, 0 if is_causal else -1)}
+    return varlen_attn(q, k, v, bounds, bounds, max_length, max_length, scale=scaling, **mask)
+
+
+def _flash_attention_2(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int, scaling: float, is_causal: bool):
     from flash_attn import flash_attn_varlen_func
 
-    is_causal = module.is_causal if is_causal is None else is_causal
-    q, k, v = (flatten(states).to(value.dtype) for states in (query, key, value))
-    out = flash_attn_varlen_func(
-        q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, softmax_scale=scaling, causal=is_causal
-    )
-    return out.unflatten(0, (query.shape[0], query.shape[2])), None
+    lengths = bounds, bounds, max_length, max_length
+    return flash_attn_varlen_func(q, k, v, *lengths, softmax_scale=scaling, causal=is_causal)
 
 
-for _function in (sdpa, varlen, flash_attention_2):
+def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int, scaling: float, is_causal: bool):
+    from bbu_train.model import flash_attention_4
+
+    return flash_attention_4.flash_attention_4(q, k, v, bounds, max_length, scaling, is_causal)
+
+
+for _function in (sdpa, varlen, flash_attention_2, flash_attention_4):
     AttentionInterface.register(_registered(_function.__name__), _function)

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
 from bbu_train.errors import InputError
-from bbu_train.model.attention import choose, flash_attention_2, sdpa, varlen
+from bbu_train.model.attention import LONGEST_WINDOW, choose, flash_attention_2, flash_attention_4, sdpa, varlen
 from bbu_train.seeds import generator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -103,34 +103,60 @@ def test_no_token_attends_across_packed_segments():
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
-needs_flash = pytest.mark.skipif(not find_spec("flash_attn"), reason="the flash-attn package is not installed")
+has_flash_2 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.flash_attn_interface"))
+has_flash_4 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.cute"))
+needs_flash_2 = pytest.mark.skipif(not has_flash_2, reason="the flash-attn package is not installed")
+needs_flash_4 = pytest.mark.skipif(not has_flash_4, reason="the flash-attn-4 package is not installed")
+KERNELS = [
+    varlen,
+    pytest.param(flash_attention_2, marks=needs_flash_2),
+    pytest.param(flash_attention_4, marks=needs_flash_4),
+]
+LONG = [0, 65, 300, 301, 1000]  # too long for a kernel of windows
+WINDOWS = [0, 64, 80, 144, 160]
+
+
+def half(size, num_tokens):
+    inputs = states(size=size, num_tokens=num_tokens)
+    return [x.detach().to(GPU, torch.bfloat16).requires_grad_() for x in inputs]
+
+
+def gap(one, other):
+    """||one - other|| / ||other||: bfloat16 rounds each number by up to 4e-3 of it."""
+    return ((one.float() - other.float()).norm() / other.float().norm()).item()
 
 
 @needs_gpu
-@pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize("function", [varlen, pytest.param(flash_attention_2, marks=needs_flash)])
-def test_a_kernel_for_segments_equals_sdpa_in_half_precision(function, is_causal):
-    inputs = [x.detach().to(GPU, torch.bfloat16).requires_grad_() for x in states(size=32)]
-    bounds = bounds_of("unequal").to(GPU)
-    expected, _ = sdpa(layer(), *inputs, None, SCALE, bounds, is_causal=is_causal)
-    out, _ = function(layer(), *inputs, None, SCALE, bounds, 5, is_causal=is_causal)
-    torch.testing.assert_close(out, expected, atol=3e-2, rtol=3e-2)
-    weights = torch.ones_like(out)
-    torch.testing.assert_close(
-        torch.autograd.grad(out, inputs, weights), torch.autograd.grad(expected, inputs, weights), atol=6e-2, rtol=6e-2
-    )
+@pytest.mark.parametrize("size", [80, 128])  # of a head: the vision tower's, and the language model's
+@pytest.mark.parametrize(("ends", "is_causal"), [(LONG, True), (LONG, False), (WINDOWS, False)])
+@pytest.mark.parametrize("function", KERNELS)
+def test_a_kernel_for_segments_equals_sdpa_in_half_precision(function, ends, is_causal, size):
+    inputs, bounds = half(size, ends[-1]), torch.tensor(ends, dtype=torch.int32, device=GPU)
+    longest = int(bounds.diff().max())
+    assert (longest <= LONGEST_WINDOW) == (ends is WINDOWS)
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    expected, _ = sdpa(layer(), *exact, None, SCALE, bounds, is_causal=is_causal)
+    out, _ = function(layer(), *inputs, None, SCALE, bounds, longest, is_causal=is_causal)
+    assert gap(out, expected) < 1e-2
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad(out, inputs, weights.bfloat16())
+    for found, true in zip(gradients, torch.autograd.grad(expected, exact, weights), strict=True):
+        assert gap(found, true) < 2e-2
 
 
 @needs_gpu
-@pytest.mark.parametrize("function", [varlen, pytest.param(flash_attention_2, marks=needs_flash)])
-def test_a_kernel_lets_no_token_attend_across_packed_segments(function):
-    query, key, value = (x.detach().to(GPU, torch.bfloat16) for x in states(size=32))
-    bounds = bounds_of("unequal").to(GPU)
-    before, _ = function(layer(), query, key, value, None, SCALE, bounds, 5)
-    changed = torch.cat([key[:, :, :13], 9 - key[:, :, 13:]], dim=2)
-    after, _ = function(layer(), query, changed, value, None, SCALE, bounds, 5)
-    assert torch.equal(before[:, :13], after[:, :13])
-    assert not torch.equal(before[:, 13:], after[:, 13:])
+@pytest.mark.parametrize(("ends", "is_causal"), [(LONG, True), (LONG, False), (WINDOWS, False)])
+@pytest.mark.parametrize("function", KERNELS)
+def test_a_kernel_lets_no_token_attend_across_packed_segments(function, ends, is_causal):
+    query, key, value = (x.detach() for x in half(128, ends[-1]))
+    bounds = torch.tensor(ends, dtype=torch.int32, device=GPU)
+    first = ends[2]  # of the tokens that change
+    settings = SCALE, bounds, int(bounds.diff().max())
+    before, _ = function(layer(), query, key, value, None, *settings, is_causal=is_causal)
+    changed = torch.cat([key[:, :, :first], 9 - key[:, :, first:]], dim=2)
+    after, _ = function(layer(), query, changed, value, None, *settings, is_causal=is_causal)
+    assert torch.equal(before[:, :first], after[:, :first])
+    assert not torch.equal(before[:, first:], after[:, first:])
 
 
 def test_auto_takes_sdpa_where_no_kernel_runs():
@@ -145,25 +171,33 @@ def test_auto_says_which_it_took(caplog):
 
 
 def test_auto_takes_a_kernel_on_a_gpu_in_half_precision():
-    best = "bbu_flash_attention_2" if find_spec("flash_attn") else "bbu_flash_varlen"
+    best = "bbu_flash_attention_2" if has_flash_2 else "bbu_flash_varlen"
     assert choose("auto", GPU, torch.bfloat16) == best
 
 
-@pytest.mark.parametrize("attention", ["varlen", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["varlen", "flash_attention_2", "flash_attention_4"])
 @pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (GPU, torch.float32)])
 def test_a_kernel_that_cannot_run_here_is_refused(attention, device, dtype):
     with pytest.raises(InputError, match=rf"model\.attention={attention} needs a GPU and .*has {device} and {dtype}"):
         choose(attention, device, dtype)
 
 
-@pytest.mark.skipif(bool(find_spec("flash_attn")), reason="the flash-attn package is installed")
-def test_flash_attention_2_without_its_package_says_how_to_install_it():
-    with pytest.raises(InputError, match="needs the flash-attn package.*: pip install --no-build-isolation"):
-        choose("flash_attention_2", GPU, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("attention", "is_there", "command"),
+    [
+        ("flash_attention_2", has_flash_2, "pip install --no-build-isolation 'flash-attn"),
+        ("flash_attention_4", has_flash_4, "pip install --pre 'flash-attn-4"),
+    ],
+)
+def test_a_kernel_without_its_package_says_how_to_install_it(attention, is_there, command):
+    if is_there:
+        pytest.skip(f"the package of {attention} is installed")
+    with pytest.raises(InputError, match=f"needs a package that is missing: {command}"):
+        choose(attention, GPU, torch.bfloat16)
 
 
 def test_an_unknown_attention_names_the_choices():
     with pytest.raises(
-        InputError, match=r"model\.attention=eager is unknown; take one of auto, sdpa, varlen, flash_attention_2"
+        InputError, match=r"model\.attention=eager is unknown; take one of auto, sdpa, varlen, flash_attention_2, "
     ):
         choose("eager", CPU, torch.float32)
