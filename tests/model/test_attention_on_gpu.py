@@ -1,0 +1,86 @@
+"""The whole model with each kernel for attention, on a GPU in bfloat16, beside float32 and torch's own attention."""
+
+from functools import partial
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from bbu_train.errors import InputError
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels run on CUDA only")
+GPU = torch.device("cuda")
+build = partial(instantiate, _convert_="all")
+# Heads as wide as the published models': 128 in the language model and 80 in the vision tower.
+WIDE = [
+    "model.shape.text_config.hidden_size=512",
+    "model.shape.text_config.rope_parameters.mrope_section=[16,24,24]",
+    "model.shape.vision_config.hidden_size=320",
+    "model.shape.vision_config.out_hidden_size=512",
+]
+KERNELS = ["varlen", "flash_attention_2", "flash_attention_4"]
+
+
+@pytest.fixture
+def make(config):
+    """A function from overrides to a model on the GPU, always with the same weights, its criterion and its config."""
+
+    def make(*overrides):
+        cfg = config(*WIDE, *overrides)
+        torch.manual_seed(0)
+        try:
+            return build(cfg.model.network)(device=GPU, head=build(cfg.head)), build(cfg.loss)
+        except InputError as error:  # a package that is not installed
+            pytest.skip(str(error))
+
+    return make
+
+
+def losses_and_gradient(model, criterion, batch, precision):
+    """The losses, and the gradients of all parameters by part of the model."""
+    batch = batch.to(GPU)
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+        losses = criterion(model(batch), batch)
+    criterion.objective(losses, batch.counts).backward()
+    parts = {"vision": "visual.blocks", "llm": "language_model", "head": "head."}
+    gradients = {
+        part: torch.cat([p.grad.float().flatten() for name, p in model.named_parameters() if pattern in name])
+        for part, pattern in parts.items()
+    }
+    return {name: loss.item() for name, loss in losses.items()}, gradients
+
+
+def gaps(gradients, others):
+    return {part: ((its - others[part]).norm() / others[part].norm()).item() for part, its in gradients.items()}
+
+
+@pytest.mark.parametrize("attention", KERNELS)
+def test_every_kernel_gives_the_losses_and_gradients_of_torchs_attention(attention, make, collate, encoded):
+    batch = collate("packed", encoded)
+    found, gradients = losses_and_gradient(
+        *make("engine.precision=bf16", f"model.attention={attention}"), batch, "bf16"
+    )
+    plain, plain_gradients = losses_and_gradient(*make("engine.precision=bf16", "model.attention=sdpa"), batch, "bf16")
+    exact, exact_gradients = losses_and_gradient(*make("engine.precision=fp32", "model.attention=sdpa"), batch, "fp32")
+    assert found == pytest.approx(exact, rel=2e-2)
+    # As far from float32 as torch's own attention in bfloat16 is: what is left is rounding, not the kernel.
+    error, usual = gaps(gradients, exact_gradients), gaps(plain_gradients, exact_gradients)
+    print(attention, "losses", found, plain, exact, "gradients", error, usual)
+    assert all(error[part] < 1.25 * usual[part] + 5e-3 for part in error)
+
+
+@pytest.mark.parametrize("attention", KERNELS)
+def test_no_kernel_lets_a_sample_see_another(attention, make, collate, encoded):
+    model, _ = make("engine.precision=bf16", f"model.attention={attention}")
+    batch = collate("packed", encoded).to(GPU)
+    first = batch.sample_of_token[0] == 0
+    changed = torch.where(first & (batch.input_ids[0] < 200), 7, batch.input_ids[0])[None]
+    assert (changed != batch.input_ids).any()
+    hidden = []
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        features = model.see(batch.vision)
+        for ids in (batch.input_ids, changed):
+            batch.input_ids.copy_(ids)
+            hidden.append(model.read(batch, features))
+    assert torch.equal(hidden[0][~first], hidden[1][~first])
+    assert not torch.equal(hidden[0][first], hidden[1][first])
