@@ -100,6 +100,7 @@ def _softmax(query, key, scaling, readable):
     return weights / tl.sum(weights, 1)[:, None]
 
 
+@triton.autotune([triton.Config({}, num_warps=number) for number in (2, 4, 8)], key=["SIZE"])
 @triton.jit
 def _forward_kernel(
     q, k, v, out, bounds,
@@ -115,6 +116,7 @@ def _forward_kernel(
     tl.store(out + tokens * out_token + head * out_head + channels, read.to(value.dtype), mask)
 
 
+@triton.autotune([triton.Config({}, num_warps=number) for number in (2, 4, 8)], key=["SIZE"])
 @triton.jit
 def _backward_kernel(
     q, k, v, gradient, dq, dk, dv, bounds,

@@ -28,7 +28,6 @@ def build(
     eps: float,
     weight_decay: float,
     precision: str,
-    compile: bool,
 ) -> torch.optim.AdamW:
     """Freeze the groups of rate 0 and give the others to AdamW.
 
@@ -63,7 +62,7 @@ def build(
     # Either clips and refuses on the device, as it updates (engine/plain.py).
     if precision == "fp32":
         return torch.optim.AdamW(torch_groups, betas=tuple(betas), eps=eps, fused=True)
-    return MixedAdamW(torch_groups, masters=precision == "bf16", compile=compile, betas=tuple(betas), eps=eps)
+    return MixedAdamW(torch_groups, masters=precision == "bf16", betas=tuple(betas), eps=eps)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:

@@ -1,15 +1,10 @@
 """AdamW for matrices in bfloat16, with or without float32 masters beside them."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import BFloat16, Float, Int32
 from torch import Tensor, nn
-
-from bbu_train.compiled import compiled
-
-ROW = 64  # numbers: where a kernel knows that a length is a multiple of this, it reads 16 bytes at a time
 
 
 class MixedAdamW(torch.optim.AdamW):
@@ -21,14 +16,14 @@ class MixedAdamW(torch.optim.AdamW):
     14, and another result. Parameters of other dtypes are left to torch's fused AdamW.
 
     As torch's fused optimizers do, it divides gradients by `grad_scale` and changes nothing where `found_inf` is 1,
-    both on the device. `compile` makes one kernel of what happens to a parameter, its gradient and its state.
+    both on the device. On a GPU one kernel does all that happens to a parameter, its gradient and its state.
     """
 
-    def __init__(self, groups: list[dict], masters: bool, compile: bool, **settings):
+    def __init__(self, groups: list[dict], masters: bool, **settings):
         super().__init__(groups, fused=True, **settings)
         self.masters = masters
-        self.update: Callable = compiled(update) if compile else update
         device = self.param_groups[0]["params"][0].device
+        self.update = _update_for(device)
         self.grad_scale, self.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
         self.salts = torch.arange(sum(1 for _ in self._low()), dtype=torch.int32, device=device)
 
@@ -75,11 +70,18 @@ class MixedAdamW(torch.optim.AdamW):
         return state
 
     def _update(self, parameter: nn.Parameter, state: dict, settings: Tensor, salt: Tensor) -> None:
-        rows = -1, math.gcd(parameter.numel(), ROW)
-        master = state["master"].view(rows) if self.masters else None
-        moments = state["exp_avg"].view(rows), state["exp_avg_sq"].view(rows)
-        weight, gradient = parameter.detach().view(rows), parameter.grad.reshape(rows)
-        self.update(weight, master, *moments, gradient, settings, self.grad_scale, self.found_inf, salt)
+        kept = state.get("master"), state["exp_avg"], state["exp_avg_sq"]
+        tensors = parameter.detach(), *kept, parameter.grad.contiguous()
+        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors), "a weight is laid out in strides"
+        self.update(*tensors, settings, self.grad_scale, self.found_inf, salt)
+
+
+def _update_for(device: torch.device) -> Callable:
+    if device.type != "cuda":
+        return update
+    from bbu_train.optimizer import update_kernel  # Triton comes with torch for GPUs only
+
+    return update_kernel.update
 
 
 def _settings(group: dict, step: int, device: torch.device) -> Float[Tensor, "8"]:
@@ -92,11 +94,11 @@ def _settings(group: dict, step: int, device: torch.device) -> Float[Tensor, "8"
 
 
 def update(
-    weight: BFloat16[Tensor, "rows row"],
-    master: Float[Tensor, "rows row"] | None,
-    exp_avg: Float[Tensor, "rows row"],
-    exp_avg_sq: Float[Tensor, "rows row"],
-    gradient: BFloat16[Tensor, "rows row"],
+    weight: BFloat16[Tensor, "*n"],
+    master: Float[Tensor, "*n"] | None,
+    exp_avg: Float[Tensor, "*n"],
+    exp_avg_sq: Float[Tensor, "*n"],
+    gradient: BFloat16[Tensor, "*n"],
     settings: Float[Tensor, "8"],
     grad_scale: Float[Tensor, ""],
     found_inf: Float[Tensor, ""],

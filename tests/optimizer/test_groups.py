@@ -17,7 +17,7 @@ RATES = {"vision": 2e-6, "merger": 1e-5, "llm": 1e-5, "adapter": 1e-4, "detectio
 
 def chosen(name: str) -> DictConfig:
     """conf/optimizer/<name>.yaml beside a model and an engine, to which it refers."""
-    beside = {"model": {"rates": RATES, "compile": False}, "engine": {"precision": "fp32"}}
+    beside = {"model": {"rates": RATES}, "engine": {"precision": "fp32"}}
     return OmegaConf.create({**beside, "optimizer": OmegaConf.load(CONF / f"{name}.yaml")}).optimizer
 
 

@@ -1,0 +1,71 @@
+"""`mixed_adamw.update` as one kernel: each number is read once and written once."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK, NUM_WARPS = 1024, 8  # four numbers a thread: 16 bytes of float32
+
+
+def update(
+    weight: Tensor,
+    master: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    gradient: Tensor,
+    settings: Tensor,
+    grad_scale: Tensor,
+    found_inf: Tensor,
+    salt: Tensor,
+) -> None:
+    """The arguments of `mixed_adamw.update`, contiguous and on a GPU."""
+    size = weight.numel()
+    stored = weight if master is None else master
+    scalars = settings, grad_scale, found_inf, salt
+    arguments = weight, stored, exp_avg, exp_avg_sq, gradient, *scalars, size
+    _kernel[(triton.cdiv(size, BLOCK),)](*arguments, master is not None, BLOCK, num_warps=NUM_WARPS)
+
+
+@triton.jit
+def _kernel(
+    weight, stored, exp_avg, exp_avg_sq, gradient, settings, grad_scale, found_inf, salt, size,
+    HAS_MASTER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    if tl.load(found_inf) == 0:
+        places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        mask = places < size
+        lr, decay = tl.load(settings), tl.load(settings + 1)
+        rate1, rate2 = tl.load(settings + 2), tl.load(settings + 3)
+        correction1, correction2 = tl.load(settings + 4), tl.load(settings + 5)
+        eps, t = tl.load(settings + 6), tl.load(settings + 7)
+
+        g = tl.load(gradient + places, mask).to(tl.float32) / tl.load(grad_scale)
+        m = tl.load(exp_avg + places, mask).to(tl.float32)
+        v = tl.load(exp_avg_sq + places, mask).to(tl.float32)
+        w = tl.load(stored + places, mask).to(tl.float32)
+        m += rate1 * (g - m)
+        v += rate2 * (g * g - v)
+        w = (1 - lr * decay) * w - lr * (m / correction1) / (tl.sqrt(v / correction2) + eps)
+        if HAS_MASTER:
+            tl.store(stored + places, w, mask)
+            tl.store(weight + places, w.to(tl.bfloat16), mask)
+        else:
+            seed = _mix(tl.load(salt).to(tl.uint32) * 1_000_003 + t.to(tl.uint32))
+            bits = _mix(places.to(tl.uint32) + seed)
+            w, m, v = _round(w, bits), _round(m, bits >> 16), _round(v, bits >> 8)
+            tl.store(weight + places, w, mask)
+        tl.store(exp_avg + places, m, mask)
+        tl.store(exp_avg_sq + places, v, mask)
+
+
+@triton.jit
+def _mix(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _round(x, bits):
+    carried = x.to(tl.uint32, bitcast=True) + (bits & 0xFFFF)
+    return (carried & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
