@@ -64,9 +64,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """How the vision tower cuts pictures up. Lengths in pixels; `merge_size` patches a side make one image token.
+    """How the vision tower takes pictures. Lengths in pixels; `merge_size` patches a side make one image token.
 
     A picture is resized to multiples of `patch_size * merge_size` with an area within [min_pixels, max_pixels].
+    `teachers_apart`: each picture of a teacher comes by itself, so that what is made of it can be kept.
     """
 
     patch_size: int
@@ -74,6 +75,7 @@ class PictureFormat:
     window_size: int
     min_pixels: int
     max_pixels: int
+    teachers_apart: bool
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,17 @@ class VisionInputs(Movable):
 
 
 @dataclass(frozen=True)
+class TeacherPicture:
+    """A teacher's picture by itself. Two have the same `key` if they are the same bytes on the same grid.
+
+    It is not Movable: it stays on the host until a model that has nothing of it asks for it.
+    """
+
+    key: bytes
+    vision: VisionInputs
+
+
+@dataclass(frozen=True)
 class MemoryIndex(Movable):
     """Where the detection memory of each sample lies: rows are samples, padded at the end.
 
@@ -237,6 +250,8 @@ class Batch(Movable):
     """Some samples of a step, laid out in rows. Nothing downstream asks which collator laid them.
 
     `cu_seqlens` bounds the segments of the flattened rows: each sample is one, each run of padding another.
+    `vision` holds all pictures, or with `PictureFormat.teachers_apart` the students', followed by `teachers`: in that
+    order merged features are numbered, and `image_positions` are where they belong.
     `sample_of_token` is -1 for padding. The first of the four `position_ids` is the text position, which restarts
     at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
     which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
@@ -252,6 +267,7 @@ class Batch(Movable):
     max_seqlen: int
     image_positions: Int[Tensor, "merged"]
     vision: VisionInputs
+    teachers: tuple[TeacherPicture, ...]
     supervised_positions: Int[Tensor, "supervised"]
     labels: Int[Tensor, "supervised"]
     label_roles: Int[Tensor, "supervised"]
