@@ -163,7 +163,9 @@ class Sizes:
     """What decides how much arithmetic some samples need: plain numbers, in which padding has no part.
 
     A square is the number of pairs of a query and a key among the tokens of a sample or of a caption, or among the
-    patches of a picture or of a window of the vision tower; a causal mask leaves half of them. `samples` counts those
+    patches of a picture or of a window of the vision tower; a causal mask leaves half of them. `patches` and the
+    squares of pictures and windows are what the tower has to read: with `PictureFormat.teachers_apart` the students'
+    pictures, as a cache is to hold the others. `merged` counts the image tokens of all pictures. `samples` counts those
     that the head reads, which are the annotated ones, and `memory` the entries of their memories; `caption_memory`
     counts pairs of a caption's token and an entry of its sample's memory.
     """
@@ -174,6 +176,7 @@ class Sizes:
     patches: int
     picture_squares: int
     window_squares: int
+    merged: int
     samples: int
     memory: int
     captions: int

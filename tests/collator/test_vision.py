@@ -65,9 +65,21 @@ def test_all_else_of_the_batch_is_the_same(both, encoded):
     together, apart = both(encoded)
     for field in fields(together):
         ours, its = getattr(together, field.name), getattr(apart, field.name)
-        if field.name not in ("vision", "teachers", "image_positions", "memory"):
+        if field.name not in ("vision", "teachers", "image_positions", "memory", "sizes"):
             assert torch.equal(ours, its) if isinstance(ours, Tensor) else ours == its
     assert together.teachers == ()
+
+
+def test_the_tower_is_to_read_the_students_only_and_the_merger_all(both, encoded):
+    together, apart = both(encoded)
+    vision = apart.vision
+    assert apart.sizes == replace(
+        together.sizes,
+        patches=len(vision.patches),
+        picture_squares=int(vision.cu_seqlens.diff().square().sum()),
+        window_squares=int(vision.cu_window_seqlens.diff().square().sum()),
+    )
+    assert apart.sizes.merged == len(apart.image_positions) > len(vision.patches) // 4
 
 
 def test_the_key_is_that_of_the_pixels_on_their_grid(both, encoded):

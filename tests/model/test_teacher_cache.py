@@ -4,11 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from bbu_train import vocabulary
 from bbu_train.collator.packed import Packed
 from bbu_train.collator.standard import Standard
 from bbu_train.errors import InputError
 from bbu_train.model.teacher_cache import TeacherCache
+
+MERGED, OUT = 4 * 64, 128  # widths of the tiny model's merger
 
 
 @pytest.fixture(params=[Packed, Standard])
@@ -100,6 +105,22 @@ def test_the_students_go_through_the_tower_together_and_at_every_step(make_froze
     runs = tower_runs(model)
     model(lay(encoded))
     assert runs == [sum(int(sample.grid_thw[-1].prod()) for sample in encoded)]
+
+
+@pytest.mark.parametrize("lay", [Packed], indirect=True)
+def test_a_warm_step_does_what_is_counted_and_runs_the_merger_of_the_students_once_more(
+    make_frozen, make_criterion, lay, encoded, monkeypatch
+):
+    # Chunks of logits are computed again in the backward pass, which is not useful.
+    monkeypatch.setattr(vocabulary, "checkpoint", lambda function, *given, use_reentrant: function(*given))
+    model, criterion, batch = make_frozen(1, "head=none"), make_criterion("loss=language"), lay(encoded)
+    step(model, criterion, batch)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        step(model, criterion, batch)
+    again = 2 * (len(batch.vision.patches) // 4) * MERGED * (MERGED + OUT)
+    # torch's plain attention computes the half that a causal mask hides, too.
+    unmasked = replace(batch.sizes, token_squares=2 * batch.sizes.token_squares)
+    assert counter.get_total_flops() == model.num_useful_operations(unmasked) + again
 
 
 @pytest.mark.parametrize("num_bytes", [1, 14_000])  # less than any picture; the rack or the door
