@@ -64,9 +64,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """How the vision tower cuts pictures up. Lengths in pixels; `merge_size` patches a side make one image token.
+    """How the vision tower takes pictures. Lengths in pixels; `merge_size` patches a side make one image token.
 
     A picture is resized to multiples of `patch_size * merge_size` with an area within [min_pixels, max_pixels].
+    `teachers_apart`: each picture of a teacher comes by itself, so that what is made of it can be kept.
     """
 
     patch_size: int
@@ -74,6 +75,7 @@ class PictureFormat:
     window_size: int
     min_pixels: int
     max_pixels: int
+    teachers_apart: bool
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ class Sizes:
     """What decides how much arithmetic some samples need: plain numbers, in which padding has no part.
 
     A square is the number of pairs of a query and a key among the tokens of a sample or of a caption, or among the
-    patches of a picture or of a window of the vision tower; a causal mask leaves half of them. `samples` counts those
+    patches of a picture or of a window of the vision tower; a causal mask leaves half of them. `patches` and the
+    squares of pictures and windows are what the tower has to read: with `PictureFormat.teachers_apart` the students'
+    pictures, as a cache is to hold the others. `merged` counts the image tokens of all pictures. `samples` counts those
     that the head reads, which are the annotated ones, and `memory` the entries of their memories; `caption_memory`
     counts pairs of a caption's token and an entry of its sample's memory.
     """
@@ -172,6 +176,7 @@ class Sizes:
     patches: int
     picture_squares: int
     window_squares: int
+    merged: int
     samples: int
     memory: int
     captions: int
@@ -216,6 +221,17 @@ class VisionInputs(Movable):
 
 
 @dataclass(frozen=True)
+class TeacherPicture:
+    """A teacher's picture by itself. Two have the same `key` if they are the same bytes on the same grid.
+
+    It is not Movable: it stays on the host until a model that has nothing of it asks for it.
+    """
+
+    key: bytes
+    vision: VisionInputs
+
+
+@dataclass(frozen=True)
 class MemoryIndex(Movable):
     """Where the detection memory of each sample lies: rows are samples, padded at the end.
 
@@ -237,6 +253,8 @@ class Batch(Movable):
     """Some samples of a step, laid out in rows. Nothing downstream asks which collator laid them.
 
     `cu_seqlens` bounds the segments of the flattened rows: each sample is one, each run of padding another.
+    `vision` holds all pictures, or with `PictureFormat.teachers_apart` the students', followed by `teachers`: in that
+    order merged features are numbered, and `image_positions` are where they belong.
     `sample_of_token` is -1 for padding. The first of the four `position_ids` is the text position, which restarts
     at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
     which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
@@ -252,6 +270,7 @@ class Batch(Movable):
     max_seqlen: int
     image_positions: Int[Tensor, "merged"]
     vision: VisionInputs
+    teachers: tuple[TeacherPicture, ...]
     supervised_positions: Int[Tensor, "supervised"]
     labels: Int[Tensor, "supervised"]
     label_roles: Int[Tensor, "supervised"]

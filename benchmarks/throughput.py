@@ -1,10 +1,12 @@
 """Tokens per second of full fine-tuning on one GPU, through the program's own loop, beside two peers, in one run.
 
-    python benchmarks/throughput.py [steps=48] [contenders=ours,packed,padded,frozen,7b] [key=value of bbu_train ...]
+    python benchmarks/throughput.py [steps=48] [contenders=ours,packed,padded,frozen,cached,7b] [key=value ...]
 
 The standard workload (workload.py), random weights of the true shape, bfloat16 compute over float32 weights, all six
 losses with the `detr` head for us and the language loss alone for the peers, which are packed and padded. frozen is
-ours without training the vision tower, 7b is ours of that shape. Each contender has a process of its own.
+ours without training the vision tower, cached is frozen with what the tower makes of teachers' pictures kept: it says
+how often each was used, and its useful work leaves out what the cache is there to spare. 7b is ours of that shape. Each
+contender has a process of its own.
 Prints a table and writes outputs/benchmarks/throughput.json. Needs a GPU, and the flash-attn package for one peer.
 """
 
@@ -38,9 +40,11 @@ FAST = (
     *("engine.num_micro_batches=1", "engine.gradient_checkpointing=selective", "num_workers=6", "threads=4"),
     *("tracker=jsonl", "eval_every=null", "save_every=null", "schedule.num_warmup_steps=1"),
 )
+FROZEN = "optimizer.groups.vision.lr=0"
 OURS = {  # overrides, and the share of `steps` that is run
     "ours": ((), 1.0),
-    "frozen": (("optimizer.groups.vision.lr=0",), 0.5),
+    "frozen": ((FROZEN,), 1.0),  # the same steps as cached
+    "cached": ((FROZEN, "model.teacher_cache_gib=1"), 1.0),  # twice what the pictures of the workload need
     "7b": (("model=qwen25vl7b", "engine.num_micro_batches=8", "engine.gradient_checkpointing=full"), 0.25),
 }
 PEER_STEPS = {"packed": (10, 4), "padded": (5, 2)}  # steps, and how many of them warm up
@@ -57,17 +61,13 @@ def configured(steps: int, overrides: list[str]):
 
 
 def planned(cfg):
-    """The encoded samples of each step of a run, as the run itself makes them, their pictures' format and the model's
-    config."""
+    """The samples and the steps of a run, as the run itself makes them, and its pictures' format."""
     build = train.build
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
     source, _ = loader.sources(build(cfg.data), builder, collator)
-    steps = loader.plan(build(cfg.sampler), source, cfg.steps)
-    encoded = [[source.encode(draw) for row in step for draw in row] for step in steps]
-    shape = OmegaConf.to_container(cfg.model.shape)
-    return encoded, preprocessing.picture_format, configuration(None, "random", shape)
+    return source, loader.plan(build(cfg.sampler), source, cfg.steps), preprocessing.picture_format
 
 
 def ours(cfg) -> dict[str, float]:
@@ -93,14 +93,33 @@ def ours(cfg) -> dict[str, float]:
         "memory_gib": rows[-1]["memory/peak_gib"],
         "tokens": mean(row["time/tokens_per_second"] * row["time/step_seconds"] for row in counted),
         "useful_tflop": mean(row["time/useful_tflops"] * row["time/step_seconds"] for row in counted),
-    }
+    } | (teachers(cfg, first, counted) if cfg.model.teacher_cache_gib else {})
+
+
+def teachers(cfg, first: int, counted: list[dict]) -> dict[str, float]:
+    """How often each teacher's picture that is used at all is used, in the counted steps and up to their end, and the
+    share of those uses in the counted steps that the cache served."""
+    source, steps, _ = planned(cfg)
+    last = first + len(counted)
+
+    def uses_of_each(some) -> float:
+        draws = [draw for step in some for row in step for draw in row]
+        used = [
+            picture.path for draw in draws for picture in source.teachers_of(source.samples[draw.index], draw.epoch)
+        ]
+        return len(used) / len(set(used))
+
+    hits = mean(row["time/teacher_cache_hits"] for row in counted if "time/teacher_cache_hits" in row)
+    return {"uses": uses_of_each(steps[first:last]), "uses_so_far": uses_of_each(steps[:last]), "cache_hits": hits}
 
 
 def peer(cfg, layout: str) -> dict[str, float]:
     import peers
 
     cfg.steps, num_warm = PEER_STEPS[layout]
-    encoded, picture_format, config = planned(cfg)
+    source, steps, picture_format = planned(cfg)
+    encoded = [[source.encode(draw) for row in step for draw in row] for step in steps]
+    config = configuration(None, "random", OmegaConf.to_container(cfg.model.shape))
     measured = peers.run(config, layout, encoded, num_warm)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config)  # what a peer computes without a head is useful without one
@@ -131,6 +150,10 @@ def table(results: dict[str, dict], rates: dict[str, float]) -> str:
         cells += [f"{r['memory_gib']:.1f}", f"{r['step_seconds']:.3f}"]
         cells += [f"{r[key]:.3f}" if r.get(key) is not None else "" for key in ("device_seconds", "data_seconds")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, r in results.items():
+        if "uses" in r:
+            lines += ["", f"{name}: a teacher's picture is used {r['uses']:.1f} times in the counted steps and "]
+            lines[-1] += f"{r['uses_so_far']:.1f} times since the first; {r['cache_hits']:.0%} of uses found it kept"
     return "\n".join(lines)
 
 

@@ -13,10 +13,13 @@ import safetensors.torch
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from bbu_train.errors import InputError
 from bbu_train.train import train
 
 SMOKE = ["experiment=smoke", "tracker=jsonl"]
 SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3"]
+# Less than all teachers' pictures need, so that some are given up.
+CACHE = ["optimizer.groups.vision.lr=0", "model.teacher_cache_gib=0.0005"]
 SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
 
 
@@ -116,6 +119,27 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, unin
     assert_equal_runs(folder, uninterrupted)
 
 
+def test_a_killed_and_resumed_run_with_a_cache_equals_one_that_was_never_killed(outputs, run):
+    """The resumed one begins with an empty cache."""
+    cached = run("cached", *CACHE)
+    shares = logged(cached, "time/teacher_cache_hits")
+    assert 0 <= shares[0] < max(shares) <= 1
+    folder = outputs / "smoke" / "killed-cached"
+    arguments = command(outputs, folder.name, *CACHE, "num_workers=2")
+    kill_after(arguments, folder, num_rows=6)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    assert_equal_runs(folder, cached)
+
+
+def test_a_cache_for_teachers_changes_no_loss(run):
+    compare_logs(rows(run("kept", *CACHE)), rows(run("frozen", "optimizer.groups.vision.lr=0")))
+
+
+def test_a_cache_for_a_tower_that_is_trained_is_refused_before_the_first_step(run):
+    with pytest.raises(InputError, match="needs a frozen vision tower"):
+        run("refused", "model.teacher_cache_gib=1")
+
+
 def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(outputs, run, uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
     arguments = ["-m", "bbu_train", f"resume={uninterrupted}"]
@@ -166,14 +190,16 @@ def test_a_run_on_a_cpu_has_no_rate_to_be_a_share_of(uninterrupted):
     assert len(logged(uninterrupted, "memory/peak_gib")) == 6
 
 
-def test_two_ranks_take_the_same_steps_as_one(outputs, run):
+@pytest.mark.parametrize("cache", [[], CACHE], ids=["plain", "cached"])
+def test_two_ranks_take_the_same_steps_as_one(outputs, run, cache, request):
     """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    arguments = command(outputs, "two-ranks", "sampler.num_samples=3", "engine.num_micro_batches=2")
+    name = f"two-ranks-{request.node.callspec.id}"
+    arguments = command(outputs, name, "sampler.num_samples=3", "engine.num_micro_batches=2", *cache)
     subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment)
-    one_rank = run("one-rank", "sampler.num_samples=3")
-    two_ranks = outputs / "smoke" / "two-ranks"
+    one_rank = run(f"one-rank-{request.node.callspec.id}", "sampler.num_samples=3", *cache)
+    two_ranks = outputs / "smoke" / name
     compare_logs(rows(two_ranks), rows(one_rank))
     for rate in ("time/tokens_per_second", "time/useful_tflops"):
         assert amounts(two_ranks, rate) == pytest.approx(amounts(one_rank, rate))

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from bbu_train import vocabulary
 from bbu_train.collator.sizes import sizes
-from bbu_train.types import Batch, Counts, Encoded, MemoryIndex, PictureFormat, Role, VisionInputs
+from bbu_train.collator.vision import lay_pictures
+from bbu_train.types import Batch, Counts, Encoded, MemoryIndex, PictureFormat, Role
 
 PADDING = -1
 
@@ -42,6 +42,7 @@ def lay(
     position_ids = torch.cat([text_positions[None], torch.cat([sample.position_ids for sample in samples], 1)])
     cu_seqlens = torch.tensor(sorted({0, *starts, *ends, size}), dtype=torch.int32)
     supervised, labels, roles = _supervision(samples, starts)
+    vision, teachers, image_positions = lay_pictures(samples, starts, picture_format)
     return Batch(
         sample_ids=tuple(sample.sample_id for sample in samples),
         input_ids=_scatter(torch.cat([sample.input_ids for sample in samples]), place, size, 0).view(num_rows, -1),
@@ -51,12 +52,13 @@ def lay(
         ),
         cu_seqlens=cu_seqlens,
         max_seqlen=int(cu_seqlens.diff().max()),
-        image_positions=torch.cat([start + s.image_positions for start, s in zip(starts, samples, strict=True)]),
-        vision=_vision(samples, picture_format),
+        image_positions=image_positions,
+        vision=vision,
+        teachers=teachers,
         supervised_positions=supervised,
         labels=labels,
         label_roles=roles,
-        memory=_memory(samples, starts, picture_format.merge_size),
+        memory=_memory(samples, starts, picture_format),
         boxes_cxcywh=torch.cat([sample.boxes_cxcywh for sample in samples]),
         sample_of_object=torch.cat([torch.full((len(s.captions),), i) for i, s in enumerate(samples)]),
         objects_per_sample=tuple(len(sample.captions) for sample in samples),
@@ -93,29 +95,12 @@ def _supervision(samples: Sequence[Encoded], starts: Sequence[int]) -> tuple[Ten
     return torch.cat(positions), torch.cat(labels), torch.cat(roles)
 
 
-def _vision(samples: Sequence[Encoded], picture_format: PictureFormat) -> VisionInputs:
-    grid_thw = torch.cat([sample.grid_thw for sample in samples])
-    window_index, cu_window_seqlens = get_vision_window_index(
-        grid_thw, picture_format.merge_size, picture_format.window_size, picture_format.patch_size
-    )
-    cu_seqlens = get_vision_cu_seqlens(grid_thw)
-    return VisionInputs(
-        patches=torch.cat([sample.patches for sample in samples]),
-        grid_thw=grid_thw,
-        position_ids=get_vision_position_ids(grid_thw, picture_format.merge_size),
-        window_index=window_index,
-        cu_seqlens=cu_seqlens,
-        cu_window_seqlens=cu_window_seqlens,
-        max_seqlen=int(cu_seqlens.diff().max()),
-        max_window_seqlen=int(cu_window_seqlens.diff().max()),
-    )
-
-
-def _memory(samples: Sequence[Encoded], starts: Sequence[int], merge_size: int) -> MemoryIndex:
+def _memory(samples: Sequence[Encoded], starts: Sequence[int], picture_format: PictureFormat) -> MemoryIndex:
     vision, centers, text, offset = [], [], [], 0
+    merge_size = picture_format.merge_size
     for sample in samples:
         _, height, width = (sample.grid_thw[-1] // torch.tensor([1, merge_size, merge_size])).tolist()
-        num_merged = len(sample.image_positions)
+        num_merged = height * width if picture_format.teachers_apart else len(sample.image_positions)
         vision.append(torch.arange(offset + num_merged - height * width, offset + num_merged))
         offset += num_merged
         y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")

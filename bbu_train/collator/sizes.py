@@ -9,7 +9,8 @@ def sizes(samples: Sequence[Encoded], picture_format: PictureFormat) -> Sizes:
     """Sums over the samples that carry a loss: what only stands in for a sample carries none, and is not needed."""
     samples = [sample for sample in samples if sample.annotated or sample.roles.any()]
     tokens = [len(sample.input_ids) for sample in samples]
-    grids = [(height, width) for sample in samples for _, height, width in sample.grid_thw.tolist()]
+    first = -1 if picture_format.teachers_apart else 0
+    grids = [(height, width) for sample in samples for _, height, width in sample.grid_thw[first:].tolist()]
     patches = [height * width for height, width in grids]
     window = picture_format.window_size // picture_format.patch_size  # patches a side
     detected = [(_memory(sample, picture_format.merge_size), sample.captions) for sample in samples if sample.annotated]
@@ -22,6 +23,7 @@ def sizes(samples: Sequence[Encoded], picture_format: PictureFormat) -> Sizes:
         picture_squares=_squares(patches),
         # A window of a x b patches has (ab)^2 pairs: the sum over all windows is the product of two sums.
         window_squares=sum(_squares(_pieces(h, window)) * _squares(_pieces(w, window)) for h, w in grids),
+        merged=sum(len(sample.image_positions) for sample in samples),
         samples=len(detected),
         memory=sum(memory for memory, _ in detected),
         captions=len(captions),

@@ -30,7 +30,7 @@ def backbone(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:
 def _vision(visual, sizes: Sizes) -> tuple[int, bool]:
     """Operations, and whether anything of it trains, so that a gradient has to come back to it."""
     tower = visual.config
-    width, num_merged = tower.hidden_size, tower.spatial_merge_size**2  # patches that become one image token
+    width = tower.hidden_size
     pixels = tower.in_channels * tower.patch_size**2  # of one frame: a still picture repeats it
     reached = visual.patch_embed.proj.weight.requires_grad
     total = matrix(reached, passes=False) * sizes.patches * pixels * width
@@ -42,6 +42,6 @@ def _vision(visual, sizes: Sizes) -> tuple[int, bool]:
         total += matrix(trains, reached) * sizes.patches * weights + attention(reached) * squares * width
     trains = visual.merger.mlp[0].weight.requires_grad
     reached = reached or trains
-    merged = num_merged * width
-    total += matrix(trains, reached) * (sizes.patches // num_merged) * merged * (merged + tower.out_hidden_size)
+    merged = tower.spatial_merge_size**2 * width  # of the patches that become one image token
+    total += matrix(trains, reached) * sizes.merged * merged * (merged + tower.out_hidden_size)
     return total, reached

@@ -1,5 +1,6 @@
 """What must be known of a model before its weights are there: its tokenizer, and how it cuts pictures up."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,17 @@ class Preprocessing:
 
 
 def build(
-    checkpoint: str | None, weights: str, shape: dict[str, Any], min_pixels: int, max_pixels: int
+    checkpoint: str | None,
+    weights: str,
+    shape: dict[str, Any],
+    min_pixels: int,
+    max_pixels: int,
+    teacher_cache_gib: float,
 ) -> Preprocessing:
     """The checkpoint's tokenizer and picture format; with random weights a tokenizer made in code.
 
     `min_pixels` and `max_pixels` bound the area of a resized picture. Written boxes are pixels of that picture, so a
-    model must predict with the limits that it was trained with.
+    model must predict with the limits that it was trained with. With a cache, teachers' pictures come apart.
     """
     config = configuration(checkpoint, weights, shape)
     vision = config.vision_config
@@ -34,11 +40,18 @@ def build(
             f"model.min_pixels={min_pixels} and model.max_pixels={max_pixels} must satisfy "
             f"{side**2} <= min_pixels <= max_pixels; {side**2} pixels are one image token."
         )
+    if not 0 <= teacher_cache_gib < math.inf:
+        raise InputError(f"model.teacher_cache_gib is {teacher_cache_gib}; it must be a number, 0 (none) or above.")
     if weights == "random":
         tokenizer = tiny_tokenizer(config.text_config.vocab_size)
     else:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     picture_format = PictureFormat(
-        vision.patch_size, vision.spatial_merge_size, vision.window_size, min_pixels, max_pixels
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        window_size=vision.window_size,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        teachers_apart=teacher_cache_gib > 0,
     )
     return Preprocessing(tokenizer, picture_format, config.text_config.max_position_embeddings)

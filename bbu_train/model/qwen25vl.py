@@ -9,14 +9,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from bbu_train import vocabulary
 from bbu_train.compiled import compiled
+from bbu_train.errors import InputError
 from bbu_train.model import attention as attention_choices
 from bbu_train.model import flops, recompute
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.still_patches import StillPatchEmbedding
+from bbu_train.model.teacher_cache import TeacherCache
 from bbu_train.types import Batch, Outputs, Sizes, VisionInputs
 
 
@@ -26,11 +29,18 @@ class GroundingModel(nn.Module):
     Logits exist only at supervised positions, `vocabulary_chunk` of them at a time.
     """
 
-    def __init__(self, backbone: Qwen2_5_VLForConditionalGeneration, head: nn.Module | None, vocabulary_chunk: int):
+    def __init__(
+        self,
+        backbone: Qwen2_5_VLForConditionalGeneration,
+        head: nn.Module | None,
+        vocabulary_chunk: int,
+        teacher_cache: TeacherCache,
+    ):
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.vocabulary_chunk = vocabulary_chunk
+        self.teacher_cache = teacher_cache
         self.cross_entropy = vocabulary.cross_entropy
 
     def compile_parts(self) -> None:
@@ -43,7 +53,7 @@ class GroundingModel(nn.Module):
             self.head.compile_parts()
 
     def forward(self, batch: Batch) -> Outputs:
-        vision_features = self.see(batch.vision)
+        vision_features = self.see(batch)
         hidden = self.read(batch, vision_features)
         supervised = hidden[batch.supervised_positions]
         token_losses = partial(
@@ -55,8 +65,28 @@ class GroundingModel(nn.Module):
         embed = self.backbone.get_input_embeddings()
         return Outputs(token_losses, self.head(vision_features, hidden, batch.memory, embed, self.project))
 
-    def see(self, vision: VisionInputs) -> Float[Tensor, "merged width"]:
-        """Features of every image token of the batch, in order. The only run of the vision tower in a step."""
+    def see(self, batch: Batch) -> Float[Tensor, "merged width"]:
+        """Features of every image token of the batch, in order. The only run of the vision tower in a step, but for
+        one for each of `batch.teachers` that the cache lacks: alone, so that what is kept depends on nothing else."""
+        if not batch.teachers:
+            return self._tower(batch.vision).pooler_output
+        states = [self._states(batch.vision)]
+        for picture in batch.teachers:
+            make = partial(self._states_from_host, picture.vision, batch.vision.patches.device)
+            states.append(self.teacher_cache.states(picture.key, make))
+        return self.backbone.model.visual.merger(torch.cat(states))
+
+    def _states_from_host(self, vision: VisionInputs, device: torch.device) -> Float[Tensor, "merged merge width"]:
+        # Pinned, or the copy would wait until the device has done all that it was told before.
+        return self._states((vision.pin_memory() if device.type == "cuda" else vision).to(device))
+
+    def _states(self, vision: VisionInputs) -> Float[Tensor, "merged merge width"]:
+        """What the merger joins to one image token each, in order. The tower runs its merger all the same, for nothing:
+        under 2% of it, for which no code of transformers need be copied or changed."""
+        of_windows = self._tower(vision).last_hidden_state.unflatten(0, (len(vision.window_index), -1))
+        return of_windows[vision.window_index.argsort()]
+
+    def _tower(self, vision: VisionInputs) -> BaseModelOutputWithPooling:
         return self.backbone.model.visual(
             vision.patches,
             grid_thw=vision.grid_thw,
@@ -66,7 +96,7 @@ class GroundingModel(nn.Module):
             cu_window_seqlens=vision.cu_window_seqlens,
             max_seqlen=vision.max_seqlen,
             max_window_seqlen=vision.max_window_seqlen,
-        ).pooler_output
+        )
 
     def read(self, batch: Batch, vision_features: Float[Tensor, "merged width"]) -> Float[Tensor, "flat width"]:
         """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask."""
@@ -97,6 +127,17 @@ class GroundingModel(nn.Module):
         vocabulary_size = self.backbone.config.text_config.vocab_size
         return backbone + self.head.num_useful_operations(sizes, vocabulary_size, features_train, words_train)
 
+    def check_teacher_cache(self) -> None:
+        """Raise InputError if there is a cache for a vision tower that is trained; its merger may be."""
+        parameters = self.backbone.model.visual.named_parameters()
+        trained = [name for name, p in parameters if p.requires_grad and not name.startswith("merger.")]
+        if self.teacher_cache.max_bytes and trained:
+            raise InputError(
+                f"model.teacher_cache_gib={self.teacher_cache.max_bytes / 2**30:g} needs a frozen vision tower, but "
+                f"{len(trained)} of its parameters are trained. Set optimizer.groups.vision.lr=0 (with "
+                "optimizer=five_groups) or model.teacher_cache_gib=0."
+            )
+
     def enable_gradient_checkpointing(self, choice: str) -> None:
         """Compute some of each block of the backbone again in the backward pass: "selective" or "full"."""
         recompute.enable(self.backbone, choice)
@@ -110,6 +151,7 @@ def build(
     precision: str,
     vocabulary_chunk: int,
     vision_mlp_multiple: int,
+    teacher_cache_gib: float,
     compile: bool,
     device: torch.device,
     head: Callable[[int], nn.Module | None],
@@ -119,6 +161,7 @@ def build(
     `precision` is the engine's: unless it is "fp32", the backbone's matrices are bfloat16, in which published weights
     come; norms, biases and the head are always float32. `head` takes the backbone's width, and gives None for a
     language model alone. `compile` turns the backbone's blocks and the head into fused kernels, for any length.
+    `teacher_cache_gib` needs a frozen vision tower.
     """
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
@@ -140,7 +183,7 @@ def build(
     name = attention_choices.choose(attention, device, dtype)
     # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
-    model = GroundingModel(backbone, built_head, vocabulary_chunk)
+    model = GroundingModel(backbone, built_head, vocabulary_chunk, TeacherCache(teacher_cache_gib))
     if compile:
         model.compile_parts()
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.

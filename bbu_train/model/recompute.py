@@ -23,6 +23,8 @@ def enable(backbone: PreTrainedModel, choice: str) -> None:
     if choice == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     backbone.activation_checkpointing_enable(settings)
+    # Only the reentrant kind needs embeddings with a gradient, for which a frozen vision tower would be run backwards.
+    backbone.disable_input_require_grads()
 
 
 def _policy(_, operator, *args, **kwargs) -> CheckpointPolicy:

@@ -1,6 +1,6 @@
 """How much there is to compute: the same numbers wherever the samples lie, and none for what stands in."""
 
-from dataclasses import astuple
+from dataclasses import astuple, fields
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from bbu_train.collator.sizes import sizes
 from bbu_train.types import Sizes
 
-NOTHING = Sizes(*[0] * 12)
+NOTHING = Sizes(*[0] * len(fields(Sizes)))
 
 
 def added(parts):
@@ -43,6 +43,7 @@ def test_tokens_patches_and_labels_are_counted_once_each(collate, encoded):
     assert batch.sizes.tokens == batch.input_ids.numel()
     assert batch.sizes.supervised == len(batch.labels)
     assert batch.sizes.patches == len(batch.vision.patches)
+    assert batch.sizes.merged == len(batch.image_positions)
 
 
 def test_the_head_reads_the_memory_of_annotated_samples_and_writes_their_captions(collate, encoded):

@@ -42,7 +42,7 @@ def checkpoint(saved, tmp_path_factory):
 
 
 def build(checkpoint, weights="pretrained", shape=None, **limits):
-    return preprocessing_room.build(checkpoint, weights, shape or {}, **(LIMITS | limits))
+    return preprocessing_room.build(checkpoint, weights, shape or {}, **(LIMITS | {"teacher_cache_gib": 0} | limits))
 
 
 def load(checkpoint):
@@ -54,6 +54,7 @@ def load(checkpoint):
         precision="fp32",
         vocabulary_chunk=64,
         vision_mlp_multiple=1,
+        teacher_cache_gib=0,
         compile=False,
         device=torch.device("cpu"),
         head=lambda width: None,
@@ -84,7 +85,7 @@ def test_a_loaded_model_sees_and_reads_as_the_saved_one(checkpoint, saved, sampl
     processed = PROCESSOR(images=pictures, return_tensors="pt")
     model = load(checkpoint)
     with torch.no_grad():
-        features = model.see(batch.vision)
+        features = model.see(batch)
         hidden = model.read(batch, features)
         stock = saved.model(
             input_ids=encoded.input_ids[None],
@@ -114,6 +115,18 @@ def test_random_weights_need_no_checkpoint(shape):
 def test_limits_that_hold_no_picture_are_refused(shape, limits):
     with pytest.raises(InputError, match=r"model.min_pixels=\d+ .*784 <= min_pixels <= max_pixels"):
         build(None, weights="random", shape=shape, **limits)
+
+
+@pytest.mark.parametrize("gib", [-1, float("nan"), float("inf")])
+def test_a_size_of_the_teacher_cache_that_is_none_is_refused(shape, gib):
+    with pytest.raises(InputError, match=r"model.teacher_cache_gib is .*0 \(none\) or above"):
+        build(None, weights="random", shape=shape, teacher_cache_gib=gib)
+
+
+def test_teachers_come_apart_only_where_there_is_a_cache_for_them(shape):
+    for gib in (0, 0.5):
+        made = build(None, weights="random", shape=shape, teacher_cache_gib=gib)
+        assert made.picture_format.teachers_apart == (gib > 0)
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
