@@ -1,12 +1,12 @@
 """Tokens per second of full fine-tuning on one GPU, through the program's own loop, beside two peers, in one run.
 
-    python benchmarks/throughput.py [steps=48] [contenders=ours,packed,padded,frozen,cached,7b] [key=value ...]
+    python benchmarks/throughput.py [steps=48] [contenders=ours,packed,padded] [key=value of bbu_train ...]
 
-The standard workload (workload.py), random weights of the true shape, bfloat16 compute over float32 weights, all six
-losses with the `detr` head for us and the language loss alone for the peers, which are packed and padded. frozen is
-ours without training the vision tower, cached is frozen with what the tower makes of teachers' pictures kept: it says
-how often each was used, and its useful work leaves out what the cache is there to spare. 7b is ours of that shape. Each
-contender has a process of its own.
+The standard workload (workload.py), random weights of the true shape, bfloat16 compute over float32 master weights, all
+six losses with the `detr` head for us and the language loss alone for the peers, which are packed and padded. pure is
+ours without masters. frozen is ours without training the vision tower, cached is frozen with what the tower makes of
+teachers' pictures kept: it says how often each was used, and its useful work leaves out what the cache is there to
+spare. 7b and 7b_pure are ours of that shape. Each contender has a process of its own.
 Prints a table and writes outputs/benchmarks/throughput.json. Needs a GPU, and the flash-attn package for one peer.
 """
 
@@ -40,12 +40,15 @@ FAST = (
     *("engine.num_micro_batches=1", "engine.gradient_checkpointing=selective", "num_workers=6", "threads=4"),
     *("tracker=jsonl", "eval_every=null", "save_every=null", "schedule.num_warmup_steps=1"),
 )
+SEVEN = ("model=qwen25vl7b", "engine.num_micro_batches=2")
 FROZEN = "optimizer.groups.vision.lr=0"
 OURS = {  # overrides, and the share of `steps` that is run
     "ours": ((), 1.0),
     "frozen": ((FROZEN,), 1.0),  # the same steps as cached
     "cached": ((FROZEN, "model.teacher_cache_gib=1"), 1.0),  # twice what the pictures of the workload need
-    "7b": (("model=qwen25vl7b", "engine.num_micro_batches=8", "engine.gradient_checkpointing=full"), 0.25),
+    "pure": (("engine.precision=pure_bf16",), 0.5),
+    "7b": ((*SEVEN, "engine.gradient_checkpointing=full", "model.network.vocabulary_chunk=1024"), 0.4),
+    "7b_pure": ((*SEVEN, "engine.precision=pure_bf16"), 0.4),
 }
 PEER_STEPS = {"packed": (10, 4), "padded": (5, 2)}  # steps, and how many of them warm up
 
@@ -87,6 +90,7 @@ def ours(cfg) -> dict[str, float]:
     seconds = [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
     print("seconds of each step:", *(f"{value:.2f}" for value in seconds))
     return {
+        "weights": "bfloat16 alone" if cfg.engine.precision == "pure_bf16" else "float32 masters",
         "step_seconds": sum(seconds) / len(seconds),
         "device_seconds": watched["device_seconds"],
         "data_seconds": mean(row["time/data_seconds"] for row in counted),
@@ -125,6 +129,7 @@ def peer(cfg, layout: str) -> dict[str, float]:
         model = Qwen2_5_VLForConditionalGeneration(config)  # what a peer computes without a head is useful without one
     needed = [sizes(samples, picture_format) for samples in encoded[num_warm:]]
     useful = mean(backbone(model, its) for its in needed)
+    measured["weights"] = "float32"
     return measured | {"tokens": mean(its.tokens for its in needed), "useful_tflop": useful / 1e12}
 
 
@@ -140,12 +145,21 @@ def matrix_rates() -> dict[str, float]:
 def table(results: dict[str, dict], rates: dict[str, float]) -> str:
     says = ", ".join(f"{rate:.0f} TFLOP/s {when}" for when, rate in rates.items()).replace("_", " ")
     lines = [f"a large bf16 product: {says}", ""]
-    heads = ["how", "tokens/s", "useful TFLOP/s", "of the product", "of it sustained", "memory GiB", "step s"]
+    heads = [
+        "how",
+        "weights",
+        "tokens/s",
+        "useful TFLOP/s",
+        "of the product",
+        "of it sustained",
+        "memory GiB",
+        "step s",
+    ]
     heads += ["device s", "data wait s"]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, r in results.items():
         useful = r["useful_tflop"] / r["step_seconds"]
-        cells = [f"{r['tokens'] / r['step_seconds']:,.0f}", f"{useful:.0f}"]
+        cells = [r["weights"], f"{r['tokens'] / r['step_seconds']:,.0f}", f"{useful:.0f}"]
         cells += [f"{useful / rate:.1%}" for rate in rates.values()]
         cells += [f"{r['memory_gib']:.1f}", f"{r['step_seconds']:.3f}"]
         cells += [f"{r[key]:.3f}" if r.get(key) is not None else "" for key in ("device_seconds", "data_seconds")]

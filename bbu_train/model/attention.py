@@ -35,7 +35,7 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     """The registered name for `model.attention`, a concrete choice for `auto`; refuses what cannot run here.
 
     sdpa runs anywhere. The others need CUDA and half precision: varlen is torch's own kernel, flash_attention_2 the
-    flash-attn package, flash_attention_4 the flash-attn-4 package for the language model and varlen for the rest.
+    flash-attn package, flash_attention_4 the flash-attn-4 package for the language model.
     `auto` takes flash_attention_2 where it is installed, else varlen where torch has it, else sdpa.
     """
     fast = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
@@ -159,8 +159,8 @@ def flash_attention_4(
     is_causal: bool | None = None,
     **_,
 ) -> tuple[Tensor, None]:
-    """flash-attention 4 from the flash-attn-4 package for heads of FLASH_ATTENTION_4_SIZE, varlen for others."""
-    kernel = _flash_attention_4 if query.shape[-1] == FLASH_ATTENTION_4_SIZE else _varlen
+    """flash-attention 4 from the flash-attn-4 package for heads of FLASH_ATTENTION_4_SIZE; the next best for others."""
+    kernel = _flash_attention_4 if query.shape[-1] == FLASH_ATTENTION_4_SIZE else _for_other_sizes
     return _by(kernel, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
 
 
@@ -203,6 +203,8 @@ def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int,
 
     return flash_attention_4.flash_attention_4(q, k, v, bounds, max_length, scaling, is_causal)
 
+
+_for_other_sizes = _flash_attention_2 if _has_package("flash_attention_2") else _varlen
 
 for _function in (sdpa, varlen, flash_attention_2, flash_attention_4):
     AttentionInterface.register(_registered(_function.__name__), _function)
