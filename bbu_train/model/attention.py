@@ -26,7 +26,6 @@ PACKAGES = {  # what a choice needs besides torch: what lies in the folder flash
     "flash_attention_2": ("flash_attn_interface.py", "pip install --no-build-isolation 'flash-attn>=2.7'"),
     "flash_attention_4": ("cute", "pip install --pre 'flash-attn-4[cu13]'"),
 }
-LONGEST_WINDOW = 64  # tokens of a segment that bbu_train.model.window_attention takes at most
 FLASH_ATTENTION_4_SIZE = 128  # of a head: 4.0.0b36 gives wrong gradients of the queries for the vision tower's 80
 log = logging.getLogger(__name__)
 
@@ -54,6 +53,11 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     if attention in ("varlen", "flash_attention_4") and not _has_varlen():
         raise InputError(f"model.attention={attention} needs torch 2.10 or later; this is {torch.__version__}.")
     return _registered(attention)
+
+
+def is_kernel(name: str) -> bool:
+    """Whether a registered name is one that needs CUDA and half precision."""
+    return name != _registered("sdpa")
 
 
 def _best() -> str:
@@ -165,17 +169,12 @@ def flash_attention_4(
 
 
 def _by(kernel: Callable, module, states, scaling, bounds, max_length, is_causal) -> tuple[Tensor, None]:
-    """What all kernels share: flattened rows, half precision, and a kernel of our own for short segments."""
+    """What all kernels share: flattened rows, in half precision."""
     is_causal = module.is_causal if is_causal is None else is_causal
     rows, _, tokens, _ = states[0].shape
     # Positions are turned in float32.
     q, k, v = (flatten(its).to(states[2].dtype) for its in states)
-    if not is_causal and max_length <= LONGEST_WINDOW:
-        from bbu_train.model.window_attention import window_attention
-
-        out = window_attention(q, k, v, bounds, scaling)
-    else:
-        out = kernel(q, k, v, bounds, max_length, scaling, is_causal)
+    out = kernel(q, k, v, bounds, max_length, scaling, is_causal)
     return out.unflatten(0, (rows, tokens)), None
 
 

@@ -183,6 +183,10 @@ def build(
     name = attention_choices.choose(attention, device, dtype)
     # Given as a plain string, a name with "flash" in it would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
+    if attention_choices.is_kernel(name):
+        from bbu_train.model.window_attention import replace_windows  # Triton comes with torch for GPUs only
+
+        replace_windows(visual)
     model = GroundingModel(backbone, built_head, vocabulary_chunk, TeacherCache(teacher_cache_gib))
     if compile:
         model.compile_parts()

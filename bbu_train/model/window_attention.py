@@ -1,139 +1,196 @@
-"""Attention within segments of at most 64 tokens: the windows of the vision tower.
+"""Attention within the windows of the vision tower, the turn of its positions included.
 
 Kernels for long sequences work on tiles of 64 to 128 tokens, write statistics of the softmax and reduce over tiles; of
-a window of 64 tokens they use half a tile or less. Here one program holds a window of one head as a whole, reads it
-once and keeps nothing for the backward pass but its inputs.
+a window of 64 patches they use half a tile or less. And what turns queries and keys by their positions reads and writes
+them once more on either side. Here one program holds a window of one head as a whole, from the product that makes
+queries, keys and values to the one that takes what was read, and keeps nothing for the backward pass but its inputs.
 """
 
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from bbu_train.model.attention import LONGEST_WINDOW
+LONGEST = 64  # tokens of a window
+
+
+def replace_windows(visual: nn.Module) -> None:
+    """Give every windowed block of a vision tower the attention of this file, unless its windows are too large."""
+    config = visual.config
+    if (config.window_size // config.patch_size) ** 2 > LONGEST:
+        return
+    for number, block in enumerate(visual.blocks):
+        if number not in config.fullatt_block_indexes:
+            block.attn = WindowAttention(block.attn)
+
+
+class WindowAttention(nn.Module):
+    """In place of a windowed block's attention of transformers' Qwen2.5-VL; parameters and their names are the same.
+
+    CUDA and half precision, for windows of at most LONGEST patches.
+    """
+
+    def __init__(self, stock: nn.Module):
+        super().__init__()
+        self.qkv, self.proj = stock.qkv, stock.proj
+        self.num_heads, self.scaling = stock.num_heads, stock.scaling
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "patches width"],
+        cu_seqlens: Int[Tensor, "windows_and_one"],
+        position_embeddings: tuple[Float[Tensor, "patches size"], Float[Tensor, "patches size"]],
+        **_,
+    ) -> Float[Tensor, "patches width"]:
+        read = window_attention(self.qkv(hidden_states), *position_embeddings, cu_seqlens, self.num_heads, self.scaling)
+        return self.proj(read)
 
 
 def window_attention(
-    query: Float[Tensor, "flat heads size"],
-    key: Float[Tensor, "flat heads size"],
-    value: Float[Tensor, "flat heads size"],
-    bounds: Int[Tensor, "segments_and_one"],
+    queries_keys_values: Float[Tensor, "tokens three_widths"],
+    cos: Float[Tensor, "tokens size"],
+    sin: Float[Tensor, "tokens size"],
+    bounds: Int[Tensor, "windows_and_one"],
+    num_heads: int,
     scaling: float,
-) -> Float[Tensor, "flat heads size"]:
-    """softmax(scaling Q K^T) V within each segment, whose length is at most LONGEST_WINDOW; CUDA only.
+) -> Float[Tensor, "tokens width"]:
+    """softmax(scaling R(Q) R(K)^T) V within each window and head, with R(x) = x cos + (-x_2, x_1) sin (Su et al. 2021).
 
-    Products are in the inputs' dtype. Gradients are those of the same formula, summed in a fixed order.
+    x_1 and x_2 are the halves of a head's channels, for which `cos` and `sin` are the same. Positions are turned in
+    float32, products are in the dtype of the input, and gradients are summed in a fixed order.
     """
-    return _forward(query, key, value, bounds, scaling)
+    return _forward(queries_keys_values.contiguous(), cos.contiguous(), sin.contiguous(), bounds, num_heads, scaling)
 
 
 @torch.library.custom_op("bbu_train::window_attention", mutates_args=())
-def _forward(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float) -> Tensor:
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    inputs = (query, key, value)
-    _forward_kernel[_grid(query, bounds)](*inputs, out, bounds, *_strides(*inputs, out), scaling, **_sizes(query))
+def _forward(qkv: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, num_heads: int, scaling: float) -> Tensor:
+    out = qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
+    _forward_kernel[num_heads, len(bounds) - 1](qkv, cos, sin, out, bounds, scaling, **_sizes(qkv, num_heads))
     return out
 
 
 @torch.library.custom_op("bbu_train::window_attention_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (query, key, value, gradient)
-    outs = tuple(torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3))
-    strides = _strides(*inputs, outs[0])  # the three are laid out alike
-    _backward_kernel[_grid(query, bounds)](*inputs, *outs, bounds, *strides, scaling, **_sizes(query))
-    return outs
+    gradient: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, num_heads: int, scaling: float
+) -> Tensor:
+    out = torch.empty_like(qkv)
+    tensors = qkv, cos, sin, gradient.contiguous(), out, bounds
+    _backward_kernel[num_heads, len(bounds) - 1](*tensors, scaling, **_sizes(qkv, num_heads))
+    return out
 
 
 @_forward.register_fake
-def _(query, key, value, bounds, scaling):
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
+def _(qkv, cos, sin, bounds, num_heads, scaling):
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
 
 
 @_backward.register_fake
-def _(gradient, query, key, value, bounds, scaling):
-    return tuple(torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3))
+def _(gradient, qkv, cos, sin, bounds, num_heads, scaling):
+    return torch.empty_like(qkv)
 
 
 def _keep(ctx, inputs, output) -> None:
-    *tensors, ctx.scaling = inputs
+    *tensors, ctx.num_heads, ctx.scaling = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx, gradient: Tensor):
-    return *_backward(gradient, *ctx.saved_tensors, ctx.scaling), None, None
+    return _backward(gradient, *ctx.saved_tensors, ctx.num_heads, ctx.scaling), None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _grid(query: Tensor, bounds: Tensor) -> tuple[int, int]:
-    """A program for each head of each segment."""
-    return query.shape[1], len(bounds) - 1
+def _sizes(qkv: Tensor, num_heads: int) -> dict[str, int]:
+    size = qkv.shape[1] // 3 // num_heads
+    return {"HEADS": num_heads, "SIZE": size, "HALF": triton.next_power_of_2(size // 2), "TOKENS": LONGEST}
 
 
-def _sizes(query: Tensor) -> dict[str, int]:
-    return {"SIZE": query.shape[2], "TOKENS": LONGEST_WINDOW, "CHANNELS": triton.next_power_of_2(query.shape[2])}
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    """Of tokens and of heads; the channels of a head lie side by side."""
-    assert all(tensor.stride(2) == 1 for tensor in tensors), "the channels of a head are apart"
-    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+def _choices() -> list:
+    return [triton.Config({}, num_warps=number) for number in (2, 4, 8)]
 
 
 @triton.jit
-def _place(bounds, SIZE: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Of this program: the head, its tokens and channels, what of them is there, and which tokens may be read."""
-    head, first, end = tl.program_id(0), tl.load(bounds + tl.program_id(1)), tl.load(bounds + tl.program_id(1) + 1)
-    tokens, channels = first + tl.arange(0, TOKENS), tl.arange(0, CHANNELS)
-    mask = (tokens < end)[:, None] & (channels < SIZE)[None, :]
-    return head, tokens[:, None].to(tl.int64), channels[None, :], mask, (tokens < end)[None, :]
+def _place(bounds, SIZE: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr):
+    """The head and the tokens of this program, half a head's channels, and which of the tokens and of both are real."""
+    first, end = tl.load(bounds + tl.program_id(1)), tl.load(bounds + tl.program_id(1) + 1)
+    tokens, half = first + tl.arange(0, TOKENS), tl.arange(0, HALF)[None, :]
+    is_token = tokens < end
+    mask = is_token[:, None] & (half < SIZE // 2)
+    return tl.program_id(0), tokens[:, None].to(tl.int64), half, mask, is_token[None, :]
 
 
 @triton.jit
-def _softmax(query, key, scaling, readable):
-    scores = tl.where(readable, tl.dot(query, tl.trans(key)) * scaling, float("-inf"))
+def _halves(first, half, mask, SIZE: tl.constexpr):
+    return tl.load(first + half, mask, 0.0), tl.load(first + SIZE // 2 + half, mask, 0.0)
+
+
+@triton.jit
+def _store(first, half, mask, one, two, SIZE: tl.constexpr):
+    tl.store(first + half, one.to(first.dtype.element_ty), mask)
+    tl.store(first + SIZE // 2 + half, two.to(first.dtype.element_ty), mask)
+
+
+@triton.jit
+def _turned(first, half, mask, cos, sin, SIZE: tl.constexpr):
+    one, two = _halves(first, half, mask, SIZE)
+    turned_one = one.to(tl.float32) * cos - two.to(tl.float32) * sin
+    turned_two = two.to(tl.float32) * cos + one.to(tl.float32) * sin
+    return turned_one.to(one.dtype), turned_two.to(one.dtype)
+
+
+@triton.jit
+def _softmax(q_one, q_two, k_one, k_two, scaling, readable):
+    scores = tl.dot(q_one, tl.trans(k_one)) + tl.dot(q_two, tl.trans(k_two))
+    scores = tl.where(readable, scores * scaling, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     return weights / tl.sum(weights, 1)[:, None]
 
 
-@triton.autotune([triton.Config({}, num_warps=number) for number in (2, 4, 8)], key=["SIZE"])
+@triton.autotune(_choices(), key=["SIZE"])
 @triton.jit
 def _forward_kernel(
-    q, k, v, out, bounds,
-    q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
-    scaling, SIZE: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    qkv, cos, sin, out, bounds, scaling,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    head, tokens, channels, mask, readable = _place(bounds, SIZE, TOKENS, CHANNELS)
-    query = tl.load(q + tokens * q_token + head * q_head + channels, mask, 0.0)
-    key = tl.load(k + tokens * k_token + head * k_head + channels, mask, 0.0)
-    value = tl.load(v + tokens * v_token + head * v_head + channels, mask, 0.0)
-    weights = _softmax(query, key, scaling, readable)
-    read = tl.dot(weights.to(value.dtype), value)
-    tl.store(out + tokens * out_token + head * out_head + channels, read.to(value.dtype), mask)
+    head, tokens, half, mask, readable = _place(bounds, SIZE, HALF, TOKENS)
+    c, s = tl.load(cos + tokens * SIZE + half, mask, 0.0), tl.load(sin + tokens * SIZE + half, mask, 0.0)
+    first = qkv + tokens * (3 * HEADS * SIZE) + head * SIZE
+    q_one, q_two = _turned(first, half, mask, c, s, SIZE)
+    k_one, k_two = _turned(first + HEADS * SIZE, half, mask, c, s, SIZE)
+    v_one, v_two = _halves(first + 2 * HEADS * SIZE, half, mask, SIZE)
+    weights = _softmax(q_one, q_two, k_one, k_two, scaling, readable).to(v_one.dtype)
+    to = out + tokens * (HEADS * SIZE) + head * SIZE
+    _store(to, half, mask, tl.dot(weights, v_one), tl.dot(weights, v_two), SIZE)
 
 
-@triton.autotune([triton.Config({}, num_warps=number) for number in (2, 4, 8)], key=["SIZE"])
+@triton.autotune(_choices(), key=["SIZE"])
 @triton.jit
 def _backward_kernel(
-    q, k, v, gradient, dq, dk, dv, bounds,
-    q_token, q_head, k_token, k_head, v_token, v_head, g_token, g_head, out_token, out_head,
-    scaling, SIZE: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    qkv, cos, sin, gradient, out, bounds, scaling,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    head, tokens, channels, mask, readable = _place(bounds, SIZE, TOKENS, CHANNELS)
-    query = tl.load(q + tokens * q_token + head * q_head + channels, mask, 0.0)
-    key = tl.load(k + tokens * k_token + head * k_head + channels, mask, 0.0)
-    value = tl.load(v + tokens * v_token + head * v_head + channels, mask, 0.0)
-    said = tl.load(gradient + tokens * g_token + head * g_head + channels, mask, 0.0)
-    to = tokens * out_token + head * out_head + channels
+    head, tokens, half, mask, readable = _place(bounds, SIZE, HALF, TOKENS)
+    c, s = tl.load(cos + tokens * SIZE + half, mask, 0.0), tl.load(sin + tokens * SIZE + half, mask, 0.0)
+    first = qkv + tokens * (3 * HEADS * SIZE) + head * SIZE
+    q_one, q_two = _turned(first, half, mask, c, s, SIZE)
+    k_one, k_two = _turned(first + HEADS * SIZE, half, mask, c, s, SIZE)
+    v_one, v_two = _halves(first + 2 * HEADS * SIZE, half, mask, SIZE)
+    o_one, o_two = _halves(gradient + tokens * (HEADS * SIZE) + head * SIZE, half, mask, SIZE)
+    to = out + tokens * (3 * HEADS * SIZE) + head * SIZE
+
     # O = P V and P = softmax(S), so dV = P^T dO, dP = dO V^T and dS = P (dP - sum(P dP)).
-    weights = _softmax(query, key, scaling, readable)
-    tl.store(dv + to, tl.dot(tl.trans(weights.to(value.dtype)), said).to(value.dtype), mask)
-    d_weights = tl.dot(said, tl.trans(value))
+    weights = _softmax(q_one, q_two, k_one, k_two, scaling, readable)
+    read = tl.trans(weights.to(v_one.dtype))
+    _store(to + 2 * HEADS * SIZE, half, mask, tl.dot(read, o_one), tl.dot(read, o_two), SIZE)
+    d_weights = tl.dot(o_one, tl.trans(v_one)) + tl.dot(o_two, tl.trans(v_two))
     d_scores = weights * (d_weights - tl.sum(weights * d_weights, 1)[:, None]) * scaling
-    d_scores = d_scores.to(value.dtype)
-    tl.store(dq + to, tl.dot(d_scores, key).to(value.dtype), mask)
-    tl.store(dk + to, tl.dot(tl.trans(d_scores), query).to(value.dtype), mask)
+    d_scores = d_scores.to(v_one.dtype)
+
+    # R turns by an angle, so its transpose turns back.
+    one, two = tl.dot(d_scores, k_one), tl.dot(d_scores, k_two)
+    _store(to, half, mask, one * c + two * s, two * c - one * s, SIZE)
+    d_scores = tl.trans(d_scores)
+    one, two = tl.dot(d_scores, q_one), tl.dot(d_scores, q_two)
+    _store(to + HEADS * SIZE, half, mask, one * c + two * s, two * c - one * s, SIZE)
