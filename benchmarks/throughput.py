@@ -21,7 +21,7 @@ import workload
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from bbu_train import loader, train
+from bbu_train import loader, planning, train
 from bbu_train.conversation.text import Text
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
@@ -59,9 +59,10 @@ def planned(cfg):
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
-    source, _ = loader.sources(build(cfg.data), builder, collator)
+    source, _ = loader.sources(build(cfg.data), builder, preprocessing.cost, collator)
     shape = OmegaConf.to_container(cfg.model.shape)
-    return source, loader.plan(build(cfg.sampler), source, cfg.steps), configuration(None, "random", shape)
+    plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
+    return source, list(plan.starting_at(0)), configuration(None, "random", shape)
 
 
 def tokens_and_flops(cfg, source, step, config) -> tuple[int, float]:
