@@ -38,8 +38,8 @@ class Plan:
         begins = 0
         for epoch, num_steps in enumerate(self._num_steps_of):
             if first < begins + num_steps:
-                steps = self._epoch(epoch, self.source.admissible(epoch))
-                yield from steps[max(0, first - begins) : self.num_steps - begins]
+                wanted = slice(max(0, first - begins), self.num_steps - begins)
+                yield from self._epoch(epoch, self.source.admissible(epoch))[wanted]
             begins += num_steps
 
     def _epoch(self, epoch: int, indices: Sequence[int]) -> list[Step]:
