@@ -29,8 +29,8 @@ class TokenBudget:
 
     Rows are filled (fill.py) within windows of `window` samples of the shuffled epoch. The emptiest row of a window is
     not kept: its samples join the next one. A larger window fills rows better and shuffles less. Then the rows are
-    shuffled, and neighbours exchange samples until they cost about the same (exchange.py): so steps do too, and the
-    ranks that take a row each.
+    shuffled, and exchange samples until they cost about the same (exchange.py): so steps do too, and the ranks that
+    take a row each.
     """
 
     def __init__(self, max_row_tokens: int, num_rows: int, window: int, dealt: float, seed: int):
