@@ -1,24 +1,23 @@
-"""From the plan of a run to the batches of this rank."""
+"""The samples of a split, and from the steps that are planned of them to the batches of this rank."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bbu_train.errors import InputError, all_problems
+from bbu_train.planning import Part, deal
 from bbu_train.types import Batch, Draw, Encoded, Picture, Sample, Step
-
-log = logging.getLogger(__name__)
-Part = tuple[Draw, ...]
 
 
 class Source:
     """The samples of a split, each with its teachers of an epoch.
 
-    `teachers_of(sample, epoch)` draws them; `builder` writes the conversation; `max_tokens` and `too_long` say how
-    long one may be, and whether a longer one is an "error" or left out ("drop").
+    `teachers_of(sample, epoch)` draws them; `builder` writes the conversation; `cost_of` says what so many tokens and
+    pictures of so many patches cost; `max_tokens` and `too_long` say how long a sample may be, and whether a longer one
+    is an "error" or left out ("drop"). Lengths and costs are kept for one epoch, the last asked for.
     """
 
     def __init__(
@@ -26,6 +25,7 @@ class Source:
         samples: Sequence[Sample],
         teachers_of: Callable[[Sample, int], tuple[Picture, ...]],
         builder,
+        cost_of: Callable[[int, Sequence[int]], int],
         max_tokens: int,
         too_long: str,
     ):
@@ -34,9 +34,19 @@ class Source:
         self.samples = samples
         self.teachers_of = teachers_of
         self.builder = builder
+        self.cost_of = cost_of
         self.max_tokens = max_tokens
         self.too_long = too_long
-        self.num_tokens: Callable[[Draw], int] = cache(self._num_tokens)
+        self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(maxsize=1)(self._measure)
+
+    def num_tokens(self, draw: Draw) -> int:
+        return self._sizes_of(draw.epoch)[0][draw.index]
+
+    def cost(self, draw: Draw) -> int:
+        return self._sizes_of(draw.epoch)[1][draw.index]
+
+    def name(self, draw: Draw) -> str:
+        return self.samples[draw.index].id
 
     def encode(self, draw: Draw) -> Encoded:
         sample = self.samples[draw.index]
@@ -45,7 +55,7 @@ class Source:
 
     def admissible(self, epoch: int) -> list[int]:
         """The samples that are short enough in this epoch; a longer one is an error or left out, never cut."""
-        lengths = [self.num_tokens(Draw(epoch, i)) for i in range(len(self.samples))]
+        lengths, _ = self._sizes_of(epoch)
         longer = [i for i, length in enumerate(lengths) if length > self.max_tokens]
         if longer and self.too_long == "error":
             raise all_problems(
@@ -53,8 +63,6 @@ class Source:
                 [f"{self.samples[i].id}: {lengths[i]} tokens in epoch {epoch}" for i in longer],
                 "Raise collator.max_tokens, lower model.max_pixels, or leave them out with collator.too_long=drop.",
             )
-        if longer:
-            log.warning("epoch %d: %d samples over %d tokens are left out", epoch, len(longer), self.max_tokens)
         if len(longer) == len(self.samples):
             raise InputError(f"No sample of epoch {epoch} has at most collator.max_tokens={self.max_tokens} tokens.")
         left_out = set(longer)
@@ -62,78 +70,50 @@ class Source:
 
     def names(self, step: Step) -> list[str]:
         """The ids of a step's samples."""
-        return [self.samples[draw.index].id for row in step for draw in row]
+        return [self.name(draw) for row in step for draw in row]
 
     def tokens_of(self, step: Step) -> int:
-        """Of a step's samples, without padding."""
-        return sum(self.num_tokens(draw) for row in step for draw in row)
+        """Of a step's samples, without padding. Measured anew: the loader may be epochs ahead of this step."""
+        return sum(self._size(draw.epoch, self.samples[draw.index])[0] for row in step for draw in row)
 
-    def _num_tokens(self, draw: Draw) -> int:
-        sample = self.samples[draw.index]
-        return self.builder.num_tokens(sample, self.teachers_of(sample, draw.epoch))
+    def _measure(self, epoch: int) -> tuple[array, array]:
+        """Tokens and cost of every sample."""
+        num_tokens, costs = array("q"), array("q")
+        for sample in self.samples:
+            length, cost = self._size(epoch, sample)
+            num_tokens.append(length)
+            costs.append(cost)
+        return num_tokens, costs
+
+    def _size(self, epoch: int, sample: Sample) -> tuple[int, int]:
+        teachers = self.teachers_of(sample, epoch)
+        num_tokens = self.builder.num_tokens(sample, teachers)
+        return num_tokens, self.cost_of(num_tokens, self.builder.num_patches(sample, teachers))
 
 
-def sources(data, builder, collator) -> tuple[Source, Source]:
+def sources(data, builder, cost_of, collator) -> tuple[Source, Source]:
     """The training and the validation split; the teachers of both come from the training split's pool."""
-    limits = collator.max_tokens, collator.too_long
+    how = builder, cost_of, collator.max_tokens, collator.too_long
     pool = data.pool
-    train = Source(data.train, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), builder, *limits)
-    validation = Source(
-        data.validation, lambda sample, _: data.teachers.draw_validation(sample, pool), builder, *limits
-    )
+    train = Source(data.train, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
+    validation = Source(data.validation, lambda sample, _: data.teachers.draw_validation(sample, pool), *how)
     return train, validation
 
 
-def in_order(source: Source, num_samples: int) -> list[Step]:
-    """Every sample once, in order, `num_samples` at a time."""
-    draws = [Draw(0, i) for i in source.admissible(0)]
-    return [(tuple(draws[i : i + num_samples]),) for i in range(0, len(draws), num_samples)]
-
-
-def plan(sampler, source: Source, num_steps: int) -> list[Step]:
-    """Every step of the run, fixed before anything is loaded: a resumed run simply goes on in the same list."""
-    steps: list[Step] = []
-    epoch = 0
-    while len(steps) < num_steps:
-        steps += sampler.epoch(epoch, source.admissible(epoch), source.num_tokens)
-        epoch += 1
-    return steps[:num_steps]
-
-
-def split(step: Step, num_parts: int, num_tokens: Callable[[Draw], int]) -> list[Part]:
-    """A step's samples in `num_parts` parts of about equal length: micro-batches of ranks.
-
-    The longest goes first, to the part that is shortest so far (Graham 1969). Planned rows stay whole where there
-    are enough of them. A part may be empty.
-    """
-    units = step if len(step) >= num_parts else tuple((draw,) for row in step for draw in row)
-    lengths = [sum(map(num_tokens, unit)) for unit in units]
-    parts: list[list[int]] = [[] for _ in range(num_parts)]
-    totals = [0] * num_parts
-    for i in sorted(range(len(units)), key=lambda i: -lengths[i]):
-        shortest = totals.index(min(totals))
-        parts[shortest].append(i)
-        totals[shortest] += lengths[i]
-    return [tuple(draw for i in sorted(part) for draw in units[i]) for part in parts]
-
-
 class Micro(Dataset):
-    """Lists of parts to lists of batches; a part without samples becomes one unsupervised sample.
+    """From a task, which is parts and a stand-in, to a batch for each part; a part without samples becomes the
+    stand-in, unsupervised.
 
     So every rank runs the same modules the same number of times, and the losses do not notice.
     """
 
-    def __init__(self, source: Source, collator: Callable[[Sequence[Encoded]], Batch], tasks: Sequence[tuple]):
+    def __init__(self, source: Source, collator: Callable[[Sequence[Encoded]], Batch]):
         self.source = source
         self.collator = collator
-        self.tasks = tasks
 
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __getitem__(self, i: int) -> list[Batch] | InputError:
+    def __getitem__(self, task: tuple[list[Part], Draw]) -> list[Batch] | InputError:
         """An InputError is handed over, not raised: DataLoader would put the worker's traceback into its message."""
-        parts, stand_in = self.tasks[i]
+        parts, stand_in = task
         try:
             return [self._batch(part, stand_in) for part in parts]
         except InputError as error:
@@ -157,16 +137,17 @@ def _batches_or_raise(made: list[Batch] | InputError) -> list[Batch]:
 
 
 def batches(
-    source: Source, collator, steps: Sequence[Step], num_micro_batches: int, rank: int, num_ranks: int, num_workers: int
+    source: Source, collator, steps: Iterable[Step], num_micro_batches: int, rank: int, num_ranks: int, num_workers: int
 ) -> Iterator[list[Batch]]:
-    """For each step the micro-batches of this rank, read and encoded ahead by `num_workers` processes."""
-    tasks = []
-    for step in steps:
-        parts = split(step, num_micro_batches * num_ranks, source.num_tokens)
-        tasks.append((parts[rank::num_ranks], step[0][0]))
+    """For each step the micro-batches of this rank, read and encoded ahead by `num_workers` processes.
+
+    Steps are asked for as the workers get to them.
+    """
+    tasks = ((deal(step, num_ranks, num_micro_batches, source.cost)[rank], step[0][0]) for step in steps)
     loader = DataLoader(
-        Micro(source, collator, tasks),
+        Micro(source, collator),
         batch_size=None,
+        sampler=tasks,
         num_workers=num_workers,
         collate_fn=_as_they_are,
         pin_memory=torch.cuda.is_available(),

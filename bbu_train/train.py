@@ -5,6 +5,7 @@ import logging
 import time
 from dataclasses import astuple, fields
 from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bbu_train import checks, distributed, flops, loader, logs, profiling, report, rows, run_folder, runs
+from bbu_train import checks, distributed, flops, loader, logs, planning, profiling, report, rows, run_folder, runs
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.evaluate import evaluate
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
@@ -31,16 +32,16 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     cfg.run = distributed.from_main(cfg.run or runs.new_name(cfg))
     folder = Path(cfg.folder)
 
-    # ---- What can be known before the model loads: the data, and every step of the run ----
+    # ---- What can be known before the model loads: the data, and whether every step of the run can be planned ----
     data = build(cfg.data)
     checks.num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
     checks.max_tokens(collator.max_tokens, preprocessing.max_positions)
-    source, validation = loader.sources(data, builder, collator)
-    plan = loader.plan(build(cfg.sampler), source, cfg.steps)
-    evaluation_plan = loader.in_order(validation, cfg.eval_samples)
+    source, validation = loader.sources(data, builder, preprocessing.cost, collator)
+    plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
+    evaluation_plan = planning.in_order(validation, cfg.eval_samples)
     longest_caption = builder.longest_caption(data.train)  # no longer one can be learned
 
     # ---- The model, and what trains it ----
@@ -96,10 +97,11 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             metrics, _ = evaluated()
             track(metrics)
         ranks = distributed.rank(), distributed.world_size()
-        batches = loader.batches(source, collator, plan[step:], engine.num_micro_batches, *ranks, cfg.num_workers)
+        steps, ahead = tee(plan.starting_at(step))
+        batches = loader.batches(source, collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers)
         while step < cfg.steps:
             began = time.perf_counter()
-            micro_batches = [batch.to(device) for batch in next(batches)]
+            planned, micro_batches = next(steps), [batch.to(device) for batch in next(batches)]
             waited = time.perf_counter() - began
             counts, sizes, num_slots = _summed(micro_batches)  # before any forward
             set_learning_rates(optimizer, schedule(step))
@@ -112,14 +114,14 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
                     engine.backward(criterion.objective(losses, counts))
                 sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
             arrived = to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))  # before the step is
-            norms = engine.step(source.names(plan[step]))  # refuses a non-finite update, on every rank alike
+            norms = engine.step(source.names(planned))  # refuses a non-finite update, on every rank alike
             step += 1
 
             if due(cfg.log_every):
                 row = rows.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
                 row |= rows.under("lr", learning_rates(optimizer)) | rows.under("grad_norm", norms)
                 seconds = time.perf_counter() - began
-                num_tokens, useful = source.tokens_of(plan[step - 1]), model.num_useful_operations(sizes)
+                num_tokens, useful = source.tokens_of(planned), model.num_useful_operations(sizes)
                 row |= rows.times(seconds, waited, num_tokens, num_slots, useful, best_rate)
                 row |= rows.memory(device)
                 row |= rows.under("time", model.teacher_cache.hits())

@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train import flops, loader, train
+from bbu_train import flops, loader, planning, train
 from bbu_train.collator.sizes import sizes
 from bbu_train.conversation.text import Text
 from bbu_train.model.flops import backbone
@@ -69,8 +69,9 @@ def planned(cfg):
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
-    source, _ = loader.sources(build(cfg.data), builder, collator)
-    return source, loader.plan(build(cfg.sampler), source, cfg.steps), preprocessing.picture_format
+    source, _ = loader.sources(build(cfg.data), builder, preprocessing.cost, collator)
+    plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
+    return source, list(plan.starting_at(0)), preprocessing.picture_format
 
 
 def ours(cfg) -> dict[str, float]:

@@ -1,4 +1,3 @@
-import logging
 import multiprocessing
 from collections import Counter
 from dataclasses import fields, replace
@@ -6,13 +5,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from bbu_train import loader
+from bbu_train import loader, planning
 from bbu_train.collator.packed import Packed
 from bbu_train.collator.standard import Standard
 from bbu_train.errors import InputError
 from bbu_train.sampler.fixed_samples import FixedSamples
-from bbu_train.sampler.token_budget import TokenBudget
-from bbu_train.seeds import generator
 from bbu_train.types import Counts, Draw, Role, Sample
 
 
@@ -20,10 +17,14 @@ def own_teachers(sample, epoch):
     return sample.teachers
 
 
+def cost_of(num_tokens, num_patches):
+    return 10 * num_tokens + sum(num_patches)
+
+
 @pytest.fixture
 def make_source(builder, samples):
-    def make(max_tokens=8192, too_long="error", samples=samples):
-        return loader.Source(samples, own_teachers, builder, max_tokens, too_long)
+    def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers):
+        return loader.Source(samples, teachers_of, builder, cost_of, max_tokens, too_long)
 
     return make
 
@@ -57,11 +58,40 @@ def test_an_encoded_sample_is_as_long_as_the_plan_says(make_source, lengths):
         assert source.num_tokens(Draw(0, i)) == len(source.encode(Draw(0, i)).input_ids) == length
 
 
-def test_teachers_are_those_of_the_epoch(builder, samples):
+def test_the_cost_of_a_sample_is_that_of_its_tokens_and_patches(make_source, samples):
+    source = make_source()
+    for i in range(len(samples)):
+        encoded = source.encode(Draw(0, i))
+        assert source.cost(Draw(0, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
+
+
+def test_lengths_are_measured_once_an_epoch_and_kept_for_one(make_source):
+    drawn = []
+
+    def teachers_of(sample, epoch):
+        drawn.append((sample.id, epoch))
+        return sample.teachers
+
+    source = make_source(teachers_of=teachers_of)
+    for epoch in (0, 1):
+        source.admissible(epoch)
+        assert [source.num_tokens(Draw(epoch, i)) > 0 < source.cost(Draw(epoch, i)) for i in range(4)] == [True] * 4
+    assert Counter(drawn) == Counter((name, epoch) for name in "abcd" for epoch in (0, 1))
+    source.num_tokens(Draw(0, 2))
+    assert drawn[8:] == [(name, 0) for name in "abcd"]
+
+
+def test_the_tokens_of_a_step_are_counted_whatever_epoch_the_loader_is_in(make_source, lengths):
+    source = make_source()
+    source.admissible(7)
+    assert source.tokens_of(((Draw(0, 0), Draw(0, 2)), (Draw(0, 3),))) == lengths[0] + lengths[2] + lengths[3]
+
+
+def test_teachers_are_those_of_the_epoch(make_source, samples):
     def alternating(sample, epoch):
         return (samples[0].student,) * (epoch % 2)
 
-    source = loader.Source(samples, alternating, builder, 8192, "error")
+    source = make_source(teachers_of=alternating)
     for epoch in (0, 1, 2):
         encoded = source.encode(Draw(epoch, 2))
         assert len(encoded.grid_thw) == 1 + epoch % 2
@@ -83,11 +113,8 @@ def test_every_longer_sample_is_listed(make_source, lengths):
         assert f"{name}: {length} tokens in epoch 3" in message
 
 
-def test_longer_samples_can_be_left_out_and_are_counted(make_source, lengths, caplog):
-    source = make_source(max_tokens=min(lengths), too_long="drop")
-    with caplog.at_level(logging.WARNING):
-        assert source.admissible(0) == [2]
-    assert "3 samples over" in caplog.text
+def test_longer_samples_can_be_left_out(make_source, lengths):
+    assert make_source(max_tokens=min(lengths), too_long="drop").admissible(0) == [2]
 
 
 def test_a_run_with_every_sample_left_out_is_refused(make_source, lengths):
@@ -98,84 +125,6 @@ def test_a_run_with_every_sample_left_out_is_refused(make_source, lengths):
 def test_an_unknown_word_for_too_long_is_refused(make_source):
     with pytest.raises(InputError, match="collator.too_long=cut is unknown; take error or drop"):
         make_source(too_long="cut")
-
-
-# The plan
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 7])
-def test_a_plan_has_exactly_the_steps_asked_for_across_epochs(make_source, num_steps):
-    steps = loader.plan(FixedSamples(3, 17), make_source(), num_steps)
-    assert len(steps) == num_steps
-    visited = Counter(draws_of(draws_of(steps)))
-    assert max(visited.values()) == 1
-    for epoch in range(num_steps // 2):  # two steps an epoch, of three samples and of one
-        assert {draw.index for draw in visited if draw.epoch == epoch} == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("sampler", [FixedSamples(3, 17), TokenBudget(600, 2, 4, 17)])
-def test_a_longer_plan_begins_with_the_shorter_one(make_source, sampler):
-    longer = loader.plan(sampler, make_source(), 11)
-    for num_steps in range(1, 11):
-        assert loader.plan(sampler, make_source(), num_steps) == longer[:num_steps]
-
-
-def test_what_is_left_out_is_in_no_step(make_source, lengths):
-    source = make_source(max_tokens=max(lengths) - 1, too_long="drop")
-    indices = {draw.index for step in loader.plan(FixedSamples(2, 17), source, 6) for draw in draws_of(step)}
-    assert indices == {1, 2, 3}
-
-
-# Parts of a step
-
-
-def random_step(seed, num_rows, most=6):
-    random = generator("step", seed)
-    sizes = random.integers(1, most + 1, num_rows).tolist()
-    indices = iter(random.permutation(sum(sizes)).tolist())
-    lengths = random.integers(50, 2000, sum(sizes)).tolist()
-    return tuple(tuple(Draw(0, next(indices)) for _ in range(size)) for size in sizes), lambda draw: lengths[draw.index]
-
-
-@pytest.mark.parametrize("num_rows", [1, 3, 8])
-@pytest.mark.parametrize("num_parts", [1, 2, 4, 8, 60])
-def test_the_parts_of_a_step_hold_each_of_its_samples_once(num_rows, num_parts):
-    step, num_tokens = random_step(num_rows, num_rows)
-    parts = loader.split(step, num_parts, num_tokens)
-    assert len(parts) == num_parts
-    assert sorted(draws_of(parts)) == sorted(draws_of(step))
-    assert parts == loader.split(step, num_parts, num_tokens)
-
-
-@pytest.mark.parametrize("num_parts", [1, 2, 4, 8])
-def test_planned_rows_stay_whole_where_there_are_enough(num_parts):
-    step, num_tokens = random_step("whole", 8)
-    parts = loader.split(step, num_parts, num_tokens)
-    for row in step:
-        assert sum(set(row) <= set(part) for part in parts) == 1
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_parts_differ_in_length_by_at_most_one_sample(seed):
-    step, num_tokens = random_step(seed, 1, most=30)
-    parts = loader.split(step, 4, num_tokens)
-    totals = [sum(map(num_tokens, part)) for part in parts]
-    assert max(totals) - min(totals) <= max(map(num_tokens, step[0]))
-
-
-def test_the_longest_samples_go_to_different_parts():
-    step = (tuple(Draw(0, i) for i in range(6)),)
-    parts = loader.split(step, 3, lambda draw: [10, 9, 8, 3, 2, 1][draw.index])
-    assert {frozenset(draw.index for draw in part) for part in parts} == {
-        frozenset({0, 5}),
-        frozenset({1, 4}),
-        frozenset({2, 3}),
-    }
-
-
-def test_parts_are_empty_where_samples_are_too_few():
-    parts = loader.split(((Draw(0, 0), Draw(0, 1)),), 5, lambda draw: 10)
-    assert sorted(map(len, parts)) == [0, 0, 0, 1, 1]
 
 
 # Batches
@@ -190,7 +139,7 @@ def test_ranks_and_micro_batches_together_visit_exactly_the_samples_of_each_step
     make_source, packed, samples, num_ranks, num_micro_batches
 ):
     source = make_source()
-    steps = loader.plan(FixedSamples(3, 17), source, 2)
+    steps = list(planning.Plan(FixedSamples(3, 17), source, 2).starting_at(0))
     ranks = [loaded(source, packed, steps, num_micro_batches, rank, num_ranks) for rank in range(num_ranks)]
     for i, step in enumerate(steps):
         micro_batches = [batch for rank in ranks for batch in rank[i]]
@@ -204,6 +153,20 @@ def test_ranks_and_micro_batches_together_visit_exactly_the_samples_of_each_step
         assert sorted(visited) == sorted(samples[draw.index].id for draw in draws_of(step))
         total = sum((batch.counts for batch in micro_batches), Counts(0, 0, 0, 0))
         assert total == packed([source.encode(draw) for draw in draws_of(step)]).counts
+
+
+def test_steps_are_asked_for_as_the_workers_get_to_them(make_source, packed):
+    asked = []
+
+    def steps():
+        for i in range(40):
+            asked.append(i)
+            yield ((Draw(0, i % 4),),)
+
+    batches = loader.batches(make_source(), packed, steps(), 1, 0, 1, num_workers=0)
+    for i in range(3):
+        next(batches)
+        assert asked == list(range(i + 1))
 
 
 def test_a_stand_in_for_an_empty_part_carries_no_loss(make_source, packed, samples):
@@ -234,7 +197,7 @@ def assert_identical(a, b):
 @pytest.mark.parametrize("kind", [Packed, Standard])
 def test_batches_are_the_same_bits_with_any_number_of_workers(make_source, collators, kind):
     source = make_source()
-    steps = loader.plan(FixedSamples(3, 17), source, 4)
+    steps = list(planning.Plan(FixedSamples(3, 17), source, 4).starting_at(0))
     alone, helped = (loaded(source, collators[kind], steps, 2, num_workers=num_workers) for num_workers in (0, 2))
     assert len(alone) == len(helped) == 4
     for a, b in zip(alone, helped, strict=True):

@@ -1,5 +1,6 @@
 """The one place where a conversation is written down, for training, evaluation and prediction alike."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
@@ -45,6 +46,10 @@ class ConversationBuilder:
     def num_tokens(self, sample: Sample, teachers: Sequence[Picture]) -> int:
         """The length of the encoded conversation with all answers, from sizes in file headers and texts alone."""
         return self._num_system_tokens + sum(map(self._num_turn_tokens, (*teachers, sample.student)))
+
+    def num_patches(self, sample: Sample, teachers: Sequence[Picture]) -> list[int]:
+        """Of each picture of the conversation, from sizes in file headers alone."""
+        return [math.prod(self._grid(picture)) for picture in (*teachers, sample.student)]
 
     def _count_turn_tokens(self, picture: Picture) -> int:
         turn = Turn(Role.STUDENT, picture, self.question, self.answer(picture))

@@ -1,4 +1,4 @@
-"""What must be known of a model before its weights are there: its tokenizer, and how it cuts pictures up."""
+"""What must be known of a model before its weights are there: its tokenizer, its cut of pictures, and its cost."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bbu_train.errors import InputError
+from bbu_train.model import cost
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.types import PictureFormat
@@ -17,6 +18,7 @@ class Preprocessing:
     tokenizer: PreTrainedTokenizerBase
     picture_format: PictureFormat
     max_positions: int
+    cost: cost.Cost
 
 
 def build(
@@ -54,4 +56,4 @@ def build(
         max_pixels=max_pixels,
         teachers_apart=teacher_cache_gib > 0,
     )
-    return Preprocessing(tokenizer, picture_format, config.text_config.max_position_embeddings)
+    return Preprocessing(tokenizer, picture_format, config.text_config.max_position_embeddings, cost.of(config))

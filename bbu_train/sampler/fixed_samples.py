@@ -16,7 +16,14 @@ class FixedSamples:
         self.num_samples = num_samples
         self.seed = seed
 
-    def epoch(self, epoch: int, indices: Sequence[int], num_tokens: Callable[[Draw], int]) -> list[Step]:
+    def epoch(
+        self,
+        epoch: int,
+        indices: Sequence[int],
+        num_tokens: Callable[[Draw], int],
+        cost: Callable[[Draw], int],
+        name: Callable[[Draw], str],
+    ) -> list[Step]:
         """The steps of one epoch over `indices`: a function of the seed and the epoch alone."""
         draws = shuffled(self.seed, epoch, indices)
         return [(tuple(draws[i : i + self.num_samples]),) for i in range(0, len(draws), self.num_samples)]

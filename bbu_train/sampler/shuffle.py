@@ -8,5 +8,5 @@ from bbu_train.types import Draw
 
 def shuffled(seed: int, epoch: int, indices: Sequence[int]) -> list[Draw]:
     """`indices` in an order that depends on the seed and the epoch alone."""
-    order = generator("epoch", seed, epoch).permutation(len(indices))
+    order = generator("epoch", seed, epoch).permutation(len(indices)).tolist()
     return [Draw(epoch, indices[i]) for i in order]

@@ -1,60 +1,88 @@
 """A step is a number of rows, each filled with samples up to a number of tokens."""
 
-from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, all_problems
+from bbu_train.sampler.exchange import evened
+from bbu_train.sampler.fill import fill
 from bbu_train.sampler.shuffle import shuffled
+from bbu_train.seeds import generator
 from bbu_train.types import Draw, Step
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A plan is made of millions of objects that all stay: to look for garbage among them took a third of its time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class TokenBudget:
     """`num_rows` rows a step, each of at most `max_row_tokens` tokens. Every epoch visits every sample once.
 
-    Best-fit decreasing (Johnson 1974) within windows of `window` samples of the shuffled epoch: the longest first,
-    each into the fullest row that still has room. The emptiest row of a window is not kept: its samples join the next
-    one. A larger window fills rows better and shuffles less. The rows are shuffled again, so that a step does not hold
-    the longest samples of its window.
+    Rows are filled (fill.py) within windows of `window` samples of the shuffled epoch. The emptiest row of a window is
+    not kept: its samples join the next one. A larger window fills rows better and shuffles less. Then the rows are
+    shuffled, and exchange samples until they cost about the same (exchange.py): so steps do too, and the ranks that
+    take a row each.
     """
 
-    def __init__(self, max_row_tokens: int, num_rows: int, window: int, seed: int):
+    def __init__(self, max_row_tokens: int, num_rows: int, window: int, dealt: float, seed: int):
         for name, value in (("max_row_tokens", max_row_tokens), ("num_rows", num_rows), ("window", window)):
             if value < 1:
                 raise InputError(f"sampler.{name} is {value}; it must be at least 1.")
+        if not 0 <= dealt <= 1:
+            raise InputError(f"sampler.dealt is {dealt}; it is a share of tokens, from 0 to 1.")
         self.max_row_tokens = max_row_tokens
         self.num_rows = num_rows
         self.window = window
+        self.dealt = dealt
         self.seed = seed
 
-    def epoch(self, epoch: int, indices: Sequence[int], num_tokens: Callable[[Draw], int]) -> list[Step]:
-        """The steps of one epoch over `indices`: a function of the seed, the epoch and the lengths alone."""
-        draws = shuffled(self.seed, epoch, indices)
-        rows: list[tuple[Draw, ...]] = []
-        left: list[tuple[int, Draw]] = []  # with their lengths
-        for start in range(0, len(draws), self.window):
-            *filled, left = self._fill(left + [(num_tokens(draw), draw) for draw in draws[start : start + self.window]])
-            rows += [tuple(draw for _, draw in row) for row in filled]
-        if left:
-            rows.append(tuple(draw for _, draw in left))
-        rows = [rows[draw.index] for draw in shuffled(self.seed, -1 - epoch, range(len(rows)))]
-        return [tuple(rows[i : i + self.num_rows]) for i in range(0, len(rows), self.num_rows)]
+    @_collector_paused()
+    def epoch(
+        self,
+        epoch: int,
+        indices: Sequence[int],
+        num_tokens: Callable[[Draw], int],
+        cost: Callable[[Draw], int],
+        name: Callable[[Draw], str],
+    ) -> list[Step]:
+        """The steps of one epoch over `indices`: a function of the seed, the epoch, lengths and costs alone.
 
-    def _fill(self, samples: list[tuple[int, Draw]]) -> list[list[tuple[int, Draw]]]:
-        """The samples in rows, the emptiest last."""
-        rows: list[list[tuple[int, Draw]]] = []
-        room: list[tuple[int, int]] = []  # of each row, with its number, ascending
-        for length, draw in sorted(samples, key=lambda pair: -pair[0]):
-            best = bisect_left(room, (length, 0))
-            if best < len(room):
-                free, row = room.pop(best)
-            else:
-                free, row = self.max_row_tokens, len(rows)
-                rows.append([])
-            if length > free:
-                raise InputError(
-                    f"A sample of {length} tokens does not fit a row of sampler.max_row_tokens={self.max_row_tokens}. "
-                    f"Raise it, or set collator.max_tokens={self.max_row_tokens} and collator.too_long=drop."
-                )
-            rows[row].append((length, draw))
-            insort(room, (free - length, row))
-        return [rows[row] for _, row in room]
+        `name` says in an error which sample it is.
+        """
+        draws = shuffled(self.seed, epoch, indices)
+        lengths = [num_tokens(draw) for draw in draws]
+        self._refuse_longer(draws, lengths, name)
+        rows = self._filled(lengths)
+        rows = [rows[i] for i in generator("rows", self.seed, epoch).permutation(len(rows)).tolist()]
+        rows = evened(rows, lengths, [cost(draw) for draw in draws], self.max_row_tokens)
+        planned = [tuple([draws[i] for i in row]) for row in rows]
+        return [tuple(planned[i : i + self.num_rows]) for i in range(0, len(planned), self.num_rows)]
+
+    def _filled(self, lengths: Sequence[int]) -> list[list[int]]:
+        rows: list[list[int]] = []
+        left: list[int] = []
+        for start in range(0, len(lengths), self.window):
+            samples = [*left, *range(start, min(start + self.window, len(lengths)))]
+            *filled, left = fill(samples, lengths, self.max_row_tokens, self.dealt)
+            rows += filled
+        return [*rows, left] if left else rows
+
+    def _refuse_longer(self, draws: Sequence[Draw], lengths: Sequence[int], name: Callable[[Draw], str]) -> None:
+        limit = self.max_row_tokens
+        longer = sorted((draw, length) for draw, length in zip(draws, lengths, strict=True) if length > limit)
+        if longer:
+            raise all_problems(
+                f"Samples do not fit a row of sampler.max_row_tokens={limit}",
+                [f"{name(draw)}: {length} tokens in epoch {draw.epoch}" for draw, length in longer],
+                "Raise sampler.max_row_tokens, lower model.max_pixels, or leave them out with "
+                f"collator.max_tokens={limit} collator.too_long=drop.",
+            )

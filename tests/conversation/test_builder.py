@@ -103,6 +103,11 @@ def test_the_number_of_tokens_is_known_without_encoding(builder, samples):
             assert builder.num_tokens(sample, teachers) == len(builder.encode(conversation).input_ids)
 
 
+def test_the_number_of_patches_of_each_picture_is_known_without_encoding(builder, samples):
+    for sample in samples:
+        assert builder.num_patches(sample, sample.teachers) == encode(builder, sample).grid_thw.prod(1).tolist()
+
+
 def test_the_number_of_tokens_needs_no_picture_file(builder, samples, tmp_path):
     absent = replace(samples[0].student, path=tmp_path / "absent.png")
     sample = replace(samples[0], student=absent)

@@ -4,12 +4,12 @@ from bbu_train.errors import InputError
 from bbu_train.sampler.fixed_samples import FixedSamples
 
 
-def no_length(draw):
-    raise AssertionError("a fixed number of samples needs no lengths")
+def unused(draw):
+    raise AssertionError("a fixed number of samples needs no lengths, costs or names")
 
 
 def plan(num_samples=4, seed=17, epoch=0, indices=range(10)):
-    return FixedSamples(num_samples, seed).epoch(epoch, indices, no_length)
+    return FixedSamples(num_samples, seed).epoch(epoch, indices, unused, unused, unused)
 
 
 def order(steps):

@@ -9,9 +9,17 @@ BUDGET = 2048
 LENGTHS = (60 + generator("lengths").exponential(450, 4096)).astype(int).clip(max=BUDGET).tolist()
 
 
-def plan(num_samples=1000, max_row_tokens=BUDGET, num_rows=3, window=128, seed=17, epoch=0):
-    sampler = TokenBudget(max_row_tokens, num_rows, window, seed)
-    return sampler.epoch(epoch, range(num_samples), lambda draw: LENGTHS[draw.index])
+DEALT = 0.7
+# Of two samples of one length, that with more pictures costs more.
+COSTS = [length * (2 + i % 3) for i, length in enumerate(LENGTHS)]
+
+
+def plan(
+    num_samples=1000, max_row_tokens=BUDGET, num_rows=3, window=128, dealt=DEALT, seed=17, epoch=0, lengths=LENGTHS
+):
+    sampler = TokenBudget(max_row_tokens, num_rows, window, dealt, seed)
+    of_draw = [lambda draw, its=its: its[draw.index] for its in (lengths, COSTS)]
+    return sampler.epoch(epoch, range(num_samples), *of_draw, lambda draw: f"sample-{draw.index}")
 
 
 def rows_of(steps):
@@ -46,14 +54,8 @@ def test_rows_are_filled_to_more_than_99_percent(max_row_tokens):
 
 def test_the_samples_of_the_emptiest_row_join_the_next_window():
     lengths = [4, 6]
-    (step,) = TokenBudget(10, 9, window=1, seed=17).epoch(0, range(2), lambda draw: lengths[draw.index])
+    (step,) = plan(2, max_row_tokens=10, num_rows=9, window=1, lengths=lengths)
     assert [sum(lengths[draw.index] for draw in row) for row in step] == [10]
-
-
-def test_each_sample_goes_into_the_fullest_row_that_has_room():
-    lengths = [6, 5, 4, 3, 2]  # 6 + 4, 5 + 3 + 2
-    (step,) = TokenBudget(10, 9, 5, 17).epoch(0, range(5), lambda draw: lengths[draw.index])
-    assert sorted(sorted(lengths[draw.index] for draw in row) for row in step) == [[2, 3, 5], [4, 6]]
 
 
 def test_the_same_seed_and_epoch_give_the_same_plan():
@@ -74,12 +76,35 @@ def test_the_longest_samples_of_a_window_do_not_come_first():
     assert abs(sum(first) / len(first) - sum(second) / len(second)) < 0.2 * max(longest)
 
 
-def test_a_sample_that_fits_no_row_is_an_error_with_its_remedy():
-    with pytest.raises(InputError, match=r"A sample of \d+ tokens .* sampler.max_row_tokens=100. Raise it, or set"):
-        plan(max_row_tokens=100)
+def test_every_sample_that_fits_no_row_is_named_with_its_length_and_the_remedy():
+    with pytest.raises(InputError) as refused:
+        plan(4, max_row_tokens=100, lengths=[101, 99, 100, 300], epoch=2)
+    assert str(refused.value).splitlines() == [
+        "Samples do not fit a row of sampler.max_row_tokens=100: 2 problems.",
+        "  sample-0: 101 tokens in epoch 2",
+        "  sample-3: 300 tokens in epoch 2",
+        "Raise sampler.max_row_tokens, lower model.max_pixels, or leave them out with collator.max_tokens=100 "
+        "collator.too_long=drop.",
+    ]
+
+
+def test_rows_and_steps_cost_about_the_same():
+    def most_over_mean(groups):
+        costs = [sum(COSTS[draw.index] for draw in group) for group in groups]
+        return max(costs) / (sum(costs) / len(costs))
+
+    *steps, _ = plan(num_samples=4096, max_row_tokens=16384, window=512)
+    assert most_over_mean(rows_of(steps)) < 1.1
+    assert most_over_mean([[draw for row in step for draw in row] for step in steps]) < 1.05
 
 
 @pytest.mark.parametrize("name", ["max_row_tokens", "num_rows", "window"])
 def test_every_size_must_be_positive(name):
     with pytest.raises(InputError, match=f"sampler.{name} is 0"):
         plan(**{name: 0})
+
+
+@pytest.mark.parametrize("dealt", [-0.1, 1.1])
+def test_the_share_that_is_dealt_must_be_a_share(dealt):
+    with pytest.raises(InputError, match=f"sampler.dealt is {dealt}"):
+        plan(dealt=dealt)

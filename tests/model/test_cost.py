@@ -1,0 +1,42 @@
+from dataclasses import replace
+
+import torch
+from omegaconf import OmegaConf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bbu_train.model import cost
+from bbu_train.model.shape import configuration
+
+
+def shape_of(config, model):
+    return configuration(None, "random", OmegaConf.to_container(config(f"model={model}").model.shape))
+
+
+def test_a_token_of_the_3b_model_takes_six_operations_for_each_weight_of_its_layers(config):
+    assert cost.of(shape_of(config, "qwen25vl3b")).per_token == 6 * 36 * (2 * 2048 * (2048 + 256) + 3 * 2048 * 11008)
+
+
+def test_cost_is_linear_and_quadratic_in_the_conversation_and_in_each_picture():
+    its = cost.Cost(per_token=1000, per_token_squared=100, per_patch=10, per_patch_squared=1)
+    assert its(0, []) == 0
+    assert its(3, []) == 3 * 1000 + 9 * 100
+    assert its(3, [4, 8]) == its(3, []) + 12 * 10 + (16 + 64)
+
+
+def test_attention_weighs_more_in_a_wider_model(config):
+    tiny, small, large = (cost.of(shape_of(config, name)) for name in ("tiny", "qwen25vl3b", "qwen25vl7b"))
+    assert tiny.per_token_squared < small.per_token_squared < large.per_token_squared
+    assert tiny.per_patch < small.per_patch < large.per_patch
+
+
+def test_a_sample_costs_what_the_tiny_model_computes_for_it(make_model, encoded, collate):
+    model = make_model("head=none")
+    its = cost.of(model.backbone.config)
+    its = replace(its, per_token_squared=2 * its.per_token_squared)  # PyTorch counts masked products too
+    for sample in encoded:
+        batch = collate("packed", [sample])
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model.read(batch, model.see(batch.vision))
+        predicted = its(len(sample.input_ids), sample.grid_thw.prod(1).tolist())
+        assert 0.97 < predicted / (3 * counter.get_total_flops()) < 1.03
