@@ -140,7 +140,7 @@ def test_a_store_that_fails_stops_nothing_and_gets_every_point_once_it_is_back(o
     both = begin(outputs, flush_values=2, flush_seconds=0)
     log(both, 1)
     both[1].artifact(both[0].path)
-    assert comes_true(lambda: both[1].sending[-1].done())
+    assert comes_true(both[1].sending[-1].done)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     (outputs / "mlflow.db.lock").rmdir()
     log(both, 2)
