@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 
 class Stopwatch:
     """Writes stopwatch.json: the time of each logged step, and of two steps at the end, per step, the device's busy
-    seconds, and in which kernels."""
+    seconds, in which kernels, and its idle ones, before which kernels."""
 
     def __init__(self, folder: str, profiled_step: int):
         self.path = Path(folder) / "stopwatch.json"
@@ -19,6 +20,7 @@ class Stopwatch:
         self.times: dict[int, float] = {}
         self.profile = profile(activities=[ProfilerActivity.CUDA])
         self.kernel_seconds: Counter[str] = Counter()
+        self.idle_seconds: Counter[str] = Counter()
 
     def open(self, config: dict, step: int) -> None: ...
 
@@ -32,12 +34,20 @@ class Stopwatch:
         if step == self.profiled_step + 2:
             torch.cuda.synchronize()
             self.profile.stop()
-            kernels = [event for event in self.profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-            # Annotations of ranges lie over the kernels and would count twice.
-            for event in kernels:
-                if not event.name.startswith("Optimizer."):
-                    self.kernel_seconds[event.name] += event.device_time / 2 / 1e6
+            self._read([event for event in self.profile.events() if event.device_type == DeviceType.CUDA])
+
+    def _read(self, events: list) -> None:
+        # Annotations of ranges lie over the kernels and would count twice.
+        kernels = [event for event in events if not event.name.startswith("Optimizer.")]
+        end = None
+        for event in sorted(kernels, key=lambda event: event.time_range.start):
+            self.kernel_seconds[event.name] += event.device_time / 2 / 1e6
+            if end is not None and event.time_range.start > end:
+                self.idle_seconds[event.name] += (event.time_range.start - end) / 2 / 1e6
+            end = max(end or 0, event.time_range.end)
 
     def close(self, state: str) -> None:
         said = {"times": self.times, "device_seconds": self.kernel_seconds.total()}
-        self.path.write_text(json.dumps(said | {"kernel_seconds": dict(self.kernel_seconds.most_common(40))}))
+        said |= {"idle_total": self.idle_seconds.total()}
+        said |= {"kernel_seconds": dict(self.kernel_seconds.most_common(60))}
+        self.path.write_text(json.dumps(said | {"idle_seconds": dict(self.idle_seconds.most_common(60))}))

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bbu_train import boxes
@@ -27,6 +29,8 @@ class ConversationBuilder:
         self.question = question
         self.picture_format = picture_format
         self.text = Text(tokenizer)
+        self._ids = lru_cache(maxsize=10_000)(self.text.ids)  # of what comes again: all but answers
+        self._caption = lru_cache(maxsize=10_000)(self._caption_ids)
         self._num_system_tokens = len(self._system_ids())
         self._num_turn_tokens = cache(self._count_turn_tokens)
 
@@ -64,47 +68,50 @@ class ConversationBuilder:
         """Tokens, roles, positions, pixels and targets of one conversation. Reads its picture files."""
         student = conversation.student.picture
         ids, roles, runs, memory_end = self._tokens(conversation)
-        input_ids = torch.tensor(ids)
         described = student.objects or ()
         boxes_xyxy = torch.tensor([item.box_xyxy for item in described], dtype=torch.float32).reshape(-1, 4)
+        pixels = [patches.read_patches(turn.picture, self.picture_format) for turn in conversation.turns]
         return Encoded(
             sample_id=conversation.sample_id,
-            input_ids=input_ids,
-            roles=torch.tensor(roles),
+            input_ids=torch.from_numpy(ids),
+            roles=torch.from_numpy(roles),
             position_ids=positions(runs),
-            image_positions=(input_ids == self.text.image).nonzero()[:, 0],
-            patches=torch.cat([patches.read_patches(turn.picture, self.picture_format) for turn in conversation.turns]),
+            image_positions=torch.from_numpy(np.flatnonzero(ids == self.text.image)),
+            patches=pixels[0] if len(pixels) == 1 else torch.cat(pixels),  # which would copy a single one, too
             grid_thw=torch.tensor([self._grid(turn.picture) for turn in conversation.turns]),
             memory_end=memory_end,
             boxes_cxcywh=boxes.scale(boxes.xyxy_to_cxcywh(boxes_xyxy), 1 / student.width, 1 / student.height),
-            captions=tuple(torch.tensor([*self.text.ids(item.description), self.text.end]) for item in described),
+            captions=tuple(self._caption(item.description) for item in described),
             annotated=student.objects is not None,
         )
 
+    def _caption_ids(self, description: str) -> Tensor:
+        return torch.tensor([*self.text.ids(description), self.text.end])
+
     def _system_ids(self) -> list[int]:
-        return [self.text.start, *self.text.ids(f"system\n{self.system}"), self.text.end, *self.text.ids("\n")]
+        return [self.text.start, *self._ids(f"system\n{self.system}"), self.text.end, *self._ids("\n")]
 
     def _turn_pieces(self, turn: Turn):
         """A turn of the template: token ids, whose answer they are, and for image tokens their (height, width)."""
         text = self.text
         _, height, width = (side // self.picture_format.merge_size for side in self._grid(turn.picture))
-        yield [text.start, *text.ids("user\n"), text.vision_start], Role.NONE, None
+        yield [text.start, *self._ids("user\n"), text.vision_start], Role.NONE, None
         yield [text.image] * (height * width), Role.NONE, (height, width)
-        yield [text.vision_end, *text.ids(turn.prompt), text.end, *text.ids("\n")], Role.NONE, None
-        yield [text.start, *text.ids("assistant\n")], Role.NONE, None
+        yield [text.vision_end, *self._ids(turn.prompt), text.end, *self._ids("\n")], Role.NONE, None
+        yield [text.start, *self._ids("assistant\n")], Role.NONE, None
         if turn.answer is not None:
             yield [*text.ids(turn.answer), text.end], turn.role, None
-            yield text.ids("\n"), Role.NONE, None
+            yield self._ids("\n"), Role.NONE, None
 
     def _tokens(self, conversation: Conversation):
+        """Ids and roles (by numpy, which reads a list several times faster than torch), runs, the memory's end."""
         system = (self._system_ids(), Role.NONE, None)
-        ids, roles, runs = [], [], []
-        for piece, role, shape in chain([system], *map(self._turn_pieces, conversation.turns)):
-            ids += piece
-            roles += [int(role)] * len(piece)
-            runs.append(shape or len(piece))
-        memory_end = roles.index(Role.STUDENT) if Role.STUDENT in roles else len(ids)
-        return ids, roles, runs, memory_end
+        pieces, roles, shapes = zip(*chain([system], *map(self._turn_pieces, conversation.turns)), strict=True)
+        lengths = list(map(len, pieces))
+        before_answer = roles.index(Role.STUDENT) if Role.STUDENT in roles else len(roles)
+        runs = [shape or length for shape, length in zip(shapes, lengths, strict=True)]
+        ids = np.array(list(chain.from_iterable(pieces)))
+        return ids, np.repeat(np.array(roles), lengths), runs, sum(lengths[:before_answer])
 
     def _grid(self, picture: Picture) -> tuple[int, int, int]:
         width, height = patches.resized_size(picture, self.picture_format)

@@ -49,7 +49,13 @@ def read_patches(picture: Picture, picture_format: PictureFormat) -> UInt8[Tenso
             f"{picture.path} is {image.size[0]} x {image.size[1]} pixels but was {picture.width} x {picture.height} "
             "when the data was checked: the file changed while the run was going on."
         )
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     patch, merge = picture_format.patch_size, picture_format.merge_size
-    blocks = pixels.reshape(height // patch // merge, merge, patch, width // patch // merge, merge, patch, 3)
-    return torch.from_numpy(np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, 3 * patch * patch))
+    blocks = height // patch // merge, width // patch // merge
+    # The row of a patch is copied as one element: several times faster than byte by byte.
+    row = np.dtype(f"V{patch}")
+    cut = np.empty((*blocks, merge, merge, 3, patch), row)
+    for channel, name in enumerate("RGB"):
+        rows = np.frombuffer(resized.tobytes("raw", name), row).reshape(blocks[0], merge, patch, blocks[1], merge)
+        cut[:, :, :, :, channel] = rows.transpose(0, 3, 1, 4, 2)
+    return torch.from_numpy(cut.view(np.uint8).reshape(-1, 3 * patch * patch))

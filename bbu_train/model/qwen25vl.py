@@ -158,10 +158,10 @@ def build(
 ) -> GroundingModel:
     """The model on `device`, with pretrained weights or, from the current seed, random ones.
 
-    `precision` is the engine's: unless it is "fp32", the backbone's matrices are bfloat16, in which published weights
-    come; norms, biases and the head are always float32. `head` takes the backbone's width, and gives None for a
-    language model alone. `compile` turns the backbone's blocks and the head into fused kernels, for any length.
-    `teacher_cache_gib` needs a frozen vision tower.
+    `precision` is the engine's: unless it is "fp32", matrices are bfloat16, in which published weights come; norms,
+    biases and the head's queries, which it adds to, are always float32. `head` takes the backbone's width, and gives
+    None for a language model alone. `compile` turns the backbone's blocks and the head into fused kernels, for any
+    length. `teacher_cache_gib` needs a frozen vision tower.
     """
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
@@ -177,7 +177,7 @@ def build(
     visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
     pad_vision_mlp(visual, vision_mlp_multiple)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    for parameter in backbone.parameters():
+    for parameter in (*backbone.parameters(), *_matrices(built_head)):
         if parameter.ndim >= 2:
             parameter.data = parameter.data.to(dtype)
     name = attention_choices.choose(attention, device, dtype)
@@ -192,3 +192,8 @@ def build(
         model.compile_parts()
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.
     return model.to(device).train()
+
+
+def _matrices(head: nn.Module | None) -> list[nn.Parameter]:
+    """What autocast would turn into bfloat16 at each use."""
+    return [module.weight for module in head.modules() if isinstance(module, nn.Linear)] if head is not None else []

@@ -78,7 +78,7 @@ def test_no_kernel_lets_a_sample_see_another(attention, make, collate, encoded):
     assert (changed != batch.input_ids).any()
     hidden = []
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        features = model.see(batch.vision)
+        features = model.see(batch)
         for ids in (batch.input_ids, changed):
             batch.input_ids.copy_(ids)
             hidden.append(model.read(batch, features))

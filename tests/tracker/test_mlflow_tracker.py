@@ -1,17 +1,21 @@
 import multiprocessing
 import shutil
+import signal
 import sqlite3
 import sys
+import threading
+import time
 
 import pytest
+from filelock import FileLock
 
-from bbu_train.tracker.jsonl import Jsonl
+from bbu_train.tracker.jsonl import Jsonl, read_rows
 from bbu_train.tracker.mlflow import Mlflow
 
 CONFIG = {"seed": 17, "loss": {"weights": {"l1": 5.0}}, "data": {"root": None}}
 
 
-def trackers(outputs, run="run", flush_values=1000):
+def trackers(outputs, run="run", flush_values=1000, flush_seconds=3600):
     folder = outputs / "sweep" / run
     return Jsonl(folder), Mlflow(
         folder=folder,
@@ -20,7 +24,7 @@ def trackers(outputs, run="run", flush_values=1000):
         experiment="sweep",
         run_name=run,
         flush_values=flush_values,
-        flush_seconds=3600,
+        flush_seconds=flush_seconds,
     )
 
 
@@ -48,7 +52,23 @@ def expected(steps, run="run"):
 
 
 def the_run(both):
-    return both[1].client.get_run(both[1].run_id)
+    stored = both[1].stored
+    return stored.client.get_run(stored.run_id)
+
+
+def comes_true(condition):
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def num_points(outputs):
+    """Of a store that another process may be making at this moment."""
+    try:
+        return len(points(outputs))
+    except sqlite3.OperationalError:
+        return 0
 
 
 @pytest.fixture
@@ -68,7 +88,7 @@ def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
     assert points(outputs) == expected(range(1, 6))
     assert run.data.params == {"seed": "17", "loss.weights.l1": "5.0", "data.root": "None"}
     assert (run.info.status, run.info.run_name, run.data.tags["state"]) == ("FINISHED", "run", "done")
-    assert [file.path for file in both[1].client.list_artifacts(both[1].run_id)] == ["losses.png"]
+    assert [file.path for file in both[1].stored.client.list_artifacts(run.info.run_id)] == ["losses.png"]
     assert len(list((outputs / "mlflow-artifacts").rglob("losses.png"))) == 1
 
 
@@ -76,13 +96,13 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run_and_no_point_is_doubled(out
     killed = begin(outputs, flush_values=8)
     for step in range(1, 7):
         log(killed, step)  # MLflow has steps 1 to 4, metrics.jsonl 1 to 6
-    assert points(outputs) == expected(range(1, 5))
+    assert comes_true(lambda: points(outputs) == expected(range(1, 5)))
     both = begin(outputs, step=3)
     for step in range(4, 9):
         log(both, step)
     both[1].close("done")
     assert points(outputs) == expected(range(1, 9))
-    assert the_run(both).info.run_id == killed[1].run_id
+    assert the_run(both).info.run_id == killed[1].stored.run_id
 
 
 def test_points_that_only_metrics_jsonl_has_are_sent_at_resume(outputs):
@@ -97,6 +117,7 @@ def test_points_that_only_metrics_jsonl_has_are_sent_at_resume(outputs):
 def test_an_evaluation_of_a_step_that_mlflow_has_in_part_is_sent_at_resume(outputs):
     killed = begin(outputs, flush_values=2)
     log(killed, 1)
+    assert comes_true(lambda: points(outputs) == expected([1]))
     killed[0].log(1, {"eval/ap": 0.5})
     begin(outputs, step=1)
     assert points(outputs) == sorted([*expected([1]), ("run", "eval/ap", 1, 0.5)])
@@ -116,9 +137,10 @@ def test_a_store_that_does_not_know_the_run_gets_a_new_one_with_every_point(outp
 
 def test_a_store_that_fails_stops_nothing_and_gets_every_point_once_it_is_back(outputs, caplog):
     (outputs / "mlflow.db.lock").mkdir(parents=True)  # a folder where a file should be
-    both = begin(outputs)
+    both = begin(outputs, flush_values=2, flush_seconds=0)
     log(both, 1)
-    both[1].flush()
+    both[1].artifact(both[0].path)
+    assert comes_true(both[1].sending[-1].done)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     (outputs / "mlflow.db.lock").rmdir()
     log(both, 2)
@@ -164,6 +186,56 @@ def test_the_command_holds_from_any_folder(outputs):
     _, tracker = trackers(outputs)
     assert tracker.command == f"{sys.executable} -m mlflow ui --backend-store-uri 'sqlite:///{outputs}/mlflow.db'"
     assert str(outputs).startswith("/")
+
+
+def test_a_store_that_is_slow_holds_up_no_step(outputs):
+    both = begin(outputs, flush_values=2)
+    with sqlite3.connect(outputs / "mlflow.db") as database:
+        database.execute("begin exclusive")  # every writer waits
+        for step in range(1, 11):
+            log(both, step)
+        assert not both[1].sending[-1].done()
+        database.rollback()
+    both[1].close("done")
+    assert points(outputs) == expected(range(1, 11))
+
+
+def test_a_process_is_forked_between_two_transactions_and_not_within_one(outputs):
+    begin(outputs)[1].close("interrupted")
+    lock = FileLock(outputs / "mlflow.db.lock", thread_local=False)
+    lock.acquire()
+    connecting = threading.Thread(target=begin, args=(outputs,))
+    connecting.start()
+    time.sleep(0.2)
+    threading.Timer(0.5, lock.release).start()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+    child.start()
+    was_locked = lock.is_locked
+    child.join()
+    connecting.join()
+    assert not was_locked
+    assert child.exitcode == 0
+
+
+def log_without_end(outputs):
+    both, step = begin(outputs, flush_values=8), 0
+    while True:
+        log(both, step := step + 1)
+        time.sleep(0.001)
+
+
+def test_a_run_that_is_killed_while_it_sends_loses_and_doubles_no_point(outputs):
+    process = multiprocessing.get_context("spawn").Process(target=log_without_end, args=(outputs,))
+    process.start()
+    assert comes_true(lambda: (outputs / "mlflow.db").exists() and num_points(outputs) > 100)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    last = read_rows(outputs / "sweep" / "run" / "metrics.jsonl")[-1][1]["step"]
+    both = begin(outputs, step=last)
+    log(both, last + 1)
+    both[1].close("done")
+    assert points(outputs) == expected(range(1, last + 2))
 
 
 def write_a_run(outputs, run, barrier):
