@@ -9,6 +9,8 @@ def compiled(function: Callable) -> Callable:
     """`function` as fused kernels for tensors of any length: one graph, in which lengths are symbols.
 
     Without the analysis of tilings: that of torch 2.11 stops with an assertion where symbolic lengths are joined and
-    then normalised, as a head's memory is, and by its own account it does nothing for symbolic lengths.
+    then normalised, as a head's memory is, and by its own account it does nothing for symbolic lengths. And without
+    reductions along rows and columns in one kernel, for which code is made twice: for few rows and for many.
     """
-    return torch.compile(function, dynamic=True, options={"triton.coalesce_tiling_analysis": False})
+    options = {"triton.coalesce_tiling_analysis": False, "triton.mix_order_reduction": False}
+    return torch.compile(function, dynamic=True, options=options)

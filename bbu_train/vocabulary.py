@@ -30,7 +30,8 @@ def token_losses(
     """
 
     def losses(part: Tensor, part_labels: Tensor) -> Tensor:
-        return cross_entropy(project(part), part_labels)
+        # Labels of their own, no view: compiled code would be made again whenever the length of the whole changes.
+        return cross_entropy(project(part), part_labels.clone())
 
     *others, last = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     return torch.cat([*(checkpoint(losses, *part, use_reentrant=False) for part in others), losses(*last)])

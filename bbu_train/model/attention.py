@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from bbu_train.errors import InputError
@@ -26,7 +26,7 @@ PACKAGES = {  # what a choice needs besides torch: what lies in the folder flash
     "flash_attention_2": ("flash_attn_interface.py", "pip install --no-build-isolation 'flash-attn>=2.7'"),
     "flash_attention_4": ("cute", "pip install --pre 'flash-attn-4[cu13]'"),
 }
-FLASH_ATTENTION_4_SIZE = 128  # of a head: 4.0.0b36 gives wrong gradients of the queries for the vision tower's 80
+FLASH_ATTENTION_4_MULTIPLE = 32  # channels of a head: for 80, the vision tower's, 4.0.0b36 gives wrong gradients
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     """The registered name for `model.attention`, a concrete choice for `auto`; refuses what cannot run here.
 
     sdpa runs anywhere. The others need CUDA and half precision: varlen is torch's own kernel, flash_attention_2 the
-    flash-attn package, flash_attention_4 the flash-attn-4 package for the language model.
+    flash-attn package, flash_attention_4 the flash-attn-4 package, which is the fastest on Hopper and not yet released.
     `auto` takes flash_attention_2 where it is installed, else varlen where torch has it, else sdpa.
     """
     fast = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
@@ -50,8 +50,8 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
         )
     if attention in PACKAGES and not _has_package(attention):
         raise InputError(f"model.attention={attention} needs a package that is missing: {PACKAGES[attention][1]}.")
-    if attention in ("varlen", "flash_attention_4") and not _has_varlen():
-        raise InputError(f"model.attention={attention} needs torch 2.10 or later; this is {torch.__version__}.")
+    if attention == "varlen" and not _has_varlen():
+        raise InputError(f"model.attention=varlen needs torch 2.10 or later; this is {torch.__version__}.")
     return _registered(attention)
 
 
@@ -163,9 +163,8 @@ def flash_attention_4(
     is_causal: bool | None = None,
     **_,
 ) -> tuple[Tensor, None]:
-    """flash-attention 4 from the flash-attn-4 package for heads of FLASH_ATTENTION_4_SIZE; the next best for others."""
-    kernel = _flash_attention_4 if query.shape[-1] == FLASH_ATTENTION_4_SIZE else _for_other_sizes
-    return _by(kernel, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
+    """flash-attention 4 from the flash-attn-4 package, CUDA and half precision."""
+    return _by(_flash_attention_4, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
 
 
 def _by(kernel: Callable, module, states, scaling, bounds, max_length, is_causal) -> tuple[Tensor, None]:
@@ -200,10 +199,10 @@ def _flash_attention_2(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int,
 def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int, scaling: float, is_causal: bool):
     from bbu_train.model import flash_attention_4
 
-    return flash_attention_4.flash_attention_4(q, k, v, bounds, max_length, scaling, is_causal)
+    size = q.shape[-1]
+    q, k, v = (pad(its, (0, -size % FLASH_ATTENTION_4_MULTIPLE)) for its in (q, k, v))  # zeros change no product
+    return flash_attention_4.flash_attention_4(q, k, v, bounds, max_length, scaling, is_causal)[..., :size]
 
-
-_for_other_sizes = _flash_attention_2 if _has_package("flash_attention_2") else _varlen
 
 for _function in (sdpa, varlen, flash_attention_2, flash_attention_4):
     AttentionInterface.register(_registered(_function.__name__), _function)

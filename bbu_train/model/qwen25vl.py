@@ -103,7 +103,7 @@ class GroundingModel(nn.Module):
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
-            inputs_embeds=flat.view_as(embedded),
+            inputs_embeds=flat.view_as(embedded).clone(),  # no view, for which the first layer is compiled apart
             position_ids=batch.position_ids,
             attention_mask=None,
             use_cache=False,
