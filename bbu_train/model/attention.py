@@ -24,7 +24,7 @@ from bbu_train.errors import InputError
 CHOICES = ("auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4")
 PACKAGES = {  # what a choice needs besides torch: what lies in the folder flash_attn, and how it gets there
     "flash_attention_2": ("flash_attn_interface.py", "pip install --no-build-isolation 'flash-attn>=2.7'"),
-    "flash_attention_4": ("cute", "pip install --pre 'flash-attn-4[cu13]'"),
+    "flash_attention_4": ("cute", "pip install 'flash-attn-4[cu13]>=4.0.0b36'"),
 }
 FLASH_ATTENTION_4_MULTIPLE = 32  # channels of a head: for 80, the vision tower's, 4.0.0b36 gives wrong gradients
 log = logging.getLogger(__name__)

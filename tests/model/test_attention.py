@@ -185,7 +185,7 @@ def test_a_kernel_that_cannot_run_here_is_refused(attention, device, dtype):
     ("attention", "is_there", "command"),
     [
         ("flash_attention_2", has_flash_2, "pip install --no-build-isolation 'flash-attn"),
-        ("flash_attention_4", has_flash_4, "pip install --pre 'flash-attn-4"),
+        ("flash_attention_4", has_flash_4, "pip install 'flash-attn-4"),
     ],
 )
 def test_a_kernel_without_its_package_says_how_to_install_it(attention, is_there, command):
