@@ -119,65 +119,8 @@ def sdpa(
     return torch.cat(results)[order].unflatten(0, (query.shape[0], query.shape[2])), None
 
 
-def varlen(
-    module,
-    query: Float[Tensor, "rows heads tokens size"],
-    key: Float[Tensor, "rows kv_heads tokens size"],
-    value: Float[Tensor, "rows kv_heads tokens size"],
-    attention_mask: None,
-    scaling: float,
-    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
-    max_length_q: int,
-    is_causal: bool | None = None,
-    **_,
-) -> tuple[Tensor, None]:
-    """torch's own variable-length kernel: torch.nn.attention.varlen, CUDA and half precision."""
-    return _by(_varlen, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
-
-
-def flash_attention_2(
-    module,
-    query: Float[Tensor, "rows heads tokens size"],
-    key: Float[Tensor, "rows kv_heads tokens size"],
-    value: Float[Tensor, "rows kv_heads tokens size"],
-    attention_mask: None,
-    scaling: float,
-    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
-    max_length_q: int,
-    is_causal: bool | None = None,
-    **_,
-) -> tuple[Tensor, None]:
-    """flash-attention 2 (Dao 2023) from the flash-attn package, CUDA and half precision."""
-    return _by(_flash_attention_2, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
-
-
-def flash_attention_4(
-    module,
-    query: Float[Tensor, "rows heads tokens size"],
-    key: Float[Tensor, "rows kv_heads tokens size"],
-    value: Float[Tensor, "rows kv_heads tokens size"],
-    attention_mask: None,
-    scaling: float,
-    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
-    max_length_q: int,
-    is_causal: bool | None = None,
-    **_,
-) -> tuple[Tensor, None]:
-    """flash-attention 4 from the flash-attn-4 package, CUDA and half precision."""
-    return _by(_flash_attention_4, module, (query, key, value), scaling, cu_seq_lens_q, max_length_q, is_causal)
-
-
-def _by(kernel: Callable, module, states, scaling, bounds, max_length, is_causal) -> tuple[Tensor, None]:
-    """What all kernels share: flattened rows, in half precision."""
-    is_causal = module.is_causal if is_causal is None else is_causal
-    rows, _, tokens, _ = states[0].shape
-    # Positions are turned in float32.
-    q, k, v = (flatten(its).to(states[2].dtype) for its in states)
-    out = kernel(q, k, v, bounds, max_length, scaling, is_causal)
-    return out.unflatten(0, (rows, tokens)), None
-
-
 def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, max_length: int, scaling: float, is_causal: bool):
+    """torch's own kernel for segments."""
     from torch.nn.attention.varlen import varlen_attn
 
     groups = q.shape[1] // k.shape[1]
@@ -190,6 +133,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, max_length: int, sc
 
 
 def _flash_attention_2(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int, scaling: float, is_causal: bool):
+    """Flash-attention 2 (Dao 2023) from the flash-attn package."""
     from flash_attn import flash_attn_varlen_func
 
     lengths = bounds, bounds, max_length, max_length
@@ -197,12 +141,40 @@ def _flash_attention_2(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int,
 
 
 def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, bounds, max_length: int, scaling: float, is_causal: bool):
+    """Flash-attention 4 from the flash-attn-4 package, for heads of any size."""
     from bbu_train.model import flash_attention_4
 
     size = q.shape[-1]
-    q, k, v = (pad(its, (0, -size % FLASH_ATTENTION_4_MULTIPLE)) for its in (q, k, v))  # zeros change no product
+    if missing := -size % FLASH_ATTENTION_4_MULTIPLE:
+        q, k, v = (pad(its, (0, missing)) for its in (q, k, v))  # zeros change no product
     return flash_attention_4.flash_attention_4(q, k, v, bounds, max_length, scaling, is_causal)[..., :size]
 
 
-for _function in (sdpa, varlen, flash_attention_2, flash_attention_4):
-    AttentionInterface.register(_registered(_function.__name__), _function)
+def _with(kernel: Callable) -> Callable:
+    """`kernel` with the signature of `sdpa`, over flattened rows in half precision. On CUDA only."""
+
+    def attend(
+        module,
+        query: Float[Tensor, "rows heads tokens size"],
+        key: Float[Tensor, "rows kv_heads tokens size"],
+        value: Float[Tensor, "rows kv_heads tokens size"],
+        attention_mask: None,
+        scaling: float,
+        cu_seq_lens_q: Int[Tensor, "segments_and_one"],
+        max_length_q: int,
+        is_causal: bool | None = None,
+        **_,
+    ) -> tuple[Tensor, None]:
+        is_causal = module.is_causal if is_causal is None else is_causal
+        # Positions are turned in float32.
+        q, k, v = (flatten(states).to(value.dtype) for states in (query, key, value))
+        out = kernel(q, k, v, cu_seq_lens_q, max_length_q, scaling, is_causal)
+        return out.unflatten(0, (query.shape[0], query.shape[2])), None
+
+    return attend
+
+
+varlen, flash_attention_2, flash_attention_4 = map(_with, (_varlen, _flash_attention_2, _flash_attention_4))
+
+for _choice, _function in zip(CHOICES[1:], (sdpa, varlen, flash_attention_2, flash_attention_4), strict=True):
+    AttentionInterface.register(_registered(_choice), _function)

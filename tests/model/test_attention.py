@@ -108,9 +108,9 @@ has_flash_4 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.cute"
 needs_flash_2 = pytest.mark.skipif(not has_flash_2, reason="the flash-attn package is not installed")
 needs_flash_4 = pytest.mark.skipif(not has_flash_4, reason="the flash-attn-4 package is not installed")
 KERNELS = [
-    varlen,
-    pytest.param(flash_attention_2, marks=needs_flash_2),
-    pytest.param(flash_attention_4, marks=needs_flash_4),
+    pytest.param(varlen, id="varlen"),
+    pytest.param(flash_attention_2, marks=needs_flash_2, id="flash_attention_2"),
+    pytest.param(flash_attention_4, marks=needs_flash_4, id="flash_attention_4"),
 ]
 LONG = [0, 65, 300, 301, 1000]
 SHORT = [0, 64, 80, 144, 160]
