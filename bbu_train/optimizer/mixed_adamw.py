@@ -85,7 +85,7 @@ def _update_for(device: torch.device) -> Callable:
 
 
 def _settings(group: dict, step: int, device: torch.device) -> Float[Tensor, "8"]:
-    """What `update` reads: numbers on the device, or a compiled kernel would be made for each rate."""
+    """What `update` reads of a group, on the device: the host does not wait for it."""
     beta1, beta2 = group["betas"]
     corrections = 1 - beta1**step, 1 - beta2**step
     values = [group["lr"], group["weight_decay"], 1 - beta1, 1 - beta2, *corrections, group["eps"], step]
