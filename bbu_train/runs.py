@@ -37,7 +37,12 @@ def identity(cfg: DictConfig) -> str:
 
     It begins with a letter, or `run=12345e67` would be read as a number.
     """
-    values = {key: _number(value) for key, value in result_values(cfg).items()}
+    return identity_of(result_values(cfg))
+
+
+def identity_of(values: Mapping[str, Any]) -> str:
+    """The same, where the values are known already."""
+    values = {key: _number(value) for key, value in values.items()}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
     start = next(i for i, digit in enumerate(digest) if digit in "abcdef")
     return (digest[start:] + digest)[:8]

@@ -97,7 +97,15 @@ def _missing(run: Run, composed: DictConfig) -> tuple[dict[str, str], list[str]]
             words[key] = f"+{key}={_spelt(value)}"
         else:
             gone.append(key)
-    return words, gone
+    return words | _taken_away(run, composed), gone
+
+
+def _taken_away(run: Run, composed: DictConfig) -> dict[str, str]:
+    """Entries of open mappings that the run does not have."""
+    opened = override_keys.OPEN_MAPPINGS
+    names = [f"{mapping}.{name}" for mapping in opened for name in OmegaConf.select(composed, mapping) or {}]
+    entries = [name for name in names if not any(f"{key}.".startswith(f"{name}.") for key in run.raw)]
+    return {entry: f"~{entry}" for entry in entries}
 
 
 def _spelt(value: Any) -> str:

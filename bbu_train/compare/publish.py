@@ -1,6 +1,5 @@
 """The comparison as artifacts of the sweep's parent run in MLflow."""
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +23,13 @@ def publish(all_runs: Sequence[Run], sweep: str, folder: Path) -> str:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    from bbu_train.tracker.mlflow_sweep import parent_run
+
     try:
         client = open_client(uri)
         artifacts = None if settings.artifacts is None else Path(settings.artifacts).absolute()
         experiment = experiment_id(client, settings.experiment, artifacts)
-        parent_run = importlib.import_module("bbu_train.tracker.mlflow_sweep").parent_run
-        run_id = parent_run(client, experiment, sweep)
+        run_id = parent_run(client, experiment, settings.get("sweep") or sweep)
         client.log_artifacts(run_id, str(folder), FOLDER)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         return f"not logged: {uri} does not answer: {' '.join(str(error).split())[:200]}"

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train import run_folder, runs
+from bbu_train.compare import ledger
 from bbu_train.errors import InputError
 from bbu_train.override_keys import leaves
 from bbu_train.tracker.jsonl import read_rows
@@ -48,7 +49,7 @@ class Apart:
 def find(outputs: Path, sweep: str) -> Path:
     """The sweep's folder."""
     folder = outputs / sweep
-    if any(folder.glob(f"*/{run_folder.CONFIG}")):
+    if any(folder.glob(f"*/{run_folder.CONFIG}")) or ledger.names(folder):
         return folder
     there = sorted({path.parent.parent.name for path in outputs.glob(f"*/*/{run_folder.CONFIG}")})
     near = difflib.get_close_matches(sweep, there, n=1)
@@ -69,20 +70,26 @@ def read(folder: Path) -> tuple[list[Run], list[Apart]]:
             says = " ".join(str(error).replace(f"{path.resolve()}/", "").replace(f"{path}/", "").split())
             apart.append(Apart(path.name, f"damaged: {says[:300]}", run))
             continue
-        reason = _unfinished(run, path)
+        reason = _unfinished(run, path, ledger.last_word(folder, path.name))
         if reason is None:
             ended.append(run)
         else:
             apart.append(Apart(path.name, reason, run))
-    return ended, apart
+    begun = {run.name for run in ended} | {each.name for each in apart}
+    waiting = [name for name in ledger.names(folder) if name not in begun]
+    return ended, [*apart, *(Apart(name, f"not begun, {ledger.last_word(folder, name)}") for name in waiting)]
 
 
 def without_repetitions(ended: Sequence[Run]) -> tuple[list[Run], list[Apart]]:
     """Of runs with one config, seed included, the one written last: the same again is no second sample of chance."""
-    latest = {runs.identity(run.config): run for run in sorted(ended, key=lambda run: run.written)}
+    identities = [runs.identity_of(run.values) for run in ended]
+    latest: dict[str, Run] = {}
+    for identity, run in zip(identities, ended, strict=True):
+        if identity not in latest or latest[identity].written <= run.written:
+            latest[identity] = run
     kept, apart = [], []
-    for run in ended:
-        taken = latest[runs.identity(run.config)]
+    for identity, run in zip(identities, ended, strict=True):
+        taken = latest[identity]
         if taken is run:
             kept.append(run)
         else:
@@ -139,8 +146,11 @@ def _number(value: Any, name: str, step: int, path: Path) -> float:
         raise InputError(f"{path}: {name} at step {step} is {value!r}, which is no number.") from error
 
 
-def _unfinished(run: Run, path: Path) -> str | None:
-    """Why the run has not ended, with what train.log says; None if it has, evaluation of the last step included."""
+def _unfinished(run: Run, path: Path, said: str | None) -> str | None:
+    """Why the run has not ended; None if it has, evaluation of the last step included.
+
+    train.log knows of errors, and `said` by the ledger, of the scheduler too.
+    """
     steps = int(run.config.steps)
     last = _last_step(run.series)
     evaluated = _last_step({name: points for name, points in run.series.items() if name.startswith(EVALUATION)})
@@ -149,8 +159,9 @@ def _unfinished(run: Run, path: Path) -> str | None:
     where = f"at step {last} of {steps}" if last < steps else f"before the evaluation of its last step, {steps}"
     if last < 0:
         where = f"before its first row, of {steps} steps"
-    failure = _failure(path / "train.log")
-    return f"unfinished, {where}" if failure is None else f"stopped {where}: {failure}"
+    if (failure := _failure(path / "train.log")) is not None:
+        return f"stopped {where}: {failure}"
+    return f"unfinished, {where}" if said is None else f"unfinished, {where}; ledger: {said}"
 
 
 def _last_step(series: Mapping[str, list[tuple[int, float]]]) -> int:

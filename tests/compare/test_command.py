@@ -3,6 +3,7 @@ import shlex
 import pytest
 import sweeps
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from sweeps import GIOU, RATE, add_run
 
 from bbu_train import runs
@@ -62,6 +63,16 @@ def test_a_group_of_rates_that_was_added_is_added_again(outputs):
     given = words(best(outputs).command)
     assert sum(word.startswith("+optimizer.groups.query.") for word in given) == 3
     assert identity(given) == folder.name
+
+
+def test_a_group_of_rates_that_was_taken_away_is_taken_away_again(outputs):
+    folder = add_run(outputs, ["loss.weights.giou=3"], 0.4)
+    cfg = OmegaConf.load(folder / "config.yaml")
+    del cfg.optimizer.groups["merger"]
+    OmegaConf.save(cfg, folder / "config.yaml")
+    given = words(best(outputs).command)
+    assert "~optimizer.groups.merger" in given
+    assert identity(given) == runs.identity(cfg)
 
 
 def test_keys_that_this_version_no_longer_has_are_said(outputs):

@@ -89,6 +89,23 @@ def test_a_run_that_was_resumed_after_a_failure_is_not_called_failed(outputs):
     assert reasons(compared(outputs)) == {folder.name: "unfinished, at step 70 of 120"}
 
 
+def test_what_the_ledger_knows_of_runs_that_have_not_ended_is_said(outputs):
+    add_run(outputs, [], 0.4)
+    begun = add_run(outputs, ["seed=1"], 0.4, last_step=70).name
+    states = {begun: {"state": "preempted"}, "refused": {"state": "failed", "reason": "no\nmemory"}, "waits": None}
+    for name, state in states.items():
+        attempt = outputs / "made/ledger" / name / "0001"
+        attempt.mkdir(parents=True)
+        (attempt.parent / "cell.json").write_text("{}")
+        if state:
+            (attempt / "state.json").write_text(json.dumps(state))
+    assert reasons(compared(outputs)) == {
+        begun: "unfinished, at step 70 of 120; ledger: preempted",
+        "refused": "not begun, failed: no memory",
+        "waits": "not begun, queued",
+    }
+
+
 def test_a_run_that_diverged_or_lacks_the_metric_is_apart_and_not_in_the_mean(outputs):
     add_run(outputs, [], 0.4)
     diverged, without = add_run(outputs, ["seed=1"], 0.4), add_run(outputs, ["seed=2"], 0.4)
