@@ -15,6 +15,13 @@ def number(value: Value) -> str:
     return f"{value:.4g}".replace("e+0", "e")
 
 
+def short(value: Value, longest: int = 18) -> str:
+    """For a picture, where a long text would leave no room for anything else: its beginning and its end."""
+    text = number(value)
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
 def plus_minus(mean: float, spread: float | None) -> str:
     """Both to the second digit of the spread, which is as far as the mean means anything."""
     if spread is None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bbu_train.compare.cells import Cell, in_order, short_names, swept_keys
 from bbu_train.compare.effects import Effects
-from bbu_train.compare.figures import number, plus_minus
+from bbu_train.compare.figures import plus_minus, short
 from bbu_train.compare.plots import COLORS, DPI, GREY, colors_of
 
 COLUMNS = 3
@@ -32,7 +32,7 @@ def effects(found: Effects, metric: str, path: Path) -> None:
             panel.plot(place + np.array(aside), level.adjusted, "o", color=GREY, markersize=3.5, alpha=0.7)
         means, spreads = [level.adjusted_mean for level in levels], [level.spread or 0 for level in levels]
         panel.errorbar(places, means, spreads, color=COLORS[0], marker="o", capsize=4, linewidth=1.8, zorder=3)
-        labels = [number(level.value).replace(" to ", "\nto ") for level in levels]
+        labels = [short(level.value, 22).replace(" to ", "\nto ") for level in levels]
         longest = max(len(line) for label in labels for line in label.split("\n"))
         slant = {"rotation": 30, "ha": "right"} if longest * len(labels) > 42 else {}
         panel.set_xticks(places, labels, fontsize=9, **slant)
@@ -66,8 +66,8 @@ def heat_map(cells: Sequence[Cell], metric: str, mode: str, path: Path) -> None:
         axes.text(column, row, "no run", color=GREY, ha="center", va="center", fontsize=9)
     image = axes.imshow(grid, cmap=colormap, norm=span, aspect="auto", origin="lower")
     names = short_names(keys)
-    axes.set_yticks(range(len(rows)), map(number, rows), fontsize=10)
-    axes.set_xticks(range(len(columns)), map(number, columns), fontsize=10)
+    axes.set_yticks(range(len(rows)), map(short, rows), fontsize=10)
+    axes.set_xticks(range(len(columns)), map(short, columns), fontsize=10)
     axes.set_ylabel(names[keys[0]], fontsize=11, fontweight="bold")
     axes.set_xlabel(names[keys[1]], fontsize=11, fontweight="bold")
     axes.spines[:].set_visible(False)

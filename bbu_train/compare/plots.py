@@ -1,5 +1,6 @@
 """Pictures of a sweep: parallel coordinates and curves. They say the same words as the tables."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from bbu_train.compare.cells import Cell, short_names, swept_keys
-from bbu_train.compare.figures import number
+from bbu_train.compare.figures import short
 from bbu_train.compare.scales import Scale, linear, scale
 from bbu_train.fonts import cjk_font_file, needs_cjk
 
@@ -27,6 +28,7 @@ GOOD_IS_DARK = "viridis_r"
 def use_fonts_for(texts: Sequence[str]) -> None:
     """Let matplotlib fall back to an installed Chinese font, as drawing does, where a text needs one."""
     if any(map(needs_cjk, texts)) and (path := cjk_font_file()) is not None:
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the font's one weight will do
         font_manager.fontManager.addfont(path)
         rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()]
 
@@ -88,7 +90,7 @@ def curves(cells: Sequence[Cell], metric: str, path: Path) -> None:
         axes.plot(steps, means, color=GREY, linewidth=0.8, alpha=0.6)
     for cell, color in reversed(list(zip(cells, COLORS, strict=False))):
         steps, means, spreads = _over_seeds(cell, metric)
-        label = ", ".join(f"{name} {number(cell.settings[key])}" for key, name in keys.items())
+        label = ", ".join(f"{name} {short(cell.settings[key], 40)}" for key, name in keys.items())
         axes.fill_between(steps, means - spreads, means + spreads, color=color, alpha=0.13, linewidth=0)
         marker = "o" if len(steps) <= 40 else None
         label = f"{cell.rank}.  {label or 'all runs'}  (n = {len(cell.runs)})"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bbu_train.compare.cells import Value, in_order
-from bbu_train.compare.figures import number
+from bbu_train.compare.figures import number, short
 
 DECADE = 10
 MAX_TICKS = 9  # labels that can be read on one axis
@@ -57,5 +57,5 @@ def _ticks(places: dict[Value, float]) -> list[tuple[float, str]]:
     ticks: list[tuple[float, str]] = []
     for value, place in places.items():
         if place == last or ((not ticks or place - ticks[-1][0] >= wanted * 0.999) and last - place >= wanted * 0.999):
-            ticks.append((place, number(value)))
+            ticks.append((place, short(value)))
     return ticks

@@ -53,11 +53,14 @@ def _is_a_grid(found: Comparison, keys: list[str]) -> bool:
 
 
 def _page(found: Comparison, drawn: list[tuple[str, Path]]) -> str:
+    command = found.command
+    if found.gone:
+        command += f"\n# without what this version no longer has: {', '.join(found.gone)}"
     title = f"{found.folder.name}: {found.metric}"
     return page.page(
         title,
         found.summary,
-        found.command,
+        command,
         found.leaderboard,
         drawn,
         found.effect_tables,

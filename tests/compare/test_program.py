@@ -94,6 +94,13 @@ def test_help_and_reading_a_sweep_import_no_torch():
     assert subprocess.run([sys.executable, "-c", check], check=False, capture_output=True).returncode == 0
 
 
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_long_and_chinese_values_leave_room_for_the_picture(outputs, capsys):
+    for value in ("a very long value that says much more than anybody needs", "机柜/符合要求", "x"):
+        add_run(outputs, [f"conversation.note={value}"], 0.4)
+    assert main(["sweep=made", f"outputs={outputs}"]) == 0
+
+
 def test_an_axis_is_logarithmic_over_decades_only():
     assert scale([1e-6, 1e-5, 1e-4]).kind == "log"
     assert scale([1, 2, 5]).kind == "linear"
