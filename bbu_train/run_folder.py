@@ -82,7 +82,8 @@ def _write(path: Path, text: str) -> None:
 def _environment() -> dict[str, Any]:
     """What the config does not say of how a run was made."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    known = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
+    packages = {metadata["Name"]: metadata["Version"] for metadata in known if metadata["Name"]}
     return {
         "git_commit": _git_commit(Path(__file__).resolve().parent.parent),
         "command": sys.argv,
