@@ -1,0 +1,65 @@
+"""What `python -m bbu_train -m hydra/launcher=...` does: compose the sweep, check it, write it down, start it."""
+
+import signal
+import sys
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from launchers import preflight, survey
+from launchers.cells import compose
+from launchers.ledger import OPEN, Ledger, locked
+
+LOOK_SECONDS = 5  # between tables of a command that waits
+
+
+def launch(arguments: Sequence[str], folder: Path) -> int:
+    """Start what is missing of the sweep; give the exit code. The same command again resumes it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing trains in this process
+    cells = compose(arguments, folder)
+    preflight.check(cells)
+    ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
+    with locked(ledger.folder):
+        entries = ledger.add(cells)
+    return start(ledger, [entry.run for entry in entries], OPEN)
+
+
+def start(ledger: Ledger, runs: Collection[str], states: Collection[str]) -> int:
+    """Start those of the runs that are in one of these states, each with the launcher of its own config."""
+    found = survey.rows(ledger, runs)
+    launchers: dict[str, tuple[object, list[str]]] = {}
+    for row in found:
+        if row.state.name in states:
+            cfg = row.entry.config()
+            text = OmegaConf.to_yaml(cfg.launchers, resolve=True)
+            its = launchers.setdefault(text, (instantiate(cfg.launchers, _convert_="all"), []))
+            its[1].append(row.entry.run)
+    for launcher, its in launchers.values():
+        launcher.start(ledger, its, states)
+    waits = any(launcher.wait for launcher, _ in launchers.values())
+    return watch(ledger, runs) if waits else show(ledger, runs)
+
+
+def show(ledger: Ledger, runs: Collection[str] | None) -> int:
+    """Print the table; 1 if a run has failed, else 0."""
+    found = survey.rows(ledger, runs)
+    print(survey.table(ledger, found))
+    print(f"To see how they get on: python -m launchers status {ledger.folder.parent}", flush=True)
+    return int(any(row.state.name == "failed" for row in found))
+
+
+def watch(ledger: Ledger, runs: Collection[str]) -> int:
+    """Show the table until no run has a job left. A terminal is drawn anew; a file gets a table when it changes."""
+    shown = None
+    while True:
+        found = survey.rows(ledger, runs)
+        text = survey.table(ledger, found)
+        if text != shown:
+            print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
+            shown = text
+        if not any(row.state.name in ("queued", "running", "preempted") for row in found):
+            return int(any(row.state.name != "done" for row in found))
+        time.sleep(LOOK_SECONDS)

@@ -1,0 +1,79 @@
+"""What became of every run of a sweep: one table, and the runs that may be started again."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launchers import jobs
+from launchers.ledger import Entry, Ledger, State
+
+TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Row:
+    entry: Entry
+    state: State
+
+
+def rows(ledger: Ledger, runs: Collection[str] | None = None) -> list[Row]:
+    """Every run with its present state, or those named."""
+    job_state = jobs.seen()
+    return [Row(entry, entry.state(job_state)) for entry in ledger.entries() if runs is None or entry.run in runs]
+
+
+def summary(found: Sequence[Row]) -> str:
+    counts = Counter(row.state.name for row in found)
+    return f"{len(found)} runs: {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
+
+
+def table(ledger: Ledger, found: Sequence[Row]) -> str:
+    """A line a run: state, job, steps made, what is its own among the overrides, and the reason of its state."""
+    shared = set.intersection(*(set(row.entry.cell["overrides"]) for row in found)) if len(found) > 1 else set()
+    lines = [("run", "state", "job", "step", "overrides")]
+    for row in found:
+        own = " ".join(text for text in row.entry.cell["overrides"] if text not in shared)
+        lines.append((row.entry.run, row.state.name, row.state.job or "-", _progress(row.entry), own))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    width = shutil.get_terminal_size((160, 24)).columns
+    text = [_cut("  ".join(map(str.ljust, line, widths)).rstrip(), width) for line in lines]
+    return "\n".join([f"{ledger.sweep}: {summary(found)}", *text])
+
+
+def reasons(found: Sequence[Row], names: Collection[str]) -> str:
+    """Why runs are in these states, the traceback with those that failed."""
+    parts = []
+    for row in found:
+        if row.state.name in names and row.state.reason:
+            newest = row.entry.newest()
+            traceback = newest.read("state").get("traceback", "") if newest and row.state.name == "failed" else ""
+            parts.append(f"{row.entry.run} {row.state.name}: {row.state.reason}\n{traceback}".rstrip())
+    return "\n\n".join(parts)
+
+
+def _progress(entry: Entry) -> str:
+    """`<last step>/<steps>`, of what the run has logged."""
+    cfg = entry.config()
+    return f"{_last_step(Path(cfg.folder) / 'metrics.jsonl')}/{cfg.steps}"
+
+
+def _last_step(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # a line that is being written
+            continue
+    return 0
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"
