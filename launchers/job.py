@@ -4,6 +4,7 @@ A job that is started again, by itself or by SLURM, gets the same path, and the 
 """
 
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -38,7 +39,8 @@ class Job:
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
         job, is_main = _join_ranks()
-        if is_main and (refusal := attempt.begin(job)):
+        where = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
+        if is_main and (refusal := attempt.begin(job, **where)):
             print(f"{entry.run} does not run here: {refusal}.", flush=True)
             return
         cfg = entry.config()
@@ -71,7 +73,7 @@ def _join_ranks() -> tuple[str, bool]:
 def _train(entry: Entry, cfg: DictConfig) -> None:
     """The run, as if its command had been given in the folder where the sweep was started."""
     its = entry.cell
-    os.chdir(its["folder"])
+    os.chdir(its["started_in"])
     sys.argv = ["bbu_train", *its["overrides"]]
     hydra = OmegaConf.structured(HydraConf)
     with open_dict(hydra):
@@ -88,16 +90,19 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
 
 def _preempted(attempt: Attempt, job: str, step: int, cfg: DictConfig) -> None:
     """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
-    num_requeues = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     saved = f"saved at step {step}"
     if job.startswith("local/") or attempt.read("cancelled"):
         attempt.write("state", state="preempted", job=job, step=step, reason=saved)
-    elif num_requeues >= cfg.cluster.max_requeues:
+    elif (num_requeues := _num_restarts()) >= cfg.cluster.max_requeues:
         why = f"{saved}; requeued {num_requeues} times, as often as cluster.max_requeues allows"
         attempt.write("state", state="preempted", job=job, step=step, reason=why)
     else:
         attempt.write("state", state="preempted", job=job, step=step, reason=saved)
         subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+def _num_restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What `python -m bbu_train -m hydra/launcher=...` does: compose the sweep, check it, write it down, start it."""
 
+import json
 import signal
 import sys
 import time
@@ -7,7 +8,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from launchers import preflight, survey
 from launchers.cells import compose
@@ -20,7 +20,7 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
     """Start what is missing of the sweep; give the exit code. The same command again resumes it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing trains in this process
     cells = compose(arguments, folder)
-    preflight.check(cells)
+    preflight.check(cells)  # all of it, or nothing is started
     ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
     with locked(ledger.folder):
         entries = ledger.add(cells)
@@ -29,17 +29,15 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
 
 def start(ledger: Ledger, runs: Collection[str], states: Collection[str]) -> int:
     """Start those of the runs that are in one of these states, each with the launcher of its own config."""
-    found = survey.rows(ledger, runs)
-    launchers: dict[str, tuple[object, list[str]]] = {}
-    for row in found:
+    runs_of: dict[str, list[str]] = {}
+    for row in survey.rows(ledger, runs):
         if row.state.name in states:
-            cfg = row.entry.config()
-            text = OmegaConf.to_yaml(cfg.launchers, resolve=True)
-            its = launchers.setdefault(text, (instantiate(cfg.launchers, _convert_="all"), []))
-            its[1].append(row.entry.run)
-    for launcher, its in launchers.values():
+            runs_of.setdefault(json.dumps(row.entry.cell["launcher"], sort_keys=True), []).append(row.entry.run)
+    waits = False
+    for text, its in runs_of.items():
+        launcher = instantiate(json.loads(text), _convert_="all")
         launcher.start(ledger, its, states)
-    waits = any(launcher.wait for launcher, _ in launchers.values())
+        waits = waits or launcher.wait
     return watch(ledger, runs) if waits else show(ledger, runs)
 
 

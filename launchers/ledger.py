@@ -1,6 +1,6 @@
 """What is known of a sweep's runs, as small files that many jobs may write at once: `outputs/<sweep>/ledger`.
 
-    <run>/cell.json      the overrides, the groups' choices, the git commit, the folder that it was started in
+    <run>/cell.json      what a table of runs needs of it: overrides, folder, steps, git commit, how it is started
     <run>/config.yaml    the config that its job takes
     <run>/<attempt>/     0001, 0002, ...: every time that the run was submitted or started
         queued.json      who submitted it, and when
@@ -67,8 +67,8 @@ class Attempt:
     def job(self) -> str | None:
         return (self.read("state") or self.read("job")).get("job")
 
-    def begin(self, job: str) -> str | None:
-        """Say that `job` runs this attempt, or why it must not: None lets it run."""
+    def begin(self, job: str, **where: Any) -> str | None:
+        """Say that `job` runs this attempt, and `where`, or why it must not: None lets it run."""
         with locked(self.entry_folder.parent):
             newest = Entry(self.entry_folder).newest()
             assert newest is not None
@@ -79,7 +79,7 @@ class Attempt:
                 return "it was cancelled"
             if state == "done":
                 return "it is done"
-            self.write("state", state="running", job=job, node=socket.gethostname())
+            self.write("state", state="running", job=job, **where)
         return None
 
     def fail(self, job: str, traceback: str, message: str) -> None:
@@ -154,12 +154,9 @@ class Ledger:
         for cell in cells:
             entry = Entry(self.folder / cell.cfg.run)
             entry.folder.mkdir(parents=True, exist_ok=True)
-            its = {
-                "overrides": cell.overrides,
-                "choices": cell.choices,
-                "git_commit": commit,
-                "folder": here,
-            }
+            its = {"overrides": cell.overrides, "choices": cell.choices, "git_commit": commit, "started_in": here}
+            its |= {"folder": cell.cfg.folder, "steps": cell.cfg.steps}
+            its["launcher"] = OmegaConf.to_container(cell.cfg.launchers, resolve=True)
             write(entry.folder / "config.yaml", run_folder.as_yaml(cell.cfg))
             write(entry.folder / "cell.json", json.dumps(its, ensure_ascii=False))
             entries.append(entry)

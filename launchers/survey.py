@@ -3,9 +3,10 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launchers import jobs
 from launchers.ledger import Entry, Ledger, State
@@ -32,11 +33,12 @@ def summary(found: Sequence[Row]) -> str:
 
 def table(ledger: Ledger, found: Sequence[Row]) -> str:
     """A line a run: state, job, steps made, what is its own among the overrides, and the reason of its state."""
-    shared = set.intersection(*(set(row.entry.cell["overrides"]) for row in found)) if len(found) > 1 else set()
+    cells = [row.entry.cell for row in found]
+    shared = set.intersection(*(set(cell["overrides"]) for cell in cells)) if len(cells) > 1 else set()
     lines = [("run", "state", "job", "step", "overrides")]
-    for row in found:
-        own = " ".join(text for text in row.entry.cell["overrides"] if text not in shared)
-        lines.append((row.entry.run, row.state.name, row.state.job or "-", _progress(row.entry), own))
+    for row, cell in zip(found, cells, strict=True):
+        own = " ".join(text for text in cell["overrides"] if text not in shared)
+        lines.append((row.entry.run, row.state.name, row.state.job or "-", _progress(cell), own))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     width = shutil.get_terminal_size((160, 24)).columns
     text = [_cut("  ".join(map(str.ljust, line, widths)).rstrip(), width) for line in lines]
@@ -54,10 +56,9 @@ def reasons(found: Sequence[Row], names: Collection[str]) -> str:
     return "\n\n".join(parts)
 
 
-def _progress(entry: Entry) -> str:
+def _progress(cell: Mapping[str, Any]) -> str:
     """`<last step>/<steps>`, of what the run has logged."""
-    cfg = entry.config()
-    return f"{_last_step(Path(cfg.folder) / 'metrics.jsonl')}/{cfg.steps}"
+    return f"{_last_step(Path(cell['folder']) / 'metrics.jsonl')}/{cell['steps']}"
 
 
 def _last_step(path: Path) -> int:
