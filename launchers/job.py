@@ -24,7 +24,8 @@ except ImportError:  # until runs can be preempted, a signal ends them, and noth
     preemption = None
 
     class Preempted(Exception):
-        step = 0
+        def __init__(self, step: int, signal: str, folder: str):
+            self.step = step
 
 
 class Job:

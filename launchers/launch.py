@@ -27,7 +27,7 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
     return start(ledger, [entry.run for entry in entries], OPEN)
 
 
-def start(ledger: Ledger, runs: Collection[str], states: Collection[str]) -> int:
+def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
     """Start those of the runs that are in one of these states, each with the launcher of its own config."""
     runs_of: dict[str, list[str]] = {}
     for row in survey.rows(ledger, runs):
@@ -41,7 +41,7 @@ def start(ledger: Ledger, runs: Collection[str], states: Collection[str]) -> int
     return watch(ledger, runs) if waits else show(ledger, runs)
 
 
-def show(ledger: Ledger, runs: Collection[str] | None) -> int:
+def show(ledger: Ledger, runs: Sequence[str] | None) -> int:
     """Print the table; 1 if a run has failed, else 0."""
     found = survey.rows(ledger, runs)
     print(survey.table(ledger, found))
@@ -49,7 +49,7 @@ def show(ledger: Ledger, runs: Collection[str] | None) -> int:
     return int(any(row.state.name == "failed" for row in found))
 
 
-def watch(ledger: Ledger, runs: Collection[str]) -> int:
+def watch(ledger: Ledger, runs: Sequence[str]) -> int:
     """Show the table until no run has a job left. A terminal is drawn anew; a file gets a table when it changes."""
     shown = None
     while True:

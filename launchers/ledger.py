@@ -152,7 +152,7 @@ class Ledger:
         commit = run_folder.git_commit(Path(run_folder.__file__).resolve().parent.parent)
         entries, here = [], str(Path.cwd())
         for cell in cells:
-            entry = Entry(self.folder / cell.cfg.run)
+            entry = self.entry(cell.cfg.run)
             entry.folder.mkdir(parents=True, exist_ok=True)
             its = {"overrides": cell.overrides, "choices": cell.choices, "git_commit": commit, "started_in": here}
             its |= {"folder": cell.cfg.folder, "steps": cell.cfg.steps}
@@ -161,6 +161,9 @@ class Ledger:
             write(entry.folder / "cell.json", json.dumps(its, ensure_ascii=False))
             entries.append(entry)
         return entries
+
+    def entry(self, run: str) -> Entry:
+        return Entry(self.folder / run)
 
     def entries(self) -> list[Entry]:
         """Every run that is written down, in the order of names."""

@@ -28,7 +28,7 @@ class Local:
             self.gpus.put(gpu)
         self.shares_gpus = gpus is None
 
-    def start(self, ledger: Ledger, runs: Collection[str], states: Collection[str]) -> None:
+    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> None:
         """Run those that are in one of these states when it is their turn: others may be at work on the same sweep."""
         pool = ThreadPoolExecutor(self.num_parallel)
         try:

@@ -22,33 +22,34 @@ from launchers.cells import Cell
 
 DATA = ("data", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
 GROUPS = ("model", "head", "optimizer")
+SEEDS = ("data.teachers.seed", "sampler.seed")  # what is wrong with data is wrong whatever is drawn from it
 
 
 def check(cells: Sequence[Cell]) -> None:
     """Raise one InputError that names all that is wrong, each problem with the cells that have it."""
-    resolved = [OmegaConf.to_container(cell.cfg, resolve=True) for cell in cells]
-    checkpoints = {(values["model"].get("checkpoint"), values["model"]["weights"]) for values in resolved}
-    for checkpoint, kind in sorted(checkpoints, key=str):
+    for checkpoint, kind in sorted({(cell.cfg.model.checkpoint, cell.cfg.model.weights) for cell in cells}, key=str):
         if checkpoint is not None:
             weights.require(checkpoint, kind)
-    work = {
-        "data": _alike(resolved, DATA, ("data.teachers.seed", "sampler.seed")),
-        "groups": _alike(resolved, GROUPS, ()),
-    }
-    found = _asked_child(cells, work)
+    found = _asked_child(cells, tasks(cells))
     problems = [indent(f"{_named(cells, numbers)}: {text}", "    ").strip() for numbers, text in found]
     if problems:
         raise all_problems("The sweep", problems, "Nothing was started.")
 
 
-def _alike(resolved: Sequence[Mapping[str, Any]], parts: Sequence[str], without: Sequence[str]) -> list[list[int]]:
+def tasks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
+    """What is to be checked, and for each the numbers of the cells of which one stands for all."""
+    resolved = [OmegaConf.to_container(cell.cfg, resolve=True) for cell in cells]
+    return {"data": _alike(resolved, DATA), "groups": _alike(resolved, GROUPS)}
+
+
+def _alike(resolved: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> list[list[int]]:
     """The numbers of the cells, put together where they agree in these parts of the config."""
     alike: dict[str, list[int]] = {}
     for number, values in enumerate(resolved):
         leaves = {
             key: _rate(key, value)
             for key, value in override_keys.leaves(values)
-            if any(key == part or key.startswith(f"{part}.") for part in parts) and key not in without
+            if any(key == part or key.startswith(f"{part}.") for part in parts) and key not in SEEDS
         }
         alike.setdefault(json.dumps(leaves, sort_keys=True, default=str), []).append(number)
     return list(alike.values())

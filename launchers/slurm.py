@@ -16,7 +16,7 @@ class Slurm:
         self.cluster = cluster
         self.wait = wait
 
-    def start(self, ledger: Ledger, runs: Collection[str], states: Collection[str]) -> None:
+    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> None:
         """Submit one array of a new attempt at each of the runs that is in one of these states."""
         with locked(ledger.folder):
             entries = [row.entry for row in survey.rows(ledger, runs) if row.state.name in states]

@@ -20,10 +20,11 @@ class Row:
     state: State
 
 
-def rows(ledger: Ledger, runs: Collection[str] | None = None) -> list[Row]:
-    """Every run with its present state, or those named."""
+def rows(ledger: Ledger, runs: Sequence[str] | None = None) -> list[Row]:
+    """Each of these runs with its present state, in this order; or every run, in the order of names."""
     job_state = jobs.seen()
-    return [Row(entry, entry.state(job_state)) for entry in ledger.entries() if runs is None or entry.run in runs]
+    entries = ledger.entries() if runs is None else [ledger.entry(run) for run in runs]
+    return [Row(entry, entry.state(job_state)) for entry in entries]
 
 
 def summary(found: Sequence[Row]) -> str:

@@ -118,19 +118,29 @@ def test_a_sweep_that_is_struck_in_every_way_is_done_once_after_resume(sweep):
     by_rate = {float(text.partition("=")[2]): its[0] for text, its in sweep.attempts().items()}
     limited, preempted, killed, bad = (by_rate[float(rate)] for rate in rates[:4])
 
-    def training(attempt: Path, restart: int = 0) -> dict | None:
-        """What a job says of itself once it is past the ledger's lock, in its start number `restart`."""
-        said = read(attempt / "state.json")
-        began = said.get("state") == "running" and said["restart"] == restart
-        return said if began and (sweep.outputs / attempt.parent.name / "config.yaml").exists() else None
+    def hang(said):  # until SLURM ends it
+        os.kill(said["pid"], signal.SIGSTOP)
+        sweep.says("scontrol", "update", f"JobId={said['job']}", "TimeLimit=1")
 
-    said = wait_for(lambda: training(limited))
-    os.kill(said["pid"], signal.SIGSTOP)  # it hangs until SLURM ends it
-    sweep.says("scontrol", "update", f"JobId={said['job']}", "TimeLimit=1")
-    os.kill(wait_for(lambda: training(killed))["pid"], signal.SIGKILL)
-    for restart in (0, 1):
-        said = wait_for(lambda restart=restart: training(preempted, restart))
+    def kill(said):
+        os.kill(said["pid"], signal.SIGKILL)
+
+    def preempt(said):
         sweep.says(*(["scancel", "--signal=USR2"] if PREEMPTS else ["scontrol", "requeue"]), said["job"])
+
+    strikes = {(limited, 0): hang, (killed, 0): kill, (preempted, 0): preempt, (preempted, 1): preempt}
+
+    def struck_all() -> bool:
+        for (attempt, restart), strike in list(strikes.items()):
+            said = read(attempt / "state.json")
+            assert said.get("state") != "done", "a run was through before it could be struck"
+            past_the_lock = (sweep.outputs / attempt.parent.name / "config.yaml").exists()
+            if said.get("state") == "running" and said["restart"] == restart and past_the_lock:
+                strike(said)
+                del strikes[attempt, restart]
+        return not strikes
+
+    wait_for(struck_all)
     wait_for(lambda: not sweep.says("squeue", "--noheader", "--array", "--states=pending,running,completing"), 150)
 
     assert sweep.states() == {"done": 5, "failed": 1, "lost": 2}
