@@ -4,6 +4,7 @@ A job that is started again, by itself or by SLURM, gets the same path, and the 
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,12 @@ try:
     from bbu_train import preemption
     from bbu_train.errors import Preempted
 except ImportError:  # until runs can be preempted, a signal ends them, and nothing is raised
-    preemption = None
+
+    class preemption:
+        @staticmethod
+        def install() -> None:
+            for number in (signal.SIGUSR2, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
 
     class Preempted(Exception):
         def __init__(self, step: int, signal: str, folder: str):
@@ -35,8 +41,7 @@ class Job:
         self.attempt_folder = attempt_folder
 
     def __call__(self) -> None:
-        if preemption is not None:
-            preemption.install()  # a signal that comes before this ends the process, so it comes before everything
+        preemption.install()  # a signal that comes before this ends the process, so it comes before everything
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
         job, is_main = _join_ranks()

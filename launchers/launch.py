@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from launchers import preflight, survey
+from launchers import estimate, preflight, survey
 from launchers.cells import compose
 from launchers.ledger import OPEN, Ledger, locked
 
@@ -21,6 +21,7 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing trains in this process
     cells = compose(arguments, folder)
     preflight.check(cells)  # all of it, or nothing is started
+    print(estimate.report(cells), flush=True)
     ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
     with locked(ledger.folder):
         entries = ledger.add(cells)
@@ -42,15 +43,17 @@ def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
 
 
 def show(ledger: Ledger, runs: Sequence[str] | None) -> int:
-    """Print the table; 1 if a run has failed, else 0."""
-    found = survey.rows(ledger, runs)
-    print(survey.table(ledger, found))
+    """Print the table."""
+    print(survey.table(ledger, survey.rows(ledger, runs)))
     print(f"To see how they get on: python -m launchers status {ledger.folder.parent}", flush=True)
-    return int(any(row.state.name == "failed" for row in found))
+    return 0
 
 
 def watch(ledger: Ledger, runs: Sequence[str]) -> int:
-    """Show the table until no run has a job left. A terminal is drawn anew; a file gets a table when it changes."""
+    """Show the table until no run has a job left; 1 unless all are done, else 0.
+
+    A terminal is drawn anew; a file gets a table when it changes.
+    """
     shown = None
     while True:
         found = survey.rows(ledger, runs)

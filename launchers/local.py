@@ -17,7 +17,7 @@ LOG = "log.txt"
 class Local:
     """`num_parallel` runs at a time, each of which sees one of `gpus`, or all of them."""
 
-    wait = False  # it has waited when `start` returns
+    wait = True  # its runs have ended when `start` returns, but others may be at work on the same sweep
 
     def __init__(self, num_parallel: int, gpus: Sequence[int] | None):
         if num_parallel < 1 or (gpus is not None and not gpus):

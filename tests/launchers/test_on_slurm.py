@@ -87,6 +87,12 @@ class Sweep:
     def launchers(self, command: str) -> str:
         return self.says(sys.executable, "-m", "launchers", *command.split(), "s")
 
+    def jobs(self) -> list[str]:
+        return self.says("squeue", "--noheader", "--array").splitlines()
+
+    def is_over(self) -> bool:
+        return not self.jobs()
+
     def states(self) -> Counter:
         lines = [line.split() for line in self.launchers("status").splitlines()]
         return Counter(line[1] for line in lines if len(line) > 4 and line[3].endswith("/6"))
@@ -120,7 +126,10 @@ def test_a_sweep_that_is_struck_in_every_way_is_done_once_after_resume(sweep):
 
     def hang(said):  # until SLURM ends it
         os.kill(said["pid"], signal.SIGSTOP)
-        sweep.says("scontrol", "update", f"JobId={said['job']}", "TimeLimit=1")
+        limit(said, minutes=1)
+
+    def limit(said, minutes=10):
+        sweep.says("scontrol", "update", f"JobId={said['job']}", f"TimeLimit={minutes}")
 
     def kill(said):
         os.kill(said["pid"], signal.SIGKILL)
@@ -133,7 +142,7 @@ def test_a_sweep_that_is_struck_in_every_way_is_done_once_after_resume(sweep):
     def struck_all() -> bool:
         for (attempt, restart), strike in list(strikes.items()):
             said = read(attempt / "state.json")
-            assert said.get("state") != "done", "a run was through before it could be struck"
+            assert said.get("state") != "done" or strike is limit, "a run was through before it could be struck"
             past_the_lock = (sweep.outputs / attempt.parent.name / "config.yaml").exists()
             if said.get("state") == "running" and said["restart"] == restart and past_the_lock:
                 strike(said)
@@ -141,13 +150,18 @@ def test_a_sweep_that_is_struck_in_every_way_is_done_once_after_resume(sweep):
         return not strikes
 
     wait_for(struck_all)
-    wait_for(lambda: not sweep.says("squeue", "--noheader", "--array", "--states=pending,running,completing"), 150)
+    strikes[limited, 1] = limit  # if it has saved and queued again, the second time is longer
+    wait_for(lambda: struck_all() or sweep.is_over(), 150)
+    wait_for(sweep.is_over)
 
-    assert sweep.states() == {"done": 5, "failed": 1, "lost": 2}
-    assert "TIMEOUT" in sweep.launchers("status")
+    states = sweep.states()
+    assert states["failed"] == 1
+    assert states["lost"] in (1, 2)  # a run that SLURM wakes at its limit may have the time to save and to queue again
+    assert states["done"] == 7 - states["lost"]
+    assert "its job is gone" in sweep.launchers("status")
     sweep.launchers("resume")
-    assert len(sweep.says("squeue", "--noheader", "--array", "--states=pending,running").splitlines()) == 2
-    wait_for(lambda: not sweep.says("squeue", "--noheader", "--array", "--states=pending,running,completing"))
+    assert len(sweep.jobs()) == states["lost"]
+    wait_for(sweep.is_over)
 
     assert sweep.states() == {"done": 7, "failed": 1}
     says = sweep.launchers("status")
@@ -160,7 +174,7 @@ def test_a_sweep_that_is_struck_in_every_way_is_done_once_after_resume(sweep):
         steps = [row["step"] for row in map(json.loads, rows) if "loss/total" in row]
         assert is_bad or steps == [1, 2, 3, 4, 5, 6]
     assert read(preempted / "state.json")["state"] == "done"
-    assert len([its for its in sweep.attempts().values() if len(its) == 2]) == 2
+    assert len([its for its in sweep.attempts().values() if len(its) == 2]) == states["lost"]
 
 
 def test_two_submissions_at_once_run_no_cell_twice_and_cancel_leaves_nothing(sweep):
@@ -169,7 +183,7 @@ def test_two_submissions_at_once_run_no_cell_twice_and_cancel_leaves_nothing(swe
     assert [process.returncode for process in both] == [0, 0], says
     assert sorted("Submitted 3 of 3" in text for text in says) == [False, True]
     assert [len(its) for its in sweep.attempts().values()] == [1, 1, 1]
-    assert len(sweep.says("squeue", "--noheader", "--array", "--states=pending,running").splitlines()) == 3
+    assert len(sweep.jobs()) == 3
 
     pids = wait_for(
         lambda: [pid for its in sweep.attempts().values() if (pid := read(its[0] / "state.json").get("pid"))]
