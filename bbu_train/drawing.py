@@ -59,7 +59,8 @@ def overlay(picture: Picture, prediction: Prediction, score_threshold: float) ->
         _solid(draw, box, colors[class_of(text)], unit)
     labels = [(box, f"{_short(text)} {value:.2f}", colors[class_of(text)]) for value, box, text in reversed(found)]
     _draw_labels(draw, labels + [(box, _short(text), DARK) for box, text in truths], unit)
-    return _with_legend(image, len(truths), len(found), score_threshold, colors, unit)
+    num_true = None if picture.objects is None else len(truths)
+    return _with_legend(image, num_true, len(found), score_threshold, colors, unit)
 
 
 def _colors(classes: set[str]) -> dict[str, tuple[int, int, int]]:
@@ -136,10 +137,13 @@ def _ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
     return DARK if 0.3 * ground[0] + 0.6 * ground[1] + 0.1 * ground[2] > 110 else WHITE
 
 
-def _with_legend(image: Image.Image, num_true: int, num_found: int, threshold: float, colors: dict, unit: float):
+def _with_legend(image: Image.Image, num_true: int | None, num_found: int, threshold: float, colors: dict, unit: float):
     """The picture on a strip that explains it, as many lines as the words need."""
     size, gap = max(SMALLEST, round(LETTERS * unit)), round(10 * unit)
-    entries = [(None, f"true: {num_true}"), (WHITE, f"found, score {threshold:.2f} or more: {num_found}")]
+    entries = [] if num_true is None else [(None, f"true: {num_true}")]
+    entries.append(
+        (WHITE, f"found, score {threshold:.2f} or more: {num_found}" if threshold else f"found: {num_found}")
+    )
     entries += [(color, _short(name)) for name, color in list(colors.items())[:MAX_CLASSES]]
     if len(colors) > MAX_CLASSES:
         entries.append((DARK, f"and {len(colors) - MAX_CLASSES} classes more"))
@@ -160,6 +164,15 @@ def _with_legend(image: Image.Image, num_true: int, num_found: int, threshold: f
         else:
             draw.rectangle(sign, outline=color, width=max(2, round(LINE * 1.5 * unit)))
         draw.text((x + 2.2 * size, y + size / 2), text, font=font(size, text), fill=WHITE, anchor="lm")
+    return sheet
+
+
+def titled(image: Image.Image, title: str) -> Image.Image:
+    """The picture below a line of large letters."""
+    size = max(SMALLEST, round(1.4 * LETTERS * max(image.size) / LEGIBLE))
+    sheet = Image.new("RGB", (image.width, image.height + 2 * size), WHITE)
+    sheet.paste(image, (0, 2 * size))
+    ImageDraw.Draw(sheet).text((size // 2, size), title, font=font(size, title), fill=DARK, anchor="lm")
     return sheet
 
 

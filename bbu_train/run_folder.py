@@ -113,7 +113,7 @@ def git_commit(checkout: Path) -> str | None:
 def _no_run(folder: Path) -> str:
     """What lies at `folder` instead of a run, and which runs are near."""
     if (parent := next((above for above in folder.parents if (above / CONFIG).is_file()), None)) is not None:
-        return f"{folder} is a part of a run. Did you mean resume={parent}?"
+        return f"{folder} is a part of a run. Did you mean {parent}?"
     if inside := _runs_in(folder):
         return f"{folder} is a folder of runs. Name one of them: {', '.join(inside[-10:])}."
     beside = _runs_in(folder.parent)

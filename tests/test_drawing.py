@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbu_train.drawing import COLORS, gallery, overlay, plot_losses
+from bbu_train.drawing import COLORS, gallery, overlay, plot_losses, titled
 from bbu_train.scoring import Prediction
 from bbu_train.types import Object, Picture
 
@@ -60,6 +60,21 @@ def test_boxes_outside_or_inside_out_and_unannotated_pictures_are_drawn(picture)
     unknown = Picture(picture.path, 200, 150, None)
     image = overlay(unknown, prediction(((-50, -50, 900, 20), 0.9, "a"), ((90, 90, 50, 50), 0.9, "b")), 0.5)
     assert len(colors_in(image) & set(COLORS)) == 2
+
+
+def test_a_title_stands_above_the_picture(picture):
+    image = overlay(picture, prediction(), 0.5)
+    sheet = titled(image, "written: 螺丝")
+    assert sheet.width == image.width
+    strip = sheet.height - image.height
+    assert len(colors_in(sheet, (0, 0, sheet.width, strip))) > 2
+    assert sheet.crop((0, strip, *sheet.size)).tobytes() == image.tobytes()
+
+
+def test_the_legend_counts_true_boxes_only_where_somebody_annotated_the_picture(picture):
+    unknown = Picture(picture.path, 200, 150, None)
+    empty = Picture(picture.path, 200, 150, ())
+    assert overlay(unknown, prediction(), 0.5).tobytes() != overlay(empty, prediction(), 0.5).tobytes()
 
 
 def test_a_long_legend_takes_more_lines(picture):

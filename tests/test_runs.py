@@ -233,7 +233,7 @@ def test_a_run_that_was_moved_out_of_its_family_keeps_its_names(working_director
     [
         ("outputs/a/bb", "Did you mean .*outputs/a/b?"),
         ("outputs/a", "Name one of them: b"),
-        ("outputs/a/b/checkpoints", "Did you mean resume=.*outputs/a/b"),
+        ("outputs/a/b/checkpoints", "Did you mean .*outputs/a/b\\?"),
         ("outputs/a/empty", "an empty folder.*Runs beside it: b"),
         ("nowhere", "no such folder"),
     ],

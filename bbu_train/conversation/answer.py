@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bbu_train.types import Object
@@ -15,9 +15,13 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 @dataclass(frozen=True)
 class Parsed:
-    """What could be read of a written answer; `is_complete` is False if something of it could not be."""
+    """What could be read of a written answer; `is_complete` is False if something of it could not be.
+
+    `spans` are where each object stands in the text: its first character and the one behind its last.
+    """
 
     objects: tuple[Object, ...]
+    spans: tuple[tuple[int, int], ...]
     is_complete: bool
 
 
@@ -48,27 +52,27 @@ def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
 
     What is no object with four finite numbers and a label is left out, and makes the answer incomplete.
     """
-    text = _FENCE.sub("", text)
     try:
-        rows, is_complete = json.loads(text), True
+        rows = json.loads(_FENCE.sub("", text))
     except _NO_JSON:
-        rows, is_complete = list(_readable_objects(text)), False
-    if not isinstance(rows, list):
-        rows, is_complete = [rows], False
-    objects = []
-    for row in rows:
+        rows = None
+    objects, spans = [], []
+    for row, span in _readable_objects(text):
         if _is_object(row):
             x1, y1, x2, y2 = row["bbox_2d"]
             objects.append(Object((x1 / scale_x, y1 / scale_y, x2 / scale_x, y2 / scale_y), row["label"]))
-    return Parsed(tuple(objects), is_complete and len(objects) == len(rows))
+            spans.append(span)
+    is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    return Parsed(tuple(objects), tuple(spans), is_list and len(objects) == len(rows))
 
 
-def _readable_objects(text: str):
+def _readable_objects(text: str) -> Iterator[tuple[object, tuple[int, int]]]:
+    """Every JSON object that lies in no other, and where it stands."""
     decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
         try:
             row, end = decoder.raw_decode(text, start)
-            yield row
+            yield row, (start, end)
         except _NO_JSON:
             end = start + 1
         start = text.find("{", end)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoImageProcessor, Cache, Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -20,7 +20,7 @@ from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.still_patches import StillPatchEmbedding
 from bbu_train.model.teacher_cache import TeacherCache
-from bbu_train.types import Batch, Outputs, Sizes, VisionInputs
+from bbu_train.types import Batch, Detections, Outputs, Sizes, VisionInputs
 
 
 class GroundingModel(nn.Module):
@@ -60,10 +60,16 @@ class GroundingModel(nn.Module):
             vocabulary.token_losses,
             *(supervised, batch.labels, self.backbone.lm_head, self.vocabulary_chunk, self.cross_entropy),
         )
+        return Outputs(token_losses, self.detect(batch, vision_features, hidden))
+
+    def detect(
+        self, batch: Batch, vision_features: Float[Tensor, "merged width"], hidden: Float[Tensor, "flat width"]
+    ) -> Detections | None:
+        """What the head makes of the features; None without a head."""
         if self.head is None:
-            return Outputs(token_losses, None)
+            return None
         embed = self.backbone.get_input_embeddings()
-        return Outputs(token_losses, self.head(vision_features, hidden, batch.memory, embed, self.project))
+        return self.head(vision_features, hidden, batch.memory, embed, self.project)
 
     def see(self, batch: Batch) -> Float[Tensor, "merged width"]:
         """Features of every image token of the batch, in order. The only run of the vision tower in a step, but for
@@ -98,15 +104,19 @@ class GroundingModel(nn.Module):
             max_window_seqlen=vision.max_window_seqlen,
         )
 
-    def read(self, batch: Batch, vision_features: Float[Tensor, "merged width"]) -> Float[Tensor, "flat width"]:
-        """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask."""
+    def read(
+        self, batch: Batch, vision_features: Float[Tensor, "merged width"], cache: Cache | None = None
+    ) -> Float[Tensor, "flat width"]:
+        """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask.
+        An empty `cache` is filled with the keys and values of all slots of the rows, padding included."""
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
             inputs_embeds=flat.view_as(embedded).clone(),  # no view, for which the first layer is compiled apart
             position_ids=batch.position_ids,
             attention_mask=None,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
             cu_seq_lens_q=batch.cu_seqlens,
             cu_seq_lens_k=batch.cu_seqlens,
             max_length_q=batch.max_seqlen,

@@ -152,8 +152,16 @@ def test_what_is_no_object_is_left_out_and_makes_the_answer_incomplete(row):
     assert read(f"[{ROW}, {row}]") == ([SCREW], False)
 
 
-def test_an_object_outside_a_list_is_read_but_incomplete():
-    assert read(ROW) == ([SCREW], False)
+@pytest.mark.parametrize("text", [ROW, f"[[{ROW}]]", f"[{ROW}] ["])
+def test_an_object_outside_a_plain_list_is_read_but_incomplete(text):
+    assert read(text) == ([SCREW], False)
+
+
+@pytest.mark.parametrize("text", [f"[{ROW}, {ROW}]", f"```json\n[{ROW}]\n```", f'[{{"x": {ROW}}}, {ROW}, {ROW[:-9]}'])
+def test_spans_are_where_the_objects_stand(text):
+    parsed = parse(text, 1.0, 1.0)
+    assert parsed.objects
+    assert [text[first:end] for first, end in parsed.spans] == [ROW] * len(parsed.objects)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +175,6 @@ def test_an_object_outside_a_list_is_read_but_incomplete():
         "3",
         "NaN",
         '"["',
-        f"[[{ROW}]]",
         "{" * 500,
         "[" * 100_000,
         '{"a":' * 2_000,

@@ -3,6 +3,7 @@ import pytest
 from bbu_train.conversation.text import Text
 from bbu_train.errors import InputError
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
+from bbu_train.seeds import generator
 
 # The checkpoint's tokenizer has these added tokens too; they are not special, so decoding keeps them.
 CODE_TOKENS = ["<|fim_prefix|>", "<|repo_name|>", "<tool_call>"]
@@ -47,3 +48,26 @@ def test_a_tokenizer_of_another_model_is_refused():
 
     with pytest.raises(InputError, match=r"has no .*<\|image_pad\|>.*model.checkpoint"):
         Text(Qwen2Tokenizer())
+
+
+def test_pieces_joined_are_the_text_and_no_piece_holds_another_tokens_characters(tokenizer):
+    text = Text(tokenizer)
+    written = '[{"label": "机柜空间/空 é😀"}] <tool_call>'
+    ids = text.ids(written)
+    assert "".join(text.pieces(ids)) == written
+    for cut in range(len(ids)):
+        assert written.startswith("".join(text.pieces(ids[:cut])).rstrip("\ufffd"))
+    assert text.pieces([*ids[:4], text.end, *ids]) == [*text.pieces(ids[:4]), *[""] * (len(ids) + 1)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_tokens_of_text_are_read_as_the_tokenizer_decodes_them(tokenizer, seed):
+    text = Text(tokenizer)
+    known = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.get_added_vocab().values()))
+    ids = generator("pieces", seed).choice(known, 300).tolist()
+    assert text.read(ids) == tokenizer.decode(ids)
+
+
+def test_control_tokens_and_ids_without_a_token_add_nothing(tokenizer):
+    text = Text(tokenizer)
+    assert text.pieces([100_000, text.image, text.vision_start]) == ["", "", ""]

@@ -1,0 +1,82 @@
+"""A finished run: its config, one of its checkpoints, its data, and its model when all else is settled."""
+
+import logging
+from functools import partial
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from bbu_train import run_folder
+from bbu_train.checkpoint.load import load_weights
+from bbu_train.data.splits import Splits
+from bbu_train.errors import InputError
+from bbu_train.predict.routes import Predictor
+from bbu_train.types import PictureFormat
+
+log = logging.getLogger(__name__)
+build = partial(instantiate, _convert_="all")
+ROUTES = {"both": ("head", "written"), "head": ("head",), "written": ("written",)}
+
+
+class Run:
+    """`checkpoint` is "best", "last" or a step; `route` a key of ROUTES. Raises InputError for what the run lacks."""
+
+    def __init__(self, folder: str, checkpoint: str | int, route: str, num_teachers: int):
+        self.cfg = cfg = run_folder.load(folder)
+        # What makes training fast or depends on its machine, and changes no prediction but for rounding.
+        cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = "auto", False, 0
+        cfg.data.teachers.num_validation_teachers = num_teachers
+        self.routes = ROUTES[route]
+        if "head" in self.routes and "num_queries" not in cfg.head:
+            raise InputError(f"The run in {folder} has no head (head=none). Take route=written.")
+        self.saved = self._chosen(checkpoint)
+        self.preprocessing = build(cfg.model.preprocessing)
+
+    def _chosen(self, checkpoint: str | int):
+        checkpoints = build(self.cfg.checkpoint)
+        if isinstance(checkpoint, int):
+            return checkpoints.at(checkpoint)
+        saved = checkpoints.latest() if checkpoint == "last" else checkpoints.best()
+        if saved is None and checkpoint == "best" and checkpoints.latest() is not None:
+            raise InputError(
+                f"No checkpoint in {checkpoints.folder} has {checkpoints.best_metric}, so none is the best. "
+                "Take checkpoint=last."
+            )
+        if saved is None:
+            raise InputError(f"There is no checkpoint in {checkpoints.folder}. The run saves every save_every steps.")
+        return saved
+
+    @property
+    def picture_format(self) -> PictureFormat:
+        return self.preprocessing.picture_format
+
+    @property
+    def threshold(self) -> float:
+        """The score from which on the head's boxes had their best F1 in validation."""
+        return self.saved.metrics.get("eval/f1_threshold", 0.5)
+
+    def data(self, wants_truth: bool) -> Splits | None:
+        """The run's data, None where nothing of it is asked for. Teachers need it; true boxes can do without."""
+        needs_pool = self.cfg.data.teachers.num_validation_teachers > 0
+        if not (needs_pool or wants_truth):
+            return None
+        try:
+            return build(self.cfg.data)
+        except InstantiationException as error:
+            if needs_pool or not isinstance(error.__cause__, InputError | OSError):
+                raise
+            log.warning("True boxes are not shown, as the run's data cannot be read: %s", error.__cause__)
+            return None
+
+    def predictor(self, max_new_tokens: int, max_caption_tokens: int) -> Predictor:
+        """The model with the checkpoint's weights, on the GPU if there is one."""
+        cfg = self.cfg
+        weights = self.saved.weights()  # damaged ones are found before the model is built
+        torch.set_num_threads(cfg.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = build(cfg.model.network)(device=device, head=build(cfg.head))
+        load_weights(model, weights)
+        builder = build(cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
+        autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
+        return Predictor(model.eval(), builder, device, autocast, self.routes, max_new_tokens, max_caption_tokens)

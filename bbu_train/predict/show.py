@@ -1,0 +1,55 @@
+"""A prediction as a line of JSON and as a picture."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bbu_train import drawing
+from bbu_train.predict.routes import Found
+from bbu_train.scoring import Prediction, class_of
+from bbu_train.types import Picture
+
+
+def line(found: Found, threshold: float) -> dict[str, Any]:
+    """Boxes in pixels of the upright original, cut at its edges; the head's best first, the written as written."""
+    picture = found.sample.student
+    row: dict[str, Any] = {"picture": str(picture.path), "width": picture.width, "height": picture.height}
+    row["teachers"] = [str(teacher.path) for teacher in found.sample.teachers or ()]
+    if found.head is not None:
+        order = np.argsort(-found.head.scores, kind="stable")
+        row["head"] = {
+            "objects": _objects(found.head, picture, [i for i in order if found.head.scores[i] >= threshold])
+        }
+    if found.written is not None:
+        prediction = found.written.prediction
+        objects = _objects(prediction, picture, range(len(prediction.scores)))
+        row["written"] = {"objects": objects, "num_malformed": int(found.written.is_malformed)}
+        row["written"]["answer"] = found.written.text
+    if picture.objects is not None:
+        row["true"] = [{"bbox_2d": list(each.box_xyxy), "label": each.description} for each in picture.objects]
+    return row
+
+
+def _objects(prediction: Prediction, picture: Picture, chosen) -> list[dict[str, Any]]:
+    boxes = prediction.boxes_xyxy.clip(0, [picture.width, picture.height] * 2)
+    return [
+        {
+            "bbox_2d": [round(float(side), 2) for side in boxes[i]],
+            "label": prediction.descriptions[i],
+            "class": class_of(prediction.descriptions[i]),
+            "score": round(float(prediction.scores[i]), 4),
+        }
+        for i in chosen
+    ]
+
+
+def drawn(found: Found, threshold: float) -> Image.Image:
+    """The picture once for each route, side by side, true boxes in both."""
+    picture, panels = found.sample.student, []
+    if found.head is not None:
+        panels.append(drawing.titled(drawing.overlay(picture, found.head, threshold), "head"))
+    if found.written is not None:
+        title = "written (malformed: what could be read)" if found.written.is_malformed else "written"
+        panels.append(drawing.titled(drawing.overlay(picture, found.written.prediction, 0.0), title))
+    return drawing.gallery(panels, columns=2)

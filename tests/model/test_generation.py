@@ -1,0 +1,125 @@
+"""Writing with a cache against the forward pass of training, fed the same tokens."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bbu_train.collator.prompts import left_padded
+from bbu_train.model import generation
+from bbu_train.types import Role
+
+NUM_NEW = 12
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def prompts(builder, samples):
+    """Of four samples, with two, one, no and one teachers: lengths differ."""
+    return [builder.encode(builder.converse(sample, sample.teachers, with_answer=False)) for sample in samples]
+
+
+@pytest.fixture(scope="module")
+def end(builder):
+    return builder.text.end
+
+
+def write(model, prompts, builder, max_new_tokens=NUM_NEW):
+    return generation.answer(model, left_padded(prompts, builder.picture_format), builder.text.end, max_new_tokens)
+
+
+def with_answer(prompt, ids):
+    """The conversation in which the student has answered with `ids`: what training would be given."""
+    first, steps = prompt.position_ids[:, -1:] + 1, torch.arange(len(ids))
+    return replace(
+        prompt,
+        input_ids=torch.cat([prompt.input_ids, ids]),
+        roles=torch.cat([prompt.roles, torch.full_like(ids, Role.STUDENT)]),
+        position_ids=torch.cat([prompt.position_ids, first + steps], dim=1),
+    )
+
+
+def test_each_token_is_the_likeliest_of_the_training_forward_fed_the_tokens_before(model, builder, prompts, collate):
+    written, _ = write(model, prompts, builder)
+    assert len(set(map(len, (prompt.input_ids for prompt in prompts)))) > 2
+    for prompt, ids, probabilities in zip(prompts, *written, strict=True):
+        ended = ids.tolist().index(builder.text.end) + 1 if builder.text.end in ids else NUM_NEW
+        batch = collate("packed", [with_answer(prompt, ids[:ended])])
+        student = batch.label_roles == Role.STUDENT
+        with torch.no_grad():
+            hidden = model.read(batch, model.see(batch))[batch.supervised_positions[student]]
+            expected = model.project(hidden).softmax(-1).max(-1)
+        assert torch.equal(expected.indices, ids[:ended])
+        torch.testing.assert_close(expected.values, probabilities[:ended], rtol=1e-4, atol=1e-6)
+
+
+def test_one_prompt_gives_the_same_answer_alone_and_among_longer_ones(model, builder, prompts):
+    among, found = write(model, prompts, builder)
+    for row, prompt in enumerate(prompts):
+        alone, found_alone = write(model, [prompt], builder)
+        num = alone.ids.shape[1]
+        assert torch.equal(alone.ids[0], among.ids[row, :num])
+        torch.testing.assert_close(alone.probabilities[0], among.probabilities[row, :num], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found_alone.boxes_cxcywh[:, 0], found.boxes_cxcywh[:, row], rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_says_of_a_prompt_what_it_says_in_training(model, builder, prompts, encoded, collate):
+    _, found = write(model, prompts, builder, 1)
+    with torch.no_grad():
+        expected = model(collate("packed", encoded)).detections
+    torch.testing.assert_close(found.boxes_cxcywh, expected.boxes_cxcywh, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.objectness_logits, expected.objectness_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_writing_ends_with_the_end_token_of_each_row_or_at_the_limit(model, builder, prompts, end):
+    free, _ = write(model, prompts, builder)
+    assert free.ids.shape == free.probabilities.shape == (len(prompts), NUM_NEW)
+    stop = int(free.ids[0, 3])  # as if this were the end token
+    first = [ids.index(stop) if stop in ids else NUM_NEW for ids in free.ids.tolist()]
+    batch = left_padded(prompts, builder.picture_format)
+    stopped, _ = generation.answer(model, batch, stop, NUM_NEW)
+    assert stopped.ids.shape[1] == min(max(first) + 1, NUM_NEW)
+    for ids, before, at in zip(stopped.ids, free.ids, first, strict=True):
+        assert torch.equal(ids[: at + 1], before[: min(at + 1, len(ids))])
+        assert (ids[at:] == stop).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_writing_leaves_the_model_and_the_generators_as_they_were(model, builder, prompts, training):
+    model.train(training)
+    names = [config._attn_implementation for config in (model.backbone.config, model.backbone.config.text_config)]
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    write(model, prompts[:2], builder, 3)
+    assert names == [c._attn_implementation for c in (model.backbone.config, model.backbone.config.text_config)]
+    assert all(module.training is training for module in model.modules())
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_comes_back_as_it_was_when_writing_fails(model, builder, prompts, monkeypatch):
+    before = model.backbone.config.text_config._attn_implementation
+
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr(model, "project", fail)
+    with pytest.raises(MemoryError):
+        write(model, prompts, builder)
+    assert model.backbone.config.text_config._attn_implementation == before
+    assert model.training
+
+
+def test_training_goes_on_after_writing_bit_for_bit(make_model, make_criterion, builder, prompts, encoded, collate):
+    def gradients(writes):
+        model, criterion, batch = make_model(), make_criterion(), collate("packed", encoded)
+        if writes:
+            write(model, prompts, builder, 3)
+        criterion.objective(criterion(model(batch), batch), batch.counts).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    assert all(map(torch.equal, gradients(True), gradients(False)))
