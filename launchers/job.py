@@ -47,14 +47,16 @@ class Job:
         job, is_main = _join_ranks()
         where = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
         if is_main and (refusal := attempt.begin(job, **where)):
-            print(f"{entry.run} does not run here: {refusal}.", flush=True)
-            return
+            sys.exit(f"{entry.run} does not run here: {refusal}.")  # which ends the other ranks too
         cfg = entry.config()
         try:
             _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
                 _preempted(attempt, job, preempted.step, cfg)
+        except KeyboardInterrupt:
+            attempt.write("cancelled", reason="interrupted by hand")
+            raise
         except BaseException as error:
             attempt.fail(job, traceback.format_exc(), _first_line(error))
             raise

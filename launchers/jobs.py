@@ -44,7 +44,7 @@ def this_process(pid: int | None = None) -> str:
 
 
 def cancel(jobs: Collection[str]) -> None:
-    """Ask each to end: TERM first, and a kill if that is not enough."""
+    """Ask each to end. SLURM kills those of its jobs that do not; a process here may save first."""
     slurm = [job for job in jobs if not job.startswith("local/")]
     if slurm:
         asked("scancel", *slurm)

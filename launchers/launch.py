@@ -32,13 +32,14 @@ def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
     """Start those of the runs that are in one of these states, each with the launcher of its own config."""
     runs_of: dict[str, list[str]] = {}
     for row in survey.rows(ledger, runs):
+        its = runs_of.setdefault(json.dumps(row.entry.cell["launcher"], sort_keys=True), [])
         if row.state.name in states:
-            runs_of.setdefault(json.dumps(row.entry.cell["launcher"], sort_keys=True), []).append(row.entry.run)
-    waits = False
+            its.append(row.entry.run)
+    launchers = {text: instantiate(json.loads(text), _convert_="all") for text in runs_of}
     for text, its in runs_of.items():
-        launcher = instantiate(json.loads(text), _convert_="all")
-        launcher.start(ledger, its, states)
-        waits = waits or launcher.wait
+        if its:
+            launchers[text].start(ledger, its, states)
+    waits = any(launcher.wait for launcher in launchers.values())
     return watch(ledger, runs) if waits else show(ledger, runs)
 
 

@@ -47,13 +47,15 @@ def table(ledger: Ledger, found: Sequence[Row]) -> str:
 
 
 def reasons(found: Sequence[Row], names: Collection[str]) -> str:
-    """Why runs are in these states, the traceback with those that failed."""
+    """Why runs are in these states, with the traceback of those that failed, and where all is that they said."""
     parts = []
     for row in found:
-        if row.state.name in names and row.state.reason:
-            newest = row.entry.newest()
-            traceback = newest.read("state").get("traceback", "") if newest and row.state.name == "failed" else ""
-            parts.append(f"{row.entry.run} {row.state.name}: {row.state.reason}\n{traceback}".rstrip())
+        newest = row.entry.newest()
+        if newest and row.state.name in names and row.state.reason:
+            traceback = newest.read("state").get("traceback", "") if row.state.name == "failed" else ""
+            logs = newest.folder / "log.txt", newest.folder.parents[1] / f"jobs/{row.state.job}_0_log.out"
+            said = "".join(f"\nWhat it said: {log}" for log in logs if log.exists())
+            parts.append(f"{row.entry.run} {row.state.name}: {row.state.reason}\n{traceback}".rstrip() + said)
     return "\n\n".join(parts)
 
 

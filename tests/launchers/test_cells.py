@@ -1,12 +1,15 @@
 """From the command of a sweep to its cells."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from bbu_train import runs
 from bbu_train.errors import InputError
+from launchers import estimate
 from launchers.cells import compose
+from launchers.ledger import Ledger
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -76,3 +79,12 @@ def test_the_values_that_a_config_sweeps_over_are_swept(tmp_path):
 def test_a_sweep_that_cannot_run_as_a_whole_is_refused(overrides, says):
     with pytest.raises(InputError, match=says.replace(".", r"\.")):
         cells(*overrides)
+
+
+def test_200_cells_are_composed_and_written_down_in_half_a_minute(tmp_path):
+    began = time.process_time()
+    found = cells("seed=range(0,100)", "head=detr,none")
+    estimate.report(found)
+    entries = Ledger(tmp_path / "outputs/default/ledger").add(found)
+    assert len({entry.run for entry in entries}) == 200
+    assert time.process_time() - began < 30

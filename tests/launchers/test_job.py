@@ -82,6 +82,12 @@ def test_a_job_that_fails_keeps_its_traceback_and_its_exit_code(attempt, monkeyp
     assert "Traceback" in said["traceback"]
 
 
+def test_a_job_that_is_interrupted_by_hand_may_be_started_again(attempt, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(attempt, monkeypatch, fail(KeyboardInterrupt()))
+    assert attempt.state(lambda job: "ended").name == "cancelled"
+
+
 def test_a_preempted_job_queues_itself_again_until_the_cap(attempt, monkeypatch, requeued):
     preempted = fail(Preempted(5, "SIGUSR2", "folder"))
     for restart in (0, 1):
@@ -104,7 +110,8 @@ def test_a_cancelled_job_does_not_queue_itself_again(attempt, monkeypatch, reque
     assert attempt.state(lambda job: "CANCELLED").name == "cancelled"
 
 
-def test_a_job_that_must_not_begin_leaves_without_training(attempt, monkeypatch, capsys):
+def test_a_job_that_must_not_begin_leaves_without_training(attempt, monkeypatch):
     attempt.write("cancelled", reason="by hand")
-    assert run(attempt, monkeypatch, fail(AssertionError("it trained"))) == {}
-    assert "it was cancelled" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="it was cancelled"):
+        run(attempt, monkeypatch, fail(AssertionError("it trained")))
+    assert attempt.read("state") == {}

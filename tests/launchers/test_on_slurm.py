@@ -201,3 +201,14 @@ def test_ranks_on_two_nodes_train_one_run(sweep):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("memory/rank1/peak_gib" in row for row in rows)
     assert [row["step"] for row in rows if "loss/total" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_slurm_refuses_is_said_and_may_be_submitted_again(sweep):
+    process = sweep.submitting("cluster.partition=nowhere", "seed=1")
+    says = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, says
+    assert "invalid partition specified: nowhere" in says
+    assert "Traceback" not in says
+    assert sweep.states() == {"cancelled": 1}
+    assert sweep.submitting("seed=1").wait(120) == 0
+    assert len(sweep.jobs()) == 1
