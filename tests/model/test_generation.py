@@ -131,6 +131,15 @@ def test_writing_leaves_the_model_and_the_generators_as_they_were(model, builder
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_model_that_trains_with_checkpointing_writes_with_its_cache_all_the_same(model, builder, prompts):
+    """transformers drops the cache of a layer that is to be computed again."""
+    plain, _ = write(model, prompts, builder, 4)
+    model.train()
+    model.enable_gradient_checkpointing("full")
+    checkpointed, _ = write(model, prompts, builder, 4)
+    assert torch.equal(plain.probabilities, checkpointed.probabilities)
+
+
 def test_a_model_comes_back_as_it_was_when_writing_fails(model, builder, prompts, monkeypatch):
     before = model.backbone.config.text_config._attn_implementation
 
