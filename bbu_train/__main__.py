@@ -8,6 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bbu_train import command_line, runs
+from launchers.launch import launch
 
 
 def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -26,4 +27,4 @@ def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run(start, command_line.config_folder()))
+    sys.exit(command_line.run(start, command_line.config_folder(), launch))

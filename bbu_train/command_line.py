@@ -23,6 +23,9 @@ from bbu_train.errors import InputError
 Task = Callable[[DictConfig, Sequence[str]], None]
 """What is run: a config, and the overrides that the user gave for it."""
 
+Launch = Callable[[Sequence[str], Path], int]
+"""What starts a sweep elsewhere than in this process: from the command's arguments and conf/ to the exit code."""
+
 
 def config_folder() -> Path:
     """conf/ inside the package (an installed wheel) or beside it (a checkout, an editable install)."""
@@ -30,8 +33,10 @@ def config_folder() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def run(task: Task, folder: Path) -> int:
+def run(task: Task, folder: Path, launch: Launch) -> int:
     """Run `task` with the config that `sys.argv` composes from `folder`, once or as a sweep; give the exit code.
+
+    A sweep with a launcher of conf/hydra/launcher is left to `launch`.
 
     0: done, help included. 2: the user's to mend, in one message without a traceback (`BBU_FULL_ERROR=1` adds it).
     1: a defect, with its traceback. 130: interrupted.
@@ -40,11 +45,13 @@ def run(task: Task, folder: Path) -> int:
     reported: list[Exception] = []
     try:
         sys.argv[1:], added = overrides.with_choices_of_resumed(overrides.in_hydras_order(sys.argv[1:]))
-        sweeping = overrides.check(sys.argv[1:], folder)
+        command = overrides.check(sys.argv[1:], folder)
+        if command.launches:
+            return launch(sys.argv[1:], folder)
         application = hydra.main(
             version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
         )
-        application(_reporting(task, sweeping, added, reported))()
+        application(_reporting(task, command.sweeps, added, reported))()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

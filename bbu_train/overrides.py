@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -21,33 +21,44 @@ VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 
 
-def check(arguments: Sequence[str], folder: Path) -> bool:
-    """Refuse what Hydra would misunderstand, all of it in one InputError; say whether the command is a sweep."""
+class Command(NamedTuple):
+    """What a command asks for."""
+
+    sweeps: bool
+    launches: bool  # its runs are started by launchers/, not by Hydra one after the other in this process
+
+
+def check(arguments: Sequence[str], folder: Path) -> Command:
+    """Refuse what Hydra would misunderstand, all of it in one InputError; say what the command asks for."""
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
     flags = parser.parse_args(list(arguments))
     if flags.shell_completion:
-        return False
+        return Command(sweeps=False, launches=False)
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
-    loader = _config_loader(folder, flags.config_dir)
+    loader = config_loader(folder, flags.config_dir)
     given = override_keys.parse(flags.overrides, loader)
-    groups = [override for override in given if _is_group(override, loader)]
+    groups = [override for override in given if is_group(override, loader)]
     keys = [override for override in given if override not in groups]
     name = flags.config_name or CONFIG_NAME
     defaults = _compose(loader, name, [])["hydra"]["runtime"]["choices"] if any(map(Override.is_add, groups)) else {}
     override_keys.refuse([problem for override in groups for problem in _group_problems(override, loader, defaults)])
 
     mode = [str(key.input_line) for key in keys if key.key_or_group == "hydra.mode"]
-    sweeping, problems = flags.multirun, []
+    sweeping, launching, problems = flags.multirun, False, []
     for chosen in _combinations(groups):
         config = _compose(loader, name, [*chosen, *mode])
         sweeping = sweeping or config["hydra"]["mode"] is RunMode.MULTIRUN
+        launching = launching or "launchers" in config
         choices = config["hydra"]["runtime"]["choices"]
         problems += _experiment_problems(loader, name, config)
         problems += [problem for key in keys for problem in override_keys.problems_of(key, config, choices)]
+    if launching and not sweeping:
+        problems.append("hydra/launcher starts the runs of a sweep and needs -m: without it the run would train here.")
     override_keys.refuse([*(_sweep_problems(given) if sweeping else _single_problems(given)), *problems])
-    return sweeping
+    shows = flags.cfg or flags.info or flags.help or flags.hydra_help
+    return Command(sweeping, launching and not shows)
 
 
 def in_hydras_order(arguments: Sequence[str]) -> list[str]:
@@ -72,7 +83,7 @@ def with_choices_of_resumed(arguments: Sequence[str]) -> tuple[list[str], list[s
     return [*arguments[:place], *added, *arguments[place:]], added
 
 
-def _config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
+def config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
     """What `hydra.main` will build from the same folders."""
     hydra.version.setbase(VERSION_BASE)
     setup_globals()
@@ -92,7 +103,7 @@ def _compose(loader: ConfigLoaderImpl, name: str, overrides: Sequence[str]) -> d
     return plain
 
 
-def _is_group(override: Override, loader: ConfigLoaderImpl) -> bool:
+def is_group(override: Override, loader: ConfigLoaderImpl) -> bool:
     return "." not in override.key_or_group and bool(loader.get_group_options(override.key_or_group))
 
 
@@ -130,8 +141,6 @@ def _single_problems(given: Sequence[Override]) -> list[str]:
                 f"{line}: several values are a sweep and need -m. A list is written [a,b]; a comma inside a text is "
                 f"quoted: {quoted}"
             )
-        elif key == "hydra/launcher":
-            problems.append(f"{line} needs -m: without it the run would train here.")
     return problems
 
 
@@ -145,6 +154,8 @@ def _sweep_problems(given: Sequence[Override]) -> list[str]:
             problems.append(
                 f"{line} names one run, and a sweep has several. Leave it out: each is named by its config."
             )
+        if override in swept and key == "hydra/launcher":
+            problems.append(f"{line}: a sweep is started by one launcher.")
         if override in swept and runs.is_neutral(key) and key not in ("run", "sweep", "resume", "outputs"):
             problems.append(
                 f"{line}: {key} is no part of what a run is, so these would be one run in one folder. "
@@ -162,7 +173,9 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
     without = [
         f"{group}={choice}"
         for group, choice in choices.items()
-        if isinstance(choice, str) and group != "experiment" and not group.startswith("hydra/")
+        if isinstance(choice, str)
+        and group != "experiment"
+        and (group == "hydra/launcher" or not group.startswith("hydra/"))
     ]
     plain = _compose(loader, name, without)
     known, problems = dict(override_keys.leaves(plain)), []

@@ -48,7 +48,7 @@ def create(folder: str | Path, cfg: DictConfig) -> None:
     as `${oc.env:HOME}`, is resolved, or it could change. Only one rank may call this.
     """
     folder = Path(folder)
-    stored = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{_yaml(cfg)}"
+    stored = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / ENVIRONMENT, json.dumps(_environment(), indent=2, ensure_ascii=False) + "\n")
@@ -65,7 +65,8 @@ def choices(folder: str | Path) -> dict[str, str]:
     return json.loads(path.read_text(encoding="utf-8"))["choices"] if path.is_file() else {}
 
 
-def _yaml(cfg: DictConfig) -> str:
+def as_yaml(cfg: DictConfig) -> str:
+    """References between keys are kept; what comes from outside is resolved."""
     kept = cfg.copy()
     for key, raw in leaves(OmegaConf.to_container(cfg, resolve=False)):
         if isinstance(raw, str) and re.search(r"\$\{[\w.]+:", raw):
@@ -82,9 +83,10 @@ def _write(path: Path, text: str) -> None:
 def _environment() -> dict[str, Any]:
     """What the config does not say of how a run was made."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    known = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
+    packages = {metadata["Name"]: metadata["Version"] for metadata in known if metadata["Name"]}
     return {
-        "git_commit": _git_commit(Path(__file__).resolve().parent.parent),
+        "git_commit": git_commit(Path(__file__).resolve().parent.parent),
         "command": sys.argv,
         "choices": {
             group: choice
@@ -97,7 +99,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _git_commit(checkout: Path) -> str | None:
+def git_commit(checkout: Path) -> str | None:
     """The commit of the checkout that runs, "-dirty" where files differ from it; None for an installed wheel."""
     if not (checkout / ".git").exists():
         return None

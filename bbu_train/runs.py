@@ -17,7 +17,7 @@ from bbu_train.override_keys import leaves, parse
 
 PLACE = ("outputs", "sweep", "run", "folder")
 NEUTRAL = (
-    *(*PLACE, "resume", "hydra", "cluster", "tracker", "checkpoint"),
+    *(*PLACE, "resume", "hydra", "cluster", "launchers", "tracker", "checkpoint"),
     *("log_every", "eval_every", "save_every", "eval_samples", "profile", "num_workers", "data.root"),
 )
 """Keys that cannot change the result, each with all that lies under it: places, names, cadence, workers.
@@ -37,7 +37,12 @@ def identity(cfg: DictConfig) -> str:
 
     It begins with a letter, or `run=12345e67` would be read as a number.
     """
-    values = {key: _number(value) for key, value in _result_values(cfg).items()}
+    return identity_of(result_values(cfg))
+
+
+def identity_of(values: Mapping[str, Any]) -> str:
+    """The same, where the values are known already."""
+    values = {key: _number(value) for key, value in values.items()}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
     start = next(i for i, digit in enumerate(digest) if digit in "abcdef")
     return (digest[start:] + digest)[:8]
@@ -110,7 +115,7 @@ def _merged(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictCon
 
 def _differences(stored: DictConfig, cfg: DictConfig, keys: Sequence[str] | None) -> list[str]:
     """What differs under `keys`, or anywhere, and can change the result. References to such keys are spared."""
-    old, new = _result_values(stored), _result_values(cfg)
+    old, new = result_values(stored), result_values(cfg)
     raw_old, raw_new = (dict(leaves(OmegaConf.to_container(config, resolve=False))) for config in (stored, cfg))
     found = []
     for key in sorted(old.keys() | new.keys()):
@@ -132,7 +137,7 @@ def _refuse(differing: Sequence[str], folder: str, remedy: str) -> None:
         raise all_problems(f"The run in {folder} was made with another config", differing, remedy)
 
 
-def _result_values(cfg: DictConfig) -> dict[str, Any]:
+def result_values(cfg: DictConfig) -> dict[str, Any]:
     """Every leaf that can change the result, resolved."""
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))

@@ -40,6 +40,7 @@ CONF = {
     "optimizer/groups.yaml": "{betas: [0.9, 0.9], groups: {llm: {pattern: l, lr: 1e-5}, vision: {pattern: v, lr: 0}}}",
     "data/made.yaml": "{num_pictures: 4}",
     "data/jsonl.yaml": "{root: null}",
+    "hydra/launcher/here.yaml": "# @package _global_\nlaunchers: {num_parallel: 1}\n",
     "tracker/jsonl.yaml": "{jsonl: {folder: '${folder}'}}",
     "experiment/smoke.yaml": "# @package _global_\nsteps: 2\n",
     "experiment/headless.yaml": "# @package _global_\ndefaults:\n  - override /head: none\n",
@@ -64,7 +65,7 @@ def command(conf, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; this restores it
 
-    def run(*arguments, task=lambda cfg, given: None):
+    def run(*arguments, task=lambda cfg, given: None, launch=lambda arguments, folder: 0):
         configs = []
 
         def keep(cfg, given):
@@ -73,7 +74,7 @@ def command(conf, tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["bbu_train", *arguments])
         try:
-            code = command_line.run(keep, conf)
+            code = command_line.run(keep, conf, launch)
         except SystemExit as leaving:
             code = leaving.code
         return code, capsys.readouterr().err, configs
@@ -197,8 +198,22 @@ def test_a_word_that_is_no_override_is_refused(command):
 
 def test_several_values_and_launchers_need_a_sweep(command):
     assert "need -m" in refused(command, "seed=1,2")
-    assert "needs -m" in refused(command, "hydra/launcher=basic")
+    assert "needs -m" in refused(command, "hydra/launcher=here")
     assert command("-m", "hydra/launcher=basic", "seed=1,2")[0] == 0
+
+
+def test_a_sweep_with_a_launcher_is_left_to_it(command):
+    given, launched = ["-m", "hydra/launcher=here", "launchers.num_parallel=2", "seed=1,2"], []
+
+    def launch(arguments, folder):
+        launched.append(arguments)
+        return 7
+
+    assert (command(*given, launch=launch)[0], launched) == (7, [given])
+    assert "launchers.num_paralel is no key" in refused(command, "-m", "hydra/launcher=here", "launchers.num_paralel=2")
+    assert "launchers.num_parallel is no key" in refused(command, "-m", "launchers.num_parallel=2", "seed=1,2")
+    assert "one launcher" in refused(command, "-m", "hydra/launcher=here,basic")
+    assert command("-m", "hydra/launcher=here", "experiment=smoke", "seed=1,2")[0] == 0
 
 
 def test_cells_that_would_share_a_folder_are_refused(command):

@@ -1,0 +1,32 @@
+"""How numbers are written, in tables and pictures alike."""
+
+import math
+
+from bbu_train.compare.cells import Value
+
+
+def number(value: Value) -> str:
+    """Four digits; small ones as learning rates are typed, 1e-6."""
+    if isinstance(value, str):
+        return value
+    if value and abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}".replace("e+0", "e")
+
+
+def short(value: Value, longest: int = 18) -> str:
+    """For a picture, where a long text would leave no room for anything else: its beginning and its end."""
+    text = number(value)
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
+def plus_minus(mean: float, spread: float | None) -> str:
+    """Both to the second digit of the spread, which is as far as the mean means anything."""
+    if spread is None:
+        return number(mean)
+    if spread == 0 or abs(mean) < 1e-3:
+        return f"{number(mean)} ± {number(spread)}"
+    decimals = min(9, max(0, 1 - math.floor(math.log10(spread))))
+    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}"

@@ -1,0 +1,98 @@
+"""`python -m launchers status|resume|cancel|retry <sweep>`: look after a sweep that was started before."""
+
+import argparse
+import difflib
+import os
+import sys
+import time
+from pathlib import Path
+
+from bbu_train import command_line
+from bbu_train.errors import InputError
+from launchers import jobs, survey
+from launchers.launch import show, start
+from launchers.ledger import OPEN, Ledger, locked
+
+CANCEL_SECONDS = 60  # SLURM kills what has not ended on its own after KillWait, 30 s by default
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m launchers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, says in COMMANDS.items():
+        command = commands.add_parser(name, help=says, description=says)
+        command.add_argument("sweep", help="its name, or its folder: outputs/<sweep>")
+        if name == "retry":
+            command.add_argument("--failed", action="store_true", required=True, help="those that failed")
+    asked = parser.parse_args(arguments)
+    try:
+        ledger = find(asked.sweep)
+        return {"status": status, "resume": resume, "cancel": cancel, "retry": retry}[asked.command](ledger)
+    except InputError as error:
+        return command_line.report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+COMMANDS = {
+    "status": "show every run: its state, its job, how far it is, and why it failed",
+    "resume": "submit the runs that are missing: lost, cancelled, never submitted; not those that failed",
+    "cancel": "end every job of the sweep, queued or running; resume goes on where they were saved",
+    "retry": "submit those that failed again",
+}
+
+
+def find(sweep: str) -> Ledger:
+    """The ledger of a sweep that is named, or whose folder is given."""
+    outputs = Path(os.environ.get("BBU_OUTPUTS", "outputs"))
+    for folder in (outputs / sweep, Path(sweep)):
+        if (folder / "ledger").is_dir():
+            return Ledger((folder / "ledger").absolute())
+    known = sorted(path.parent.name for path in outputs.glob("*/ledger"))
+    near = difflib.get_close_matches(sweep, known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Sweeps there: {', '.join(known) or 'none'}."
+    raise InputError(f"{outputs.absolute()} has no sweep {sweep} that a launcher started. {hint}")
+
+
+def status(ledger: Ledger) -> int:
+    found = survey.rows(ledger)
+    print(survey.table(ledger, found))
+    if why := survey.reasons(found, ("failed", "lost", "cancelled", "preempted")):
+        print(f"\n{why}")
+    return 0
+
+
+def resume(ledger: Ledger) -> int:
+    return start(ledger, [entry.run for entry in ledger.entries()], OPEN)
+
+
+def retry(ledger: Ledger) -> int:
+    return start(ledger, [entry.run for entry in ledger.entries()], ("failed",))
+
+
+def cancel(ledger: Ledger) -> int:
+    """Mark first, so that no job queues itself again or begins, then end them, and stay until they are gone."""
+    with locked(ledger.folder):
+        for row in survey.rows(ledger):
+            if row.state.name in ("queued", "running", "preempted"):
+                newest = row.entry.newest()
+                assert newest is not None
+                newest.write("cancelled", reason="cancelled by hand")
+    end = time.monotonic() + CANCEL_SECONDS
+    while living := _living(ledger):
+        if time.monotonic() > end:
+            raise InputError(f"Still there after {CANCEL_SECONDS} s: {', '.join(living)}. See scontrol show job.")
+        jobs.cancel(living)
+        time.sleep(1)
+    return show(ledger, None)
+
+
+def _living(ledger: Ledger) -> list[str]:
+    job_state = jobs.seen()
+    newest = [entry.newest() for entry in ledger.entries()]
+    return [attempt.job for attempt in newest if attempt and attempt.job and job_state(attempt.job) in jobs.LIVE]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

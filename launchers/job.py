@@ -1,0 +1,121 @@
+"""What a job runs: one attempt at a run, which it finds in the ledger. Torch is imported here only, when it trains.
+
+A job that is started again, by itself or by SLURM, gets the same path, and the run goes on where it was saved last.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from launchers import jobs
+from launchers.ledger import Attempt, Entry
+
+try:
+    from bbu_train import preemption
+    from bbu_train.errors import Preempted
+except ImportError:  # until runs can be preempted, a signal ends them, and nothing is raised
+
+    class preemption:
+        @staticmethod
+        def install() -> None:
+            for number in (signal.SIGUSR2, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+
+    class Preempted(Exception):
+        def __init__(self, step: int, signal: str, folder: str):
+            self.step = step
+
+
+class Job:
+    """Called on every rank."""
+
+    def __init__(self, attempt_folder: str):
+        self.attempt_folder = attempt_folder
+
+    def __call__(self) -> None:
+        preemption.install()  # a signal that comes before this ends the process, so it comes before everything
+        attempt = Attempt(Path(self.attempt_folder))
+        entry = Entry(attempt.entry_folder)
+        job, is_main = _join_ranks()
+        where = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
+        if is_main and (refusal := attempt.begin(job, **where)):
+            print(f"{entry.run} does not run here: {refusal}.", flush=True)
+            return
+        cfg = entry.config()
+        try:
+            _train(entry, cfg)
+        except Preempted as preempted:
+            if is_main:
+                _preempted(attempt, job, preempted.step, cfg)
+        except BaseException as error:
+            attempt.fail(job, traceback.format_exc(), _first_line(error))
+            raise
+        else:
+            if is_main:
+                attempt.write("state", state="done", job=job)
+
+
+def _join_ranks() -> tuple[str, bool]:
+    """The job's id, and whether this is its first process. Of several, each learns where it finds the others."""
+    if "SLURM_JOB_ID" not in os.environ or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return jobs.this_process(), True
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    environment = JobEnvironment()
+    if environment.num_tasks > 1:  # all GPUs stay visible, or LOCAL_RANK would count from the wrong one
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    return environment.job_id, environment.global_rank == 0
+
+
+def _train(entry: Entry, cfg: DictConfig) -> None:
+    """The run, as if its command had been given in the folder where the sweep was started."""
+    its = entry.cell
+    os.chdir(its["started_in"])
+    sys.argv = ["bbu_train", *its["overrides"]]
+    hydra = OmegaConf.structured(HydraConf)
+    with open_dict(hydra):
+        hydra.runtime.choices = its["choices"]
+    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        del cfg["launchers"]
+
+    from bbu_train.train import train
+
+    train(cfg)
+
+
+def _preempted(attempt: Attempt, job: str, step: int, cfg: DictConfig) -> None:
+    """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
+    saved = f"saved at step {step}"
+    if job.startswith("local/") or attempt.read("cancelled"):
+        attempt.write("state", state="preempted", job=job, step=step, reason=saved)
+    elif (num_requeues := _num_restarts()) >= cfg.cluster.max_requeues:
+        why = f"{saved}; requeued {num_requeues} times, as often as cluster.max_requeues allows"
+        attempt.write("state", state="preempted", job=job, step=step, reason=why)
+    else:
+        attempt.write("state", state="preempted", job=job, step=step, reason=saved)
+        subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+def _num_restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # what `instantiate` wraps says more than the wrapping
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+if __name__ == "__main__":
+    Job(sys.argv[1])()

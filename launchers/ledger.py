@@ -1,0 +1,196 @@
+"""What is known of a sweep's runs, as small files that many jobs may write at once: `outputs/<sweep>/ledger`.
+
+    <run>/cell.json      what a table of runs needs of it: overrides, folder, steps, git commit, how it is started
+    <run>/config.yaml    the config that its job takes
+    <run>/<attempt>/     0001, 0002, ...: every time that the run was submitted or started
+        queued.json      who submitted it, and when
+        job.json         the id of its job
+        state.json       what the job itself says: running, preempted, failed or done
+        cancelled.json   somebody wants it to end, or it was never submitted, and why
+
+Every file is written beside its place and renamed into it, so a crash at any moment leaves each old or new, and each
+has one kind of writer. What an attempt says of itself holds as long as its job is there, which the scheduler knows
+(jobs.py), so one that was killed is known as lost.
+"""
+
+import getpass
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from bbu_train import run_folder
+from bbu_train.errors import InputError
+from launchers import jobs
+from launchers.cells import Cell
+
+LOCK_SECONDS = 120  # a submission holds the lock for seconds
+OPEN = ("lost", "cancelled", "missing")
+"""States of a run that nobody works on, and that may be started again; a failed one only on demand."""
+
+
+@dataclass(frozen=True)
+class State:
+    """`name` is queued, running, preempted, failed, done, lost, cancelled or missing (never submitted)."""
+
+    name: str
+    reason: str = ""
+    job: str | None = None
+
+
+class Attempt:
+    """One start of a run. Its job holds nothing but the path."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.number = int(folder.name)
+        self.entry_folder = folder.parent
+
+    def read(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
+    def write(self, name: str, **values: Any) -> None:
+        write(self.folder / f"{name}.json", json.dumps({**values, "time": time.time()}, ensure_ascii=False))
+
+    @property
+    def job(self) -> str | None:
+        return (self.read("state") or self.read("job")).get("job")
+
+    def begin(self, job: str, **where: Any) -> str | None:
+        """Say that `job` runs this attempt, and `where`, or why it must not: None lets it run."""
+        with locked(self.entry_folder.parent):
+            newest = Entry(self.entry_folder).newest()
+            assert newest is not None
+            state = self.read("state").get("state")
+            if newest.number != self.number:
+                return f"it was submitted again, as attempt {newest.number}"
+            if self.read("cancelled"):
+                return "it was cancelled"
+            if state == "done":
+                return "it is done"
+            self.write("state", state="running", job=job, **where)
+        return None
+
+    def fail(self, job: str, traceback: str, message: str) -> None:
+        """The first rank that fails has the reason; the others fail because it has left them."""
+        if self.read("state").get("state") != "failed":
+            self.write("state", state="failed", job=job, traceback=traceback, reason=message)
+
+    def state(self, job_state: Callable[[str], str | None]) -> State:
+        """What is true now: what the job said of itself, if it is still there; see `jobs.seen`."""
+        job = self.job
+        now = "gone" if job is None else job_state(job)
+        said, cancelled = self.read("state"), self.read("cancelled")  # after its job was asked for: see jobs.seen
+        name = said.get("state", "queued")
+        if name in ("done", "failed"):
+            return State(name, said.get("reason", ""), job)
+        if now in jobs.LIVE:
+            if now == "waiting" and name == "running":  # SLURM stopped it without a word to it, and starts it again
+                name = "preempted"
+            return State(name, "being cancelled" if cancelled else said.get("reason", ""), job)
+        if now is None:
+            return State(name, "its job cannot be seen from here", job)
+        if cancelled:
+            return State("cancelled", cancelled["reason"], job)
+        ended = "never submitted" if job is None else f"its job is gone: {now}"
+        return State("lost", f"{said['reason']}; {ended}" if said.get("reason") else f"was {name}; {ended}", job)
+
+
+class Entry:
+    """A run in the ledger."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.run = folder.name
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        return json.loads((self.folder / "cell.json").read_text(encoding="utf-8"))
+
+    def config(self) -> DictConfig:
+        cfg = OmegaConf.load(self.folder / "config.yaml")
+        OmegaConf.set_struct(cfg, True)
+        return cfg
+
+    def newest(self) -> Attempt | None:
+        names = [path.name for path in self.folder.iterdir() if path.name.isdigit()]
+        return Attempt(self.folder / max(names)) if names else None
+
+    def claim(self) -> Attempt:
+        """A new attempt, which ends the right of all older ones to begin. The caller holds the lock."""
+        newest = self.newest()
+        attempt = Attempt(self.folder / f"{newest.number + 1 if newest else 1:04d}")
+        attempt.folder.mkdir()
+        attempt.write("queued", user=getpass.getuser(), host=socket.gethostname())
+        return attempt
+
+    def state(self, job_state: Callable[[str], str | None]) -> State:
+        newest = self.newest()
+        return newest.state(job_state) if newest else State("missing", "never submitted")
+
+
+class Ledger:
+    """All runs of the sweep whose ledger lies in `folder`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.sweep = folder.parent.name
+
+    def add(self, cells: Sequence[Cell]) -> list[Entry]:
+        """Write down the cells, or write them anew with the command's present paths, tracker and cluster."""
+        commit = run_folder.git_commit(Path(run_folder.__file__).resolve().parent.parent)
+        entries, here = [], str(Path.cwd())
+        for cell in cells:
+            entry = self.entry(cell.cfg.run)
+            entry.folder.mkdir(parents=True, exist_ok=True)
+            its = {"overrides": cell.overrides, "choices": cell.choices, "git_commit": commit, "started_in": here}
+            its |= {"folder": cell.cfg.folder, "steps": cell.cfg.steps}
+            its["launcher"] = OmegaConf.to_container(cell.cfg.launchers, resolve=True)
+            write(entry.folder / "config.yaml", run_folder.as_yaml(cell.cfg))
+            write(entry.folder / "cell.json", json.dumps(its, ensure_ascii=False))
+            entries.append(entry)
+        return entries
+
+    def entry(self, run: str) -> Entry:
+        return Entry(self.folder / run)
+
+    def entries(self) -> list[Entry]:
+        """Every run that is written down, in the order of names."""
+        return [Entry(path.parent) for path in sorted(self.folder.glob("*/cell.json"))]
+
+
+def locked(folder: Path) -> FileLock:
+    """For `with`: nobody else submits, begins or cancels runs of the ledger in `folder` meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _Lock(folder / ".lock", timeout=LOCK_SECONDS)
+
+
+class _Lock(FileLock):
+    def acquire(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().acquire(*arguments, **options)
+        except Timeout as error:
+            raise InputError(
+                f"Another command has held {self.lock_file} for over {LOCK_SECONDS} s. Try again when it is through."
+            ) from error
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file or none of it, also after the machine itself has stopped."""
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

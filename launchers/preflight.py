@@ -1,0 +1,91 @@
+"""What is checked of a whole sweep before the first of its runs is started. Torch stays out of this process.
+
+Every cell has composed (cells.py). Here: the weights are there; then, in one child process that imports torch, the data
+of each data config, and the groups of parameters of each model, head and optimizer.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from bbu_train import override_keys, run_folder
+from bbu_train.errors import InputError, all_problems
+from bbu_train.model import weights
+from launchers.cells import Cell
+
+DATA = ("data", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
+GROUPS = ("model", "head", "optimizer")
+SEEDS = ("data.teachers.seed", "sampler.seed")  # what is wrong with data is wrong whatever is drawn from it
+
+
+def check(cells: Sequence[Cell]) -> None:
+    """Raise one InputError that names all that is wrong, each problem with the cells that have it."""
+    for checkpoint, kind in sorted({(cell.cfg.model.checkpoint, cell.cfg.model.weights) for cell in cells}, key=str):
+        if checkpoint is not None:
+            weights.require(checkpoint, kind)
+    found = _asked_child(cells, tasks(cells))
+    problems = [indent(f"{_named(cells, numbers)}: {text}", "    ").strip() for numbers, text in found]
+    if problems:
+        raise all_problems("The sweep", problems, "Nothing was started.")
+
+
+def tasks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
+    """What is to be checked, and for each the numbers of the cells of which one stands for all."""
+    resolved = [OmegaConf.to_container(cell.cfg, resolve=True) for cell in cells]
+    return {"data": _alike(resolved, DATA), "groups": _alike(resolved, GROUPS)}
+
+
+def _alike(resolved: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> list[list[int]]:
+    """The numbers of the cells, put together where they agree in these parts of the config."""
+    alike: dict[str, list[int]] = {}
+    for number, values in enumerate(resolved):
+        leaves = {
+            key: _rate(key, value)
+            for key, value in override_keys.leaves(values)
+            if any(key == part or key.startswith(f"{part}.") for part in parts) and key not in SEEDS
+        }
+        alike.setdefault(json.dumps(leaves, sort_keys=True, default=str), []).append(number)
+    return list(alike.values())
+
+
+def _rate(key: str, value: Any) -> Any:
+    """Of a learning rate only whether it is positive matters: 0 freezes a group, and all else is refused."""
+    is_rate = key.endswith(".lr") or key.startswith("model.rates.")
+    return "positive" if is_rate and isinstance(value, int | float) and 0 < value < float("inf") else value
+
+
+def _asked_child(cells: Sequence[Cell], work: Mapping[str, list[list[int]]]) -> list[tuple[list[int], str]]:
+    """What the child says is wrong: the numbers of the cells, and the problem."""
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = []
+        for what, groups in work.items():
+            for numbers in groups:
+                path = Path(folder) / f"{what}-{numbers[0]}.yaml"
+                path.write_text(run_folder.as_yaml(cells[numbers[0]].cfg), encoding="utf-8")
+                tasks.append({"what": what, "config": str(path), "cells": numbers})
+        done = subprocess.run(
+            [sys.executable, "-m", "launchers.built"],
+            input=json.dumps(tasks),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise InputError(
+            f"The sweep could not be checked (exit code {done.returncode}; see above). Nothing was started."
+        )
+    return [(answer["cells"], answer["problem"]) for answer in map(json.loads, done.stdout.splitlines())]
+
+
+def _named(cells: Sequence[Cell], numbers: Sequence[int]) -> str:
+    """The first of these cells, by what not every cell has, and how many more there are."""
+    shared = set.intersection(*(set(cell.overrides) for cell in cells))
+    own = " ".join(text for text in cells[numbers[0]].overrides if text not in shared) or "every cell"
+    return own if len(numbers) == 1 else f"{own} and {len(numbers) - 1} more cells"

@@ -1,0 +1,71 @@
+"""Runs as job arrays of SLURM, submitted through submitit; the command that submits them does not wait for them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from bbu_train.errors import InputError
+from launchers import survey
+from launchers.job import Job
+from launchers.ledger import Attempt, Ledger, locked
+
+
+class Slurm:
+    """`cluster` is a file of conf/cluster. With `wait` the command stays until the last run has ended."""
+
+    def __init__(self, cluster: Mapping[str, Any], wait: bool):
+        self.cluster = cluster
+        self.wait = wait
+
+    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> None:
+        """Submit one array of a new attempt at each of the runs that is in one of these states."""
+        with locked(ledger.folder):
+            entries = [row.entry for row in survey.rows(ledger, runs) if row.state.name in states]
+            if not entries:
+                return
+            attempts = [entry.claim() for entry in entries]
+            try:
+                ids = self._submit(ledger, attempts)
+            except BaseException as error:
+                for attempt in attempts:
+                    attempt.write("cancelled", reason=f"not submitted: {error}")
+                raise
+            for attempt, job in zip(attempts, ids, strict=True):
+                attempt.write("job", job=job)
+        print(f"Submitted {len(ids)} of {len(runs)} runs as job {ids[0].partition('_')[0]}.", flush=True)
+
+    def _submit(self, ledger: Ledger, attempts: Sequence[Attempt]) -> list[str]:
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        try:
+            executor = SlurmExecutor(
+                folder=ledger.folder.absolute() / "jobs", max_num_timeout=self.cluster["max_requeues"]
+            )
+            executor.update_parameters(**self._options(ledger.sweep))
+            submitted = executor.submit_array([Job(str(attempt.folder)) for attempt in attempts])
+        except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
+            raise InputError(f"SLURM took no job of the sweep. {error}".strip()) from error
+        return [job.job_id for job in submitted]
+
+    def _options(self, sweep: str) -> dict[str, Any]:
+        cluster = self.cluster
+        options = {
+            "job_name": f"bbu-{sweep}",
+            "partition": cluster["partition"],
+            "account": cluster["account"],
+            "qos": cluster["qos"],
+            "time": cluster["time_minutes"],
+            "nodes": cluster["nodes"],
+            "ntasks_per_node": cluster["tasks_per_node"],
+            "gpus_per_node": cluster["gpus_per_node"] or None,
+            "cpus_per_task": cluster["cpus_per_task"],
+            "mem": f"{cluster['memory_gib']}G" if cluster["memory_gib"] else None,
+            "signal_delay_s": cluster["grace_seconds"],
+            "array_parallelism": cluster["max_parallel"],
+            "setup": list(cluster["setup"]),
+            "additional_parameters": {"requeue": True, **cluster["additional"]},
+            "stderr_to_stdout": True,
+            # A rank that fails takes the others with it, which would wait for it until the time limit.
+            "srun_args": ["--kill-on-bad-exit=1"],
+        }
+        return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,81 @@
+"""What became of every run of a sweep: one table, and the runs that may be started again."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launchers import jobs
+from launchers.ledger import Entry, Ledger, State
+
+TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Row:
+    entry: Entry
+    state: State
+
+
+def rows(ledger: Ledger, runs: Sequence[str] | None = None) -> list[Row]:
+    """Each of these runs with its present state, in this order; or every run, in the order of names."""
+    job_state = jobs.seen()
+    entries = ledger.entries() if runs is None else [ledger.entry(run) for run in runs]
+    return [Row(entry, entry.state(job_state)) for entry in entries]
+
+
+def summary(found: Sequence[Row]) -> str:
+    counts = Counter(row.state.name for row in found)
+    return f"{len(found)} runs: {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
+
+
+def table(ledger: Ledger, found: Sequence[Row]) -> str:
+    """A line a run: state, job, steps made, what is its own among the overrides, and the reason of its state."""
+    cells = [row.entry.cell for row in found]
+    shared = set.intersection(*(set(cell["overrides"]) for cell in cells)) if len(cells) > 1 else set()
+    lines = [("run", "state", "job", "step", "overrides")]
+    for row, cell in zip(found, cells, strict=True):
+        own = " ".join(text for text in cell["overrides"] if text not in shared)
+        lines.append((row.entry.run, row.state.name, row.state.job or "-", _progress(cell), own))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    width = shutil.get_terminal_size((160, 24)).columns
+    text = [_cut("  ".join(map(str.ljust, line, widths)).rstrip(), width) for line in lines]
+    return "\n".join([f"{ledger.sweep}: {summary(found)}", *text])
+
+
+def reasons(found: Sequence[Row], names: Collection[str]) -> str:
+    """Why runs are in these states, the traceback with those that failed."""
+    parts = []
+    for row in found:
+        if row.state.name in names and row.state.reason:
+            newest = row.entry.newest()
+            traceback = newest.read("state").get("traceback", "") if newest and row.state.name == "failed" else ""
+            parts.append(f"{row.entry.run} {row.state.name}: {row.state.reason}\n{traceback}".rstrip())
+    return "\n\n".join(parts)
+
+
+def _progress(cell: Mapping[str, Any]) -> str:
+    """`<last step>/<steps>`, of what the run has logged."""
+    return f"{_last_step(Path(cell['folder']) / 'metrics.jsonl')}/{cell['steps']}"
+
+
+def _last_step(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # a line that is being written
+            continue
+    return 0
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"

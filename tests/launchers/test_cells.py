@@ -1,0 +1,78 @@
+"""From the command of a sweep to its cells."""
+
+from pathlib import Path
+
+import pytest
+
+from bbu_train import runs
+from bbu_train.errors import InputError
+from launchers.cells import compose
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def cells(*overrides: str):
+    return compose(["-m", "hydra/launcher=local", *overrides], CONF)
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BBU_OUTPUTS", raising=False)
+
+
+def test_a_sweep_has_a_cell_for_every_combination_in_the_order_of_hydra():
+    found = cells("head=none,detr", "seed=1,2", "steps=5")
+    assert [cell.overrides[1:] for cell in found] == [
+        (f"head={head}", f"seed={seed}", "steps=5") for head in ("none", "detr") for seed in (1, 2)
+    ]
+    assert [(cell.cfg.head.get("d_model"), cell.cfg.seed, cell.cfg.steps) for cell in found] == [
+        *((None, 1, 5), (None, 2, 5)),
+        *((256, 1, 5), (256, 2, 5)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer.groups.llm.lr=1e-5,2e-5",),
+        ("collator=standard,packed", "data.teachers.num_teachers=[1,2],1"),
+        ("+optimizer.groups.lora={pattern: lora, owner: lora, lr: 1e-4}", "optimizer.groups.llm.pattern=lm,'a, b'"),
+        ("seed=range(1,3)", "experiment=smoke"),
+    ],
+)
+def test_a_cell_is_the_run_that_its_overrides_compose_alone(config, overrides):
+    for cell in cells("sweep=test", *overrides):
+        alone = config(*(text for text in cell.overrides if not text.startswith("hydra/")))
+        assert cell.cfg.run == runs.identity(cell.cfg) == runs.identity(alone)
+
+
+def test_a_cell_lies_in_the_same_place_from_any_folder(tmp_path):
+    (cell,) = cells("seed=3")
+    assert cell.cfg.folder == str(tmp_path / "outputs/default" / cell.cfg.run)
+
+
+def test_the_values_that_a_config_sweeps_over_are_swept(tmp_path):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / "own/experiment/seeds.yaml").write_text(
+        "# @package _global_\nsteps: 3\nhydra: {sweeper: {params: {seed: '1,2', steps: '4,5'}}}\n"
+    )
+    found = compose(
+        ["-m", "--config-dir", str(tmp_path / "own"), "hydra/launcher=local", "experiment=seeds", "steps=7"], CONF
+    )
+    assert [(cell.cfg.seed, cell.cfg.steps) for cell in found] == [(1, 7), (2, 7)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("seed=1,1.0,2",), "seed=1.0: the same run"),
+        (("sweep=a,b", "seed=1"), "one command starts one sweep"),
+        (("data=jsonl,synthetic", "data.root=???"), "data.root must be given"),
+        (("seed=interval(1,2)",), "an interval has no values"),
+        (("resume=outputs/x",), "goes on with one run"),
+    ],
+)
+def test_a_sweep_that_cannot_run_as_a_whole_is_refused(overrides, says):
+    with pytest.raises(InputError, match=says.replace(".", r"\.")):
+        cells(*overrides)
