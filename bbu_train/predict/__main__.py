@@ -1,7 +1,7 @@
 """`python -m bbu_train.predict run=<folder> images=<pictures> key=value ...`: what a trained model finds."""
 
 import json
-import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -40,7 +40,6 @@ DEFAULTS = {
 }
 PATHS = ("run", "images", "out")
 PREDICTIONS = "predictions.jsonl"
-log = logging.getLogger(__name__)
 
 
 def main(words: Sequence[str]) -> int:
@@ -91,6 +90,8 @@ def _is_count(value: object, least: int) -> bool:
 def predict(given: DictConfig) -> None:
     """Everything is looked at before the model loads; then batch after batch is predicted, written and drawn."""
     logs.start()
+    # A token is many small operations: threads that spin while they wait for the next would starve their neighbours.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from bbu_train.predict.pictures import find, settle
     from bbu_train.predict.run import Run
 
