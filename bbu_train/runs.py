@@ -75,8 +75,8 @@ def settle(
     given = [override.key_or_group for override in parse(overrides)]
     if "folder" in given:
         raise InputError("folder is made of outputs, sweep and run. Give those.")
-    if any(key.split(".")[0] == "about" for key in given):
-        raise InputError("about is what the program notes of a run. Leave it out.")
+    if noted := [key for key in given if key.split(".")[0] == "about"]:
+        raise InputError(f"about is what the program notes of a run. Leave out {', '.join(noted)}.")
     if cfg.resume is not None:
         return _resumed(cfg, given)
     with open_dict(cfg):
@@ -105,13 +105,21 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept: Seq
         else:
             given[key] = ",".join(choices(override)) if chosen is None or OmegaConf.is_dict(chosen) else _number(chosen)
     words = {key: str(given[key]).replace("${", "\\${") for key in sorted(given, key=lambda key: key not in swept)}
-    title = ", ".join(f"{'.'.join(key.split('.')[-2:])}={words[key]}" for key in words if key in swept)
+    title = " ".join(f"{_shortened(key, swept)}={words[key]}" for key in words if key in swept)
     return {
         "identity": identity(cfg),
         "in_sweep": in_sweep,
         "title": title or None,
         "overrides": [f"{key}={word}" for key, word in words.items()],
     }
+
+
+def _shortened(key: str, keys: Sequence[str]) -> str:
+    """The last parts of a dotted key, as many as tell it from the other `keys`: MLflow's tables show 20 letters."""
+    parts = key.split(".")
+    endings = [".".join(parts[-number:]) for number in range(1, len(parts) + 1)]
+    others = [f".{other}" for other in keys if other != key]
+    return next((ending for ending in endings if not any(other.endswith(f".{ending}") for other in others)), key)
 
 
 def _resumed(cfg: DictConfig, given: Sequence[str]) -> DictConfig:

@@ -184,12 +184,14 @@ def _surroundings() -> dict[str, str]:
         user = getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as in some containers
         user = None
+    commit = _git_commit()
     tags = {
         "slurm_job_id": job,
+        "git_commit": commit,
         "mlflow.user": user,
         "mlflow.source.name": "bbu_train",
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": _git_commit(),
+        "mlflow.source.git.commit": commit,  # MLflow shows it on a run's own page only
     }
     return {name: value for name, value in tags.items() if value}
 

@@ -1,5 +1,6 @@
 """Opening MLflow's store: without noise, and safely where many processes do it at once."""
 
+import logging
 import os
 import threading
 import time
@@ -36,6 +37,7 @@ def be_quiet() -> None:
     """To be called before mlflow is imported. The settings do not replace the user's own."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each try
 
 
 def absolute_uri(uri: str) -> str:

@@ -8,73 +8,10 @@ import time
 
 import pytest
 from filelock import FileLock
+from tracked_runs import begin, comes_true, expected, log, log_without_end, num_points, points, the_run, trackers
 
-from bbu_train.tracker.jsonl import Jsonl, read_rows
-from bbu_train.tracker.mlflow import Mlflow
+from bbu_train.tracker.jsonl import read_rows
 from bbu_train.tracker.mlflow_store import open_client, transaction
-
-
-def trackers(outputs, run="run", **changed):
-    folder = outputs / "sweep" / run
-    arguments = {
-        "folder": folder,
-        "uri": f"sqlite:///{outputs}/mlflow.db",
-        "artifacts": outputs / "mlflow-artifacts",
-        "experiment": "sweep",
-        "sweep": "sweep",
-        "in_sweep": False,
-        "run": run,
-        "title": None,
-        "identity": "a1b2c3d4",
-        "overrides": ["loss.weights.giou=2", "data.note=a=b"],
-        "flush_values": 1000,
-        "flush_seconds": 3600,
-        "wait_seconds": 60,
-    }
-    return Jsonl(folder), Mlflow(**arguments | changed)
-
-
-def begin(outputs, step=0, **changed):
-    both = trackers(outputs, **changed)
-    for tracker in both:
-        tracker.open({}, step)
-    return both
-
-
-def log(both, step, **metrics):
-    for tracker in both:
-        tracker.log(step, {"loss/total": 1 / (step + 1), "lr/llm": 1e-5} | metrics)
-
-
-def points(outputs):
-    """(run, metric, step, value) of the whole store, in order."""
-    with sqlite3.connect(outputs / "mlflow.db") as database:
-        query = "select r.name, key, step, value from metrics m join runs r on m.run_uuid = r.run_uuid"
-        return sorted(database.execute(query))
-
-
-def expected(steps, run="run"):
-    return sorted((run, *point) for s in steps for point in [("loss/total", s, 1 / (s + 1)), ("lr/llm", s, 1e-5)])
-
-
-def the_run(both):
-    stored = both[1].stored
-    return stored.client.get_run(stored.run_id)
-
-
-def comes_true(condition):
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
-
-
-def num_points(outputs):
-    """Of a store that another process may be making at this moment."""
-    try:
-        return len(points(outputs))
-    except sqlite3.OperationalError:
-        return 0
 
 
 @pytest.fixture
@@ -242,13 +179,6 @@ def test_a_server_that_hangs_and_another_process_with_the_store_hold_up_no_fork(
         child.start()
         assert time.monotonic() - began < 1
         child.join()
-
-
-def log_without_end(outputs):
-    both, step = begin(outputs, flush_values=8), 0
-    while True:
-        log(both, step := step + 1)
-        time.sleep(0.001)
 
 
 def test_a_run_that_is_killed_while_it_sends_loses_and_doubles_no_point(outputs):
