@@ -1,6 +1,5 @@
 """From the command of a sweep to its cells."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -81,10 +80,8 @@ def test_a_sweep_that_cannot_run_as_a_whole_is_refused(overrides, says):
         cells(*overrides)
 
 
-def test_200_cells_are_composed_and_written_down_in_half_a_minute(tmp_path):
-    began = time.process_time()
+def test_200_cells_are_composed_and_written_down_as_200_runs(tmp_path):
     found = cells("seed=range(0,100)", "head=detr,none")
     estimate.report(found)
     entries = Ledger(tmp_path / "outputs/default/ledger").add(found)
     assert len({entry.run for entry in entries}) == 200
-    assert time.process_time() - began < 30
