@@ -63,9 +63,9 @@ def test_every_kernel_gives_the_losses_and_gradients_of_torchs_attention(attenti
     _, plain_gradients = losses_and_gradient(*make("engine.precision=bf16", "model.attention=sdpa"), batch, "bf16")
     exact, exact_gradients = losses_and_gradient(*make("engine.precision=fp32", "model.attention=sdpa"), batch, "fp32")
     assert found == pytest.approx(exact, rel=2e-2)
-    # Torch's own attention in bfloat16 is 1% away from float32; a wrong mask moves gradients by tens of percent.
-    assert max(gaps(plain_gradients, exact_gradients).values()) < 2e-2
-    assert max(gaps(gradients, exact_gradients).values()) < 5e-2
+    # As far from float32 as torch's own attention in bfloat16 is: what is left is rounding, not the kernel.
+    error, usual = gaps(gradients, exact_gradients), gaps(plain_gradients, exact_gradients)
+    assert all(error[part] < 1.25 * usual[part] + 5e-3 for part in error), (error, usual)
 
 
 @pytest.mark.parametrize("attention", KERNELS)

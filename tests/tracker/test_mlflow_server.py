@@ -118,7 +118,7 @@ def test_a_server_that_hangs_slows_no_step_and_has_every_point_when_it_goes_on(s
     answered = both[1].sender.answered
     server.signal(signal.SIGCONT)
     both[1].close("done")
-    assert took < 10  # a send that waited would take as long as the server hangs
+    assert took < 1
     assert answered < both[1].sender.asked
     assert points(server.folder, run) == expected(range(1, 101), run)
 
@@ -132,7 +132,7 @@ def test_the_start_and_the_end_wait_for_a_server_that_hangs_no_longer_than_they_
     took = time.monotonic() - began
     server.signal(signal.SIGCONT)
     both[1].sender.join()
-    assert took < 15
+    assert took < 3
     assert "no answer within 0.5 seconds" in caplog.text
     both = begin(tmp_path, step=1, **on(server.uri, run))
     both[1].close("done")

@@ -177,7 +177,7 @@ def test_a_server_that_hangs_and_another_process_with_the_store_hold_up_no_fork(
         began = time.monotonic()
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
         child.start()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 1
         child.join()
 
 
