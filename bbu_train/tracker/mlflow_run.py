@@ -13,7 +13,7 @@ from bbu_train.tracker.mlflow_store import experiment_id, open_client
 
 MAX_METRICS = 1000  # of one log_batch; this and the next are limits of MLflow's stores
 MAX_PARAMETERS = 100
-STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "preempted": "KILLED"}
 LOGGER = logging.getLogger(__name__)
 
 Point = tuple[str, float, int, int]
