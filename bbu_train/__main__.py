@@ -19,7 +19,9 @@ from launchers.launch import launch  # noqa: E402
 def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
     hydra = HydraConfig.get()
     experiment = runs.experiment_name(hydra.runtime.choices.get("experiment"))
-    cfg = runs.settle(cfg, experiment, overrides, in_sweep=hydra.mode is RunMode.MULTIRUN)
+    in_sweep = hydra.mode is RunMode.MULTIRUN
+    swept = runs.swept_keys(sys.argv[1:]) if in_sweep else ()
+    cfg = runs.settle(cfg, experiment, overrides, in_sweep, swept)
 
     if cfg.model.get("checkpoint") is not None:  # said before torch is imported, which takes seconds
         from bbu_train.model import weights

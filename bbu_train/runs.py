@@ -13,11 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train import run_folder
 from bbu_train.errors import InputError, all_problems
-from bbu_train.override_keys import leaves, parse
+from bbu_train.override_keys import choices, leaves, parse
 
 PLACE = ("outputs", "sweep", "run", "folder")
 NEUTRAL = (
-    *(*PLACE, "resume", "hydra", "cluster", "launchers", "tracker", "checkpoint"),
+    *(*PLACE, "about", "resume", "hydra", "cluster", "launchers", "tracker", "checkpoint"),
     *("log_every", "eval_every", "save_every", "eval_samples", "profile", "num_workers", "data.root"),
 )
 """Keys that cannot change the result, each with all that lies under it: places, names, cadence, workers.
@@ -60,19 +60,32 @@ def experiment_name(choice: str | Sequence[str] | None) -> str:
     return (choice if isinstance(choice, str) else "+".join(choice)).replace("/", "-")
 
 
-def settle(cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool) -> DictConfig:
+def swept_keys(arguments: Sequence[str]) -> list[str]:
+    """The keys to which a command gives several values. `arguments` may have options of Hydra's, such as -m."""
+    overrides = parse([argument for argument in arguments if "=" in argument and not argument.startswith("-")])
+    return [override.key_or_group for override in overrides if override.is_sweep_override()]
+
+
+def settle(
+    cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str] = ()
+) -> DictConfig:
     """The config that the run takes: its family named and, where it goes on with a run, that run's own.
 
     `overrides` are those of the command line. In a sweep a run is named by its identity, so that the same sweep
-    again goes on with its cells; otherwise `run` may stay null, for `new_name`.
+    again goes on with its cells; otherwise `run` may stay null, for `new_name`. `swept` are the keys that tell the
+    cells of the sweep apart.
     """
     cfg = cfg.copy()
     _refuse_unresolvable(cfg)
     given = [override.key_or_group for override in parse(overrides)]
     if "folder" in given:
         raise InputError("folder is made of outputs, sweep and run. Give those.")
+    if noted := [key for key in given if key.split(".")[0] == "about"]:
+        raise InputError(f"about is what the program notes of a run. Leave out {', '.join(noted)}.")
     if cfg.resume is not None:
         return _resumed(cfg, given)
+    with open_dict(cfg):
+        cfg.about = _about(cfg, overrides, in_sweep, swept)
     cfg.sweep = _name("sweep", experiment if cfg.sweep is None else cfg.sweep)
     if cfg.run is None and in_sweep:
         cfg.run = identity(cfg)
@@ -80,6 +93,38 @@ def settle(cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep:
         return cfg
     cfg.run = _name("run", cfg.run)
     return _same_run(cfg, given) if (Path(cfg.folder) / run_folder.CONFIG).exists() else cfg
+
+
+def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str]) -> dict[str, Any]:
+    """What conf/config.yaml says of `about`. Values are written as the config has them: 1e-6 and 1e-06 are one."""
+    given: dict[str, Any] = {}
+    for override in parse(overrides):
+        key = override.key_or_group
+        if is_neutral(key.replace("/", ".")):
+            continue
+        chosen = OmegaConf.select(cfg, key)
+        if override.is_delete():
+            given[key] = "removed"
+        elif isinstance(override.value(), dict):
+            given |= dict(leaves(OmegaConf.to_container(chosen, resolve=True), key))
+        else:
+            given[key] = ",".join(choices(override)) if chosen is None or OmegaConf.is_dict(chosen) else _number(chosen)
+    words = {key: str(given[key]).replace("${", "\\${") for key in sorted(given, key=lambda key: key not in swept)}
+    title = " ".join(f"{_shortened(key, swept)}={words[key]}" for key in words if key in swept)
+    return {
+        "identity": identity(cfg),
+        "in_sweep": in_sweep,
+        "title": title or None,
+        "overrides": [f"{key}={word}" for key, word in words.items()],
+    }
+
+
+def _shortened(key: str, keys: Sequence[str]) -> str:
+    """The last parts of a dotted key, as many as tell it from the other `keys`: MLflow's tables show 20 letters."""
+    parts = key.split(".")
+    endings = [".".join(parts[-number:]) for number in range(1, len(parts) + 1)]
+    others = [f".{other}" for other in keys if other != key]
+    return next((ending for ending in endings if not any(other.endswith(f".{ending}") for other in others)), key)
 
 
 def _resumed(cfg: DictConfig, given: Sequence[str]) -> DictConfig:

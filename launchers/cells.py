@@ -42,6 +42,7 @@ def compose(arguments: Sequence[str], folder: Path) -> list[Cell]:
     given = _with_sweep_of_config(override_keys.parse(flags.overrides, loader), loader, name)
     axes = [_values(override) for override in given]
     set_later = [_is_set_on_copies(override, loader) for override in given]
+    swept = [override.key_or_group for override in given if override.is_sweep_override()]
 
     @cache
     def composed(chosen: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, str]]:
@@ -56,7 +57,7 @@ def compose(arguments: Sequence[str], folder: Path) -> list[Cell]:
         try:
             cfg, choices = composed(tuple(text for text, later in zip(texts, set_later, strict=True) if not later))
             cfg = _changed(cfg, [text for text, later in zip(texts, set_later, strict=True) if later])
-            cells.append(Cell(texts, choices, _settled(cfg, choices, texts)))
+            cells.append(Cell(texts, choices, _settled(cfg, choices, texts, swept)))
         except InputError as error:
             problems.append(f"{' '.join(texts)}: {error}")
     problems += _shared_names(cells)
@@ -95,11 +96,11 @@ def _changed(cfg: DictConfig, texts: Sequence[str]) -> DictConfig:
     return changed
 
 
-def _settled(cfg: DictConfig, choices: Mapping[str, Any], texts: Sequence[str]) -> DictConfig:
+def _settled(cfg: DictConfig, choices: Mapping[str, Any], texts: Sequence[str], swept: Sequence[str]) -> DictConfig:
     """The config of the run, with places that hold from any folder, as a job may start in another."""
     if cfg.resume is not None:
         raise InputError(f"resume={cfg.resume} goes on with one run, here; a launcher starts the runs of a sweep.")
-    cfg = runs.settle(cfg, runs.experiment_name(choices.get("experiment")), texts, in_sweep=True)
+    cfg = runs.settle(cfg, runs.experiment_name(choices.get("experiment")), texts, True, swept)
     cfg.outputs = str(Path(cfg.outputs).expanduser().absolute())
     return cfg
 

@@ -98,7 +98,7 @@ def test_of_an_evaluation_that_is_abandoned_nothing_is_logged(asked_often):
 
 def test_the_same_run_of_mlflow_goes_on_with_every_point_once(asked_often, outputs):
     folder, seen = asked_often
-    assert seen["in MLflow"] == ("KILLED", "preempted")
+    assert seen["in MLflow"] == ("SCHEDULED", "preempted")
     client, [stored] = mlflow_runs(outputs)
     assert (stored.info.status, stored.data.tags["state"]) == ("FINISHED", "done")
     for metric in ("loss/total", "eval/loss/total"):

@@ -32,10 +32,10 @@ def config(**changes) -> DictConfig:
     return cfg
 
 
-def settled(overrides=(), experiment="default", in_sweep=False) -> DictConfig:
+def settled(overrides=(), experiment="default", in_sweep=False, swept=()) -> DictConfig:
     """`settle` with a config in which these overrides are applied, as Hydra does it."""
     changes = dict(OmegaConf.to_container(OmegaConf.create({o.split("=")[0]: _value(o) for o in overrides})))
-    return runs.settle(config(**changes), experiment, list(overrides), in_sweep)
+    return runs.settle(config(**changes), experiment, list(overrides), in_sweep, swept)
 
 
 def _value(override: str):
@@ -54,6 +54,51 @@ def made(*overrides: str):
     cfg = settled(["sweep=a", "run=b", *overrides])
     run_folder.create(cfg.folder, cfg)
     return cfg.folder
+
+
+# ---- what is noted of a run ----
+
+
+def test_the_overrides_of_a_cell_are_noted_swept_ones_first_and_name_it():
+    about = settled(
+        ["steps=120.0", "num_workers=4", "seed=3", "optimizer.groups.llm.lr=1e-6"],
+        in_sweep=True,
+        swept=["optimizer.groups.llm.lr", "seed"],
+    ).about
+    assert about.overrides == ["seed=3", "optimizer.groups.llm.lr=1e-06", "steps=120"]
+    assert about.title == "seed=3 lr=1e-06"
+    assert about.in_sweep
+    assert about.identity == runs.identity(config(seed=3, **{"optimizer.groups.llm.lr": 1e-6}))
+
+
+def test_swept_keys_that_end_alike_keep_what_tells_them_apart():
+    cfg = config(optimizer={"groups": {"llm": {"lr": 1}, "vision": {"lr": 2}}})
+    keys = ["optimizer.groups.llm.lr", "optimizer.groups.vision.lr"]
+    about = runs.settle(
+        cfg, "default", [f"{keys[0]}=1", f"{keys[1]}=2", "seed=17"], True, [*keys, "seed", "data.seed"]
+    ).about
+    assert about.title == "llm.lr=1 vision.lr=2 seed=17"
+
+
+def test_choices_mappings_and_references_are_noted_as_they_were_given():
+    about = runs.settle(
+        config(seed="${steps}", optimizer={"groups": {"llm": {"lr": 1}}}),
+        "default",
+        ["+experiment=lr_groups", "optimizer.groups={llm: {lr: 1}}", "seed=${steps}", "hydra/launcher=slurm"],
+        False,
+    ).about
+    assert about.overrides == ["experiment=lr_groups", "optimizer.groups.llm.lr=1", "seed=120"]
+    assert about.title is None
+
+
+def test_a_resumed_run_keeps_what_was_noted_of_it():
+    folder = made("seed=3")
+    assert settled([f"resume={folder}", "num_workers=4"]).about.overrides == ["seed=3"]
+    assert settled(["sweep=a", "run=b", "seed=3", "num_workers=4"]).about.overrides == ["seed=3"]
+
+
+def test_the_keys_to_which_a_command_gives_several_values_are_swept():
+    assert runs.swept_keys(["-m", "--config-dir=x,y", "seed=1,2", "steps=3", "model=tiny,big"]) == ["seed", "model"]
 
 
 # ---- identity and names ----
@@ -107,7 +152,7 @@ def test_a_cell_of_a_sweep_is_named_by_its_identity_and_a_single_run_later():
     assert settled().run is None
 
 
-@pytest.mark.parametrize("name", ["run=a/b", "run=..", "run=.x", "sweep=a/b", "run=1.10", "folder=/x"])
+@pytest.mark.parametrize("name", ["run=a/b", "run=..", "run=.x", "sweep=a/b", "run=1.10", "folder=/x", "about.title=x"])
 def test_a_name_that_is_no_name_is_refused(name):
     with pytest.raises(InputError, match=name.split("=")[0]):
         settled([name])

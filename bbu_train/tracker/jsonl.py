@@ -1,8 +1,9 @@
-"""metrics.jsonl: one JSON object a line, `{"step": 12, "loss/total": 3.1, ...}`."""
+"""metrics.jsonl: one JSON object a line, `{"step": 12, "time/logged": 1767225600.123, "loss/total": 3.1, ...}`."""
 
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,8 +13,9 @@ from bbu_train.errors import all_problems
 class Jsonl:
     """Appends every row to <folder>/metrics.jsonl, so that a kill costs at most the row that was being written.
 
-    A step may have several rows (training, evaluation). Values that JSON has no number for are the strings "NaN",
-    "Infinity" and "-Infinity": every JSON reader accepts them, and `float` turns them back.
+    A step may have several rows (training, evaluation). `time/logged` is in seconds since 1970: who sends the rows on
+    later, such as the MLflow tracker, can say when they were made. Values that JSON has no number for are the strings
+    "NaN", "Infinity" and "-Infinity": every JSON reader accepts them, and `float` turns them back.
     """
 
     def __init__(self, folder: Path | str):
@@ -32,7 +34,9 @@ class Jsonl:
         self.file = self.path.open("ab")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        row = {"step": step} | {name: _json_value(value) for name, value in metrics.items()}
+        row = {"step": step, "time/logged": round(time.time(), 3)} | {
+            name: _json_value(value) for name, value in metrics.items()
+        }
         self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self.file.flush()
 

@@ -1,33 +1,28 @@
 """MLflow: the same rows, where runs can be compared. It may be slow or out of reach: training does not wait for it."""
 
+import json
 import logging
-import math
-import posixpath
-import re
+import os
 import shlex
 import sys
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train.tracker.jsonl import read_rows
-from bbu_train.tracker.mlflow_run import Point, StoredRun
+from bbu_train.tracker.mlflow_run import StoredRun
 from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet
 
-MAX_CHARACTERS = 6000  # of a parameter's value; this and the next are limits of MLflow's stores
-MAX_NAME = 250
+UNSENT = "mlflow_unsent.json"
 LOGGER = logging.getLogger(__name__)
 
 
 class Mlflow:
-    """Collects the rows of a run and hands them, in order, to a thread of its own that sends them (`StoredRun`).
+    """A thread of its own sends what metrics.jsonl has, which the JSONL tracker writes before (`StoredRun`).
 
-    Each point (a metric at a step) is sent once, however often the run is resumed. Points come from metrics.jsonl,
-    which the JSONL tracker has opened and cut before, and from `log`. What a kill leaves unsent is in metrics.jsonl,
-    and sent at resume. (MLflow has no NaN that can be plotted and stores infinity as 1.8e308: neither is sent.)
+    Only the start and the end of a run wait for the store, and no longer than `wait_seconds`. A run that ends with
+    something unsent leaves <folder>/mlflow_unsent.json; `python -m bbu_train.replay` sends it, and so does whoever
+    resumes the run.
     """
 
     def __init__(
@@ -37,20 +32,33 @@ class Mlflow:
         uri: str,
         artifacts: Path | str | None,
         experiment: str,
-        run_name: str,
+        sweep: str,
+        in_sweep: bool,
+        run: str,
+        title: str | None,
+        identity: str | None,
+        overrides: Sequence[str],
         flush_values: int,
-        flush_seconds: int,
+        flush_seconds: float,
+        wait_seconds: float,
     ):
         self.folder = Path(folder).absolute()
         self.uri = absolute_uri(uri)
-        self.artifacts = None if artifacts is None else Path(artifacts).absolute()
-        self.experiment = experiment
-        self.run_name = run_name
         self.flush_values = flush_values
-        self.flush_seconds = flush_seconds
-        self.points: list[Point] = []  # not yet handed over
-        self.sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")  # one, so order is kept
-        self.sending: deque[Future] = deque()
+        self.wait_seconds = wait_seconds
+        self.num_values = 0  # since the last flush
+        self.stored = StoredRun(
+            folder=self.folder,
+            uri=self.uri,
+            artifacts=None if artifacts is None else Path(artifacts).absolute(),
+            experiment=experiment,
+            sweep=sweep if in_sweep else None,
+            name=title or run,
+            tags={} if identity is None else {"identity": identity},
+            parameters=dict(override.split("=", 1) for override in overrides),
+            retry_seconds=flush_seconds,
+        )
+        self.sender = Sender(self.stored, flush_seconds)
 
     @property
     def command(self) -> str:
@@ -63,68 +71,93 @@ class Mlflow:
     def open(self, config: dict, step: int) -> None:
         """Connects before it returns: MLflow's import, under one's feet, would slow the first steps down."""
         be_quiet()
-        parameters = {_name(key): _cut(str(value)) for key, value in _flatten(config)}
-        place = self.folder, self.uri, self.artifacts, self.experiment, self.run_name
-        self.stored = StoredRun(*place, parameters, retry_seconds=self.flush_seconds)
-        rows = self.folder / "metrics.jsonl"
-        for _, row in read_rows(rows) if rows.exists() else ():
-            self._add(row.pop("step"), row)
-        self._hand_over()
-        self._wait()
+        import mlflow  # noqa: F401
+
+        (self.folder / UNSENT).unlink(missing_ok=True)
+        self.stored.files = [self.folder / "config.yaml"]
+        self.sender.start()
+        self.sender.flush()
+        self.sender.wait(self.wait_seconds)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._add(step, metrics)
-        if len(self.points) >= self.flush_values or time.monotonic() - self.handed_over >= self.flush_seconds:
-            self._hand_over()
+        self.num_values += len(metrics)
+        if self.num_values >= self.flush_values:
+            self.num_values = 0
+            self.sender.flush()
 
     def artifact(self, path: Path) -> None:
-        self._hand_over([Path(path).absolute()])
+        self.stored.files.append(Path(path).absolute())
+        self.sender.flush()
 
     def close(self, state: str) -> None:
-        """Waits until everything is sent, or cannot be."""
-        self._hand_over(state=state)
-        self._wait()
-        self.sender.shutdown()
-        if self.stored.points or self.stored.files:
-            LOGGER.warning(
-                "MLflow lacks %d values and %d files of this run (%s). metrics.jsonl has every value; "
-                "resuming the run sends them.",
-                len(self.stored.points),
-                len(self.stored.files),
-                self.stored.failure,
-            )
+        """Says first what is to be sent: a kill while it is being sent then loses nothing of it."""
+        self.stored.ending = ending = state, int(1000 * time.time())
+        files = [os.path.relpath(file, self.folder) for file in list(self.stored.files)]
+        _write(self.folder / UNSENT, {"ending": ending, "files": files})
+        self.sender.close()
+        if self.sender.wait(self.wait_seconds) and self.stored.failure is None:
+            (self.folder / UNSENT).unlink()
+            return
+        LOGGER.warning(
+            "MLflow (%s) lacks the end of this run, with %d values: %s. metrics.jsonl has every value. When MLflow "
+            "answers, send what is missing: python -m bbu_train.replay %s",
+            self.uri,
+            self.stored.num_unsent(),
+            self.stored.failure or f"no answer within {self.wait_seconds} seconds",
+            shlex.quote(str(self.folder)),
+        )
 
-    def _add(self, step: int, metrics: dict) -> None:
-        now = int(time.time() * 1000)
-        values = ((_name(metric), float(value), now, step) for metric, value in metrics.items())
-        self.points += [point for point in values if math.isfinite(point[1])]
-
-    def _hand_over(self, files: Sequence[Path] = (), state: str = "running") -> None:
-        while self.sending and self.sending[0].done():
-            self.sending.popleft().result()  # raises what is a defect and not the store's failure
-        self.sending.append(self.sender.submit(self.stored.send, self.points, files, state))
-        self.points = []
-        self.handed_over = time.monotonic()
-
-    def _wait(self) -> None:
-        while self.sending:
-            self.sending.popleft().result()
-
-
-def _flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    def replay(self) -> bool:
+        """Send what a run that has ended left unsent; whether MLflow has all of it now. Waits for the store."""
+        be_quiet()
+        unsent = json.loads((self.folder / UNSENT).read_text())
+        state, time_ms = unsent["ending"]
+        self.stored.ending = state, time_ms
+        self.stored.files = [self.folder / file for file in unsent["files"]]
+        if not self.stored.send():
+            return False
+        (self.folder / UNSENT).unlink()
+        return True
 
 
-@cache
-def _name(text: str) -> str:
-    """`text` as MLflow takes it: letters of any script, digits and `_-./: `, "_" for the rest; and a proper path."""
-    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", text)[:MAX_NAME]).lstrip("./") or "_"
+class Sender(threading.Thread):
+    """Sends every `seconds`, and when asked to. A daemon: a store that hangs does not keep the process alive."""
+
+    def __init__(self, stored: StoredRun, seconds: float):
+        super().__init__(name="mlflow", daemon=True)
+        self.stored = stored
+        self.seconds = seconds
+        self.changed = threading.Condition()
+        self.asked = self.answered = 0
+        self.closing = False
+
+    def flush(self) -> None:
+        with self.changed:
+            self.asked += 1
+            self.changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether all that was asked for has been tried within so many seconds."""
+        with self.changed:
+            asked = self.asked
+            return self.changed.wait_for(lambda: self.answered >= asked, seconds)
+
+    def close(self) -> None:
+        self.closing = True
+        self.flush()
+
+    def run(self) -> None:
+        while not (self.closing and self.answered == self.asked):
+            with self.changed:
+                self.changed.wait_for(lambda: self.asked > self.answered, self.seconds)
+                asked = self.asked
+            self.stored.send()
+            with self.changed:
+                self.answered = asked
+                self.changed.notify_all()
 
 
-def _cut(value: str) -> str:
-    note = f"... (cut: {len(value)} characters; see config.yaml)"
-    return value if len(value) <= MAX_CHARACTERS else value[: MAX_CHARACTERS - len(note)] + note
+def _write(path: Path, content: dict) -> None:
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content))
+    unfinished.replace(path)

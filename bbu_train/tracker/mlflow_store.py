@@ -1,9 +1,16 @@
 """Opening MLflow's store: without noise, and safely where many processes do it at once."""
 
+import logging
 import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+LOCK_SECONDS = 120  # a process holds the lock for some tenths of a second
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -19,11 +26,18 @@ QUIET = {
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Without this tag the page of an experiment opens as that of a language-model application, with judges and prompts."""
 
+_in_database = threading.RLock()
+# A process that is forked in the middle of a transaction would have half of it: forks wait for its end.
+os.register_at_fork(
+    before=_in_database.acquire, after_in_parent=_in_database.release, after_in_child=_in_database.release
+)
+
 
 def be_quiet() -> None:
     """To be called before mlflow is imported. The settings do not replace the user's own."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each try
 
 
 def absolute_uri(uri: str) -> str:
@@ -32,18 +46,62 @@ def absolute_uri(uri: str) -> str:
     return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
 
 
+@contextmanager
+def transaction(uri: str) -> Iterator[None]:
+    """Around each call of a client: no process is forked inside, if the store is a database that this process opens.
+
+    A server that hangs holds up no fork, and so no data worker.
+    """
+    if uri.startswith("http"):
+        yield
+    else:
+        with _in_database:
+            yield
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """One process at a time, if the store is SQLite: to make it, or what must exist once in it. Forks wait for the end.
+
+    They do not wait for the lock, which another process may hold.
+    """
+    if not uri.startswith("sqlite:///"):
+        with transaction(uri):
+            yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    lock, deadline = FileLock(f"{database}.lock"), time.monotonic() + LOCK_SECONDS
+    while True:
+        with transaction(uri):
+            if _locked(lock, deadline):
+                try:
+                    yield
+                finally:
+                    lock.release()
+                return
+        time.sleep(0.02)
+
+
+def _locked(lock: FileLock, deadline: float) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if time.monotonic() > deadline:
+            raise
+        return False
+    return True
+
+
 def open_client(uri: str):
     """A client whose store exists. Processes that make one SQLite store at once break it for good: one at a time."""
     from mlflow import MlflowClient
 
-    if not uri.startswith("sqlite:///"):
-        return MlflowClient(uri)
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock", timeout=120):
+    with alone(uri):
         client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
+        if uri.startswith("sqlite:///"):
+            client.search_experiments(max_results=1)
+        return client
 
 
 def experiment_id(client, name: str, artifacts: Path | None) -> str:

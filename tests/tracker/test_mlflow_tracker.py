@@ -8,67 +8,10 @@ import time
 
 import pytest
 from filelock import FileLock
+from tracked_runs import begin, comes_true, expected, log, log_without_end, num_points, points, the_run, trackers
 
-from bbu_train.tracker.jsonl import Jsonl, read_rows
-from bbu_train.tracker.mlflow import Mlflow
-
-CONFIG = {"seed": 17, "loss": {"weights": {"l1": 5.0}}, "data": {"root": None}}
-
-
-def trackers(outputs, run="run", flush_values=1000, flush_seconds=3600):
-    folder = outputs / "sweep" / run
-    return Jsonl(folder), Mlflow(
-        folder=folder,
-        uri=f"sqlite:///{outputs}/mlflow.db",
-        artifacts=outputs / "mlflow-artifacts",
-        experiment="sweep",
-        run_name=run,
-        flush_values=flush_values,
-        flush_seconds=flush_seconds,
-    )
-
-
-def begin(outputs, step=0, config=CONFIG, **changed):
-    both = trackers(outputs, **changed)
-    for tracker in both:
-        tracker.open(config, step)
-    return both
-
-
-def log(both, step, **metrics):
-    for tracker in both:
-        tracker.log(step, {"loss/total": 1 / (step + 1), "lr/llm": 1e-5} | metrics)
-
-
-def points(outputs):
-    """(run, metric, step, value) of the whole store, in order."""
-    with sqlite3.connect(outputs / "mlflow.db") as database:
-        query = "select r.name, key, step, value from metrics m join runs r on m.run_uuid = r.run_uuid"
-        return sorted(database.execute(query))
-
-
-def expected(steps, run="run"):
-    return sorted((run, *point) for s in steps for point in [("loss/total", s, 1 / (s + 1)), ("lr/llm", s, 1e-5)])
-
-
-def the_run(both):
-    stored = both[1].stored
-    return stored.client.get_run(stored.run_id)
-
-
-def comes_true(condition):
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
-
-
-def num_points(outputs):
-    """Of a store that another process may be making at this moment."""
-    try:
-        return len(points(outputs))
-    except sqlite3.OperationalError:
-        return 0
+from bbu_train.tracker.jsonl import read_rows
+from bbu_train.tracker.mlflow_store import open_client, transaction
 
 
 @pytest.fixture
@@ -86,17 +29,17 @@ def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
     both[1].close("done")
     run = the_run(both)
     assert points(outputs) == expected(range(1, 6))
-    assert run.data.params == {"seed": "17", "loss.weights.l1": "5.0", "data.root": "None"}
+    assert run.data.params == {"loss.weights.giou": "2", "data.note": "a=b"}
     assert (run.info.status, run.info.run_name, run.data.tags["state"]) == ("FINISHED", "run", "done")
     assert [file.path for file in both[1].stored.client.list_artifacts(run.info.run_id)] == ["losses.png"]
     assert len(list((outputs / "mlflow-artifacts").rglob("losses.png"))) == 1
 
 
 def test_a_killed_run_goes_on_in_the_same_mlflow_run_and_no_point_is_doubled(outputs):
-    killed = begin(outputs, flush_values=8)
+    killed = begin(outputs, flush_values=12)
     for step in range(1, 7):
-        log(killed, step)  # MLflow has steps 1 to 4, metrics.jsonl 1 to 6
-    assert comes_true(lambda: points(outputs) == expected(range(1, 5)))
+        log(killed, step)
+    assert comes_true(lambda: points(outputs) == expected(range(1, 7)))
     both = begin(outputs, step=3)
     for step in range(4, 9):
         log(both, step)
@@ -137,10 +80,10 @@ def test_a_store_that_does_not_know_the_run_gets_a_new_one_with_every_point(outp
 
 def test_a_store_that_fails_stops_nothing_and_gets_every_point_once_it_is_back(outputs, caplog):
     (outputs / "mlflow.db.lock").mkdir(parents=True)  # a folder where a file should be
-    both = begin(outputs, flush_values=2, flush_seconds=0)
+    both = begin(outputs, flush_values=2, flush_seconds=0.1)
     log(both, 1)
     both[1].artifact(both[0].path)
-    assert comes_true(both[1].sending[-1].done)
+    assert comes_true(lambda: both[1].stored.wait > 0.2)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     (outputs / "mlflow.db.lock").rmdir()
     log(both, 2)
@@ -154,7 +97,7 @@ def test_what_could_not_be_sent_is_said_at_the_end(outputs, caplog):
     both = begin(outputs)
     log(both, 1)
     both[1].close("done")
-    assert "lacks 2 values" in caplog.text
+    assert "with 2 values" in caplog.text
 
 
 def test_values_that_are_not_finite_stay_in_metrics_jsonl_alone(outputs):
@@ -173,9 +116,9 @@ def test_a_step_is_sent_whole_and_many_steps_in_batches_that_the_store_takes(out
     assert len(points(outputs)) == 2400
 
 
-def test_config_that_mlflow_would_refuse_is_cut_and_renamed(outputs):
-    config = {"many": {f"key{number}": number for number in range(250)}, "long": "x" * 9000, "^head\\.": 1, "/a/": 2}
-    both = begin(outputs, config=config)
+def test_parameters_that_mlflow_would_refuse_are_cut_and_renamed(outputs):
+    many = [f"many.key{number}={number}" for number in range(250)]
+    both = begin(outputs, overrides=[*many, f"long={'x' * 9000}", "^head\\.=1", "/a/=2"])
     parameters = the_run(both).data.params
     assert len(parameters) == 253
     assert len(parameters["long"]) == 6000
@@ -194,34 +137,48 @@ def test_a_store_that_is_slow_holds_up_no_step(outputs):
         database.execute("begin exclusive")  # every writer waits
         for step in range(1, 11):
             log(both, step)
-        assert not both[1].sending[-1].done()
+        assert both[1].sender.answered < both[1].sender.asked
         database.rollback()
     both[1].close("done")
     assert points(outputs) == expected(range(1, 11))
 
 
-def test_a_process_is_forked_between_two_transactions_and_not_within_one(outputs):
-    begin(outputs)[1].close("interrupted")
-    lock = FileLock(outputs / "mlflow.db.lock", thread_local=False)
-    lock.acquire()
-    connecting = threading.Thread(target=begin, args=(outputs,))
-    connecting.start()
-    time.sleep(0.2)
-    threading.Timer(0.5, lock.release).start()
+def is_held_while_forking(hold):
+    """Whether a process that is forked while a thread is in `hold` for half a second, is forked before it leaves it."""
+    entered, left = threading.Event(), threading.Event()
+
+    def holding():
+        with hold:
+            entered.set()
+            time.sleep(0.5)
+            left.set()
+
+    thread = threading.Thread(target=holding)
+    thread.start()
+    entered.wait()
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
     child.start()
-    was_locked = lock.is_locked
+    held = not left.is_set()
     child.join()
-    connecting.join()
-    assert not was_locked
-    assert child.exitcode == 0
+    thread.join()
+    return held
 
 
-def log_without_end(outputs):
-    both, step = begin(outputs, flush_values=8), 0
-    while True:
-        log(both, step := step + 1)
-        time.sleep(0.001)
+def test_a_process_is_forked_between_two_transactions_and_not_within_one():
+    assert not is_held_while_forking(transaction("sqlite:///some.db"))
+
+
+def test_a_server_that_hangs_and_another_process_with_the_store_hold_up_no_fork(outputs):
+    assert is_held_while_forking(transaction("http://localhost:5000"))
+    outputs.mkdir()
+    with FileLock(outputs / "mlflow.db.lock"):
+        threading.Thread(target=open_client, args=(f"sqlite:///{outputs}/mlflow.db",), daemon=True).start()
+        time.sleep(0.1)
+        began = time.monotonic()
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+        child.start()
+        assert time.monotonic() - began < 1
+        child.join()
 
 
 def test_a_run_that_is_killed_while_it_sends_loses_and_doubles_no_point(outputs):
