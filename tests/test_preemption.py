@@ -23,6 +23,8 @@ from bbu_train.errors import Preempted
 
 A_STEP = "bbu_train.train.rows.losses"  # called once in each
 A_BATCH_OF_AN_EVALUATION = "bbu_train.evaluate.predict"
+# Two batches an evaluation; step 3 is saved with the metrics of an earlier one.
+OFTEN = "eval_samples=2", "eval_every=4", "checkpoint.keep_last=9"
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def mlflow_runs(outputs):
 @pytest.fixture(scope="module")
 def asked_often(run, asked_in, outputs):
     """The folder of a whole run that was asked to end four times, in steps and in evaluations, and what was seen."""
-    overrides = "asked", "eval_samples=2", "tracker=mlflow", f"tracker.mlflow.uri=sqlite:///{outputs}/asked.db"
+    overrides = "asked", *OFTEN, "tracker=mlflow", f"tracker.mlflow.uri=sqlite:///{outputs}/asked.db"
     ended = [asked_in(A_BATCH_OF_AN_EVALUATION, 1, *overrides), asked_in(A_STEP, 2, *overrides)]
     ended.append(asked_in(A_BATCH_OF_AN_EVALUATION, 1, *overrides))
     seen = {"steps logged": [row["step"] for row in rows(outputs / "smoke" / "asked")]}
@@ -85,15 +87,15 @@ def manifest(folder, step):
 
 
 def test_a_run_that_is_asked_to_end_again_and_again_equals_one_that_never_was(run, asked_often):
-    (folder, seen), uninterrupted = asked_often, run("never-asked", "eval_samples=2")
-    assert seen["ended"] == [(0, "SIGUSR2"), (2, "SIGUSR2"), (3, "SIGUSR2"), (6, "SIGTERM")]
+    (folder, seen), uninterrupted = asked_often, run("never-asked", *OFTEN)
+    assert seen["ended"] == [(0, "SIGUSR2"), (2, "SIGUSR2"), (4, "SIGUSR2"), (6, "SIGTERM")]
     assert_equal_runs(folder, uninterrupted)
     for step in (3, 6):
         assert manifest(folder, step)["metrics"] == manifest(uninterrupted, step)["metrics"]
 
 
 def test_of_an_evaluation_that_is_abandoned_nothing_is_logged(asked_often):
-    assert asked_often[1]["steps logged"] == [0, 1, 2, 3]
+    assert asked_often[1]["steps logged"] == [0, 1, 2, 3, 4]
 
 
 def test_the_same_run_of_mlflow_goes_on_with_every_point_once(asked_often, outputs):
