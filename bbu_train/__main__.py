@@ -1,14 +1,19 @@
 """`python -m bbu_train key=value ...`: compose the config, settle what the run is and where it lies, train."""
 
-import sys
-from collections.abc import Sequence
+from bbu_train import preemption
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+if __name__ == "__main__":
+    preemption.install()  # before the imports, which take time: an early signal must not kill the process
 
-from bbu_train import command_line, runs
-from launchers.launch import launch
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from bbu_train import command_line, runs  # noqa: E402
+from launchers.launch import launch  # noqa: E402
 
 
 def start(cfg: DictConfig, overrides: Sequence[str]) -> None:

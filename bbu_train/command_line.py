@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` and every mistake are answered at o
 
 import functools
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,8 +18,8 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from bbu_train import overrides
-from bbu_train.errors import InputError
+from bbu_train import overrides, run_folder
+from bbu_train.errors import InputError, Preempted
 
 Task = Callable[[DictConfig, Sequence[str]], None]
 """What is run: a config, and the overrides that the user gave for it."""
@@ -39,7 +40,8 @@ def run(task: Task, folder: Path, launch: Launch) -> int:
     A sweep with a launcher of conf/hydra/launcher is left to `launch`.
 
     0: done, help included. 2: the user's to mend, in one message without a traceback (`BBU_FULL_ERROR=1` adds it).
-    1: a defect, with its traceback. 130: interrupted.
+    1: a defect, with its traceback. 75: a signal asked the run to end, and the same command, or the one that is said,
+    goes on with it. 130: interrupted.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     reported: list[Exception] = []
@@ -66,7 +68,7 @@ def _reporting(
     """The task, which reports its own failure at once.
 
     A sweep goes on with its other cells, of whose failures Hydra would raise only the first. A single run leaves by
-    SystemExit, which Hydra lets through without a line of its own.
+    SystemExit, which Hydra lets through without a line of its own, and so does a sweep when the process is to end.
     """
 
     @functools.wraps(task)
@@ -78,7 +80,9 @@ def _reporting(
             if sweeping:
                 print(f"{' '.join(given)}:", file=sys.stderr)
             code = report(error)
-            if not sweeping:
+            if sweeping and isinstance(error, Preempted):
+                print("The sweep ends here. The same command goes on with it.", file=sys.stderr, flush=True)
+            if not sweeping or isinstance(error, Preempted):
                 raise SystemExit(code) from error
             reported.append(error)
             raise
@@ -93,11 +97,21 @@ def report(error: Exception) -> int:
         traceback.print_exception(error)
     if code == 2:
         print(f"error: {_cause(error)}", file=sys.stderr, flush=True)
+    if isinstance(error, Preempted) and os.environ.get("RANK", "0") == "0":
+        print(f"{error} {_how_to_go_on(error)}", file=sys.stderr, flush=True)
     return code
 
 
 def exit_code(error: Exception) -> int:
+    if isinstance(error, Preempted):
+        return os.EX_TEMPFAIL  # 75, which says: try again
     return 2 if isinstance(_cause(error), InputError) else 1
+
+
+def _how_to_go_on(error: Preempted) -> str:
+    if not (Path(error.folder) / run_folder.CONFIG).exists():
+        return "Nothing was written: give the same command again."
+    return f"To go on: python -m bbu_train {shlex.quote(f'resume={error.folder}')}"
 
 
 def _cause(error: BaseException) -> BaseException:

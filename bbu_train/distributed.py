@@ -102,6 +102,11 @@ def sum_numbers(values: Sequence[int]) -> list[int]:
     return sum_over_ranks(torch.tensor(values, dtype=torch.int64)).tolist()
 
 
+def any_rank(its: bool) -> bool:
+    """Whether it is so on one rank or more; every rank gets the same answer, at once and without the device."""
+    return sum_numbers([its])[0] > 0
+
+
 def gather_numbers(values: Sequence[int]) -> list[list[int]]:
     """Every rank's whole numbers, as many on each, in the order of ranks; exactly, and without a word to the device."""
     mine = torch.tensor(values, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend; it imports nothing, so that the command line can catch it cheaply."""
+"""The errors that the command line tells apart; this imports nothing, so that it can catch them cheaply."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,21 @@ class InputError(ValueError):
     The command line prints its message without a traceback and exits with 2. Every other exception is a defect of
     the program: it keeps its traceback and exits with 1.
     """
+
+
+class Preempted(Exception):
+    """A signal asked the run to end, and it did so where it can go on: nothing failed and nothing is lost.
+
+    `step` is the last one, and saved; at 0 there was nothing to save. `signal` is the name of what came, `folder` the
+    run's, which may not exist yet.
+    """
+
+    def __init__(self, step: int, signal: str, folder: str):
+        where = f"after step {step}, which is saved" if step else "before its first step"
+        super().__init__(f"{signal} asked the run to end, and it did, {where}.")
+        self.step = step
+        self.signal = signal
+        self.folder = folder
 
 
 def all_problems(what: str, problems: Sequence[str], remedy: str, shown: int = 50) -> InputError:

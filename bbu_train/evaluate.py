@@ -1,6 +1,7 @@
 """The same losses, and average precision, on a validation split; nothing of the training changes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import nn
@@ -42,6 +43,16 @@ def evaluate(
         counts = counts + batch.counts
     model.train(was_training)
     return _report(criterion, samples, distributed.gather((sums, counts, predictions)))
+
+
+def between(batches: Iterator[list[Batch]], num_rounds: int, look: Callable[[], None]) -> Iterator[list[Batch]]:
+    """This rank's `batches`, with a `look` of all ranks together before each; ranks that have fewer look as often.
+
+    What `look` raises abandons the evaluation.
+    """
+    for _ in range(num_rounds):
+        look()
+        yield from islice(batches, 1)
 
 
 def _report(criterion, samples: Sequence[Sample], parts) -> tuple[dict[str, float], list[tuple[Picture, Prediction]]]:

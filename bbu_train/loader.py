@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bbu_train import preemption
 from bbu_train.errors import InputError, all_problems
 from bbu_train.planning import Part, deal
 from bbu_train.types import Batch, Draw, Encoded, Picture, Sample, Step
@@ -153,5 +154,8 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         # Forked workers share the samples' memory instead of each loading a copy.
         multiprocessing_context="fork" if num_workers else None,
+        worker_init_fn=preemption.serve_parent,
     )
-    return map(_batches_or_raise, iter(loader))  # iter() starts the workers now, not at the first step
+    with preemption.held_back():
+        made = iter(loader)  # starts the workers now, not at the first step
+    return map(_batches_or_raise, made)

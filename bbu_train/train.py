@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import time
 from dataclasses import astuple, fields
 from functools import partial
@@ -13,9 +14,23 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bbu_train import checks, distributed, flops, loader, logs, planning, profiling, report, rows, run_folder, runs
+from bbu_train import (
+    checks,
+    distributed,
+    flops,
+    loader,
+    logs,
+    planning,
+    preemption,
+    profiling,
+    report,
+    rows,
+    run_folder,
+    runs,
+)
 from bbu_train.checkpoint.load import load_weights
-from bbu_train.evaluate import evaluate
+from bbu_train.errors import Preempted
+from bbu_train.evaluate import between, evaluate
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
 from bbu_train.transfer import to_host
 from bbu_train.types import Counts, Sizes
@@ -25,12 +40,41 @@ build = partial(instantiate, _convert_="all")
 
 
 def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
-    """One run, from its beginning or its last saved step to `cfg.steps`. Every rank calls this."""
+    """One run, from its beginning or its last saved step to `cfg.steps`. Every rank calls this.
+
+    Raises Preempted where a signal asked any rank to end and all of them did, between two steps.
+    """
     torch.set_num_threads(cfg.threads)
     device = distributed.start()
     early_log = logs.start()
     cfg.run = distributed.from_main(cfg.run or runs.new_name(cfg))
     folder = Path(cfg.folder)
+    checkpoints = build(cfg.checkpoint)
+    saved = checkpoints.latest()
+    step = saved_at = saved.step if saved else 0
+    metrics, evaluated_at = {}, None  # of the last evaluation, and after which step it was
+
+    def save() -> None:
+        nonlocal saved_at
+        if distributed.is_main():
+            weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+            state = {"optimizer": optimizer.state_dict(), "evaluated_at": evaluated_at}
+            checkpoints.save(step, weights, state, metrics)
+        saved_at = step
+        distributed.barrier()
+
+    def end_if(asked: bool) -> None:
+        """Every rank has the same answer here, after the same step."""
+        if asked:
+            if step > saved_at:
+                save()
+            came = next(filter(None, distributed.gather(preemption.signal_name())))
+            raise Preempted(step, came, str(folder))
+
+    def end_if_asked() -> None:
+        end_if(distributed.any_rank(preemption.requested()))
+
+    end_if_asked()
 
     # ---- What can be known before the model loads: the data, and whether every step of the run can be planned ----
     data = build(cfg.data)
@@ -43,6 +87,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
     evaluation_plan = planning.in_order(validation, cfg.eval_samples)
     longest_caption = builder.longest_caption(data.train)  # no longer one can be learned
+    end_if_asked()
 
     # ---- The model, and what trains it ----
     torch.manual_seed(cfg.seed)
@@ -54,17 +99,18 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     best_rate = distributed.sum_numbers([flops.best_rate(device, engine.precision)])[0]  # of all devices together
 
+    end_if_asked()  # and leave no folder of a run that has not begun
+
     # ---- Where the run lies, and how far it got ----
     if distributed.is_main():
         if not (folder / run_folder.CONFIG).exists():
             run_folder.create(folder, cfg)
         logs.to_file(early_log, folder)
-    checkpoints = build(cfg.checkpoint)
-    saved, step = checkpoints.latest(), 0
     if saved is not None:
-        step = saved.step
         load_weights(model, saved.weights())
-        optimizer.load_state_dict(saved.state()["optimizer"])
+        restored = saved.state()
+        optimizer.load_state_dict(restored["optimizer"])
+        metrics, evaluated_at = saved.metrics, restored.get("evaluated_at", step)
     log.info("%s: from step %d to %d", folder, step, cfg.steps)
     trackers = build(cfg.tracker) if distributed.is_main() else {}
     for tracker in trackers.values():
@@ -75,10 +121,14 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             tracker.log(step, metrics)
 
     def evaluated():
+        nonlocal evaluated_at
         mine = evaluation_plan[distributed.rank() :: distributed.world_size()]
+        num_rounds = math.ceil(len(evaluation_plan) / distributed.world_size())
         batches = loader.batches(validation, collator, mine, 1, 0, 1, cfg.num_workers)
+        batches = between(batches, num_rounds, end_if_asked)  # it may take longer than there is time to end
         metrics, found = evaluate(engine, model, criterion, batches, data.validation, builder.text, longest_caption)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        evaluated_at = step
         return metrics, found
 
     def due(every: int | None) -> bool:
@@ -87,15 +137,17 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     # ---- The loop ----
     gc.collect()
     gc.freeze()  # what is here stays: the collector need not look through it again in the middle of a step
-    state, metrics, found = "failed", {}, None
+    state, found = "failed", None
     profiler = None
     if cfg.profile and step < cfg.steps and distributed.is_main():
         profiler = profiling.start(folder / "trace.json.gz", cfg.steps - step)
     progress = tqdm(total=cfg.steps, initial=step, unit="step", disable=None if distributed.is_main() else True)
     try:
-        if step == 0 and cfg.eval_every is not None:
-            metrics, _ = evaluated()
+        if due(cfg.eval_every) and evaluated_at != step:  # at the start, or abandoned when the run was asked to end
+            metrics, found = evaluated()
             track(metrics)
+            if due(cfg.save_every) and step > 0:
+                save()
         ranks = distributed.rank(), distributed.world_size()
         steps, ahead = tee(plan.starting_at(step))
         batches = loader.batches(source, collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers)
@@ -103,7 +155,8 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             began = time.perf_counter()
             planned, micro_batches = next(steps), [batch.to(device) for batch in next(batches)]
             waited = time.perf_counter() - began
-            counts, sizes, num_slots = _summed(micro_batches)  # before any forward
+            counts, sizes, num_slots, asked_to_end = _summed(micro_batches)  # before any forward
+            end_if(asked_to_end)
             set_learning_rates(optimizer, schedule(step))
             sums: dict[str, torch.Tensor] = {}
             for i, batch in enumerate(micro_batches):
@@ -134,10 +187,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
                 metrics, found = evaluated()
                 track(metrics)
             if due(cfg.save_every):
-                if distributed.is_main():
-                    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-                    checkpoints.save(step, weights, {"optimizer": optimizer.state_dict()}, metrics)
-                distributed.barrier()
+                save()
 
         if found is None and cfg.eval_every is not None:  # the run had ended before
             metrics, found = evaluated()
@@ -151,7 +201,8 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             print(report.table(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command))
         state = "done"
     except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        ends = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
+        state = ends.get(type(error), "failed")
         log.debug("stopped at step %d", step, exc_info=True)
         raise
     finally:
@@ -161,14 +212,17 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         progress.close()
         for tracker in trackers.values():
             tracker.close(state)
+        if state == "preempted":  # torchrun kills the ranks that are still closing when one has left with an error
+            distributed.barrier()
         engine.close()
         distributed.finish()
 
 
-def _summed(micro_batches) -> tuple[Counts, Sizes, int]:
+def _summed(micro_batches) -> tuple[Counts, Sizes, int, bool]:
     """Over all micro-batches and ranks of a step: what its sums are divided by, how much there is to compute, and the
-    slots of its rows, padding included."""
+    slots of its rows, padding included; and whether any rank was asked to end, which needs no exchange of its own."""
     parts = [(*astuple(batch.counts), *astuple(batch.sizes), batch.input_ids.numel()) for batch in micro_batches]
-    *numbers, num_slots = distributed.sum_numbers([sum(its) for its in zip(*parts, strict=True)])
+    mine = [*(sum(its) for its in zip(*parts, strict=True)), preemption.requested()]
+    *numbers, num_slots, num_asked = distributed.sum_numbers(mine)
     num_counts = len(fields(Counts))
-    return Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_slots
+    return Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_slots, num_asked > 0

@@ -4,7 +4,6 @@ A job that is started again, by itself or by SLURM, gets the same path, and the 
 """
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,23 +14,10 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bbu_train import preemption
+from bbu_train.errors import Preempted
 from launchers import jobs
 from launchers.ledger import Attempt, Entry
-
-try:
-    from bbu_train import preemption
-    from bbu_train.errors import Preempted
-except ImportError:  # until runs can be preempted, a signal ends them, and nothing is raised
-
-    class preemption:
-        @staticmethod
-        def install() -> None:
-            for number in (signal.SIGUSR2, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-
-    class Preempted(Exception):
-        def __init__(self, step: int, signal: str, folder: str):
-            self.step = step
 
 
 class Job:

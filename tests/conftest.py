@@ -129,3 +129,23 @@ def make_model():
 @pytest.fixture
 def make_criterion():
     return lambda *overrides: build(configured(*overrides).loss)
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory):
+    """Where the whole runs of all tests lie, under smoke/."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="session")
+def run(outputs):
+    """A function from a name and overrides to the folder of a run in this process."""
+    from whole_runs import run_here
+
+    return partial(run_here, outputs)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(run):
+    """The folder of a whole run that others are compared with."""
+    return run("uninterrupted")

@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from bbu_train import command_line, run_folder
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, Preempted
 
 CONF = {
     "config.yaml": """
@@ -331,3 +331,36 @@ def test_missing_weights_are_said_before_torch_is_imported(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: The weights of Qwen/Qwen2.5-VL-3B-Instruct are missing")
     assert len(done.stderr.splitlines()) == 1
+
+
+def asked_to_end(folder, step):
+    def task(cfg, given):
+        raise Preempted(step, "SIGTERM", str(folder))
+
+    return task
+
+
+def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(command, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    code, says, _ = command(task=asked_to_end(tmp_path, 7))
+    assert code == 75
+    assert says == (
+        "SIGTERM asked the run to end, and it did, after step 7, which is saved. "
+        f"To go on: python -m bbu_train resume={tmp_path}\n"
+    )
+
+
+def test_a_run_that_has_no_folder_yet_goes_on_by_the_same_command(command, tmp_path):
+    says = command(task=asked_to_end(tmp_path / "none", 0))[1]
+    assert says.endswith("before its first step. Nothing was written: give the same command again.\n")
+
+
+def test_only_the_first_of_several_ranks_says_that_it_was_asked_to_end(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert command(task=asked_to_end(tmp_path, 7))[:2] == (75, "")
+
+
+def test_a_sweep_that_is_asked_to_end_starts_no_further_cell(command, tmp_path):
+    code, says, configs = command("-m", "seed=1,2,3", task=asked_to_end(tmp_path, 7))
+    assert (code, [cfg.seed for cfg, _ in configs]) == (75, [1])
+    assert says.endswith("The sweep ends here. The same command goes on with it.\n")

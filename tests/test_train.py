@@ -9,71 +9,14 @@ import sys
 import time
 
 import pytest
-import safetensors.torch
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from whole_runs import assert_equal_runs, command, rows, weights
 
 from bbu_train.errors import InputError
-from bbu_train.train import train
 
-SMOKE = ["experiment=smoke", "tracker=jsonl"]
-SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3"]
 # Less than all teachers' pictures need, so that some are given up.
 CACHE = ["optimizer.groups.vision.lr=0", "model.teacher_cache_gib=0.0005"]
-SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
-
-
-def settings(outputs, name, overrides):
-    """A smoke run on little data with a small head, unless the overrides choose another."""
-    small = [] if "head=none" in overrides else SMALL_HEAD
-    few = [] if "sampler=token_budget" in overrides else ["sampler.num_samples=4"]
-    return [*SMOKE, *SMALL_DATA, *small, *few, f"run={name}", f"outputs={outputs}", *overrides]
-
-
-def command(outputs, name, *overrides):
-    return ["-m", "bbu_train", *settings(outputs, name, overrides)]
-
-
-def rows(folder):
-    """What the run logged, but for times and memory."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if not name.startswith(("time/", "memory/"))}
-        for line in lines
-    ]
-
-
-def weights(folder, step=6):
-    return safetensors.torch.load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
-
-
-def assert_equal_runs(one, other):
-    assert rows(one) == rows(other)
-    first, second = weights(one), weights(other)
-    assert all(torch.equal(first[name], second[name]) for name in first | second)
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
-def run(outputs, config):
-    """A function from a name and overrides to the folder of a run in this process."""
-
-    def run(name, *overrides):
-        cfg = config(*settings(outputs, name, overrides))
-        cfg.sweep = "smoke"
-        train(cfg)
-        return outputs / "smoke" / name
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(run):
-    return run("uninterrupted")
 
 
 def kill_after(arguments, folder, num_rows):

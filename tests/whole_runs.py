@@ -1,0 +1,53 @@
+"""What tests of whole runs share: the overrides of a run of seconds, its command, and what it left."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from hydra import compose, initialize_config_dir
+
+CONF = Path(__file__).parents[1] / "conf"
+SMOKE = ["experiment=smoke", "tracker=jsonl"]
+SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3"]
+SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
+
+
+def settings(outputs, name, overrides):
+    """A smoke run on little data with a small head, unless the overrides choose another."""
+    small = [] if "head=none" in overrides else SMALL_HEAD
+    few = [] if "sampler=token_budget" in overrides else ["sampler.num_samples=4"]
+    return [*SMOKE, *SMALL_DATA, *small, *few, f"run={name}", f"outputs={outputs}", *overrides]
+
+
+def command(outputs, name, *overrides):
+    return ["-m", "bbu_train", *settings(outputs, name, overrides)]
+
+
+def run_here(outputs, name, *overrides):
+    """The folder of a run in this process."""
+    from bbu_train.train import train  # not before a test's hooks are in place
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["sweep=smoke", *settings(outputs, name, overrides)])
+    train(cfg)
+    return outputs / "smoke" / name
+
+
+def rows(folder):
+    """What the run logged, but for times and memory."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(("time/", "memory/"))}
+        for line in lines
+    ]
+
+
+def weights(folder, step=6):
+    return safetensors.torch.load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def assert_equal_runs(one, other, step=6):
+    assert rows(one) == rows(other)
+    first, second = weights(one, step), weights(other, step)
+    assert all(torch.equal(first[name], second[name]) for name in first | second)
