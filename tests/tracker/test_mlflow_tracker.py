@@ -1,3 +1,4 @@
+import logging
 import multiprocessing
 import shutil
 import signal
@@ -84,7 +85,7 @@ def test_a_store_that_fails_stops_nothing_and_gets_every_point_once_it_is_back(o
     log(both, 1)
     both[1].artifact(both[0].path)
     assert comes_true(lambda: both[1].stored.wait > 0.2)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
     (outputs / "mlflow.db.lock").rmdir()
     log(both, 2)
     both[1].close("failed")
