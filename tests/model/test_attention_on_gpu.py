@@ -1,6 +1,7 @@
 """The whole model with each kernel for attention, on a GPU in bfloat16, beside float32 and torch's own attention."""
 
 from functools import partial
+from statistics import median
 
 import pytest
 import torch
@@ -19,19 +20,32 @@ WIDE = [
     "model.shape.vision_config.out_hidden_size=512",
 ]
 KERNELS = ["varlen", "flash_attention_2", "flash_attention_4"]
+NUM_DRAWS = 5
+SHARPENED = 4  # of queries and keys: fresh ones attend nearly evenly, and then a wrong scale of 5% changes nothing
+
+
+def sharpen(model):
+    for name, parameter in model.named_parameters():
+        if "language_model" in name and ("q_proj" in name or "k_proj" in name):
+            parameter.mul_(SHARPENED)
+        if "visual" in name and "attn.qkv" in name:
+            parameter[: len(parameter) // 3 * 2].mul_(SHARPENED)
 
 
 @pytest.fixture
 def make(config):
-    """A function from overrides to a model on the GPU, always with the same weights, its criterion and its config."""
+    """A function from overrides and the number of a draw of weights to a model on the GPU and its criterion."""
 
-    def make(*overrides):
+    def make(*overrides, draw=0):
         cfg = config(*WIDE, *overrides)
-        torch.manual_seed(0)
+        torch.manual_seed(draw)
         try:
-            return build(cfg.model.network)(device=GPU, head=build(cfg.head)), build(cfg.loss)
+            model, criterion = build(cfg.model.network)(device=GPU, head=build(cfg.head)), build(cfg.loss)
         except InputError as error:  # a package that is not installed
             pytest.skip(str(error))
+        with torch.no_grad():
+            sharpen(model)
+        return model, criterion
 
     return make
 
@@ -56,16 +70,27 @@ def gaps(gradients, others):
 
 @pytest.mark.parametrize("attention", KERNELS)
 def test_every_kernel_gives_the_losses_and_gradients_of_torchs_attention(attention, make, collate, encoded):
+    """As far from float32 as torch's own attention in bfloat16 is: what is left is rounding, not the kernel.
+
+    The distance is the median over several draws of weights. Of one draw it says little: where two queries cost nearly
+    the same, rounding decides which of them is matched, and the head's gradients then differ by a quarter.
+    """
     batch = collate("packed", encoded)
-    found, gradients = losses_and_gradient(
-        *make("engine.precision=bf16", f"model.attention={attention}"), batch, "bf16"
-    )
-    _, plain_gradients = losses_and_gradient(*make("engine.precision=bf16", "model.attention=sdpa"), batch, "bf16")
-    exact, exact_gradients = losses_and_gradient(*make("engine.precision=fp32", "model.attention=sdpa"), batch, "fp32")
-    assert found == pytest.approx(exact, rel=2e-2)
-    # As far from float32 as torch's own attention in bfloat16 is: what is left is rounding, not the kernel.
-    error, usual = gaps(gradients, exact_gradients), gaps(plain_gradients, exact_gradients)
-    assert all(error[part] < 1.25 * usual[part] + 5e-3 for part in error), (error, usual)
+    distances, usual = [], []
+    for draw in range(NUM_DRAWS):
+        found, gradients = losses_and_gradient(
+            *make("engine.precision=bf16", f"model.attention={attention}", draw=draw), batch, "bf16"
+        )
+        _, plain = losses_and_gradient(*make("engine.precision=bf16", "model.attention=sdpa", draw=draw), batch, "bf16")
+        exact, true = losses_and_gradient(
+            *make("engine.precision=fp32", "model.attention=sdpa", draw=draw), batch, "fp32"
+        )
+        assert found == pytest.approx(exact, rel=2e-2)
+        distances.append(gaps(gradients, true))
+        usual.append(gaps(plain, true))
+    for part in gradients:
+        its, of_torch = (median(gap[part] for gap in gaps_of) for gaps_of in (distances, usual))
+        assert its < 1.25 * of_torch + 5e-3, (part, distances, usual)
 
 
 @pytest.mark.parametrize("attention", KERNELS)
