@@ -39,7 +39,7 @@ class Job:
             _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
-                _preempted(attempt, job, preempted.step, cfg)
+                _preempted(attempt, job, preempted, cfg)
         except KeyboardInterrupt:
             attempt.write("cancelled", reason="interrupted by hand")
             raise
@@ -82,16 +82,15 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
     train(cfg)
 
 
-def _preempted(attempt: Attempt, job: str, step: int, cfg: DictConfig) -> None:
+def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
     """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
-    saved = f"saved at step {step}"
-    if job.startswith("local/") or attempt.read("cancelled"):
-        attempt.write("state", state="preempted", job=job, step=step, reason=saved)
-    elif (num_requeues := _num_restarts()) >= cfg.cluster.max_requeues:
-        why = f"{saved}; requeued {num_requeues} times, as often as cluster.max_requeues allows"
-        attempt.write("state", state="preempted", job=job, step=step, reason=why)
-    else:
-        attempt.write("state", state="preempted", job=job, step=step, reason=saved)
+    num_requeues, why = _num_restarts(), f"{preempted.signal}; saved at step {preempted.step}"
+    goes_on = not job.startswith("local/") and not attempt.read("cancelled")
+    if goes_on and num_requeues >= cfg.cluster.max_requeues:
+        goes_on = False
+        why += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
+    attempt.write("state", state="preempted", job=job, step=preempted.step, reason=why)
+    if goes_on:
         subprocess.run(["scontrol", "requeue", job], check=True)
 
 

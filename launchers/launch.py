@@ -33,7 +33,7 @@ def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
     runs_of: dict[str, list[str]] = {}
     for row in survey.rows(ledger, runs):
         its = runs_of.setdefault(json.dumps(row.entry.cell["launcher"], sort_keys=True), [])
-        if row.state.name in states:
+        if row.may_start(states):
             its.append(row.entry.run)
     launchers = {text: instantiate(json.loads(text), _convert_="all") for text in runs_of}
     for text, its in runs_of.items():
@@ -62,6 +62,6 @@ def watch(ledger: Ledger, runs: Sequence[str]) -> int:
         if text != shown:
             print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
             shown = text
-        if not any(row.state.name in ("queued", "running", "preempted") for row in found):
+        if not any(row.state.in_hand for row in found):
             return int(any(row.state.name != "done" for row in found))
         time.sleep(LOOK_SECONDS)

@@ -41,7 +41,7 @@ class Local:
         try:
             with locked(ledger.folder):
                 (row,) = survey.rows(ledger, [run])
-                if row.state.name not in states:
+                if not row.may_start(states):
                     return
                 attempt = row.entry.claim()
                 process = _started(attempt, gpu)

@@ -96,8 +96,11 @@ def test_a_preempted_job_queues_itself_again_until_the_cap(attempt, monkeypatch,
         assert (said["state"], said["step"], said["job"]) == ("preempted", 5, "7_3")
     assert requeued() == ["requeue 7_3", "requeue 7_3"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    assert "cluster.max_requeues" in run(attempt, monkeypatch, preempted)["reason"]
+    run(attempt, monkeypatch, preempted)
     assert len(requeued()) == 2
+    state = attempt.state(lambda job: "COMPLETED")
+    why = "SIGUSR2; saved at step 5; requeued 2 times, as often as cluster.max_requeues allows"
+    assert (state.name, state.reason, state.in_hand) == ("preempted", why, False)
 
 
 def test_a_cancelled_job_does_not_queue_itself_again(attempt, monkeypatch, requeued):
