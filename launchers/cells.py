@@ -8,7 +8,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ class Cell:
     overrides: tuple[str, ...]
     choices: Mapping[str, str]
     cfg: DictConfig
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The config, resolved."""
+        values = OmegaConf.to_container(self.cfg, resolve=True)
+        assert isinstance(values, dict)
+        return {str(key): value for key, value in values.items()}
 
 
 def compose(arguments: Sequence[str], folder: Path) -> list[Cell]:

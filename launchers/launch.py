@@ -20,8 +20,10 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
     """Start what is missing of the sweep; give the exit code. The same command again resumes it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing trains in this process
     cells = compose(arguments, folder)
-    preflight.check(cells)  # all of it, or nothing is started
-    print(estimate.report(cells), flush=True)
+    needs = estimate.measured(cells)
+    found = preflight.check(cells, estimate.unmeasured(cells, needs))  # all of it, or nothing is started
+    needs = [need or estimate.computed(cells[number], **found[number]) for number, need in enumerate(needs)]
+    print(estimate.report(cells, needs), flush=True)
     ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
     with locked(ledger.folder):
         entries = ledger.add(cells)
