@@ -51,6 +51,7 @@ SlurmdLogFile=$DIR/log/slurmd-%n.log
 ReturnToService=2
 KillWait=3
 JobRequeue=1
+MaxArraySize=8
 SchedulerParameters=sched_interval=2,sched_min_interval=100000,bf_interval=2,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
