@@ -60,12 +60,6 @@ def experiment_name(choice: str | Sequence[str] | None) -> str:
     return (choice if isinstance(choice, str) else "+".join(choice)).replace("/", "-")
 
 
-def swept_keys(arguments: Sequence[str]) -> list[str]:
-    """The keys to which a command gives several values. `arguments` may have options of Hydra's, such as -m."""
-    overrides = parse([argument for argument in arguments if "=" in argument and not argument.startswith("-")])
-    return [override.key_or_group for override in overrides if override.is_sweep_override()]
-
-
 def settle(
     cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str] = ()
 ) -> DictConfig:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train import preemption
 from bbu_train.errors import Preempted
-from launchers import jobs
+from launchers import jobs, ranks
 from launchers.ledger import Attempt, Entry
 
 
@@ -54,7 +54,7 @@ class Job:
 def _join_ranks() -> tuple[str, bool]:
     """The job's id, and whether this is its first process. Of several, each learns where it finds the others."""
     if "SLURM_JOB_ID" not in os.environ or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return jobs.this_process(), True
+        return jobs.this_process(), ranks.is_first()
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 

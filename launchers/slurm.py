@@ -17,18 +17,19 @@ class Slurm:
         self.cluster = cluster
         self.wait = wait
 
-    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> None:
+    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         """Submit a new attempt at each of the runs that is in one of these states: one array, or as many as it takes
         where the cluster's arrays are shorter."""
         with locked(ledger.folder):
             entries = [row.entry for row in survey.rows(ledger, runs) if row.may_start(states)]
             if not entries:
-                return
+                return 0
             longest = _longest_array()
             parts = [entries[i : i + longest] for i in range(0, len(entries), longest)]
             for i, part in enumerate(parts):
                 ids = self._start_array(ledger, part, num_parallel=self._share(i, len(parts)))
                 print(f"Submitted {len(ids)} of {len(runs)} runs as job {ids[0].partition('_')[0]}.", flush=True)
+        return 0
 
     def _start_array(self, ledger: Ledger, entries: Sequence[Entry], num_parallel: int) -> list[str]:
         attempts = [entry.claim() for entry in entries]

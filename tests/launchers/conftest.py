@@ -1,14 +1,19 @@
-"""A real SLURM, which slurm_cluster.sh starts on this machine where Debian's packages of it are installed."""
+"""A process for a job, and a real SLURM, which slurm_cluster.sh starts where Debian's packages of it are installed."""
 
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from slurm_sweeps import Sweep
+
+from bbu_train import preemption
 
 SCRIPT = Path(__file__).with_name("slurm_cluster.sh")
 TESTS = SCRIPT.parents[1]
@@ -40,3 +45,16 @@ def cluster():
 @pytest.fixture
 def sweep(cluster, tmp_path):
     return Sweep(cluster, tmp_path)
+
+
+@pytest.fixture
+def own_process(monkeypatch, tmp_path):
+    """A job changes the process that it has for itself; afterwards this one is as it was."""
+    handlers = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    hydra = HydraConfig.instance().cfg
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    yield
+    HydraConfig.instance().cfg = hydra
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,6 +1,5 @@
 """What a job does with one attempt: run it, say how it ended, and queue itself again when it was preempted."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -13,19 +12,7 @@ from launchers.job import Job, Preempted
 from launchers.ledger import Ledger
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch, tmp_path):
-    """A job changes the process that it has for itself."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    hydra = HydraConfig.instance().cfg
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    yield
-    HydraConfig.instance().cfg = hydra
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture
