@@ -36,14 +36,19 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
 
 def _written_down(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
     """The runs of the sweep, when all of it has been found to be in order, or an error."""
+    _end_if_asked(ledger)
     needs = estimate.measured(cells)
     found = preflight.check(cells, estimate.unmeasured(cells, needs))
     needs = [need or estimate.computed(cells[number], **found[number]) for number, need in enumerate(needs)]
-    if preemption.requested():
-        raise Preempted(0, preemption.signal_name(), str(ledger.folder.parent))
+    _end_if_asked(ledger)
     print(estimate.report(cells, needs), flush=True)
     with locked(ledger.folder):
         return [entry.run for entry in ledger.add(cells)]
+
+
+def _end_if_asked(ledger: Ledger) -> None:
+    if preemption.requested():
+        raise Preempted(0, preemption.signal_name(), str(ledger.folder.parent))
 
 
 def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:

@@ -1,13 +1,17 @@
 """Sweeps on a real SLURM: submitted twice, cancelled, on two nodes, refused, in several arrays, preempted too often."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 from holding import UNTIL_ASKED
 from slurm_sweeps import read, wait_for
 
+CLEARED = "\033[2J\033[H"
 HELD_BACK = "{hold: true}"  # SLURM starts none of them
 
 
@@ -88,3 +92,39 @@ def test_a_sweep_of_more_cells_than_an_array_may_have_becomes_several(sweep):
     assert sorted(jobs) == sorted(f"{job}_{i}" for number, job in ids for i in range(int(number)))
     sweep.launchers("cancel")
     assert sweep.jobs() == []
+
+
+def test_a_terminal_shows_a_live_table_until_ctrl_c_which_ends_no_run(sweep):
+    sweep.write_down("launchers.wait=true", f"+cluster.additional={HELD_BACK}", "seed=1")
+    watching, terminal = in_terminal(sweep, "resume")
+    said = shown(terminal, "1 queued")
+    watching.send_signal(signal.SIGINT)
+    said += shown(terminal, "interrupted")
+    assert watching.wait(60) == 130
+    assert f"the runs go on. To end them: python -m launchers cancel {sweep.outputs}" in said
+    (job,) = sweep.jobs()
+
+    watching, terminal = in_terminal(sweep, "resume")
+    assert CLEARED in shown(terminal, "1 queued")
+    sweep.says("scancel", job.split()[0])
+    assert CLEARED in shown(terminal, "1 lost")
+    assert watching.wait(60) == 1
+
+
+def in_terminal(sweep, command: str) -> tuple[subprocess.Popen, int]:
+    """A command of launchers, and the terminal that it writes to."""
+    ours, its = os.openpty()
+    arguments = [sys.executable, "-m", "launchers", command, "s"]
+    process = subprocess.Popen(
+        arguments, cwd=sweep.folder, env=sweep.environment, stdin=its, stdout=its, stderr=its, start_new_session=True
+    )
+    os.close(its)
+    return process, ours
+
+
+def shown(terminal: int, text: str) -> str:
+    """What a terminal shows up to a text."""
+    said = ""
+    while text not in said:
+        said += os.read(terminal, 4096).decode()
+    return said
