@@ -11,7 +11,7 @@ UNTIL_ASKED = "until asked to end"
 class Hold:
     """Run `cell` is held after a step as long as <folder>/<cell>-<step> exists, or is asked to end if it says so."""
 
-    def __init__(self, folder: str, cell: float):
+    def __init__(self, folder: str, cell: int):
         self.folder = Path(folder)
         self.cell = cell
 

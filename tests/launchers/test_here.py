@@ -14,6 +14,7 @@ import bbu_train.train
 from bbu_train import preemption
 from bbu_train.errors import InputError, Preempted
 from launchers import jobs, launch, survey
+from launchers.__main__ import main
 from launchers.cells import compose
 from launchers.here import Here
 from launchers.ledger import OPEN, Ledger
@@ -74,6 +75,17 @@ def test_the_same_command_again_starts_what_is_missing_and_not_what_is_done_or_f
     trained.ends = {}
     assert launch.start(*sweep, OPEN) == 0
     assert trained == [1, 2, 2, 3]
+
+
+def test_what_failed_is_tried_again_on_demand_only(sweep, trained):
+    trained.ends = {2: InputError("bad seed 2")}
+    launch.start(*sweep, OPEN)
+    trained.ends = {}
+    assert main(["resume", str(sweep[0].folder.parent)]) == 0
+    assert states(sweep[0]) == {"done": 2, "failed": 1}
+    assert main(["retry", "--failed", str(sweep[0].folder.parent)]) == 0
+    assert trained == [1, 2, 3, 2]
+    assert states(sweep[0]) == {"done": 3}
 
 
 def test_a_sweep_that_is_asked_to_end_starts_no_further_cell_and_goes_on_with_it(sweep, trained, capsys):
