@@ -14,7 +14,7 @@ from launchers.ledger import Attempt, Entry, Ledger, locked
 class Here:
     """A run that fails is said at once, and the next one begins; a signal ends the sweep."""
 
-    wait = False  # its runs have ended when `start` returns
+    wait = True  # its runs have ended when `start` returns, but others may be at work on the same sweep
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         """Run those that are in one of these states when it is their turn; give the exit code of the first to fail."""

@@ -1,6 +1,7 @@
 """What `python -m bbu_train -m ...` does: compose the sweep, check it, write it down, start it."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -60,12 +61,12 @@ def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
             its.append(row.entry.run)
     launchers = {text: instantiate(json.loads(text), _convert_="all") for text in runs_of}
     codes = [launchers[text].start(ledger, its, states) for text, its in runs_of.items() if its]
-    if not ranks.is_first():
-        return max(codes, default=0)
-    if any(launcher.wait for launcher in launchers.values()):
-        return watch(ledger, runs)
-    show(ledger, runs)
-    return max(codes, default=0)
+    code = max(codes, default=0)
+    if ranks.is_first() and code != os.EX_TEMPFAIL and any(launcher.wait for launcher in launchers.values()):
+        return max(code, watch(ledger, runs))
+    if ranks.is_first():
+        show(ledger, runs)
+    return code
 
 
 def show(ledger: Ledger, runs: Sequence[str] | None) -> int:

@@ -16,7 +16,6 @@ from bbu_train.errors import InputError, Preempted
 from launchers import jobs, launch, survey
 from launchers.__main__ import main
 from launchers.cells import compose
-from launchers.here import Here
 from launchers.ledger import OPEN, Ledger
 
 
@@ -73,7 +72,7 @@ def test_the_same_command_again_starts_what_is_missing_and_not_what_is_done_or_f
         launch.start(*sweep, OPEN)
     assert states(sweep[0]) == {"failed": 1, "cancelled": 1, "missing": 1}
     trained.ends = {}
-    assert launch.start(*sweep, OPEN) == 0
+    assert launch.start(*sweep, OPEN) == 1  # as one has failed before
     assert trained == [1, 2, 2, 3]
 
 
@@ -81,7 +80,7 @@ def test_what_failed_is_tried_again_on_demand_only(sweep, trained):
     trained.ends = {2: InputError("bad seed 2")}
     launch.start(*sweep, OPEN)
     trained.ends = {}
-    assert main(["resume", str(sweep[0].folder.parent)]) == 0
+    assert main(["resume", str(sweep[0].folder.parent)]) == 1
     assert states(sweep[0]) == {"done": 2, "failed": 1}
     assert main(["retry", "--failed", str(sweep[0].folder.parent)]) == 0
     assert trained == [1, 2, 3, 2]
@@ -90,13 +89,13 @@ def test_what_failed_is_tried_again_on_demand_only(sweep, trained):
 
 def test_a_sweep_that_is_asked_to_end_starts_no_further_cell_and_goes_on_with_it(sweep, trained, capsys):
     trained.ends = {2: Preempted(7, "SIGTERM", "folder")}
-    assert Here().start(*sweep, OPEN) == os.EX_TEMPFAIL
+    assert launch.start(*sweep, OPEN) == os.EX_TEMPFAIL
     says = capsys.readouterr().err
     assert "SIGTERM asked the run to end, and it did, after step 7" in says
     assert says.endswith("The sweep ends here. The same command goes on with it.\n")
     assert states(sweep[0]) == {"done": 1, "preempted": 1, "missing": 1}
     trained.ends = {}
-    assert Here().start(*sweep, OPEN) == 0
+    assert launch.start(*sweep, OPEN) == 0
     assert trained == [1, 2, 2, 3]
 
 
