@@ -4,8 +4,7 @@ import sys
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from bbu_train import command_line, preemption
-from bbu_train.errors import Preempted
+from bbu_train import command_line
 from launchers import jobs, ranks, survey
 from launchers.job import Job
 from launchers.ledger import Attempt, Entry, Ledger, locked
@@ -24,16 +23,17 @@ class Here:
             if attempt is None:
                 continue
             try:
-                _run(attempt)
-            except Preempted as error:
-                ended = command_line.report(error)
-                print("The sweep ends here. The same command goes on with it.", file=sys.stderr, flush=True)
-                return ended
+                preempted = Job(str(attempt.folder))()
             except Exception as error:
                 overrides = Entry(attempt.entry_folder).cell["overrides"]
                 print(f"{' '.join(text for text in overrides if not text.startswith('hydra/'))}:", file=sys.stderr)
                 ended = command_line.report(error)
                 code = code or ended
+            else:
+                if preempted is not None:
+                    ended = command_line.report(preempted)
+                    print("The sweep ends here. The same command goes on with it.", file=sys.stderr, flush=True)
+                    return ended
         return code
 
 
@@ -45,12 +45,3 @@ def _claimed(ledger: Ledger, run: str, states: Collection[str]) -> Attempt | Non
         attempt = row.entry.claim()
         attempt.write("job", job=jobs.this_process())
         return attempt
-
-
-def _run(attempt: Attempt) -> None:
-    """Raises Preempted where the job only says it to the ledger."""
-    entry = Entry(attempt.entry_folder)
-    Job(str(attempt.folder))()
-    said = attempt.read("state")
-    if said["state"] == "preempted":
-        raise Preempted(said["step"], preemption.signal_name(), entry.cell["folder"])

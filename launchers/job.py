@@ -26,7 +26,8 @@ class Job:
     def __init__(self, attempt_folder: str):
         self.attempt_folder = attempt_folder
 
-    def __call__(self) -> None:
+    def __call__(self) -> Preempted | None:
+        """Says how the run was preempted, if it was: that is no failure of the job."""
         preemption.install()  # a signal that comes before this ends the process, so it comes before everything
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
@@ -40,6 +41,7 @@ class Job:
         except Preempted as preempted:
             if is_main:
                 _preempted(attempt, job, preempted, cfg)
+            return preempted
         except KeyboardInterrupt:
             attempt.write("cancelled", reason="interrupted by hand")
             raise
@@ -49,6 +51,7 @@ class Job:
         else:
             if is_main:
                 attempt.write("state", state="done", job=job)
+        return None
 
 
 def _join_ranks() -> tuple[str, bool]:
