@@ -83,7 +83,7 @@ def said_by(process: subprocess.Popen) -> str:
     return text
 
 
-def wait_for(what: Callable[[], object], seconds: float = 180):
+def wait_for(what: Callable[[], object], seconds: float = 300):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, f"waited for {seconds} s"
