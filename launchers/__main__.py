@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
 COMMANDS = {
     "status": "show every run: its state, its job, how far it is, and why it failed",
-    "resume": "submit the runs that are missing: lost, cancelled, never submitted; not those that failed",
+    "resume": "submit the runs that are missing: ended early, lost, cancelled, never submitted; not those that failed",
     "cancel": "end every job of the sweep, queued or running; resume goes on where they were saved",
     "retry": "submit those that failed again",
 }
@@ -75,7 +75,7 @@ def cancel(ledger: Ledger) -> int:
     """Mark first, so that no job queues itself again or begins, then end them, and stay until they are gone."""
     with locked(ledger.folder):
         for row in survey.rows(ledger):
-            if row.state.name in ("queued", "running", "preempted"):
+            if row.state.in_hand:
                 newest = row.entry.newest()
                 assert newest is not None
                 newest.write("cancelled", reason="cancelled by hand")
