@@ -83,7 +83,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
     checks.max_tokens(collator.max_tokens, preprocessing.max_positions)
-    source, validation = loader.sources(data, builder, preprocessing.cost, collator)
+    source, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
     plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
     evaluation_plan = planning.in_order(validation, cfg.eval_samples)
     longest_caption = builder.longest_caption(data.train)  # no longer one can be learned
