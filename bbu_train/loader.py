@@ -76,10 +76,6 @@ class Source:
         """The ids of a step's samples."""
         return [self.name(draw) for row in step for draw in row]
 
-    def tokens_of(self, step: Step) -> int:
-        """Of a step's samples, without padding. Measured anew: the loader may be epochs ahead of this step."""
-        return sum(self._size(draw.epoch, self.samples[draw.index])[0] for row in step for draw in row)
-
     def _measure(self, epoch: int) -> tuple[array, array]:
         """Tokens and cost of every sample."""
         num_tokens, costs = array("q"), array("q")

@@ -88,12 +88,6 @@ def test_lengths_are_measured_once_an_epoch_and_kept_for_one(make_source):
     assert drawn[8:] == [(name, 0) for name in "abcd"]
 
 
-def test_the_tokens_of_a_step_are_counted_whatever_epoch_the_loader_is_in(make_source, lengths):
-    source = make_source()
-    source.admissible(7)
-    assert source.tokens_of(((Draw(0, 0), Draw(0, 2)), (Draw(0, 3),))) == lengths[0] + lengths[2] + lengths[3]
-
-
 def test_teachers_are_those_of_the_epoch(make_source, samples):
     def alternating(sample, epoch):
         return (samples[0].student,) * (epoch % 2)
@@ -119,7 +113,6 @@ def test_views_are_those_of_the_epoch_and_as_long_as_the_plan_says(make_source, 
             encoded = source.encode(Draw(epoch, i))
             assert len(encoded.input_ids) == lengths[epoch][i]
             assert source.cost(Draw(epoch, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
-    assert source.tokens_of(((Draw(0, 1), Draw(2, 3)),)) == lengths[0][1] + lengths[2][3]
 
 
 def test_only_students_of_the_training_split_are_augmented(builder, packed, samples, crops):
