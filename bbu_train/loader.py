@@ -14,16 +14,18 @@ from bbu_train.types import Batch, Draw, Encoded, Picture, Sample, Step
 
 
 class Source:
-    """The samples of a split, each with its teachers of an epoch.
+    """The samples of a split, each as it is seen in an epoch and with its teachers of that epoch.
 
-    `teachers_of(sample, epoch)` draws them; `builder` writes the conversation; `cost_of` says what so many tokens and
-    pictures of so many patches cost; `max_tokens` and `too_long` say how long a sample may be, and whether a longer one
-    is an "error" or left out ("drop"). Lengths and costs are kept for one epoch, the last asked for.
+    `view_of(sample, epoch)` says how its student is seen, and `teachers_of(sample, epoch)` draws its teachers;
+    `builder` writes the conversation; `cost_of` says what so many tokens and pictures of so many patches cost;
+    `max_tokens` and `too_long` say how long a sample may be, and whether a longer one is an "error" or left out
+    ("drop"). Lengths and costs are kept for one epoch, the last asked for.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
+        view_of: Callable[[Sample, int], Sample],
         teachers_of: Callable[[Sample, int], tuple[Picture, ...]],
         builder,
         cost_of: Callable[[int, Sequence[int]], int],
@@ -33,6 +35,7 @@ class Source:
         if too_long not in ("error", "drop"):
             raise InputError(f"collator.too_long={too_long} is unknown; take error or drop.")
         self.samples = samples
+        self.view_of = view_of
         self.teachers_of = teachers_of
         self.builder = builder
         self.cost_of = cost_of
@@ -50,7 +53,7 @@ class Source:
         return self.samples[draw.index].id
 
     def encode(self, draw: Draw) -> Encoded:
-        sample = self.samples[draw.index]
+        sample = self.view_of(self.samples[draw.index], draw.epoch)
         teachers = self.teachers_of(sample, draw.epoch)
         return self.builder.encode(self.builder.converse(sample, teachers, with_answer=True))
 
@@ -73,10 +76,6 @@ class Source:
         """The ids of a step's samples."""
         return [self.name(draw) for row in step for draw in row]
 
-    def tokens_of(self, step: Step) -> int:
-        """Of a step's samples, without padding. Measured anew: the loader may be epochs ahead of this step."""
-        return sum(self._size(draw.epoch, self.samples[draw.index])[0] for row in step for draw in row)
-
     def _measure(self, epoch: int) -> tuple[array, array]:
         """Tokens and cost of every sample."""
         num_tokens, costs = array("q"), array("q")
@@ -87,18 +86,26 @@ class Source:
         return num_tokens, costs
 
     def _size(self, epoch: int, sample: Sample) -> tuple[int, int]:
-        teachers = self.teachers_of(sample, epoch)
+        sample, teachers = self.view_of(sample, epoch), self.teachers_of(sample, epoch)
         num_tokens = self.builder.num_tokens(sample, teachers)
         return num_tokens, self.cost_of(num_tokens, self.builder.num_patches(sample, teachers))
 
 
-def sources(data, builder, cost_of, collator) -> tuple[Source, Source]:
-    """The training and the validation split; the teachers of both come from the training split's pool."""
+def sources(data, view_of, builder, cost_of, collator) -> tuple[Source, Source]:
+    """The training and the validation split, of which only training students are seen by `view_of`.
+
+    The teachers of both come from the training split's pool, as they are: so what is made of them can be kept.
+    """
     how = builder, cost_of, collator.max_tokens, collator.too_long
     pool = data.pool
-    train = Source(data.train, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
-    validation = Source(data.validation, lambda sample, _: data.teachers.draw_validation(sample, pool), *how)
+    train = Source(data.train, view_of, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
+    of_validation = data.teachers.draw_validation
+    validation = Source(data.validation, _as_it_is, lambda sample, _: of_validation(sample, pool), *how)
     return train, validation
+
+
+def _as_it_is(sample: Sample, _: int) -> Sample:
+    return sample
 
 
 class Micro(Dataset):

@@ -20,8 +20,8 @@ class Plan:
 
     All epochs are planned once when the plan is made, to count their steps. So a resumed run begins in its own epoch,
     and what cannot be planned is found before the model loads and not at the beginning of the seventh epoch, as
-    teachers are drawn anew in each. That takes tens of microseconds a sample, of which the training takes tens of
-    milliseconds.
+    teachers are drawn anew in each. That takes tens of microseconds a sample, with views of their own in each epoch a
+    hundred, of which the training takes tens of milliseconds.
     """
 
     def __init__(self, sampler, source, num_steps: int):

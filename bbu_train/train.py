@@ -57,9 +57,8 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     def save() -> None:
         nonlocal saved_at
         if distributed.is_main():
-            weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-            state = {"optimizer": optimizer.state_dict(), "evaluated_at": evaluated_at}
-            checkpoints.save(step, weights, state, metrics)
+            state = {"optimizer": optimizer.state_dict(), "trained": average.trained(), "evaluated_at": evaluated_at}
+            checkpoints.save(step, average.weights(), state, metrics)
         saved_at = step
         distributed.barrier()
 
@@ -83,7 +82,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
     checks.max_tokens(collator.max_tokens, preprocessing.max_positions)
-    source, validation = loader.sources(data, builder, preprocessing.cost, collator)
+    source, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
     plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
     evaluation_plan = planning.in_order(validation, cfg.eval_samples)
     longest_caption = builder.longest_caption(data.train)  # no longer one can be learned
@@ -95,6 +94,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     criterion = build(cfg.loss)
     optimizer = build(cfg.optimizer)(model)
     model.check_teacher_cache()  # the optimizer freezes groups
+    average = build(cfg.average)(model, optimizer)
     schedule = build(cfg.schedule)
     engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     best_rate = distributed.sum_numbers([flops.best_rate(device, engine.precision)])[0]  # of all devices together
@@ -107,8 +107,10 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             run_folder.create(folder, cfg)
         logs.to_file(early_log, folder)
     if saved is not None:
-        load_weights(model, saved.weights())
-        restored = saved.state()
+        weights, restored = saved.weights(), saved.state()
+        load_weights(model, weights | restored.get("trained", {}))
+        average.load(weights)
+        del weights
         optimizer.load_state_dict(restored["optimizer"])
         metrics, evaluated_at = saved.metrics, restored.get("evaluated_at", step)
     log.info("%s: from step %d to %d", folder, step, cfg.steps)
@@ -126,7 +128,8 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         num_rounds = math.ceil(len(evaluation_plan) / distributed.world_size())
         batches = loader.batches(validation, collator, mine, 1, 0, 1, cfg.num_workers)
         batches = between(batches, num_rounds, end_if_asked)  # it may take longer than there is time to end
-        metrics, found = evaluate(engine, model, criterion, batches, data.validation, builder.text, longest_caption)
+        with average.applied():
+            metrics, found = evaluate(engine, model, criterion, batches, data.validation, builder.text, longest_caption)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         evaluated_at = step
         return metrics, found
@@ -169,13 +172,14 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             arrived = to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))  # before the step is
             norms = engine.step(source.names(planned))  # refuses a non-finite update, on every rank alike
             step += 1
+            average.update(step)
 
             if due(cfg.log_every):
                 row = rows.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
                 row |= rows.under("lr", learning_rates(optimizer)) | rows.under("grad_norm", norms)
                 seconds = time.perf_counter() - began
-                num_tokens, useful = source.tokens_of(planned), model.num_useful_operations(sizes)
-                row |= rows.times(seconds, waited, num_tokens, num_slots, useful, best_rate)
+                useful = model.num_useful_operations(sizes)
+                row |= rows.times(seconds, waited, sizes.tokens, num_slots, useful, best_rate)
                 row |= rows.memory(device)
                 row |= rows.under("time", model.teacher_cache.hits())
                 track(row)

@@ -41,13 +41,36 @@ class Object:
 
 
 @dataclass(frozen=True)
+class View:
+    """What is seen of a picture file: a part of it, turned over or not, in other colours.
+
+    `width` and `height` are those of the upright picture, in which `part_xyxy` lies, in whole pixels. That part is
+    resized, then mirrored from left to right (`left_right`) and from top to bottom (`top_bottom`); then brightness,
+    contrast and saturation are multiplied by the factors of these names.
+    """
+
+    width: int
+    height: int
+    part_xyxy: tuple[int, int, int, int]
+    left_right: bool
+    top_bottom: bool
+    brightness: float
+    contrast: float
+    saturation: float
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A picture file, its upright (EXIF-applied) size in pixels, and its objects; `None`: nobody annotated it."""
+    """A picture file, its upright (EXIF-applied) size in pixels, and its objects; `None`: nobody annotated it.
+
+    With a `view`, size and boxes are those of what is seen.
+    """
 
     path: Path
     width: int
     height: int
     objects: tuple[Object, ...] | None
+    view: View | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import workload
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from bbu_train import loader, train
+from bbu_train import loader, planning, train
 from bbu_train.conversation.patches import read_patches, resized_size
 from bbu_train.conversation.text import Text
 from bbu_train.data.cabinet import draw
@@ -45,8 +45,9 @@ def prepared(folder: Path):
     preprocessing = train.build(cfg.model.preprocessing)
     builder = train.build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = train.build(cfg.collator)(preprocessing.picture_format)
-    source, _ = loader.sources(train.build(cfg.data), builder, collator)
-    return source, loader.plan(train.build(cfg.sampler), source, cfg.steps), builder, collator
+    data, augmentation = train.build(cfg.data), train.build(cfg.augmentation)
+    source, _ = loader.sources(data, augmentation, builder, preprocessing.cost, collator)
+    return source, planning.Plan(train.build(cfg.sampler), source, cfg.steps).starting_at(0), builder, collator
 
 
 def measure(folder: Path, num_rounds: int) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from bbu_train import loader, train
+from bbu_train import loader, planning, train
 
 CONF = Path(__file__).parents[1] / "conf"
 OVERRIDES = (
@@ -40,8 +40,8 @@ class BareLoop:
         preprocessing = build(cfg.model.preprocessing)
         builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
         collator = build(cfg.collator)(preprocessing.picture_format)
-        source, _ = loader.sources(build(cfg.data), builder, collator)
-        plan = loader.plan(build(cfg.sampler), source, cfg.steps)
+        source, _ = loader.sources(build(cfg.data), build(cfg.augmentation), builder, preprocessing.cost, collator)
+        plan = planning.Plan(build(cfg.sampler), source, cfg.steps).starting_at(0)
         torch.manual_seed(cfg.seed)
         self.model = build(cfg.model.network)(device=torch.device("cpu"), head=build(cfg.head))
         self.criterion = build(cfg.loss)

@@ -69,7 +69,7 @@ def planned(cfg):
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
-    source, _ = loader.sources(build(cfg.data), builder, preprocessing.cost, collator)
+    source, _ = loader.sources(build(cfg.data), build(cfg.augmentation), builder, preprocessing.cost, collator)
     plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
     return source, list(plan.starting_at(0)), preprocessing.picture_format
 

@@ -31,7 +31,7 @@ def data(cfg: DictConfig) -> tuple[planning.Plan, loader.Source, object]:
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
     checks.max_tokens(collator.max_tokens, preprocessing.max_positions)
-    source, _ = loader.sources(loaded, builder, preprocessing.cost, collator)
+    source, _ = loader.sources(loaded, build(cfg.augmentation), builder, preprocessing.cost, collator)
     return planning.Plan(build(cfg.sampler), source, cfg.steps), source, preprocessing.picture_format
 
 

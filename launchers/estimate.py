@@ -17,7 +17,8 @@ from launchers.cells import Cell
 
 NUM_RUNS = 50  # the newest, whose configs are read
 NUM_SLOW_STEPS = 2  # at the beginning of a run, which are not like the others
-WITHOUT = ("steps", "seed", "sampler.seed", "data.teachers.seed", "data.seed", "schedule", "loss", "model.rates")
+SEEDS = ("seed", "sampler.seed", "data.teachers.seed", "data.seed", "augmentation.seed")
+WITHOUT = (*SEEDS, "steps", "schedule", "loss", "model.rates")
 PLACES = ("cluster.partition", "cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 
 

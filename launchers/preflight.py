@@ -18,9 +18,10 @@ from bbu_train.errors import InputError, all_problems
 from bbu_train.model import weights
 from launchers.cells import Cell
 
-DATA = ("data", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
+DATA = ("data", "augmentation", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
 GROUPS = ("model", "head", "optimizer")
-SEEDS = ("data.teachers.seed", "sampler.seed")  # what is wrong with data is wrong whatever is drawn from it
+# What is wrong with data is wrong whatever is drawn from it.
+SEEDS = ("data.teachers.seed", "augmentation.seed", "sampler.seed")
 
 
 def check(cells: Sequence[Cell], unmeasured: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:

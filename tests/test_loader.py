@@ -4,10 +4,13 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from bbu_train import loader, planning
 from bbu_train.collator.packed import Packed
 from bbu_train.collator.standard import Standard
+from bbu_train.data.splits import Splits
+from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.types import Counts, Draw, Role, Sample
@@ -17,14 +20,18 @@ def own_teachers(sample, epoch):
     return sample.teachers
 
 
+def as_it_is(sample, epoch):
+    return sample
+
+
 def cost_of(num_tokens, num_patches):
     return 10 * num_tokens + sum(num_patches)
 
 
 @pytest.fixture
 def make_source(builder, samples):
-    def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers):
-        return loader.Source(samples, teachers_of, builder, cost_of, max_tokens, too_long)
+    def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers, view_of=as_it_is):
+        return loader.Source(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long)
 
     return make
 
@@ -81,12 +88,6 @@ def test_lengths_are_measured_once_an_epoch_and_kept_for_one(make_source):
     assert drawn[8:] == [(name, 0) for name in "abcd"]
 
 
-def test_the_tokens_of_a_step_are_counted_whatever_epoch_the_loader_is_in(make_source, lengths):
-    source = make_source()
-    source.admissible(7)
-    assert source.tokens_of(((Draw(0, 0), Draw(0, 2)), (Draw(0, 3),))) == lengths[0] + lengths[2] + lengths[3]
-
-
 def test_teachers_are_those_of_the_epoch(make_source, samples):
     def alternating(sample, epoch):
         return (samples[0].student,) * (epoch % 2)
@@ -96,6 +97,36 @@ def test_teachers_are_those_of_the_epoch(make_source, samples):
         encoded = source.encode(Draw(epoch, 2))
         assert len(encoded.grid_thw) == 1 + epoch % 2
         assert source.num_tokens(Draw(epoch, 2)) == len(encoded.input_ids)
+
+
+@pytest.fixture(scope="module")
+def crops(config):
+    return instantiate(config("augmentation=crops", "augmentation.crop=1").augmentation, _convert_="all")
+
+
+def test_views_are_those_of_the_epoch_and_as_long_as_the_plan_says(make_source, crops):
+    source = make_source(view_of=crops)
+    lengths = [[source.num_tokens(Draw(epoch, i)) for i in range(4)] for epoch in range(5)]
+    assert len(set(map(tuple, lengths))) == 5
+    for epoch in range(5):
+        for i in range(4):
+            encoded = source.encode(Draw(epoch, i))
+            assert len(encoded.input_ids) == lengths[epoch][i]
+            assert source.cost(Draw(epoch, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
+
+
+def test_only_students_of_the_training_split_are_augmented(builder, packed, samples, crops):
+    teachers = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=0, seed=0)
+    data = Splits(samples, samples, teachers, 0)
+    train, validation = loader.sources(data, crops, builder, cost_of, packed)
+    for i, sample in enumerate(samples):
+        plain = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
+        assert_identical(validation.encode(Draw(0, i)), plain)
+        view = train.encode(Draw(0, i))
+        assert torch.equal(view.grid_thw[:-1], plain.grid_thw[:-1])
+        num_teacher_patches = int(plain.grid_thw[:-1].prod(1).sum())
+        assert torch.equal(view.patches[:num_teacher_patches], plain.patches[:num_teacher_patches])
+        assert not torch.equal(view.patches[num_teacher_patches:], plain.patches[num_teacher_patches:])
 
 
 def test_a_sample_of_exactly_the_limit_is_admitted(make_source, lengths):
@@ -195,8 +226,8 @@ def assert_identical(a, b):
 
 
 @pytest.mark.parametrize("kind", [Packed, Standard])
-def test_batches_are_the_same_bits_with_any_number_of_workers(make_source, collators, kind):
-    source = make_source()
+def test_batches_are_the_same_bits_with_any_number_of_workers(make_source, collators, kind, crops):
+    source = make_source(view_of=crops)
     steps = list(planning.Plan(FixedSamples(3, 17), source, 4).starting_at(0))
     alone, helped = (loaded(source, collators[kind], steps, 2, num_workers=num_workers) for num_workers in (0, 2))
     assert len(alone) == len(helped) == 4

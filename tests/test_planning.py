@@ -24,7 +24,15 @@ def make_source(builder, samples):
         return (samples[3].student,) * (epoch % 2)
 
     def make(max_tokens=8192, too_long="error"):
-        return Source(samples, teachers_of, builder, lambda num_tokens, _: num_tokens, max_tokens, too_long)
+        return Source(
+            samples,
+            lambda sample, _: sample,
+            teachers_of,
+            builder,
+            lambda num_tokens, _: num_tokens,
+            max_tokens,
+            too_long,
+        )
 
     return make
 

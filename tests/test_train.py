@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from whole_runs import assert_equal_runs, command, rows, weights
+from whole_runs import assert_equal_runs, command, rows, trained, weights
 
 from bbu_train.errors import InputError
 
@@ -62,13 +62,14 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, unin
     assert_equal_runs(folder, uninterrupted)
 
 
-def test_a_killed_and_resumed_run_with_a_cache_equals_one_that_was_never_killed(outputs, run):
+def test_a_killed_and_resumed_run_with_cache_views_and_average_equals_one_that_was_never_killed(outputs, run):
     """The resumed one begins with an empty cache."""
-    cached = run("cached", *CACHE)
+    choices = [*CACHE, "augmentation=crops", "average=ema"]
+    cached = run("cached", *choices)
     shares = logged(cached, "time/teacher_cache_hits")
     assert 0 <= shares[0] < max(shares) <= 1
     folder = outputs / "smoke" / "killed-cached"
-    arguments = command(outputs, folder.name, *CACHE, "num_workers=2")
+    arguments = command(outputs, folder.name, *choices, "num_workers=2")
     kill_after(arguments, folder, num_rows=6)
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     assert_equal_runs(folder, cached)
@@ -155,6 +156,22 @@ def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):
     training = [row for row in rows(often) if "loss/total" in row]
     assert training == [row for row in rows(uninterrupted) if "loss/total" in row]
     assert all(torch.equal(value, weights(often)[name]) for name, value in weights(uninterrupted).items())
+
+
+def equal(some, others):
+    return some.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in some.items())
+
+
+def test_a_run_with_an_average_trains_as_one_without_and_evaluates_and_saves_the_average(run, uninterrupted):
+    averaged = run("averaged", "average=ema", "eval_every=2")
+    assert equal(trained(averaged), weights(uninterrupted))
+    assert not equal(weights(averaged), weights(uninterrupted))
+    ours, others = rows(averaged), rows(uninterrupted)
+    assert [row for row in ours if "loss/total" in row] == [row for row in others if "loss/total" in row]
+    ours, others = ([row for row in its if "eval/loss/total" in row] for its in (ours, others))
+    assert ours[0] == others[0]
+    assert ours[-1]["step"] == others[-1]["step"]
+    assert ours[-1]["eval/loss/total"] != others[-1]["eval/loss/total"]
 
 
 def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):

@@ -47,7 +47,13 @@ def weights(folder, step=6):
     return safetensors.torch.load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
 
 
+def trained(folder, step=6):
+    """The weights that training goes on with, where an average of them is what is saved as the model."""
+    return torch.load(folder / "checkpoints" / f"step-{step:08d}" / "state.pt", weights_only=True)["trained"]
+
+
 def assert_equal_runs(one, other, step=6):
     assert rows(one) == rows(other)
-    first, second = weights(one, step), weights(other, step)
-    assert all(torch.equal(first[name], second[name]) for name in first | second)
+    for kind in (weights, trained):
+        first, second = kind(one, step), kind(other, step)
+        assert all(torch.equal(first[name], second[name]) for name in first | second)

@@ -32,6 +32,8 @@ class ConversationBuilder:
         self._ids = lru_cache(maxsize=10_000)(self.text.ids)  # of what comes again: all but answers
         self._caption = lru_cache(maxsize=10_000)(self._caption_ids)
         self._num_system_tokens = len(self._system_ids())
+        assert len(self.text.ids("42")) == 2, "answers are measured digit by digit"
+        self._tokens_of = lru_cache(maxsize=10_000)(lambda text: len(self.text.ids(text)))
         self._num_turn_tokens = cache(self._count_turn_tokens)
 
     def converse(self, sample: Sample, teachers: Sequence[Picture], with_answer: bool) -> Conversation:
@@ -44,20 +46,28 @@ class ConversationBuilder:
     def answer(self, picture: Picture) -> str:
         """The true answer for a picture, in pixels of the resized picture."""
         assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
-        width, height = patches.resized_size(picture, self.picture_format)
-        return answer.render(picture.objects, width / picture.width, height / picture.height, width, height)
+        return answer.render(picture.objects, *self._trip(picture))
 
     def num_tokens(self, sample: Sample, teachers: Sequence[Picture]) -> int:
         """The length of the encoded conversation with all answers, from sizes in file headers and texts alone."""
-        return self._num_system_tokens + sum(map(self._num_turn_tokens, (*teachers, sample.student)))
+        # A view is new in every epoch: kept, it would only take memory.
+        count = self._num_turn_tokens if sample.student.view is None else self._count_turn_tokens
+        return self._num_system_tokens + sum(map(self._num_turn_tokens, teachers)) + count(sample.student)
 
     def num_patches(self, sample: Sample, teachers: Sequence[Picture]) -> list[int]:
         """Of each picture of the conversation, from sizes in file headers alone."""
         return [math.prod(self._grid(picture)) for picture in (*teachers, sample.student)]
 
     def _count_turn_tokens(self, picture: Picture) -> int:
-        turn = Turn(Role.STUDENT, picture, self.question, self.answer(picture))
-        return sum(len(ids) for ids, _, _ in self._turn_pieces(turn))
+        unanswered = Turn(Role.STUDENT, picture, self.question, "")
+        num_tokens = sum(len(ids) for ids, _, _ in self._turn_pieces(unanswered))
+        assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
+        return num_tokens + answer.num_tokens(picture.objects, *self._trip(picture), self._tokens_of)
+
+    def _trip(self, picture: Picture) -> tuple[float, float, int, int]:
+        """What boxes are multiplied by, in x and in y, to lie in the resized picture, and its width and height."""
+        width, height = patches.resized_size(picture, self.picture_format)
+        return width / picture.width, height / picture.height, width, height
 
     def longest_caption(self, samples: Sequence[Sample]) -> int:
         """Tokens of the longest description of a student's object, its end token included."""

@@ -3,12 +3,11 @@
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from bbu_train.conversation.pixels import read_pixels
 from bbu_train.errors import InputError
-from bbu_train.pictures import UnreadablePicture, open_upright
 from bbu_train.types import Picture, PictureFormat
 
 
@@ -40,16 +39,7 @@ def read_patches(picture: Picture, picture_format: PictureFormat) -> UInt8[Tenso
     that the processor makes is left to the patch embedding.
     """
     width, height = resized_size(picture, picture_format)
-    try:
-        image = open_upright(picture.path)
-    except UnreadablePicture as error:
-        raise InputError(f"{error}; it could be read when the data was checked.") from error
-    if image.size != (picture.width, picture.height):
-        raise InputError(
-            f"{picture.path} is {image.size[0]} x {image.size[1]} pixels but was {picture.width} x {picture.height} "
-            "when the data was checked: the file changed while the run was going on."
-        )
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    resized = read_pixels(picture, width, height)
     patch, merge = picture_format.patch_size, picture_format.merge_size
     blocks = height // patch // merge, width // patch // merge
     # The row of a patch is copied as one element: several times faster than byte by byte.

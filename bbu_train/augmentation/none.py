@@ -1,0 +1,9 @@
+"""No augmentation."""
+
+from bbu_train.types import Sample
+
+
+class Unchanged:
+    def __call__(self, sample: Sample, epoch: int) -> Sample:
+        """Every picture as it is, in every epoch."""
+        return sample
