@@ -5,13 +5,15 @@ import difflib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train import command_line
 from bbu_train.errors import InputError
-from launchers import jobs, survey
+from launchers import jobs, search, survey
 from launchers.launch import show, start
-from launchers.ledger import OPEN, Ledger, locked
+from launchers.ledger import OPEN, Entry, Ledger, locked
+from launchers.trials import recorded
 
 CANCEL_SECONDS = 60  # SLURM kills what has not ended on its own after KillWait, 30 s by default
 
@@ -58,13 +60,20 @@ def find(sweep: str) -> Ledger:
 def status(ledger: Ledger) -> int:
     found = survey.rows(ledger)
     print(survey.table(ledger, found))
-    if why := survey.reasons(found, ("failed", "lost", "cancelled", "preempted")):
+    if ledger.search.is_search:
+        print(search.line(ledger))
+        found.append(survey.Row(ledger.search, ledger.search.state(jobs.seen())))
+    if why := survey.reasons(found, ("failed", "lost", "cancelled", "preempted", "pruned")):
         print(f"\n{why}")
     return 0
 
 
 def resume(ledger: Ledger) -> int:
-    return start(ledger, [entry.run for entry in ledger.entries()], OPEN)
+    drawn = {entry.run for entry, _ in recorded(ledger)}
+    others = [entry.run for entry in ledger.entries() if entry.run not in drawn]
+    if others or not ledger.search.is_search:
+        code = start(ledger, others, OPEN)
+    return search.resume(ledger) if ledger.search.is_search else code
 
 
 def retry(ledger: Ledger) -> int:
@@ -72,25 +81,33 @@ def retry(ledger: Ledger) -> int:
 
 
 def cancel(ledger: Ledger) -> int:
-    """Mark first, so that no job queues itself again or begins, then end them, and stay until they are gone."""
+    """End a search first, which could start another run, then all runs, and stay until they are gone."""
+    if ledger.search.is_search:
+        _end(ledger, [ledger.search])
+    _end(ledger, ledger.entries())
+    return show(ledger, None)
+
+
+def _end(ledger: Ledger, entries: Sequence[Entry]) -> None:
+    """Mark first, so that no job queues itself again or begins."""
     with locked(ledger.folder):
-        for row in survey.rows(ledger):
-            if row.state.name in ("queued", "running", "preempted"):
-                newest = row.entry.newest()
+        job_state = jobs.seen()
+        for entry in entries:
+            if entry.state(job_state).name in ("queued", "running", "preempted"):
+                newest = entry.newest()
                 assert newest is not None
                 newest.write("cancelled", reason="cancelled by hand")
     end = time.monotonic() + CANCEL_SECONDS
-    while living := _living(ledger):
+    while living := _living(entries):
         if time.monotonic() > end:
             raise InputError(f"Still there after {CANCEL_SECONDS} s: {', '.join(living)}. See scontrol show job.")
         jobs.cancel(living)
         time.sleep(1)
-    return show(ledger, None)
 
 
-def _living(ledger: Ledger) -> list[str]:
+def _living(entries: Sequence[Entry]) -> list[str]:
     job_state = jobs.seen()
-    newest = [entry.newest() for entry in ledger.entries()]
+    newest = [entry.newest() for entry in entries]
     return [attempt.job for attempt in newest if attempt and attempt.job and job_state(attempt.job) in jobs.LIVE]
 
 

@@ -1,4 +1,5 @@
-"""What a job runs: one attempt at a run, which it finds in the ledger. Torch is imported here only, when it trains.
+"""What a job runs: one attempt at a run, which it finds in the ledger, or at the search that makes runs. Torch is
+imported here only, when it trains.
 
 A job that is started again, by itself or by SLURM, gets the same path, and the run goes on where it was saved last.
 """
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bbu_train import preemption
 from bbu_train.errors import Preempted
 from launchers import jobs
-from launchers.ledger import Attempt, Entry
+from launchers.ledger import Attempt, Entry, Ledger
 
 
 class Job:
@@ -28,6 +29,9 @@ class Job:
 
     def __call__(self) -> None:
         preemption.install()  # a signal that comes before this ends the process, so it comes before everything
+        self.run()
+
+    def run(self) -> None:
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
         job, is_main = _join_ranks()
@@ -36,7 +40,7 @@ class Job:
             sys.exit(f"{entry.run} does not run here: {refusal}.")  # which ends the other ranks too
         cfg = entry.config()
         try:
-            _train(entry, cfg)
+            _search(entry, cfg) if entry.is_search else _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
                 _preempted(attempt, job, preempted.step, cfg)
@@ -64,6 +68,12 @@ def _join_ranks() -> tuple[str, bool]:
     return environment.job_id, environment.global_rank == 0
 
 
+def _search(entry: Entry, cfg: DictConfig) -> None:
+    from launchers.controller import Controller  # which needs Optuna
+
+    Controller(Ledger(entry.folder.parent), cfg).run()
+
+
 def _train(entry: Entry, cfg: DictConfig) -> None:
     """The run, as if its command had been given in the folder where the sweep was started."""
     its = entry.cell
@@ -84,7 +94,7 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
 
 def _preempted(attempt: Attempt, job: str, step: int, cfg: DictConfig) -> None:
     """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
-    saved = f"saved at step {step}"
+    saved = f"saved at step {step}" if step else "there was nothing to save"
     if job.startswith("local/") or attempt.read("cancelled"):
         attempt.write("state", state="preempted", job=job, step=step, reason=saved)
     elif (num_requeues := _num_restarts()) >= cfg.cluster.max_requeues:

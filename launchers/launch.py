@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from launchers import estimate, preflight, survey
+from launchers import estimate, preflight, search, search_command, survey
 from launchers.cells import compose
 from launchers.ledger import OPEN, Ledger, locked
 
@@ -19,6 +19,8 @@ LOOK_SECONDS = 5  # between tables of a command that waits
 def launch(arguments: Sequence[str], folder: Path) -> int:
     """Start what is missing of the sweep; give the exit code. The same command again resumes it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing trains in this process
+    if (searched := search_command.read(arguments, folder)) is not None:
+        return search.launch(searched, arguments)
     cells = compose(arguments, folder)
     preflight.check(cells)  # all of it, or nothing is started
     print(estimate.report(cells), flush=True)

@@ -6,7 +6,8 @@
         queued.json      who submitted it, and when
         job.json         the id of its job
         state.json       what the job itself says: running, preempted, failed or done
-        cancelled.json   somebody wants it to end, or it was never submitted, and why
+        cancelled.json   somebody wants it to end, or it was never submitted, and why; with `state`, a search pruned it
+    search/              what makes the runs one after the other, if not a grid: an entry of its own (search.py)
 
 Every file is written beside its place and renamed into it, so a crash at any moment leaves each old or new, and each
 has one kind of writer. What an attempt says of itself holds as long as its job is there, which the scheduler knows
@@ -39,7 +40,7 @@ OPEN = ("lost", "cancelled", "missing")
 
 @dataclass(frozen=True)
 class State:
-    """`name` is queued, running, preempted, failed, done, lost, cancelled or missing (never submitted)."""
+    """`name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted)."""
 
     name: str
     reason: str = ""
@@ -102,7 +103,7 @@ class Attempt:
         if now is None:
             return State(name, "its job cannot be seen from here", job)
         if cancelled:
-            return State("cancelled", cancelled["reason"], job)
+            return State(cancelled.get("state", "cancelled"), cancelled["reason"], job)
         ended = "never submitted" if job is None else f"its job is gone: {now}"
         return State("lost", f"{said['reason']}; {ended}" if said.get("reason") else f"was {name}; {ended}", job)
 
@@ -113,6 +114,10 @@ class Entry:
     def __init__(self, folder: Path):
         self.folder = folder
         self.run = folder.name
+
+    @property
+    def is_search(self) -> bool:
+        return (self.folder / "command.json").exists()
 
     @property
     def cell(self) -> dict[str, Any]:
@@ -164,6 +169,11 @@ class Ledger:
 
     def entry(self, run: str) -> Entry:
         return Entry(self.folder / run)
+
+    @property
+    def search(self) -> Entry:
+        """Of the search that makes the sweep's runs: each of its attempts is a start of its controller."""
+        return Entry(self.folder / "search")
 
     def entries(self) -> list[Entry]:
         """Every run that is written down, in the order of names."""

@@ -22,16 +22,24 @@ class Slurm:
             entries = [row.entry for row in survey.rows(ledger, runs) if row.state.name in states]
             if not entries:
                 return
-            attempts = [entry.claim() for entry in entries]
-            try:
-                ids = self._submit(ledger, attempts)
-            except BaseException as error:
-                for attempt in attempts:
-                    attempt.write("cancelled", reason=f"not submitted: {error}")
-                raise
-            for attempt, job in zip(attempts, ids, strict=True):
-                attempt.write("job", job=job)
+            ids = self._start_array(ledger, [entry.claim() for entry in entries])
         print(f"Submitted {len(ids)} of {len(runs)} runs as job {ids[0].partition('_')[0]}.", flush=True)
+
+    def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
+        """Submit the job that makes a search's trials; it `asks` for this instead of what the cluster's file says."""
+        (job,) = Slurm({**self.cluster, **asks}, self.wait)._start_array(ledger, [attempt])
+        print(f"Submitted the search as job {job}.", flush=True)
+
+    def _start_array(self, ledger: Ledger, attempts: Sequence[Attempt]) -> list[str]:
+        try:
+            ids = self._submit(ledger, attempts)
+        except BaseException as error:
+            for attempt in attempts:
+                attempt.write("cancelled", reason=f"not submitted: {error}")
+            raise
+        for attempt, job in zip(attempts, ids, strict=True):
+            attempt.write("job", job=job)
+        return ids
 
     def _submit(self, ledger: Ledger, attempts: Sequence[Attempt]) -> list[str]:
         from submitit import SlurmExecutor
