@@ -54,8 +54,8 @@ class Controller:
         try:
             while True:
                 self._look()
-                while len(self.running) < self.settings.num_parallel and (its := self._next()):
-                    self._start(its, pool)
+                while len(self.running) < self.settings.num_parallel and (found := self._next()):
+                    self._start(*found, pool)
                 if not self.running:
                     break
                 self._wait()
@@ -76,31 +76,36 @@ class Controller:
         self.drawn.add(identity(its.trial.params))
         self.runs.add(its.run)
 
-    def _next(self) -> Followed | None:
-        """A trial to start; None if there are enough, or no other is found."""
+    def _next(self) -> tuple[Followed, Cell] | None:
+        """A trial to start, and its cell; None if there are enough, or no other is found."""
         if self.waiting:
-            return self.waiting.pop(0)
+            its = self.waiting.pop(0)
+            return its, self._cell_again(its)
         if len(self.runs) >= self.settings.num_trials or self.is_exhausted:
             return None
         for _ in range(NUM_DRAWS):
             trial = self.study.ask()
             if identity(trial.params) not in self.drawn:
-                its = Followed(trial, self.ledger.entry(self.command.cell(trial.params).cfg.run))
-                if its.run not in self.runs:  # 1 and 1.0 are one run
+                cell = self.command.cell(trial.params)
+                if cell.cfg.run not in self.runs:  # 1 and 1.0 are one run
+                    its = Followed(trial, self.ledger.entry(cell.cfg.run))
                     self._note(its)
-                    return its
+                    return its, cell
             self.study.tell(trial, None)
         self.is_exhausted = True
         print(f"{NUM_DRAWS} draws only repeated other trials: {len(self.runs)} are all there are.", flush=True)
         return None
 
-    def _start(self, its: Followed, pool: ThreadPoolExecutor) -> None:
+    def _cell_again(self, its: Followed) -> Cell:
         cell = self.command.cell(its.trial.params)
         if cell.cfg.run != its.run:
             raise InputError(
                 f"Trial {its.trial.number} was run {its.run} and now is {cell.cfg.run}: conf/ has changed since. "
                 "Give the search another sweep=<name>."
             )
+        return cell
+
+    def _start(self, its: Followed, cell: Cell, pool: ThreadPoolExecutor) -> None:
         problem = self._problem(cell)
         with locked(self.ledger.folder):
             its.write_down()  # first: a run without it would be none of the search

@@ -37,9 +37,14 @@ def launch(command: Command, arguments: Sequence[str]) -> int:
     preflight.check([first])
     num_trials = command.settings.num_trials
     print(f"{num_trials} trials, if each were like the first and none pruned:\n{estimate.report([first] * num_trials)}")
+    return begin(ledger, command, arguments, first)
+
+
+def begin(ledger: Ledger, command: Command, arguments: Sequence[str], first: Cell) -> int:
+    """Start the search, whose `first` cell has been checked."""
     with locked(ledger.folder):
         _refuse(ledger, command)
-        _write_down(ledger, arguments, command, first)
+        _write_down(ledger, command, arguments, first)
         attempt = ledger.search.claim()
     return _start(ledger, attempt)
 
@@ -59,7 +64,7 @@ def _start(ledger: Ledger, attempt: Attempt) -> int:
     return watch(ledger) if launcher.wait else show(ledger)
 
 
-def _write_down(ledger: Ledger, arguments: Sequence[str], command: Command, first: Cell) -> None:
+def _write_down(ledger: Ledger, command: Command, arguments: Sequence[str], first: Cell) -> None:
     cfg = first.cfg.copy()
     with open_dict(cfg):
         cfg.search = command.settings
