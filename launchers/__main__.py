@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 COMMANDS = {
     "status": "show every run: its state, its job, how far it is, and why it failed",
-    "resume": "submit the runs that are missing: lost, cancelled, never submitted; not those that failed",
+    "resume": "submit the runs that are lost, cancelled or were never submitted; not those that failed or were pruned",
     "cancel": "end every job of the sweep, queued or running; resume goes on where they were saved",
     "retry": "submit those that failed again",
 }
@@ -69,11 +69,12 @@ def status(ledger: Ledger) -> int:
 
 
 def resume(ledger: Ledger) -> int:
+    if not ledger.search.is_search:
+        return start(ledger, [entry.run for entry in ledger.entries()], OPEN)
     drawn = {entry.run for entry, _ in recorded(ledger)}
-    others = [entry.run for entry in ledger.entries() if entry.run not in drawn]
-    if others or not ledger.search.is_search:
-        code = start(ledger, others, OPEN)
-    return search.resume(ledger) if ledger.search.is_search else code
+    if others := [entry.run for entry in ledger.entries() if entry.run not in drawn]:
+        start(ledger, others, OPEN)
+    return search.resume(ledger)
 
 
 def retry(ledger: Ledger) -> int:

@@ -48,7 +48,7 @@ class Controller:
         self.is_exhausted = False
 
     def run(self) -> None:
-        """Until all trials have ended; raises Preempted when a signal asks this job to end."""
+        """Until all trials have ended. Raises Preempted when a signal asks this job to end."""
         self._recall()
         pool = ThreadPoolExecutor(self.settings.num_parallel)
         try:
@@ -87,7 +87,8 @@ class Controller:
             trial = self.study.ask()
             if identity(trial.params) not in self.drawn:
                 cell = self.command.cell(trial.params)
-                if cell.cfg.run not in self.runs:  # 1 and 1.0 are one run
+                self.drawn.add(identity(trial.params))
+                if cell.cfg.run not in self.runs:  # as it is where 1 and 1.0 are drawn
                     its = Followed(trial, self.ledger.entry(cell.cfg.run))
                     self._note(its)
                     return its, cell
@@ -190,10 +191,14 @@ class Controller:
             time.sleep(self.settings.look_seconds)
 
     def _say_best(self) -> None:
-        print(f"{len(self.runs)} trials, {len(self.values)} of them done with {self.settings.metric}.", flush=True)
-        if self.values:
-            choose = max if self.settings.mode == "max" else min
-            best = choose(self.values, key=lambda run: self.values[run])
-            texts = self.ledger.entry(best).cell["overrides"]
-            own = " ".join(text for text in texts if text.partition("=")[0].lstrip("+") in self.command.searched)
-            print(f"The best is {best} with {self.values[best]:.4g}: {own}", flush=True)
+        metric = self.settings.metric
+        if not self.values:
+            raise InputError(
+                f"{len(self.runs)} trials have ended, and none with a {metric}. See why: python -m launchers status "
+                f"{self.ledger.folder.parent}"
+            )
+        best = (max if self.settings.mode == "max" else min)(self.values, key=lambda run: self.values[run])
+        texts = self.ledger.entry(best).cell["overrides"]
+        own = " ".join(text for text in texts if text.partition("=")[0].lstrip("+") in self.command.searched)
+        print(f"{len(self.runs)} trials, {len(self.values)} of them done with {metric}.")
+        print(f"The best is {best} with {self.values[best]:.4g}: {own}", flush=True)

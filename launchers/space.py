@@ -1,8 +1,5 @@
 """From the swept overrides of a command to the space that a search draws from: Hydra's words in, Optuna's out."""
 
-import math
-from collections.abc import Mapping
-
 from hydra.core.override_parser.types import Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -51,17 +48,3 @@ def _of_choice(override: Override, is_log: bool) -> BaseDistribution:
     if twice := sorted({text for text in texts if texts.count(text) > 1}):
         raise ValueError(f"{', '.join(twice)} is there twice.")
     return CategoricalDistribution(texts)
-
-
-def num_points(space: Mapping[str, BaseDistribution]) -> float:
-    """How many trials can differ; infinite where there is an interval of fractions."""
-    return math.prod(map(_num_values, space.values()))
-
-
-def _num_values(its: BaseDistribution) -> float:
-    if its.single():
-        return 1
-    if isinstance(its, CategoricalDistribution):
-        return len(its.choices)
-    assert isinstance(its, IntDistribution | FloatDistribution)
-    return math.inf if its.step is None else round((its.high - its.low) / its.step) + 1

@@ -211,3 +211,19 @@ def test_what_slurm_refuses_is_said_and_may_be_submitted_again(sweep):
     assert sweep.states() == {"cancelled": 1}
     assert sweep.submitting("seed=1").wait(120) == 0
     assert len(sweep.jobs()) == 1
+
+
+def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
+    space = ("search=random", "search.num_trials=1", "search.look_seconds=0.2", "loss.weights.giou=interval(1,5)")
+    process = sweep.submitting(*space)
+    says = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, says
+    assert "Submitted the search as job" in says
+    search = sweep.outputs / "ledger/search"
+    wait_for(lambda: [*search.parent.glob("*/trial.json")])
+    sweep.says("scancel", "--signal=USR2", read(search / "0001/job.json")["job"])
+    wait_for(lambda: read(search / "0001/state.json").get("restart") == 1)
+    wait_for(sweep.is_over)
+    assert sweep.states() == {"done": 1}
+    assert "search: done" in sweep.launchers("status")
+    assert [len(its) for its in sweep.attempts().values()] == [1]

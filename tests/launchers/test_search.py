@@ -159,6 +159,12 @@ def test_failed_and_diverged_trials_do_not_end_a_search_that_ends_where_its_spac
     assert "3 are all there are" in capsys.readouterr().out
 
 
+def test_a_search_of_which_nothing_comes_has_failed(begin, ledger):
+    with pytest.raises(InputError, match="1 trials have ended, and none with a eval/ap50. See why"):
+        begin("random", f"seed={searches.RAISES},{searches.RAISES}.0", "search.num_trials=2")
+    assert ledger.search.state(jobs.seen()).name == "failed"
+
+
 def test_a_metric_that_no_trial_has_ends_the_search_with_those_there_are(begin, ledger):
     with pytest.raises(InputError, match="none has search.metric=eval/ap50. There are: eval/loss/total"):
         begin("random", f"seed={searches.IS_WITHOUT}", f"{WEIGHT}=interval(1.5,5)", "search.num_trials=9")
@@ -238,3 +244,9 @@ def test_a_trial_is_the_run_that_its_overrides_compose_alone(arguments, config):
     assert cell.cfg.about.identity == search_command.runs.identity(alone)
     assert cell.cfg.about.title == "head=none giou=2.5"
     assert not any("search" in text for text in cell.overrides)
+
+
+def test_no_torch_is_imported_to_search_and_no_optuna_to_do_anything_else():
+    program = "import sys, launchers.launch, launchers.__main__; assert not {'optuna', 'torch'} & set(sys.modules); "
+    program += "import launchers.controller; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
