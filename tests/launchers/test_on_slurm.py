@@ -221,9 +221,10 @@ def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
     assert "Submitted the search as job" in says
     search = sweep.outputs / "ledger/search"
     wait_for(lambda: [*search.parent.glob("*/trial.json")])
-    sweep.says("scancel", "--signal=USR2", read(search / "0001/job.json")["job"])
-    wait_for(lambda: read(search / "0001/state.json").get("restart") == 1)
+    job = read(search / "0001/job.json")["job"]
+    sweep.says("scancel", "--signal=USR2", job)
     wait_for(sweep.is_over)
+    assert "Restarts=1" in sweep.says("scontrol", "show", "job", job)
     assert sweep.states() == {"done": 1}
     assert "search: done" in sweep.launchers("status")
     assert [len(its) for its in sweep.attempts().values()] == [1]
