@@ -223,7 +223,7 @@ def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
     wait_for(lambda: [*search.parent.glob("*/trial.json")])
     job = read(search / "0001/job.json")["job"]
     sweep.says("scancel", "--signal=USR2", job)
-    wait_for(sweep.is_over)
+    wait_for(lambda: read(search / "0001/state.json")["state"] == "done")
     assert "Restarts=1" in sweep.says("scontrol", "show", "job", job)
     assert sweep.states() == {"done": 1}
     assert "search: done" in sweep.launchers("status")
