@@ -9,7 +9,6 @@ import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from bbu_train import command_line, runs  # noqa: E402
@@ -17,11 +16,8 @@ from launchers.launch import launch  # noqa: E402
 
 
 def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    hydra = HydraConfig.get()
-    experiment = runs.experiment_name(hydra.runtime.choices.get("experiment"))
-    in_sweep = hydra.mode is RunMode.MULTIRUN
-    swept = runs.swept_keys(sys.argv[1:]) if in_sweep else ()
-    cfg = runs.settle(cfg, experiment, overrides, in_sweep, swept)
+    experiment = runs.experiment_name(HydraConfig.get().runtime.choices.get("experiment"))
+    cfg = runs.settle(cfg, experiment, overrides, in_sweep=False)
 
     if cfg.model.get("checkpoint") is not None:  # said before torch is imported, which takes seconds
         from bbu_train.model import weights

@@ -25,7 +25,7 @@ Task = Callable[[DictConfig, Sequence[str]], None]
 """What is run: a config, and the overrides that the user gave for it."""
 
 Launch = Callable[[Sequence[str], Path], int]
-"""What starts a sweep elsewhere than in this process: from the command's arguments and conf/ to the exit code."""
+"""What starts the runs of a sweep: from the command's arguments and conf/ to the exit code."""
 
 
 def config_folder() -> Path:
@@ -35,41 +35,33 @@ def config_folder() -> Path:
 
 
 def run(task: Task, folder: Path, launch: Launch) -> int:
-    """Run `task` with the config that `sys.argv` composes from `folder`, once or as a sweep; give the exit code.
-
-    A sweep with a launcher of conf/hydra/launcher is left to `launch`.
+    """Run `task` with the config that `sys.argv` composes from `folder`, or `launch` a sweep; give the exit code.
 
     0: done, help included. 2: the user's to mend, in one message without a traceback (`BBU_FULL_ERROR=1` adds it).
     1: a defect, with its traceback. 75: a signal asked the run to end, and the same command, or the one that is said,
     goes on with it. 130: interrupted.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
-    reported: list[Exception] = []
     try:
         sys.argv[1:], added = overrides.with_choices_of_resumed(overrides.in_hydras_order(sys.argv[1:]))
         command = overrides.check(sys.argv[1:], folder)
-        if command.launches:
+        if command.sweeps and not command.shows:
             return launch(sys.argv[1:], folder)
         application = hydra.main(
             version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
         )
-        application(_reporting(task, command.sweeps, added, reported))()
+        application(_reporting(task, added))()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        return exit_code(error) if error in reported else report(_as_input_error(error))
+        return report(_as_input_error(error))
     return 0
 
 
-def _reporting(
-    task: Task, sweeping: bool, added: Sequence[str], reported: list[Exception]
-) -> Callable[[DictConfig], None]:
-    """The task, which reports its own failure at once.
-
-    A sweep goes on with its other cells, of whose failures Hydra would raise only the first. A single run leaves by
-    SystemExit, which Hydra lets through without a line of its own, and so does a sweep when the process is to end.
-    """
+def _reporting(task: Task, added: Sequence[str]) -> Callable[[DictConfig], None]:
+    """The task, which reports its own failure at once and leaves by SystemExit, which Hydra lets through without a line
+    of its own."""
 
     @functools.wraps(task)
     def reporting(cfg: DictConfig) -> None:
@@ -77,15 +69,7 @@ def _reporting(
         try:
             task(cfg, given)
         except Exception as error:
-            if sweeping:
-                print(f"{' '.join(given)}:", file=sys.stderr)
-            code = report(error)
-            if sweeping and isinstance(error, Preempted):
-                print("The sweep ends here. The same command goes on with it.", file=sys.stderr, flush=True)
-            if not sweeping or isinstance(error, Preempted):
-                raise SystemExit(code) from error
-            reported.append(error)
-            raise
+            raise SystemExit(report(error)) from error
 
     return reporting
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from bbu_train.errors import InputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_joins = count()
 
 
 def start() -> torch.device:
@@ -32,7 +34,10 @@ def start() -> torch.device:
             "torchrun, which sets all of them, or unset RANK and WORLD_SIZE to run a single process."
         )
     device = _device_of_rank(int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device("cpu")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"join {next(_joins)}", store)  # torchrun's keeps what was said when they joined before
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return device
 
 

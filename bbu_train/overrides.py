@@ -25,7 +25,7 @@ class Command(NamedTuple):
     """What a command asks for."""
 
     sweeps: bool
-    launches: bool  # its runs are started by launchers/, not by Hydra one after the other in this process
+    shows: bool  # something of the config or of Hydra, and starts nothing
 
 
 def check(arguments: Sequence[str], folder: Path) -> Command:
@@ -34,7 +34,7 @@ def check(arguments: Sequence[str], folder: Path) -> Command:
     parser.prog = "python -m bbu_train"
     flags = parser.parse_args(list(arguments))
     if flags.shell_completion:
-        return Command(sweeps=False, launches=False)
+        return Command(sweeps=False, shows=True)
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
     loader = config_loader(folder, flags.config_dir)
@@ -59,8 +59,7 @@ def check(arguments: Sequence[str], folder: Path) -> Command:
     if launching and not sweeping:
         problems.append("hydra/launcher starts the runs of a sweep and needs -m: without it the run would train here.")
     override_keys.refuse([*(_sweep_problems(given) if sweeping else _single_problems(given)), *problems])
-    shows = flags.cfg or flags.info or flags.help or flags.hydra_help
-    return Command(sweeping, launching and not shows)
+    return Command(sweeping, bool(flags.cfg or flags.info or flags.help or flags.hydra_help))
 
 
 def in_hydras_order(arguments: Sequence[str]) -> list[str]:

@@ -60,12 +60,6 @@ def experiment_name(choice: str | Sequence[str] | None) -> str:
     return (choice if isinstance(choice, str) else "+".join(choice)).replace("/", "-")
 
 
-def swept_keys(arguments: Sequence[str]) -> list[str]:
-    """The keys to which a command gives several values. `arguments` may have options of Hydra's, such as -m."""
-    overrides = parse([argument for argument in arguments if "=" in argument and not argument.startswith("-")])
-    return [override.key_or_group for override in overrides if override.is_sweep_override()]
-
-
 def settle(
     cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str] = ()
 ) -> DictConfig:
@@ -76,7 +70,7 @@ def settle(
     cells of the sweep apart.
     """
     cfg = cfg.copy()
-    _refuse_unresolvable(cfg)
+    identity = identity_of(_values_or_refusal(cfg))
     given = [override.key_or_group for override in parse(overrides)]
     if "folder" in given:
         raise InputError("folder is made of outputs, sweep and run. Give those.")
@@ -85,17 +79,19 @@ def settle(
     if cfg.resume is not None:
         return _resumed(cfg, given)
     with open_dict(cfg):
-        cfg.about = _about(cfg, overrides, in_sweep, swept)
+        cfg.about = _about(cfg, identity, overrides, in_sweep, swept)
     cfg.sweep = _name("sweep", experiment if cfg.sweep is None else cfg.sweep)
     if cfg.run is None and in_sweep:
-        cfg.run = identity(cfg)
+        cfg.run = identity
     if cfg.run is None:
         return cfg
     cfg.run = _name("run", cfg.run)
     return _same_run(cfg, given) if (Path(cfg.folder) / run_folder.CONFIG).exists() else cfg
 
 
-def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str]) -> dict[str, Any]:
+def _about(
+    cfg: DictConfig, identity: str, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str]
+) -> dict[str, Any]:
     """What conf/config.yaml says of `about`. Values are written as the config has them: 1e-6 and 1e-06 are one."""
     given: dict[str, Any] = {}
     for override in parse(overrides):
@@ -112,7 +108,7 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept: Seq
     words = {key: str(given[key]).replace("${", "\\${") for key in sorted(given, key=lambda key: key not in swept)}
     title = " ".join(f"{_shortened(key, swept)}={words[key]}" for key in words if key in swept)
     return {
-        "identity": identity(cfg),
+        "identity": identity,
         "in_sweep": in_sweep,
         "title": title or None,
         "overrides": [f"{key}={word}" for key, word in words.items()],
@@ -198,12 +194,13 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _refuse_unresolvable(cfg: DictConfig) -> None:
+def _values_or_refusal(cfg: DictConfig) -> dict[str, Any]:
+    """`result_values`, of a config that can be resolved; it is resolved once, as that takes the time of a sweep."""
     values = leaves(OmegaConf.to_container(cfg, resolve=False))
     if missing := [key for key, value in values if value == MISSING]:
         raise InputError(f"{', '.join(missing)} must be given, such as {missing[0]}=... on the command line.")
     try:
-        OmegaConf.to_container(cfg, resolve=True)
+        return result_values(cfg)
     except OmegaConfBaseException as error:
         raise InputError(f"The config cannot be resolved: {error}") from error
 

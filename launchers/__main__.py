@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 COMMANDS = {
     "status": "show every run: its state, its job, how far it is, and why it failed",
-    "resume": "submit the runs that are lost, cancelled or were never submitted; not those that failed or were pruned",
+    "resume": "submit the runs that ended early, are lost, cancelled or were never submitted; not those that failed",
     "cancel": "end every job of the sweep, queued or running; resume goes on where they were saved",
     "retry": "submit those that failed again",
 }
@@ -94,7 +94,7 @@ def _end(ledger: Ledger, entries: Sequence[Entry]) -> None:
     with locked(ledger.folder):
         job_state = jobs.seen()
         for entry in entries:
-            if entry.state(job_state).name in ("queued", "running", "preempted"):
+            if entry.state(job_state).in_hand:
                 newest = entry.newest()
                 assert newest is not None
                 newest.write("cancelled", reason="cancelled by hand")

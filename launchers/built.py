@@ -1,9 +1,12 @@
 """What only torch can say of a sweep, in a process of its own: `python -m launchers.built` reads from stdin a list of
-`{"what": "data" or "groups", "config": path, "cells": [...]}`, and answers with a line for each problem."""
+`{"what": "data", "groups" or "needs", "config": path, "cells": [...]}`, and answers with a line for each problem. Where
+there is none, it answers with a line for what each of "needs" takes."""
 
 import json
 import sys
 from functools import lru_cache, partial
+from itertools import islice
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -11,13 +14,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train import checks, loader, planning
+from bbu_train.collator.sizes import sizes
 from bbu_train.errors import InputError
+from bbu_train.optimizer.groups import state_bytes
 
+NUM_STEPS = 4  # of the plan, over which the arithmetic of a step is a mean: their pictures are read
 build = partial(instantiate, _convert_="all")
 
 
-def data(cfg: DictConfig) -> None:
-    """All that a run finds out before it builds its model, in the same order."""
+def data(cfg: DictConfig) -> tuple[planning.Plan, loader.Source, object]:
+    """All that a run finds out before it builds its model, in the same order: the plan, its source, and how pictures
+    are taken."""
     loaded = _loaded(OmegaConf.to_yaml(cfg.data, resolve=True))
     checks.num_objects((*loaded.train, *loaded.validation), cfg.head.get("num_queries"))
     preprocessing = build(cfg.model.preprocessing)
@@ -25,7 +32,7 @@ def data(cfg: DictConfig) -> None:
     collator = build(cfg.collator)(preprocessing.picture_format)
     checks.max_tokens(collator.max_tokens, preprocessing.max_positions)
     source, _ = loader.sources(loaded, builder, preprocessing.cost, collator)
-    planning.Plan(build(cfg.sampler), source, cfg.steps)
+    return planning.Plan(build(cfg.sampler), source, cfg.steps), source, preprocessing.picture_format
 
 
 @lru_cache(maxsize=4)
@@ -33,7 +40,7 @@ def _loaded(text: str):
     return build(OmegaConf.create(text))
 
 
-def groups(cfg: DictConfig) -> None:
+def groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Every parameter in one group, every group with parameters: the model has its shape but no weights."""
     if cfg.model.weights != "random":
         from transformers import AutoConfig
@@ -43,17 +50,47 @@ def groups(cfg: DictConfig) -> None:
             cfg.model.weights = "random"
     cfg.model.compile = False
     model = build(cfg.model.network)(device=torch.device("meta"), head=build(cfg.head))
-    build(cfg.optimizer)(model)
+    optimizer = build(cfg.optimizer)(model)
     model.check_teacher_cache()
+    return model, optimizer
+
+
+def needs(cfg: DictConfig) -> dict[str, float]:
+    """Useful operations of a step, of all processes together, as a mean over the first steps; and the bytes of weights,
+    gradients and the optimizer's state, which each process holds besides its activations."""
+    plan, source, picture_format = data(cfg)
+    model, optimizer = groups(cfg)
+    steps = list(islice(plan.starting_at(0), NUM_STEPS))
+    encoded = [source.encode(draw) for step in steps for row in step for draw in row]
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return {
+        "operations": model.num_useful_operations(sizes(encoded, picture_format)) / len(steps),
+        "num_bytes": weights + gradients + state_bytes(optimizer),
+    }
 
 
 def main() -> None:
-    checks_of = {"data": data, "groups": groups}
-    for task in json.load(sys.stdin):
-        try:
-            checks_of[task["what"]](OmegaConf.load(task["config"]))
-        except (InputError, InstantiationException) as error:
-            print(json.dumps({"cells": task["cells"], "problem": str(_users(error))}), flush=True)
+    tasks = json.load(sys.stdin)
+    problems = [its for its in (_problem(task) for task in tasks) if its is not None]
+    needed = [] if problems else [_needed(task) for task in tasks if task["what"] == "needs"]
+    for answer in (*problems, *needed):
+        print(json.dumps(answer))
+
+
+def _problem(task: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        if task["what"] == "data":
+            data(OmegaConf.load(task["config"]))
+        if task["what"] == "groups":
+            groups(OmegaConf.load(task["config"]))
+    except (InputError, InstantiationException) as error:
+        return {"cells": task["cells"], "problem": str(_users(error))}
+    return None
+
+
+def _needed(task: dict[str, Any]) -> dict[str, Any]:
+    return {"cells": task["cells"], "needs": needs(OmegaConf.load(task["config"]))}
 
 
 def _users(error: BaseException) -> InputError:

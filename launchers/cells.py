@@ -8,7 +8,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ class Cell:
     overrides: tuple[str, ...]
     choices: Mapping[str, str]
     cfg: DictConfig
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The config, resolved."""
+        values = OmegaConf.to_container(self.cfg, resolve=True)
+        assert isinstance(values, dict)
+        return {str(key): value for key, value in values.items()}
 
 
 def compose(arguments: Sequence[str], folder: Path, searched: Sequence[str] = ()) -> list[Cell]:
@@ -75,10 +82,17 @@ def is_of_search(key: str) -> bool:
 
 
 def with_sweep_of_config(given: list[Override], loader: ConfigLoaderImpl, name: str) -> list[Override]:
-    """The overrides, after those that the config itself sweeps over (hydra.sweeper.params), as in Hydra's sweeper."""
-    params = loader.load_configuration(name, firsts(given), RunMode.MULTIRUN).hydra.sweeper.get("params") or {}
+    """The overrides, after those that the config itself sweeps over (hydra.sweeper.params), as in Hydra's sweeper.
+
+    Where nobody has named a launcher, it is `here`.
+    """
+    config = loader.load_configuration(name, firsts(given), RunMode.MULTIRUN)
+    params = config.hydra.sweeper.get("params") or {}
     keys = {override.key_or_group for override in given}
     added = [f"{key}={value}" for key, value in params.items() if str(key).lstrip("+~") not in keys]
+    if config.hydra.runtime.choices["hydra/launcher"] == "basic":
+        given = [override for override in given if override.key_or_group != "hydra/launcher"]
+        added.append("hydra/launcher=here")
     return [*override_keys.parse(added, loader), *given]
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from bbu_train import command_line, preemption
 from bbu_train.errors import InputError, Preempted
 from bbu_train.tracker.jsonl import read_rows
-from launchers import jobs, preflight, search, search_command, survey
+from launchers import preflight, search, search_command, survey
 from launchers.cells import Cell
 from launchers.ledger import OPEN, Ledger, State, locked
 from launchers.trials import Followed, identity, recorded
@@ -65,11 +65,11 @@ class Controller:
 
     def _recall(self) -> None:
         """All trials that were drawn before. Those that nobody works on are started again first."""
-        job_state = jobs.seen()
-        for entry, said in recorded(self.ledger):
+        drawn = recorded(self.ledger)
+        rows = survey.rows(self.ledger, [entry.run for entry, _ in drawn])
+        for (entry, said), row in zip(drawn, rows, strict=True):
             its = Followed(self.study.again(said["number"], said["params"]), entry)
-            is_open = entry.state(job_state).name in OPEN
-            (self.waiting if is_open else self.running).append(its)
+            (self.waiting if row.may_start(OPEN) else self.running).append(its)
             self._note(its)
 
     def _note(self, its: Followed) -> None:
@@ -123,7 +123,7 @@ class Controller:
         if [len(self.checked)] not in alike:
             return None
         try:
-            preflight.check([cell])
+            preflight.check([cell], unmeasured=[])
         except InputError as error:
             return str(error)
         self.checked.append(cell)
@@ -135,14 +135,14 @@ class Controller:
         rows = survey.rows(self.ledger, [its.run for its in self.running])
         ended, living = [], []
         for its, was_started, row in zip(self.running, were_started, rows, strict=True):
-            is_over = was_started and row.state.name not in search.AT_WORK
+            is_over = was_started and not row.state.in_hand
             (ended if is_over else living).append((its, row.state))
         self._report([its for its, _ in ended])
         for its, state in ended:
             self._end(its, state)
         poor = self._report([its for its, _ in living])
         for its, state in living:
-            if state.name in search.AT_WORK and (its in poor or its.is_pruned()):
+            if state.in_hand and (its in poor or its.is_pruned()):
                 its.prune(self._reason(its))
         self.running = [its for its, _ in living]
 

@@ -1,5 +1,5 @@
-"""What a sweep will take, judged by finished runs of the same shape beside it. Where there are none it is unknown:
-the process that submits does not see the devices on which a formula would have to rest."""
+"""What a sweep will take, judged by finished runs of the same shape beside it; where there are none, by the useful
+arithmetic of a step and the rate that the cluster's file gives for a GPU, or it is unknown."""
 
 import json
 import statistics
@@ -22,38 +22,56 @@ PLACES = ("cluster.partition", "cluster.nodes", "cluster.tasks_per_node", "clust
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A finished run: `<sweep>/<run>`, seconds of the usual step, and the memory of the fullest rank in GiB."""
+class Need:
+    """What a run takes: seconds of the usual step (None: unknown), and the rest of the sentence that says so."""
 
-    name: str
-    step_seconds: float
-    gib: float
+    step_seconds: float | None
+    says: str
 
 
-def report(cells: Sequence[Cell]) -> str:
-    """Time and memory of the cells in a few lines, those that are alike in one, with the total in (GPU-)hours."""
+def measured(cells: Sequence[Cell]) -> list[Need | None]:
+    """Of each cell, as a finished run of its shape took; None where there is none."""
     known = dict(reversed([*islice(_finished(Path(cells[0].cfg.outputs)), NUM_RUNS)]))
-    alike: dict[Measured, list[float]] = {}
-    gpu_hours, num_unknown = 0.0, 0
-    for cell in cells:
-        its = known.get(shape(OmegaConf.to_container(cell.cfg, resolve=True)))
-        if its is None:
-            num_unknown += 1
-            continue
-        hours = its.step_seconds * cell.cfg.steps / 3600
-        alike.setdefault(its, []).append(hours)
+    return [known.get(shape(cell.values)) for cell in cells]
+
+
+def unmeasured(cells: Sequence[Cell], needs: Sequence[Need | None]) -> list[list[int]]:
+    """The numbers of the cells that lack a need, put together where they have one shape."""
+    alike: dict[str, list[int]] = {}
+    for number, (cell, need) in enumerate(zip(cells, needs, strict=True)):
+        if need is None:
+            alike.setdefault(shape(cell.values), []).append(number)
+    return list(alike.values())
+
+
+def computed(cell: Cell, operations: float, num_bytes: int) -> Need:
+    """From the useful operations of a step and the bytes that each process needs at least (`built.needs`)."""
+    cluster = cell.cfg.cluster
+    rate, least = cluster.tflops_per_gpu, f"at least {num_bytes / 2**30:.3g} GiB (weights, gradients and optimizer)"
+    amount = f"{operations / 1e12:.3g} TFLOP a step"
+    if rate is None:
+        why = "no run of their shape is done here yet, and cluster.tflops_per_gpu is null"
+        return Need(None, f"{least}; {amount}, in a time that is unknown: {why}.")
+    seconds = operations / (rate * 1e12 * cluster.nodes * cluster.tasks_per_node)
+    return Need(seconds, f"{least}, by {amount} at cluster.tflops_per_gpu={rate:g}.")
+
+
+def report(cells: Sequence[Cell], needs: Sequence[Need]) -> str:
+    """Time and memory of the cells in a few lines, those that are alike in one, with the total in (GPU-)hours."""
+    alike: dict[Need, list[float]] = {}
+    gpu_hours, is_known = 0.0, all(need.step_seconds is not None for need in needs)
+    for cell, need in zip(cells, needs, strict=True):
+        hours = (need.step_seconds or 0) * cell.cfg.steps / 3600
+        alike.setdefault(need, []).append(hours)
         gpu_hours += hours * cell.cfg.cluster.nodes * cell.cfg.cluster.gpus_per_node
-    lines = [
-        f"Expected of {len(hours)} runs: {min(hours):.2g} to {max(hours):.2g} h of training steps each and "
-        f"{its.gib:.3g} GiB, as {its.name} took."
-        for its, hours in alike.items()
-    ]
-    if num_unknown:
-        lines.append(f"Time and memory of {num_unknown} runs are unknown: no run of their shape is done here yet.")
-    if alike:
+    lines = []
+    for need, hours in alike.items():
+        time = f"{min(hours):.2g} to {max(hours):.2g} h of training steps each and " if need.step_seconds else ""
+        lines.append(f"Expected of {len(hours)} runs: {time}{need.says}")
+    if gpu_hours or any(map(any, alike.values())):
         total = f"{sum(map(sum, alike.values())):.2g} h of jobs"
         total += f", {gpu_hours:.2g} GPU-hours" if gpu_hours else ""
-        lines.append(f"In all {total}{', and what is unknown' if num_unknown else ''}; evaluations come on top.")
+        lines.append(f"In all {total}{'' if is_known else ', and what is unknown'}; evaluations come on top.")
     return "\n".join(lines)
 
 
@@ -71,8 +89,8 @@ def _is_under(key: str, owners: Sequence[str]) -> bool:
     return any(key == owner or key.startswith(f"{owner}.") for owner in owners)
 
 
-def _finished(outputs: Path) -> Iterator[tuple[str, Measured]]:
-    """(shape, what was measured) of runs that are done, the newest first."""
+def _finished(outputs: Path) -> Iterator[tuple[str, Need]]:
+    """(shape, what it took) of runs that are done, the newest first."""
     logs = sorted(outputs.glob("*/*/metrics.jsonl"), key=lambda path: -path.stat().st_mtime)
     for log in logs:
         try:
@@ -83,7 +101,7 @@ def _finished(outputs: Path) -> Iterator[tuple[str, Measured]]:
         if len(rows) > NUM_SLOW_STEPS and rows[-1]["step"] >= values["steps"]:
             seconds = statistics.median(row["time/step_seconds"] for row in rows[NUM_SLOW_STEPS:])
             gib = max(row.get("memory/peak_gib", 0) for row in rows)
-            yield shape(values), Measured(f"{log.parent.parent.name}/{log.parent.name}", seconds, gib)
+            yield shape(values), Need(seconds, f"{gib:.3g} GiB, as {log.parent.parent.name}/{log.parent.name} took.")
 
 
 def _rows(log: Path) -> Iterator[dict[str, Any]]:

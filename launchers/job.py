@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train import preemption
 from bbu_train.errors import Preempted
-from launchers import jobs
+from launchers import jobs, ranks
 from launchers.ledger import Attempt, Entry, Ledger
 
 
@@ -27,7 +27,8 @@ class Job:
     def __init__(self, attempt_folder: str):
         self.attempt_folder = attempt_folder
 
-    def __call__(self) -> None:
+    def __call__(self) -> Preempted | None:
+        """Says how the run was preempted, if it was: that is no failure of the job."""
         preemption.install()  # a signal that comes before this ends the process, so it comes before everything
         self.run()
 
@@ -43,7 +44,8 @@ class Job:
             _search(entry, cfg) if entry.is_search else _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
-                _preempted(attempt, job, preempted.step, cfg)
+                _preempted(attempt, job, preempted, cfg)
+            return preempted
         except KeyboardInterrupt:
             attempt.write("cancelled", reason="interrupted by hand")
             raise
@@ -53,12 +55,13 @@ class Job:
         else:
             if is_main:
                 attempt.write("state", state="done", job=job)
+        return None
 
 
 def _join_ranks() -> tuple[str, bool]:
     """The job's id, and whether this is its first process. Of several, each learns where it finds the others."""
     if "SLURM_JOB_ID" not in os.environ or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return jobs.this_process(), True
+        return jobs.this_process(), ranks.is_first()
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -92,16 +95,16 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
     train(cfg)
 
 
-def _preempted(attempt: Attempt, job: str, step: int, cfg: DictConfig) -> None:
+def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
     """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
-    saved = f"saved at step {step}" if step else "there was nothing to save"
-    if job.startswith("local/") or attempt.read("cancelled"):
-        attempt.write("state", state="preempted", job=job, step=step, reason=saved)
-    elif (num_requeues := _num_restarts()) >= cfg.cluster.max_requeues:
-        why = f"{saved}; requeued {num_requeues} times, as often as cluster.max_requeues allows"
-        attempt.write("state", state="preempted", job=job, step=step, reason=why)
-    else:
-        attempt.write("state", state="preempted", job=job, step=step, reason=saved)
+    saved = f"saved at step {preempted.step}" if preempted.step else "there was nothing to save"
+    num_requeues, why = _num_restarts(), f"{preempted.signal}; {saved}"
+    goes_on = not job.startswith("local/") and not attempt.read("cancelled")
+    if goes_on and num_requeues >= cfg.cluster.max_requeues:
+        goes_on = False
+        why += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
+    attempt.write("state", state="preempted", job=job, step=preempted.step, reason=why)
+    if goes_on:
         subprocess.run(["scontrol", "requeue", job], check=True)
 
 

@@ -1,16 +1,21 @@
-"""What `python -m bbu_train -m hydra/launcher=...` does: compose the sweep, check it, write it down, start it."""
+"""What `python -m bbu_train -m ...` does: compose the sweep, check it, write it down, start it."""
 
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
 
-from launchers import estimate, preflight, search, search_command, survey
-from launchers.cells import compose
+from bbu_train import preemption
+from bbu_train.errors import InputError, Preempted
+from launchers import estimate, preflight, ranks, search, search_command, survey
+from launchers.cells import Cell, compose
+from launchers.here import Here
 from launchers.ledger import OPEN, Ledger, locked
 
 LOOK_SECONDS = 5  # between tables of a command that waits
@@ -20,29 +25,56 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
     """Start what is missing of the sweep; give the exit code. The same command again resumes it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing trains in this process
     if (searched := search_command.read(arguments, folder)) is not None:
+        _refuse_torchrun()
         return search.launch(searched, arguments)
     cells = compose(arguments, folder)
-    preflight.check(cells)  # all of it, or nothing is started
-    print(estimate.report(cells), flush=True)
+    if isinstance(instantiate(cells[0].cfg.launchers, _convert_="all"), Here):
+        preemption.install()  # but now it does
+    else:
+        _refuse_torchrun()
     ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
+    return start(ledger, ranks.agreed(partial(_written_down, ledger, cells)), OPEN)
+
+
+def _refuse_torchrun() -> None:
+    if ranks.are_several():
+        raise InputError(
+            "torchrun starts processes of one run, and a launcher those of a sweep. Leave out one of them."
+        )
+
+
+def _written_down(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
+    """The runs of the sweep, when all of it has been found to be in order, or an error."""
+    _end_if_asked(ledger)
+    needs = estimate.measured(cells)
+    found = preflight.check(cells, estimate.unmeasured(cells, needs))
+    needs = [need or estimate.computed(cells[number], **found[number]) for number, need in enumerate(needs)]
+    _end_if_asked(ledger)
+    print(estimate.report(cells, needs), flush=True)
     with locked(ledger.folder):
-        entries = ledger.add(cells)
-    return start(ledger, [entry.run for entry in entries], OPEN)
+        return [entry.run for entry in ledger.add(cells)]
+
+
+def _end_if_asked(ledger: Ledger) -> None:
+    if preemption.requested():
+        raise Preempted(0, preemption.signal_name(), str(ledger.folder.parent))
 
 
 def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
     """Start those of the runs that are in one of these states, each with the launcher of its own config."""
     runs_of: dict[str, list[str]] = {}
-    for row in survey.rows(ledger, runs):
+    for row in ranks.agreed(partial(survey.rows, ledger, runs)):
         its = runs_of.setdefault(json.dumps(row.entry.cell["launcher"], sort_keys=True), [])
-        if row.state.name in states:
+        if row.may_start(states):
             its.append(row.entry.run)
     launchers = {text: instantiate(json.loads(text), _convert_="all") for text in runs_of}
-    for text, its in runs_of.items():
-        if its:
-            launchers[text].start(ledger, its, states)
-    waits = any(launcher.wait for launcher in launchers.values())
-    return watch(ledger, runs) if waits else show(ledger, runs)
+    codes = [launchers[text].start(ledger, its, states) for text, its in runs_of.items() if its]
+    code = max(codes, default=0)
+    if ranks.is_first() and code != os.EX_TEMPFAIL and any(launcher.wait for launcher in launchers.values()):
+        return max(code, watch(ledger, runs))
+    if ranks.is_first():
+        show(ledger, runs)
+    return code
 
 
 def show(ledger: Ledger, runs: Sequence[str] | None) -> int:
@@ -55,15 +87,20 @@ def show(ledger: Ledger, runs: Sequence[str] | None) -> int:
 def watch(ledger: Ledger, runs: Sequence[str]) -> int:
     """Show the table until no run has a job left; 1 unless all are done, else 0.
 
-    A terminal is drawn anew; a file gets a table when it changes.
+    A terminal is drawn anew; a file gets a table when it changes. Ctrl-C ends the looking and no run.
     """
     shown = None
-    while True:
-        found = survey.rows(ledger, runs)
-        text = survey.table(ledger, found)
-        if text != shown:
-            print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
-            shown = text
-        if not any(row.state.name in ("queued", "running", "preempted") for row in found):
-            return int(any(row.state.name != "done" for row in found))
-        time.sleep(LOOK_SECONDS)
+    try:
+        while True:
+            found = survey.rows(ledger, runs)
+            text = survey.table(ledger, found)
+            if text != shown:
+                print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
+                shown = text
+            if not any(row.state.in_hand for row in found):
+                return int(any(row.state.name != "done" for row in found))
+            time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        end = f"python -m launchers cancel {ledger.folder.parent}"
+        print(f"\nNo longer looking; the runs go on. To end them: {end}", file=sys.stderr)
+        raise

@@ -34,17 +34,21 @@ from launchers import jobs
 from launchers.cells import Cell
 
 LOCK_SECONDS = 120  # a submission holds the lock for seconds
-OPEN = ("lost", "cancelled", "missing")
-"""States of a run that nobody works on, and that may be started again; a failed one only on demand."""
+OPEN = ("preempted", "lost", "cancelled", "missing")
+"""States in which a run may be started again, unless a job has it in hand; a failed one only on demand."""
 
 
 @dataclass(frozen=True)
 class State:
-    """`name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted)."""
+    """`name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted).
+
+    `in_hand` is whether its job is there, or may be: a preempted one that queued itself again is.
+    """
 
     name: str
     reason: str = ""
     job: str | None = None
+    in_hand: bool = False
 
 
 class Attempt:
@@ -99,13 +103,15 @@ class Attempt:
         if now in jobs.LIVE:
             if now == "waiting" and name == "running":  # SLURM stopped it without a word to it, and starts it again
                 name = "preempted"
-            return State(name, "being cancelled" if cancelled else said.get("reason", ""), job)
+            return State(name, "being cancelled" if cancelled else said.get("reason", ""), job, in_hand=True)
         if now is None:
-            return State(name, "its job cannot be seen from here", job)
+            return State(name, "its job cannot be seen from here", job, in_hand=True)
         if cancelled:
             return State(cancelled.get("state", "cancelled"), cancelled["reason"], job)
+        if name == "preempted":  # it saved, and did not queue itself again
+            return State(name, said["reason"], job)
         ended = "never submitted" if job is None else f"its job is gone: {now}"
-        return State("lost", f"{said['reason']}; {ended}" if said.get("reason") else f"was {name}; {ended}", job)
+        return State("lost", f"was {name}; {ended}", job)
 
 
 class Entry:

@@ -30,13 +30,14 @@ class Local:
             self.gpus.put(gpu)
         self.shares_gpus = gpus is None
 
-    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> None:
+    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         """Run those that are in one of these states when it is their turn: others may be at work on the same sweep."""
         pool = ThreadPoolExecutor(self.num_parallel)
         try:
             list(pool.map(lambda run: self._run(ledger, run, states), runs))
         finally:  # after Ctrl-C, which the processes have got too
             pool.shutdown(cancel_futures=True)
+        return 0
 
     def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
         """Make a search's trials, in this process."""
@@ -47,7 +48,7 @@ class Local:
         try:
             with locked(ledger.folder):
                 (row,) = survey.rows(ledger, [run])
-                if row.state.name not in states:
+                if not row.may_start(states):
                     return
                 attempt = row.entry.claim()
                 process = _started(attempt, gpu)

@@ -1,7 +1,7 @@
 """What is checked of a whole sweep before the first of its runs is started. Torch stays out of this process.
 
 Every cell has composed (cells.py). Here: the weights are there; then, in one child process that imports torch, the data
-of each data config, and the groups of parameters of each model, head and optimizer.
+of each data config, the groups of parameters of each model, head and optimizer, and what a step takes (estimate.py).
 """
 
 import json
@@ -13,8 +13,6 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from bbu_train import override_keys, run_folder
 from bbu_train.errors import InputError, all_problems
 from bbu_train.model import weights
@@ -25,20 +23,29 @@ GROUPS = ("model", "head", "optimizer")
 SEEDS = ("data.teachers.seed", "sampler.seed")  # what is wrong with data is wrong whatever is drawn from it
 
 
-def check(cells: Sequence[Cell]) -> None:
-    """Raise one InputError that names all that is wrong, each problem with the cells that have it."""
+def check(cells: Sequence[Cell], unmeasured: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
+    """Raise one InputError that names all that is wrong, each problem with the cells that have it.
+
+    If nothing is: what a step of the unmeasured cells takes (`built.needs`), by their numbers, which are put together
+    where that is the same.
+    """
     for checkpoint, kind in sorted({(cell.cfg.model.checkpoint, cell.cfg.model.weights) for cell in cells}, key=str):
         if checkpoint is not None:
             weights.require(checkpoint, kind)
-    found = _asked_child(cells, tasks(cells))
-    problems = [indent(f"{_named(cells, numbers)}: {text}", "    ").strip() for numbers, text in found]
+    answers = _asked_child(cells, {**tasks(cells), "needs": unmeasured})
+    problems = [
+        indent(f"{_named(cells, its['cells'])}: {its['problem']}", "    ").strip()
+        for its in answers
+        if "problem" in its
+    ]
     if problems:
         raise all_problems("The sweep", problems, "Nothing was started.")
+    return {number: its["needs"] for its in answers for number in its["cells"]}
 
 
 def tasks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
     """What is to be checked, and for each the numbers of the cells of which one stands for all."""
-    resolved = [OmegaConf.to_container(cell.cfg, resolve=True) for cell in cells]
+    resolved = [cell.values for cell in cells]
     return {"data": _alike(resolved, DATA), "groups": _alike(resolved, GROUPS)}
 
 
@@ -61,8 +68,8 @@ def _rate(key: str, value: Any) -> Any:
     return "positive" if is_rate and isinstance(value, int | float) and 0 < value < float("inf") else value
 
 
-def _asked_child(cells: Sequence[Cell], work: Mapping[str, list[list[int]]]) -> list[tuple[list[int], str]]:
-    """What the child says is wrong: the numbers of the cells, and the problem."""
+def _asked_child(cells: Sequence[Cell], work: Mapping[str, Sequence[Sequence[int]]]) -> list[dict[str, Any]]:
+    """What the child answers, each time with the numbers of the cells."""
     with tempfile.TemporaryDirectory() as folder:
         tasks = []
         for what, groups in work.items():
@@ -81,7 +88,7 @@ def _asked_child(cells: Sequence[Cell], work: Mapping[str, list[list[int]]]) -> 
         raise InputError(
             f"The sweep could not be checked (exit code {done.returncode}; see above). Nothing was started."
         )
-    return [(answer["cells"], answer["problem"]) for answer in map(json.loads, done.stdout.splitlines())]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _named(cells: Sequence[Cell], numbers: Sequence[int]) -> str:

@@ -20,23 +20,28 @@ from bbu_train import run_folder
 from bbu_train.errors import InputError, all_problems
 from launchers import estimate, jobs, preflight, survey
 from launchers.cells import Cell
+from launchers.here import Here
 from launchers.ledger import Attempt, Ledger, locked, write
 from launchers.search_command import Command, made_study
 from launchers.trials import recorded
 
-AT_WORK = ("queued", "running", "preempted")
 LOOK_SECONDS = 5  # between tables of a command that waits
 
 
 def launch(command: Command, arguments: Sequence[str]) -> int:
     """Start a search, or go on with it; give the exit code. Nothing is started if its first trial could not run."""
     first = command.cell(made_study(command).ask().params)
+    if isinstance(instantiate(first.cfg.launchers, _convert_="all"), Here):
+        raise InputError("A search needs a process for each trial: give hydra/launcher=local, or slurm.")
     ledger = Ledger(Path(first.cfg.folder).parent / "ledger")
     with locked(ledger.folder):
         _refuse(ledger, command)  # before the slow check, and again after it
-    preflight.check([first])
+    (need,) = estimate.measured([first])
+    found = preflight.check([first], estimate.unmeasured([first], [need]))
+    need = need or estimate.computed(first, **found[0])
     num_trials = command.settings.num_trials
-    print(f"{num_trials} trials, if each were like the first and none pruned:\n{estimate.report([first] * num_trials)}")
+    expected = estimate.report([first] * num_trials, [need] * num_trials)
+    print(f"{num_trials} trials, if each were like the first and none pruned:\n{expected}", flush=True)
     return begin(ledger, command, arguments, first)
 
 
@@ -102,7 +107,7 @@ def _refuse(ledger: Ledger, command: Command) -> None:
 
 def _refuse_two(ledger: Ledger) -> None:
     state = ledger.search.state(jobs.seen())
-    if state.name in AT_WORK:
+    if state.in_hand:
         raise InputError(
             f"The search of {ledger.sweep} is {state.name} already, as {state.job}: a second would run trials twice. "
             f"python -m launchers status {ledger.folder.parent} shows it, cancel ends it."
@@ -131,11 +136,11 @@ def watch(ledger: Ledger) -> int:
     """Show the table until neither the search nor a run has a job left; 0 if the search has ended well, else 1."""
     shown = None
     while True:
-        at_work = [ledger.search.state(jobs.seen()).name, *(row.state.name for row in survey.rows(ledger))]
+        states = [ledger.search.state(jobs.seen()), *(row.state for row in survey.rows(ledger))]
         text = table(ledger)
         if text != shown:
             print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
             shown = text
-        if not set(at_work) & set(AT_WORK):
-            return int(ledger.search.state(jobs.seen()).name != "done")
+        if not any(state.in_hand for state in states):
+            return int(states[0].name != "done")
         time.sleep(LOOK_SECONDS)

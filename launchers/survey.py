@@ -19,6 +19,10 @@ class Row:
     entry: Entry
     state: State
 
+    def may_start(self, states: Collection[str]) -> bool:
+        """Whether the run is in one of these states, and no job has it in hand."""
+        return self.state.name in states and not self.state.in_hand
+
 
 def rows(ledger: Ledger, runs: Sequence[str] | None = None) -> list[Row]:
     """Each of these runs with its present state, in this order; or every run, in the order of names."""

@@ -35,13 +35,14 @@ class Formula:
     def __init__(self, num_parallel: int):
         self.num_parallel = num_parallel
 
-    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> None:
+    def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         with locked(ledger.folder):
             for row in survey.rows(ledger, runs):
-                if row.state.name in states:
+                if row.may_start(states):
                     attempt = row.entry.claim()
                     process = subprocess.Popen([sys.executable, "-m", "searches", str(attempt.folder)])
                     attempt.write("job", job=jobs.this_process(process.pid))
+        return 0
 
     def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
         Job(str(attempt.folder)).run()

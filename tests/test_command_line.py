@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from bbu_train import command_line, run_folder
 from bbu_train.errors import InputError, Preempted
+from launchers.cells import compose
 
 CONF = {
     "config.yaml": """
@@ -26,6 +27,7 @@ CONF = {
           - override hydra/job_logging: none
         seed: 17
         steps: 120
+        about: null
         debug: false
         num_workers: 0
         sweep: null
@@ -33,14 +35,15 @@ CONF = {
         resume: null
         outputs: outputs
         folder: ${outputs}/${sweep}/${run}
-        hydra: {run: {dir: .}, sweep: {dir: "${outputs}/.hydra", subdir: .}, output_subdir: null}
+        hydra: {run: {dir: .}, output_subdir: null}
     """,
     "head/detr.yaml": "{num_queries: 100, d_model: 256}",
     "head/none.yaml": "{}",
     "optimizer/groups.yaml": "{betas: [0.9, 0.9], groups: {llm: {pattern: l, lr: 1e-5}, vision: {pattern: v, lr: 0}}}",
     "data/made.yaml": "{num_pictures: 4}",
     "data/jsonl.yaml": "{root: null}",
-    "hydra/launcher/here.yaml": "# @package _global_\nlaunchers: {num_parallel: 1}\n",
+    "hydra/launcher/here.yaml": "# @package _global_\nlaunchers: {_target_: launchers.here.Here}\n",
+    "hydra/launcher/many.yaml": "# @package _global_\nlaunchers: {num_parallel: 1}\n",
     "tracker/jsonl.yaml": "{jsonl: {folder: '${folder}'}}",
     "experiment/smoke.yaml": "# @package _global_\nsteps: 2\n",
     "experiment/headless.yaml": "# @package _global_\ndefaults:\n  - override /head: none\n",
@@ -61,16 +64,21 @@ def conf(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(conf, tmp_path, monkeypatch, capsys):
-    """Run a task with a command; give the exit code, what stderr says, and the configs that reached the task."""
+    """Run a task with a command; give the exit code, what stderr says, and the configs that reached the task, or that
+    a sweep would start."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; this restores it
 
-    def run(*arguments, task=lambda cfg, given: None, launch=lambda arguments, folder: 0):
+    def run(*arguments, task=lambda cfg, given: None):
         configs = []
 
         def keep(cfg, given):
             configs.append((cfg, given))
             task(cfg, given)
+
+        def launch(arguments, folder):
+            configs.extend((cell.cfg, cell.overrides) for cell in compose(arguments, folder))
+            return 0
 
         monkeypatch.setattr(sys, "argv", ["bbu_train", *arguments])
         try:
@@ -103,7 +111,7 @@ def test_options_may_stand_anywhere(command):
 
 def test_a_sweep_leaves_nothing_in_the_working_directory(command, tmp_path):
     command("-m", "seed=1,2")
-    assert {path.name for path in tmp_path.iterdir()} == {"conf", "outputs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"conf"}
 
 
 def test_a_misspelt_key_is_refused_with_the_nearest_and_with_what_exists(command):
@@ -198,22 +206,23 @@ def test_a_word_that_is_no_override_is_refused(command):
 
 def test_several_values_and_launchers_need_a_sweep(command):
     assert "need -m" in refused(command, "seed=1,2")
-    assert "needs -m" in refused(command, "hydra/launcher=here")
+    assert "needs -m" in refused(command, "hydra/launcher=many")
     assert command("-m", "hydra/launcher=basic", "seed=1,2")[0] == 0
 
 
-def test_a_sweep_with_a_launcher_is_left_to_it(command):
-    given, launched = ["-m", "hydra/launcher=here", "launchers.num_parallel=2", "seed=1,2"], []
-
-    def launch(arguments, folder):
-        launched.append(arguments)
-        return 7
-
-    assert (command(*given, launch=launch)[0], launched) == (7, [given])
-    assert "launchers.num_paralel is no key" in refused(command, "-m", "hydra/launcher=here", "launchers.num_paralel=2")
+def test_a_sweep_takes_the_launcher_that_is_named_or_runs_here(command):
+    for named in ((), ("hydra/launcher=basic",)):
+        _, _, configs = command("-m", *named, "seed=1,2")
+        assert [cfg.launchers._target_ for cfg, _ in configs] == ["launchers.here.Here"] * 2
+    _, _, configs = command("-m", "hydra/launcher=many", "launchers.num_parallel=2", "experiment=smoke", "seed=1,2")
+    assert [cfg.launchers.num_parallel for cfg, _ in configs] == [2, 2]
+    assert "launchers.num_paralel is no key" in refused(command, "-m", "hydra/launcher=many", "launchers.num_paralel=2")
     assert "launchers.num_parallel is no key" in refused(command, "-m", "launchers.num_parallel=2", "seed=1,2")
-    assert "one launcher" in refused(command, "-m", "hydra/launcher=here,basic")
-    assert command("-m", "hydra/launcher=here", "experiment=smoke", "seed=1,2")[0] == 0
+    assert "one launcher" in refused(command, "-m", "hydra/launcher=many,basic")
+
+
+def test_the_config_of_a_sweep_is_shown_and_nothing_started(command):
+    assert command("-m", "--cfg", "job", "seed=1,2")[2] == []
 
 
 def test_cells_that_would_share_a_folder_are_refused(command):
@@ -270,18 +279,6 @@ def test_the_traceback_of_the_users_error_is_shown_on_demand(command, monkeypatc
 
 def test_an_interrupt_is_one_line(command):
     assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "interrupted\n")
-
-
-def test_a_sweep_goes_on_after_a_failed_cell_and_names_it(command):
-    def task(cfg, given):
-        if cfg.seed < 3:
-            raise InputError(f"bad seed {cfg.seed}")
-
-    code, says, configs = command("-m", "seed=1,2,3", task=task)
-    assert code == 2
-    assert len(configs) == 3
-    assert "seed=1:\nerror: bad seed 1\nseed=2:\nerror: bad seed 2\n" in says
-    assert "Traceback" not in says
 
 
 def test_a_resumed_run_brings_its_choices(command, tmp_path):
@@ -358,9 +355,3 @@ def test_a_run_that_has_no_folder_yet_goes_on_by_the_same_command(command, tmp_p
 def test_only_the_first_of_several_ranks_says_that_it_was_asked_to_end(command, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert command(task=asked_to_end(tmp_path, 7))[:2] == (75, "")
-
-
-def test_a_sweep_that_is_asked_to_end_starts_no_further_cell(command, tmp_path):
-    code, says, configs = command("-m", "seed=1,2,3", task=asked_to_end(tmp_path, 7))
-    assert (code, [cfg.seed for cfg, _ in configs]) == (75, [1])
-    assert says.endswith("The sweep ends here. The same command goes on with it.\n")

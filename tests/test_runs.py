@@ -97,10 +97,6 @@ def test_a_resumed_run_keeps_what_was_noted_of_it():
     assert settled(["sweep=a", "run=b", "seed=3", "num_workers=4"]).about.overrides == ["seed=3"]
 
 
-def test_the_keys_to_which_a_command_gives_several_values_are_swept():
-    assert runs.swept_keys(["-m", "--config-dir=x,y", "seed=1,2", "steps=3", "model=tiny,big"]) == ["seed", "model"]
-
-
 # ---- identity and names ----
 
 

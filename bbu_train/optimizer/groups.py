@@ -82,6 +82,17 @@ def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.P
     return members
 
 
+def state_bytes(optimizer: torch.optim.AdamW) -> int:
+    """Bytes of moments and masters, which the optimizer makes at its first step."""
+
+    def bytes_of(parameter: nn.Parameter) -> int:
+        if isinstance(optimizer, MixedAdamW) and parameter.dtype == torch.bfloat16:
+            return parameter.numel() * (12 if optimizer.masters else 4)
+        return 2 * parameter.nbytes
+
+    return sum(bytes_of(parameter) for group in optimizer.param_groups for parameter in group["params"])
+
+
 def _freeze(parameters: list[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -16,11 +16,13 @@ wait_for() { # what, command...
     sleep 0.05
   done
 }
-stop() { # pidfile: its process, and wait until it is gone
-  local pid; pid=$(cat "$1" 2>/dev/null) || return 0
-  kill "$pid" 2>/dev/null || true
-  for _ in $(seq 100); do [ -e "/proc/$pid" ] || break; sleep 0.05; done
-  [ ! -e "/proc/$pid" ] || kill -KILL "$pid"
+stop() { # pidfiles: all their processes at once, as each takes two seconds, and wait until they are gone
+  local pids; pids=$(cat "$@" 2>/dev/null) || true
+  for pid in $pids; do kill "$pid" 2>/dev/null || true; done
+  for pid in $pids; do
+    for _ in $(seq 100); do [ -e "/proc/$pid" ] || break; sleep 0.05; done
+    [ ! -e "/proc/$pid" ] || kill -KILL "$pid"
+  done
 }
 hosts() { # line
   local text; text=$(grep -vF "$TAG" /etc/hosts || true); printf '%s\n' "$text" >/etc/hosts
@@ -51,6 +53,7 @@ SlurmdLogFile=$DIR/log/slurmd-%n.log
 ReturnToService=2
 KillWait=3
 JobRequeue=1
+MaxArraySize=8
 SchedulerParameters=sched_interval=2,sched_min_interval=100000,bf_interval=2,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -83,9 +86,7 @@ up() {
 down() {
   scancel -f -u root 2>/dev/null || true
   for _ in $(seq 100); do [ -n "$(squeue -h 2>/dev/null)" ] || break; sleep 0.1; done
-  for node in $NODES; do stop "$DIR/slurmd-$node.pid"; done
-  stop "$DIR/slurmctld.pid"
-  stop "$DIR/munged.pid"
+  stop "$DIR"/slurmd-*.pid "$DIR/slurmctld.pid" "$DIR/munged.pid"
   hosts ""
 }
 

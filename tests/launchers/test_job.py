@@ -1,6 +1,5 @@
 """What a job does with one attempt: run it, say how it ended, and queue itself again when it was preempted."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -13,19 +12,7 @@ from launchers.job import Job, Preempted
 from launchers.ledger import Ledger
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch, tmp_path):
-    """A job changes the process that it has for itself."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    hydra = HydraConfig.instance().cfg
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    yield
-    HydraConfig.instance().cfg = hydra
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture
@@ -96,8 +83,11 @@ def test_a_preempted_job_queues_itself_again_until_the_cap(attempt, monkeypatch,
         assert (said["state"], said["step"], said["job"]) == ("preempted", 5, "7_3")
     assert requeued() == ["requeue 7_3", "requeue 7_3"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    assert "cluster.max_requeues" in run(attempt, monkeypatch, preempted)["reason"]
+    run(attempt, monkeypatch, preempted)
     assert len(requeued()) == 2
+    state = attempt.state(lambda job: "COMPLETED")
+    why = "SIGUSR2; saved at step 5; requeued 2 times, as often as cluster.max_requeues allows"
+    assert (state.name, state.reason, state.in_hand) == ("preempted", why, False)
 
 
 def test_a_cancelled_job_does_not_queue_itself_again(attempt, monkeypatch, requeued):

@@ -11,7 +11,8 @@ import pytest
 from launchers.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("experiment=smoke", "tracker=jsonl", "threads=1", "data.num_train=16", "data.num_validation=2", "steps=3")
+SMALL = ("experiment=smoke", "tracker=jsonl", "threads=1", "head=none", "loss=language", "steps=3")
+SMALL += ("data.num_train=8", "data.num_validation=2", "sampler.num_samples=1", "eval_every=null", "save_every=null")
 
 
 def program(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -35,12 +36,7 @@ def test_a_sweep_runs_two_at_a_time_and_the_same_command_again_runs_only_what_is
     done = program(tmp_path, "launchers", "status", "s")
     assert "not finite" in done.stdout
     assert "Traceback" in done.stdout
-    done = program(tmp_path, "launchers", "retry", "--failed", "s")
-    assert done.stdout.count(" has ended") == 1
-    attempts = {path.parent.name: 0 for path in tmp_path.glob("outputs/s/ledger/*/cell.json")}
-    for path in tmp_path.glob("outputs/s/ledger/*/*/state.json"):
-        attempts[path.parent.parent.name] += 1
-    assert sorted(attempts.values()) == [1, 1, 2]
+    assert [len(list(path.parent.glob("0*"))) for path in tmp_path.glob("outputs/s/ledger/*/cell.json")] == [1, 1, 1]
     (run, *_) = tmp_path.glob("outputs/s/*/environment.json")
     assert json.loads(run.read_text())["choices"]["tracker"] == "jsonl"
 

@@ -1,183 +1,22 @@
-"""Sweeps on a real SLURM, which slurm_cluster.sh starts on this machine where Debian's packages of it are installed."""
+"""Sweeps on a real SLURM: submitted twice, cancelled, on two nodes, refused, in several arrays, preempted too often."""
 
-import importlib.util
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from holding import UNTIL_ASKED
+from slurm_sweeps import read, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).with_name("slurm_cluster.sh")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
-MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason="no SLURM here: apt-get install munge slurmctld slurmd slurm-client"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons are started as root"),
-    pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed"),
-]
-SMALL = ("experiment=smoke", "tracker=jsonl", "threads=1", "data.num_train=24", "data.num_validation=4")
-SUBMIT = """
-import sys
-from bbu_train import command_line
-from launchers.launch import launch
-code = command_line.run(None, command_line.config_folder(), launch)
-assert "torch" not in sys.modules
-sys.exit(code)
-"""
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """The environment in which commands find the cluster."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # sockets need a short path that all may enter
-    folder.chmod(0o755)
-    command = ["bash", str(SCRIPT), str(folder), str(20000 + os.getpid() % 10000 * 3)]
-    try:
-        subprocess.run([*command, "up"], check=True, timeout=120)
-        path = f"{folder}/bin:{os.environ['PATH']}"
-        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        yield {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": path, "PYTHONPATH": paths}
-    finally:
-        subprocess.run([*command, "down"], check=False, timeout=120)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def sweep(cluster, tmp_path):
-    return Sweep(cluster, tmp_path)
-
-
-class Sweep:
-    """Commands about the sweep "s" in a folder of its own."""
-
-    def __init__(self, environment: dict[str, str], folder: Path):
-        self.environment, self.folder = environment, folder
-        self.outputs = folder / "outputs/s"
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            arguments,
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def submitting(self, *overrides: str) -> subprocess.Popen:
-        launched = ("-m", "hydra/launcher=slurm", "sweep=s", "cluster.time_minutes=10", "cluster.grace_seconds=30")
-        return self.start(sys.executable, "-c", SUBMIT, *launched, *SMALL, *overrides)
-
-    def says(self, *arguments: str) -> str:
-        process = self.start(*arguments)
-        text = process.communicate(timeout=120)[0]
-        assert process.returncode == 0, text
-        return text
-
-    def launchers(self, command: str) -> str:
-        return self.says(sys.executable, "-m", "launchers", *command.split(), "s")
-
-    def jobs(self) -> list[str]:
-        return self.says("squeue", "--noheader", "--array").splitlines()
-
-    def is_over(self) -> bool:
-        return not self.jobs()
-
-    def states(self) -> Counter:
-        lines = [line.split() for line in self.launchers("status").splitlines()]
-        return Counter(line[1] for line in lines if len(line) > 4 and line[3].endswith("/6"))
-
-    def attempts(self) -> dict[str, list[Path]]:
-        """The attempts at each run, by its overrides."""
-        cells = sorted((self.outputs / "ledger").glob("*/cell.json"))
-        return {json.loads(cell.read_text())["overrides"][-1]: sorted(cell.parent.glob("0*")) for cell in cells}
-
-
-def wait_for(what: Callable[[], object], seconds: float = 90):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"waited for {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def test_a_sweep_that_is_struck_in_every_way_is_done_once_after_resume(sweep):
-    rates = ["1e-3", "2e-3", "3e-3", "1e30", "4e-3", "5e-3", "6e-3", "7e-3"]
-    process = sweep.submitting("cluster.max_parallel=4", f"optimizer.groups.llm.lr={','.join(rates)}")
-    says = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, says
-    assert "Submitted 8 of 8 runs" in says
-    by_rate = {float(text.partition("=")[2]): its[0] for text, its in sweep.attempts().items()}
-    limited, preempted, killed, bad = (by_rate[float(rate)] for rate in rates[:4])
-
-    def hang(said):  # until SLURM ends it
-        os.kill(said["pid"], signal.SIGSTOP)
-        limit(said, minutes=1)
-
-    def limit(said, minutes=10):
-        sweep.says("scontrol", "update", f"JobId={said['job']}", f"TimeLimit={minutes}")
-
-    def kill(said):
-        os.kill(said["pid"], signal.SIGKILL)
-
-    def preempt(said):
-        sweep.says("scancel", "--signal=USR2", said["job"])
-
-    strikes = {(limited, 0): hang, (killed, 0): kill, (preempted, 0): preempt, (preempted, 1): preempt}
-
-    def struck_all() -> bool:
-        for (attempt, restart), strike in list(strikes.items()):
-            said = read(attempt / "state.json")
-            assert said.get("state") != "done" or strike is limit, "a run was through before it could be struck"
-            past_the_lock = (sweep.outputs / attempt.parent.name / "config.yaml").exists()
-            if said.get("state") == "running" and said["restart"] == restart and past_the_lock:
-                strike(said)
-                del strikes[attempt, restart]
-        return not strikes
-
-    wait_for(struck_all)
-    strikes[limited, 1] = limit  # if it has saved and queued again, the second time is longer
-    wait_for(lambda: struck_all() or sweep.is_over(), 150)
-    wait_for(sweep.is_over)
-
-    states = sweep.states()
-    assert states["failed"] == 1
-    assert states["lost"] in (1, 2)  # a run that SLURM wakes at its limit may have the time to save and to queue again
-    assert states["done"] == 7 - states["lost"]
-    assert "its job is gone" in sweep.launchers("status")
-    sweep.launchers("resume")
-    assert len(sweep.jobs()) == states["lost"]
-    wait_for(sweep.is_over)
-
-    assert sweep.states() == {"done": 7, "failed": 1}
-    says = sweep.launchers("status")
-    assert "Traceback" in says
-    assert "The step is not finite" in says
-    for its in sweep.attempts().values():
-        is_bad = its[0] == bad
-        assert [read(attempt / "state.json")["state"] for attempt in its].count("done") == (0 if is_bad else 1)
-        rows = (sweep.outputs / its[0].parent.name / "metrics.jsonl").read_text().splitlines()
-        steps = [row["step"] for row in map(json.loads, rows) if "loss/total" in row]
-        assert is_bad or steps == [1, 2, 3, 4, 5, 6]
-    assert read(preempted / "state.json")["state"] == "done"
-    assert len([its for its in sweep.attempts().values() if len(its) == 2]) == states["lost"]
+CLEARED = "\033[2J\033[H"
+HELD_BACK = "{hold: true}"  # SLURM starts none of them
 
 
 def test_two_submissions_at_once_run_no_cell_twice_and_cancel_leaves_nothing(sweep):
-    both = [sweep.submitting("seed=1,2,3") for _ in range(2)]
+    both = [sweep.submitting("tracker=jsonl", "seed=1,2,3") for _ in range(2)]
     says = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], says
     assert sorted("Submitted 3 of 3" in text for text in says) == [False, True]
@@ -194,31 +33,87 @@ def test_two_submissions_at_once_run_no_cell_twice_and_cancel_leaves_nothing(swe
 
 
 def test_ranks_on_two_nodes_train_one_run(sweep):
-    says = sweep.submitting("cluster.nodes=2", "seed=1", "launchers.wait=true").communicate(timeout=120)[0]
-    assert sweep.states() == {"done": 1}, says
+    sweep.write_down("tracker=jsonl", "cluster.nodes=2", "launchers.wait=true", "seed=1")
+    sweep.launchers("resume")
+    assert sweep.states() == {"done": 1}
     (run,) = [path.parent for path in sweep.outputs.glob("*/metrics.jsonl")]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("memory/rank1/peak_gib" in row for row in rows)
     assert [row["step"] for row in rows if "loss/total" in row] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_job_that_is_preempted_more_often_than_it_may_queue_itself_again_stays_preempted(sweep, tmp_path):
+    own = tmp_path / "own/tracker/held.yaml"
+    own.parent.mkdir(parents=True)
+    hold = {"_target_": "holding.Hold", "folder": str(tmp_path), "cell": 1}
+    own.write_text(json.dumps({"defaults": ["jsonl", "_self_"], "hold": hold}))
+    (tmp_path / "1-1").write_text(UNTIL_ASKED)
+    sweep.write_down("--config-dir", str(tmp_path / "own"), "tracker=held", "cluster.max_requeues=0", "seed=1")
+    sweep.launchers("resume")
+    (run,) = sweep.outputs.glob("ledger/*/0001")
+    log = sweep.outputs / run.parent.name / "metrics.jsonl"
+    wait_for(lambda: log.exists() and '"loss/total"' in log.read_text())
+    sweep.says("scancel", "--signal=USR2", read(run / "state.json")["job"])
+    sweep.wait_until_over()
+    assert sweep.states() == {"preempted": 1}
+    why = "SIGUSR2; saved at step 1; requeued 0 times, as often as cluster.max_requeues allows"
+    assert why in sweep.launchers("status")
+    assert "Submitted 1 of 1 runs" in sweep.launchers("resume")
+    sweep.launchers("cancel")
+
+
 def test_what_slurm_refuses_is_said_and_may_be_submitted_again(sweep):
-    process = sweep.submitting("cluster.partition=nowhere", "seed=1")
+    sweep.write_down("cluster.partition=nowhere", "seed=1")
+    process = sweep.start(sys.executable, "-m", "launchers", "resume", "s")
     says = process.communicate(timeout=120)[0]
     assert process.returncode == 2, says
     assert "invalid partition specified: nowhere" in says
     assert "Traceback" not in says
     assert sweep.states() == {"cancelled": 1}
-    assert sweep.submitting("seed=1").wait(120) == 0
+    sweep.write_down(f"+cluster.additional={HELD_BACK}", "seed=1")
+    sweep.launchers("resume")
     assert len(sweep.jobs()) == 1
+    sweep.launchers("cancel")
+
+
+def test_a_sweep_of_more_cells_than_an_array_may_have_becomes_several(sweep):
+    """The tests' cluster has a MaxArraySize of 8."""
+    settings = ("cluster.max_parallel=5", "cluster.grace_seconds=45", f"+cluster.additional={HELD_BACK}")
+    sweep.write_down(*settings, "seed=range(1,19)")
+    says = sweep.launchers("resume")
+    ids = re.findall(r"Submitted (\d) of 18 runs as job (\d+)\.", says)
+    assert [number for number, _ in ids] == ["8", "8", "2"]
+    assert len(sweep.jobs()) == 18
+    throttles = [sweep.says("squeue", "--noheader", f"--jobs={job}", "--format=%i") for _, job in ids]
+    assert [text.strip().partition("%")[2].rstrip("]") for text in throttles] == ["2", "2", "1"]
+    script = sweep.says("scontrol", "write", "batch_script", ids[0][1], "-")
+    assert "#SBATCH --signal=USR2@45\n" in script
+    jobs = [read(attempt / "job.json")["job"] for its in sweep.attempts().values() for attempt in its]
+    assert sorted(jobs) == sorted(f"{job}_{i}" for number, job in ids for i in range(int(number)))
+    sweep.launchers("cancel")
+    assert sweep.jobs() == []
+
+
+def test_a_terminal_shows_a_live_table_until_ctrl_c_which_ends_no_run(sweep):
+    sweep.write_down("launchers.wait=true", f"+cluster.additional={HELD_BACK}", "seed=1")
+    watching, terminal = in_terminal(sweep, "resume")
+    said = shown(terminal, "1 queued")
+    watching.send_signal(signal.SIGINT)
+    said += shown(terminal, "interrupted")
+    assert watching.wait(60) == 130
+    assert f"the runs go on. To end them: python -m launchers cancel {sweep.outputs}" in said
+    (job,) = sweep.jobs()
+
+    watching, terminal = in_terminal(sweep, "resume")
+    assert CLEARED in shown(terminal, "1 queued")
+    sweep.says("scancel", job.split()[0])
+    assert CLEARED in shown(terminal, "1 lost")
+    assert watching.wait(60) == 1
 
 
 def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
     space = ("search=random", "search.num_trials=1", "search.look_seconds=0.2", "loss.weights.giou=interval(1,5)")
-    process = sweep.submitting(*space)
-    says = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, says
-    assert "Submitted the search as job" in says
+    assert "Submitted the search as job" in sweep.submit("tracker=jsonl", *space)
     search = sweep.outputs / "ledger/search"
     wait_for(lambda: [*search.parent.glob("*/trial.json")])
     job = read(search / "0001/job.json")["job"]
@@ -228,3 +123,22 @@ def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
     assert sweep.states() == {"done": 1}
     assert "search: done" in sweep.launchers("status")
     assert [len(its) for its in sweep.attempts().values()] == [1]
+
+
+def in_terminal(sweep, command: str) -> tuple[subprocess.Popen, int]:
+    """A command of launchers, and the terminal that it writes to."""
+    ours, its = os.openpty()
+    arguments = [sys.executable, "-m", "launchers", command, "s"]
+    process = subprocess.Popen(
+        arguments, cwd=sweep.folder, env=sweep.environment, stdin=its, stdout=its, stderr=its, start_new_session=True
+    )
+    os.close(its)
+    return process, ours
+
+
+def shown(terminal: int, text: str) -> str:
+    """What a terminal shows up to a text."""
+    said = ""
+    while text not in said:
+        said += os.read(terminal, 4096).decode()
+    return said

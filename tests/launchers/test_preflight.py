@@ -15,7 +15,7 @@ def refused(folder: Path, *overrides: str) -> str:
     given = ["-m", "hydra/launcher=local", f"outputs={folder}", "data.num_train=8", "data.num_validation=2", *overrides]
     cells = compose(given, CONF)
     with pytest.raises(InputError) as refusal:
-        preflight.check(cells)
+        preflight.check(cells, [])
     return str(refusal.value)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bbu_train.optimizer.groups import state_bytes
 from bbu_train.optimizer.mixed_adamw import MixedAdamW, mix, round_stochastically
 from bbu_train.seeds import generator
 
@@ -125,6 +126,16 @@ def test_without_masters_nothing_but_bfloat16_is_kept():
     optimizer = mixed(parameters, masters=False)
     train(optimizer, parameters)
     assert {x.dtype for p in parameters for x in (p, *tensors(optimizer.state[p]))} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_the_size_of_the_state_is_known_before_it_is_there(masters):
+    parameters = [*matrices(), nn.Parameter(numbers("bias", shape=16))]
+    optimizer = mixed(parameters, masters)
+    expected = state_bytes(optimizer)
+    train(optimizer, parameters)
+    kept = [value for p in parameters for name, value in optimizer.state[p].items() if name != "step"]
+    assert sum(value.nbytes for value in kept) == expected
 
 
 def test_small_updates_without_masters_add_up_on_average():

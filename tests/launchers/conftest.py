@@ -1,0 +1,60 @@
+"""A process for a job, and a real SLURM, which slurm_cluster.sh starts where Debian's packages of it are installed."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from slurm_sweeps import Sweep
+
+from bbu_train import preemption
+
+SCRIPT = Path(__file__).with_name("slurm_cluster.sh")
+TESTS = SCRIPT.parents[1]
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """The environment in which commands find the cluster."""
+    if any(shutil.which(name) is None for name in PROGRAMS):
+        pytest.skip("no SLURM here: apt-get install munge slurmctld slurmd slurm-client")
+    if os.geteuid() != 0:
+        pytest.skip("SLURM's daemons are started as root")
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip("submitit is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # sockets need a short path that all may enter
+    folder.chmod(0o755)
+    command = ["bash", str(SCRIPT), str(folder), str(20000 + os.getpid() % 10000 * 3)]
+    try:
+        subprocess.run([*command, "up"], check=True, timeout=120)
+        path = f"{folder}/bin:{os.environ['PATH']}"
+        paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        yield {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": path, "PYTHONPATH": paths}
+    finally:
+        subprocess.run([*command, "down"], check=False, timeout=120)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def sweep(cluster, tmp_path):
+    return Sweep(cluster, tmp_path)
+
+
+@pytest.fixture
+def own_process(monkeypatch, tmp_path):
+    """A job changes the process that it has for itself; afterwards this one is as it was."""
+    handlers = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    hydra = HydraConfig.instance().cfg
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    yield
+    HydraConfig.instance().cfg = hydra
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
