@@ -85,10 +85,10 @@ def problems_of(override: Override, config: Mapping[str, Any], group_choices: Ma
     found, default = _look_up(config, key)
     if not found:
         return [unknown_key(key, config, group_choices)]
-    if override.is_range_sweep():
+    if override.is_range_sweep() or override.is_interval_sweep():
         values = [0]
     elif override.is_sweep_override():
-        values = list(map(plain, override.sweep_iterator())) if override.is_discrete_sweep() else []
+        values = list(map(plain, override.sweep_iterator()))
     else:
         values = [override.value()]
     return [problem for value in values for problem in _problems_of_value(key, default, value, config, group_choices)]

@@ -51,6 +51,8 @@ def check(arguments: Sequence[str], folder: Path) -> Command:
         config = _compose(loader, name, [*chosen, *mode])
         sweeping = sweeping or config["hydra"]["mode"] is RunMode.MULTIRUN
         launching = launching or "launchers" in config
+        if "search" in config and "launchers" not in config:
+            problems.append("A search starts its trials by a launcher: add -m hydra/launcher=local, or slurm.")
         choices = config["hydra"]["runtime"]["choices"]
         problems += _experiment_problems(loader, name, config)
         problems += [problem for key in keys for problem in override_keys.problems_of(key, config, choices)]

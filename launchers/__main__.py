@@ -5,13 +5,15 @@ import difflib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train import command_line
 from bbu_train.errors import InputError
-from launchers import jobs, survey
+from launchers import jobs, search, survey
 from launchers.launch import show, start
-from launchers.ledger import OPEN, Ledger, locked
+from launchers.ledger import OPEN, Entry, Ledger, locked
+from launchers.trials import recorded
 
 CANCEL_SECONDS = 60  # SLURM kills what has not ended on its own after KillWait, 30 s by default
 
@@ -37,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 COMMANDS = {
     "status": "show every run: its state, its job, how far it is, and why it failed",
-    "resume": "submit the runs that are missing: ended early, lost, cancelled, never submitted; not those that failed",
+    "resume": "submit the runs that ended early, are lost, cancelled or were never submitted; not those that failed",
     "cancel": "end every job of the sweep, queued or running; resume goes on where they were saved",
     "retry": "submit those that failed again",
 }
@@ -58,13 +60,21 @@ def find(sweep: str) -> Ledger:
 def status(ledger: Ledger) -> int:
     found = survey.rows(ledger)
     print(survey.table(ledger, found))
-    if why := survey.reasons(found, ("failed", "lost", "cancelled", "preempted")):
+    if ledger.search.is_search:
+        print(search.line(ledger))
+        found.append(survey.Row(ledger.search, ledger.search.state(jobs.seen())))
+    if why := survey.reasons(found, ("failed", "lost", "cancelled", "preempted", "pruned")):
         print(f"\n{why}")
     return 0
 
 
 def resume(ledger: Ledger) -> int:
-    return start(ledger, [entry.run for entry in ledger.entries()], OPEN)
+    if not ledger.search.is_search:
+        return start(ledger, [entry.run for entry in ledger.entries()], OPEN)
+    drawn = {entry.run for entry, _ in recorded(ledger)}
+    if others := [entry.run for entry in ledger.entries() if entry.run not in drawn]:
+        start(ledger, others, OPEN)
+    return search.resume(ledger)
 
 
 def retry(ledger: Ledger) -> int:
@@ -72,25 +82,33 @@ def retry(ledger: Ledger) -> int:
 
 
 def cancel(ledger: Ledger) -> int:
-    """Mark first, so that no job queues itself again or begins, then end them, and stay until they are gone."""
+    """End a search first, which could start another run, then all runs, and stay until they are gone."""
+    if ledger.search.is_search:
+        _end(ledger, [ledger.search])
+    _end(ledger, ledger.entries())
+    return show(ledger, None)
+
+
+def _end(ledger: Ledger, entries: Sequence[Entry]) -> None:
+    """Mark first, so that no job queues itself again or begins."""
     with locked(ledger.folder):
-        for row in survey.rows(ledger):
-            if row.state.in_hand:
-                newest = row.entry.newest()
+        job_state = jobs.seen()
+        for entry in entries:
+            if entry.state(job_state).in_hand:
+                newest = entry.newest()
                 assert newest is not None
                 newest.write("cancelled", reason="cancelled by hand")
     end = time.monotonic() + CANCEL_SECONDS
-    while living := _living(ledger):
+    while living := _living(entries):
         if time.monotonic() > end:
             raise InputError(f"Still there after {CANCEL_SECONDS} s: {', '.join(living)}. See scontrol show job.")
         jobs.cancel(living)
         time.sleep(1)
-    return show(ledger, None)
 
 
-def _living(ledger: Ledger) -> list[str]:
+def _living(entries: Sequence[Entry]) -> list[str]:
     job_state = jobs.seen()
-    newest = [entry.newest() for entry in ledger.entries()]
+    newest = [entry.newest() for entry in entries]
     return [attempt.job for attempt in newest if attempt and attempt.job and job_state(attempt.job) in jobs.LIVE]
 
 

@@ -38,18 +38,19 @@ class Cell:
         return {str(key): value for key, value in values.items()}
 
 
-def compose(arguments: Sequence[str], folder: Path) -> list[Cell]:
+def compose(arguments: Sequence[str], folder: Path, searched: Sequence[str] = ()) -> list[Cell]:
     """All cells, in the order in which Hydra would run them; `arguments` have passed `overrides.check`.
 
+    `searched` are keys whose value here is one of many that a search tries, so they too tell its cells apart.
     Raises one InputError that names every cell that does not compose, that is there twice, or that belongs elsewhere.
     """
     flags = get_args_parser().parse_args(list(arguments))
     loader = overrides.config_loader(folder, flags.config_dir)
     name = flags.config_name or overrides.CONFIG_NAME
-    given = _with_sweep_of_config(override_keys.parse(flags.overrides, loader), loader, name)
+    given = with_sweep_of_config(override_keys.parse(flags.overrides, loader), loader, name)
     axes = [_values(override) for override in given]
     set_later = [_is_set_on_copies(override, loader) for override in given]
-    swept = [override.key_or_group for override in given if override.is_sweep_override()]
+    swept = [*searched, *(override.key_or_group for override in given if override.is_sweep_override())]
 
     @cache
     def composed(chosen: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, str]]:
@@ -57,7 +58,9 @@ def compose(arguments: Sequence[str], folder: Path) -> list[Cell]:
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
         with open_dict(cfg):
             del cfg["hydra"]
-        return cfg, {str(group): choice for group, choice in choices.items() if isinstance(choice, str)}
+            cfg.pop("search", None)  # an experiment may choose it, but it is no part of the runs
+        kept = [group for group, choice in choices.items() if isinstance(choice, str) and not is_of_search(group)]
+        return cfg, {group: choices[group] for group in kept}
 
     cells, problems = [], []
     for texts in itertools.product(*axes):
@@ -73,13 +76,17 @@ def compose(arguments: Sequence[str], folder: Path) -> list[Cell]:
     return cells
 
 
-def _with_sweep_of_config(given: list[Override], loader: ConfigLoaderImpl, name: str) -> list[Override]:
+def is_of_search(key: str) -> bool:
+    """Whether a key or a config group says how cells are searched for, so that it belongs to none of them."""
+    return key.replace("/", ".").split(".")[0] == "search"
+
+
+def with_sweep_of_config(given: list[Override], loader: ConfigLoaderImpl, name: str) -> list[Override]:
     """The overrides, after those that the config itself sweeps over (hydra.sweeper.params), as in Hydra's sweeper.
 
     Where nobody has named a launcher, it is `here`.
     """
-    firsts = [_values(override)[0] for override in given]
-    config = loader.load_configuration(name, firsts, RunMode.MULTIRUN)
+    config = loader.load_configuration(name, firsts(given), RunMode.MULTIRUN)
     params = config.hydra.sweeper.get("params") or {}
     keys = {override.key_or_group for override in given}
     added = [f"{key}={value}" for key, value in params.items() if str(key).lstrip("+~") not in keys]
@@ -89,13 +96,28 @@ def _with_sweep_of_config(given: list[Override], loader: ConfigLoaderImpl, name:
     return [*override_keys.parse(added, loader), *given]
 
 
+def firsts(given: Sequence[Override]) -> list[str]:
+    """The overrides with the first of their values each."""
+    return [
+        f"{override.get_key_element()}={override.value().start}"
+        if override.is_interval_sweep()
+        else _values(override)[0]
+        for override in given
+    ]
+
+
 def _values(override: Override) -> list[str]:
     """The override with each of its values, one after the other."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not (override.is_discrete_sweep() or override.is_range_sweep()):
-        raise InputError(f"{override.input_line}: an interval has no values of its own to try. List them: 1,2,3.")
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        raise InputError(
+            f"{override.input_line}: an interval has no values of its own to try. List them, 1,2,3, or let search=tpe "
+            "draw from it."
+        )
+    if not (values := [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]):
+        raise InputError(f"{override.input_line}: there is no value in it.")
+    return values
 
 
 def _is_set_on_copies(override: Override, loader: ConfigLoaderImpl) -> bool:

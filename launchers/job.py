@@ -1,4 +1,5 @@
-"""What a job runs: one attempt at a run, which it finds in the ledger. Torch is imported here only, when it trains.
+"""What a job runs: one attempt at a run, which it finds in the ledger, or at the search that makes runs. Torch is
+imported here only, when it trains.
 
 A job that is started again, by itself or by SLURM, gets the same path, and the run goes on where it was saved last.
 """
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bbu_train import preemption
 from bbu_train.errors import Preempted
 from launchers import jobs, ranks
-from launchers.ledger import Attempt, Entry
+from launchers.ledger import Attempt, Entry, Ledger
 
 
 class Job:
@@ -29,6 +30,9 @@ class Job:
     def __call__(self) -> Preempted | None:
         """Says how the run was preempted, if it was: that is no failure of the job."""
         preemption.install()  # a signal that comes before this ends the process, so it comes before everything
+        self.run()
+
+    def run(self) -> None:
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
         job, is_main = _join_ranks()
@@ -37,7 +41,7 @@ class Job:
             sys.exit(f"{entry.run} does not run here: {refusal}.")  # which ends the other ranks too
         cfg = entry.config()
         try:
-            _train(entry, cfg)
+            _search(entry, cfg) if entry.is_search else _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
                 _preempted(attempt, job, preempted, cfg)
@@ -67,6 +71,12 @@ def _join_ranks() -> tuple[str, bool]:
     return environment.job_id, environment.global_rank == 0
 
 
+def _search(entry: Entry, cfg: DictConfig) -> None:
+    from launchers.controller import Controller  # which needs Optuna
+
+    Controller(Ledger(entry.folder.parent), cfg).run()
+
+
 def _train(entry: Entry, cfg: DictConfig) -> None:
     """The run, as if its command had been given in the folder where the sweep was started."""
     its = entry.cell
@@ -87,7 +97,8 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
 
 def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
     """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
-    num_requeues, why = _num_restarts(), f"{preempted.signal}; saved at step {preempted.step}"
+    saved = f"saved at step {preempted.step}" if preempted.step else "there was nothing to save"
+    num_requeues, why = _num_restarts(), f"{preempted.signal}; {saved}"
     goes_on = not job.startswith("local/") and not attempt.read("cancelled")
     if goes_on and num_requeues >= cfg.cluster.max_requeues:
         goes_on = False

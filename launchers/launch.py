@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from bbu_train import preemption
 from bbu_train.errors import InputError, Preempted
-from launchers import estimate, preflight, ranks, survey
+from launchers import estimate, preflight, ranks, search, search_command, survey
 from launchers.cells import Cell, compose
 from launchers.here import Here
 from launchers.ledger import OPEN, Ledger, locked
@@ -24,15 +24,23 @@ LOOK_SECONDS = 5  # between tables of a command that waits
 def launch(arguments: Sequence[str], folder: Path) -> int:
     """Start what is missing of the sweep; give the exit code. The same command again resumes it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing trains in this process
+    if (searched := search_command.read(arguments, folder)) is not None:
+        _refuse_torchrun()
+        return search.launch(searched, arguments)
     cells = compose(arguments, folder)
     if isinstance(instantiate(cells[0].cfg.launchers, _convert_="all"), Here):
         preemption.install()  # but now it does
-    elif ranks.are_several():
+    else:
+        _refuse_torchrun()
+    ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
+    return start(ledger, ranks.agreed(partial(_written_down, ledger, cells)), OPEN)
+
+
+def _refuse_torchrun() -> None:
+    if ranks.are_several():
         raise InputError(
             "torchrun starts processes of one run, and a launcher those of a sweep. Leave out one of them."
         )
-    ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
-    return start(ledger, ranks.agreed(partial(_written_down, ledger, cells)), OPEN)
 
 
 def _written_down(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:

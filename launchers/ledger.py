@@ -6,7 +6,8 @@
         queued.json      who submitted it, and when
         job.json         the id of its job
         state.json       what the job itself says: running, preempted, failed or done
-        cancelled.json   somebody wants it to end, or it was never submitted, and why
+        cancelled.json   somebody wants it to end, or it was never submitted, and why; with `state`, a search pruned it
+    search/              what makes the runs one after the other, if not a grid: an entry of its own (search.py)
 
 Every file is written beside its place and renamed into it, so a crash at any moment leaves each old or new, and each
 has one kind of writer. What an attempt says of itself holds as long as its job is there, which the scheduler knows
@@ -39,8 +40,10 @@ OPEN = ("preempted", "lost", "cancelled", "missing")
 
 @dataclass(frozen=True)
 class State:
-    """`name` is queued, running, preempted, failed, done, lost, cancelled or missing (never submitted); `in_hand` is
-    whether its job is there, or may be: a preempted one that queued itself again is."""
+    """`name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted).
+
+    `in_hand` is whether its job is there, or may be: a preempted one that queued itself again is.
+    """
 
     name: str
     reason: str = ""
@@ -104,7 +107,7 @@ class Attempt:
         if now is None:
             return State(name, "its job cannot be seen from here", job, in_hand=True)
         if cancelled:
-            return State("cancelled", cancelled["reason"], job)
+            return State(cancelled.get("state", "cancelled"), cancelled["reason"], job)
         if name == "preempted":  # it saved, and did not queue itself again
             return State(name, said["reason"], job)
         ended = "never submitted" if job is None else f"its job is gone: {now}"
@@ -117,6 +120,10 @@ class Entry:
     def __init__(self, folder: Path):
         self.folder = folder
         self.run = folder.name
+
+    @property
+    def is_search(self) -> bool:
+        return (self.folder / "command.json").exists()
 
     @property
     def cell(self) -> dict[str, Any]:
@@ -168,6 +175,11 @@ class Ledger:
 
     def entry(self, run: str) -> Entry:
         return Entry(self.folder / run)
+
+    @property
+    def search(self) -> Entry:
+        """Of the search that makes the sweep's runs: each of its attempts is a start of its controller."""
+        return Entry(self.folder / "search")
 
     def entries(self) -> list[Entry]:
         """Every run that is written down, in the order of names."""

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import Any
 
 from bbu_train.errors import InputError
 from launchers import jobs, survey
+from launchers.job import Job
 from launchers.ledger import Attempt, Ledger, locked
 
 LOG = "log.txt"
@@ -36,6 +38,10 @@ class Local:
         finally:  # after Ctrl-C, which the processes have got too
             pool.shutdown(cancel_futures=True)
         return 0
+
+    def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
+        """Make a search's trials, in this process."""
+        Job(str(attempt.folder)).run()
 
     def _run(self, ledger: Ledger, run: str, states: Collection[str]) -> None:
         gpu = None if self.shares_gpus else self.gpus.get()

@@ -7,7 +7,7 @@ from typing import Any
 from bbu_train.errors import InputError
 from launchers import jobs, survey
 from launchers.job import Job
-from launchers.ledger import Attempt, Entry, Ledger, locked
+from launchers.ledger import Attempt, Ledger, locked
 
 
 class Slurm:
@@ -27,12 +27,17 @@ class Slurm:
             longest = _longest_array()
             parts = [entries[i : i + longest] for i in range(0, len(entries), longest)]
             for i, part in enumerate(parts):
-                ids = self._start_array(ledger, part, num_parallel=self._share(i, len(parts)))
+                attempts = [entry.claim() for entry in part]
+                ids = self._start_array(ledger, attempts, num_parallel=self._share(i, len(parts)))
                 print(f"Submitted {len(ids)} of {len(runs)} runs as job {ids[0].partition('_')[0]}.", flush=True)
         return 0
 
-    def _start_array(self, ledger: Ledger, entries: Sequence[Entry], num_parallel: int) -> list[str]:
-        attempts = [entry.claim() for entry in entries]
+    def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
+        """Submit the job that makes a search's trials; it `asks` for this instead of what the cluster's file says."""
+        (job,) = Slurm({**self.cluster, **asks}, self.wait)._start_array(ledger, [attempt], num_parallel=1)
+        print(f"Submitted the search as job {job}.", flush=True)
+
+    def _start_array(self, ledger: Ledger, attempts: Sequence[Attempt], num_parallel: int) -> list[str]:
         try:
             ids = self._submit(ledger, attempts, num_parallel)
         except BaseException as error:

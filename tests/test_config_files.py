@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bbu_train import overrides, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-WITHOUT_ROOM = {"experiment", "cluster", "hydra"}
+WITHOUT_ROOM = {"experiment", "cluster", "hydra", "search"}
+THIRD_PARTY = ("optuna.samplers.", "optuna.pruners.")
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 CHOICES = [name for name in FILES if "/" in name and name.split("/")[0] not in WITHOUT_ROOM]
 
@@ -58,6 +60,21 @@ def test_every_target_lies_in_its_room_and_takes_its_values_without_a_default_of
         keys = [key for key in node if not (key.startswith("_") and key.endswith("_"))]
         assert [key for key in keys if key not in parameters] == []
         assert [key for key in keys if parameters[key].default is not inspect.Parameter.empty] == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("search/")])
+def test_every_target_of_a_search_is_of_the_short_list_and_takes_its_values(name):
+    *group, choice = name.removesuffix(".yaml").split("/")
+    chosen = (
+        [f"{'/'.join(group)}={choice}"] if group == ["search"] else ["search=random", f"search/{group[-1]}={choice}"]
+    )
+    with initialize_config_dir(str(CONF), version_base=overrides.VERSION_BASE):
+        cfg = compose("config", ["hydra/launcher=local", *chosen]).search
+    nodes = [*targets(OmegaConf.to_container(cfg, resolve=False))]
+    assert len(nodes) == 2
+    assert all(node["_target_"].startswith(THIRD_PARTY) for node in nodes)
+    instantiate(cfg.sampler)(seed=1)  # what a component takes, its constructor knows best
+    instantiate(cfg.pruner)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("experiment/")])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bbu_train import arguments, command_line
+from bbu_train import arguments, command_line, metrics
 from bbu_train.compare import comparison, publish, tables, written
 from bbu_train.errors import InputError
 
@@ -54,14 +54,9 @@ def _settled(cfg: DictConfig) -> DictConfig:
     if not isinstance(cfg.top, int) or cfg.top < 1:
         raise InputError(f"top={cfg.top}: top is a whole number of cells, 1 or more.")
     cfg.metric = str(cfg.metric)
-    cfg.mode = cfg.mode or ("min" if _smaller_is_better(cfg.metric) else "max")
+    cfg.mode = cfg.mode or metrics.usual_mode(cfg.metric)
     cfg.outputs = str(cfg.outputs or os.environ.get("BBU_OUTPUTS", "outputs"))
     return cfg
-
-
-def _smaller_is_better(metric: str) -> bool:
-    parts = metric.split("/")
-    return bool({"loss", "grad_norm", "memory"} & set(parts)) or parts[-1].endswith("seconds")
 
 
 def compare(cfg: DictConfig) -> None:

@@ -159,6 +159,8 @@ def _unfinished(run: Run, path: Path, said: str | None) -> str | None:
     where = f"at step {last} of {steps}" if last < steps else f"before the evaluation of its last step, {steps}"
     if last < 0:
         where = f"before its first row, of {steps} steps"
+    if said is not None and said.startswith("pruned"):  # of which train.log knows no more than that a signal came
+        return f"{said}, {where}"
     if (failure := _failure(path / "train.log")) is not None:
         return f"stopped {where}: {failure}"
     return f"unfinished, {where}" if said is None else f"unfinished, {where}; ledger: {said}"

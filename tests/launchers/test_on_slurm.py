@@ -111,6 +111,20 @@ def test_a_terminal_shows_a_live_table_until_ctrl_c_which_ends_no_run(sweep):
     assert watching.wait(60) == 1
 
 
+def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
+    space = ("search=random", "search.num_trials=1", "search.look_seconds=0.2", "loss.weights.giou=interval(1,5)")
+    assert "Submitted the search as job" in sweep.submit("tracker=jsonl", *space)
+    search = sweep.outputs / "ledger/search"
+    wait_for(lambda: [*search.parent.glob("*/trial.json")])
+    job = read(search / "0001/job.json")["job"]
+    sweep.says("scancel", "--signal=USR2", job)
+    wait_for(lambda: read(search / "0001/state.json")["state"] == "done")
+    assert "Restarts=1" in sweep.says("scontrol", "show", "job", job)
+    assert sweep.states() == {"done": 1}
+    assert "search: done" in sweep.launchers("status")
+    assert [len(its) for its in sweep.attempts().values()] == [1]
+
+
 def in_terminal(sweep, command: str) -> tuple[subprocess.Popen, int]:
     """A command of launchers, and the terminal that it writes to."""
     ours, its = os.openpty()
