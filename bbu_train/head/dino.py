@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bbu_train.compiled import compiled
 from bbu_train.head import anchors, flops
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.denoising import noised, slots
+from bbu_train.head.denoising import Slots, noised, slots
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
 from bbu_train.types import Denoised, Detections, MemoryIndex, Sizes, Truth
 
@@ -120,7 +120,7 @@ class Dino(nn.Module):
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
         true_cxcywh: Float[Tensor, "objects 4"],
-        sample_of_object: Tensor,
+        sample_of_object: Int[Tensor, "objects"],
         most: int,
     ) -> tuple:
         """The three parts of the memory, the states of the queries after the last layer, boxes and objectness of
@@ -133,25 +133,39 @@ class Dino(nn.Module):
         read = [layer.cross_attention.keys_values(memory.keys, memory.keys) for layer in self.layers]
         seen = memory.states[:, : index.vision.shape[1]]
 
+        tokens, proposed, scores = self._propose(seen, index)
+        starts = (self.query.weight + tokens)[:, None], proposed[:, None]
+        states, boxes, objectness = self._decode(*starts, None, read, index)
+        boxes, objectness = torch.cat([proposed[None], boxes[:, :, 0]]), torch.cat([scores[None], objectness[:, :, 0]])
+        denoised = None
+        if self.training and self.num_denoising_groups:
+            denoised = self._denoise(true_cxcywh, slots(sample_of_object, len(seen), most), seen, read, index)
+        return *memory, states[:, 0], boxes, objectness, denoised
+
+    def _propose(
+        self, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States, boxes and objectness of the best tokens of each picture, the latter two before the sigmoid."""
         scores = self.proposed_objectness(seen)[..., 0].float()
         chosen = anchors.best(scores.detach(), index.vision_mask, self.query.num_embeddings)
         tokens = anchors.take(seen, chosen)
-        proposed = anchors.take(anchors.of_tokens(index), chosen) + self.proposed_box(tokens).float()
-        states, boxes, objectness = self._decode(
-            (self.query.weight + tokens)[:, None], proposed[:, None], None, read, index
-        )
-        boxes = torch.cat([proposed[None], boxes[:, :, 0]])
-        objectness = torch.cat([scores.gather(1, chosen)[None], objectness[:, :, 0]])
-        if not (self.training and self.num_denoising_groups):
-            return *memory, states[:, 0], boxes, objectness, None
+        boxes = anchors.take(anchors.of_tokens(index), chosen) + self.proposed_box(tokens).float()
+        return tokens, boxes, scores.gather(1, chosen)
 
-        rows = slots(sample_of_object, len(seen), most)
+    def _denoise(
+        self,
+        true_cxcywh: Float[Tensor, "objects 4"],
+        rows: Slots,
+        seen: Float[Tensor, "samples vision model"],
+        read: list[KeysValues],
+        index: MemoryIndex,
+    ) -> tuple[Float[Tensor, "layers objects groups 4"], Float[Tensor, "layers objects groups 2"]]:
+        """Boxes and objectness, before the sigmoid, that come of true boxes with noise (`Denoised`)."""
         starts = rows.lay(noised(true_cxcywh, self.num_denoising_groups))
         tokens = anchors.take(seen, anchors.nearest(starts.flatten(1, 2), index)).unflatten(1, starts.shape[1:3])
         mask = rows.mask.repeat_interleave(self.num_denoising_groups, dim=0)
-        _, found, seemed = self._decode(tokens, anchors.logits(starts), mask, read, index)
-        denoised = rows.lift(found)[..., 0, :], rows.lift(seemed[..., None])[..., 0]
-        return *memory, states[:, 0], boxes, objectness, denoised
+        _, boxes, objectness = self._decode(tokens, anchors.logits(starts), mask, read, index)
+        return rows.lift(boxes)[..., 0, :], rows.lift(objectness[..., None])[..., 0]
 
     def _decode(
         self,
