@@ -279,7 +279,7 @@ class MemoryIndex(Movable):
 
     @property
     def vision_sizes(self) -> Float[Tensor, "samples 2"]:
-        """Width and height of an image token in its picture, whose first lies in a corner."""
+        """Width and height of an image token in its picture: twice the centre of the first, which is in a corner."""
         return 2 * self.vision_centers[:, 0]
 
 

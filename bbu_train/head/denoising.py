@@ -21,7 +21,7 @@ def noised(boxes_cxcywh: Float[Tensor, "objects 4"], num_groups: int) -> Float[T
     every layout, on every rank and after a resume, and where augmentation moves boxes it is another in every epoch.
     """
     exact = boxes_cxcywh.double()
-    start = (exact * exact.new_tensor(MULTIPLIERS)).sum(-1) % 1
+    start = sum(number * times for number, times in zip(exact.unbind(-1), MULTIPLIERS, strict=True)) % 1
     ratio = 1.1673039782614187 ** -torch.arange(1, 5, device=exact.device, dtype=exact.dtype)
     n = torch.arange(1, 2 * num_groups + 1, device=exact.device).view(num_groups, 2, 1)
     moves = 2 * ((start[:, None, None, None] + n * ratio) % 1).float() - 1  # [-1, 1)
