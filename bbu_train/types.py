@@ -9,7 +9,7 @@ Axis names, the same everywhere:
     patches     14 x 14 pixel patches; merged: groups of 2 x 2 patches, one image token each
     pictures    pictures of a batch; samples: conversations of a batch
     objects     true boxes of a batch; caption: tokens of one description
-    queries     object queries of the head; layers: its decoder layers
+    queries     object queries of the head; layers: its decoder layers; groups: of noised true boxes
     memory      what the head's decoder reads; width: the backbone's hidden size; model: the head's
 """
 
@@ -190,7 +190,9 @@ class Sizes:
     squares of pictures and windows are what the tower has to read: with `PictureFormat.teachers_apart` the students'
     pictures, as a cache is to hold the others. `merged` counts the image tokens of all pictures. `samples` counts those
     that the head reads, which are the annotated ones, and `memory` the entries of their memories; `caption_memory`
-    counts pairs of a caption's token and an entry of its sample's memory.
+    counts pairs of a caption's token and an entry of its sample's memory, `object_memory` those of an object and such
+    an entry, and `object_squares` those of two objects of a sample. What ends with `_seen` are those of the entries, or
+    of the pairs, that are of an image token: a head may split it.
     """
 
     tokens: int
@@ -202,10 +204,15 @@ class Sizes:
     merged: int
     samples: int
     memory: int
+    memory_seen: int
     captions: int
     caption_tokens: int
     caption_squares: int
     caption_memory: int
+    caption_memory_seen: int
+    object_squares: int
+    object_memory: int
+    object_memory_seen: int
 
 
 class Movable:
@@ -258,9 +265,9 @@ class TeacherPicture:
 class MemoryIndex(Movable):
     """Where the detection memory of each sample lies: rows are samples, padded at the end.
 
-    `vision` indexes merged vision features, the student's picture only; `vision_centers` are the (x, y) centres of
-    those image tokens in the picture, in [0, 1]. `text` indexes the flattened hidden states, from the sample's first
-    token up to, not including, the student's answer; `text_positions` counts them from 0.
+    `vision` indexes merged vision features, the student's picture only, row by row; `vision_centers` are the (x, y)
+    centres of those image tokens in the picture, in [0, 1]. `text` indexes the flattened hidden states, from the
+    sample's first token up to, not including, the student's answer; `text_positions` counts them from 0.
     """
 
     vision: Int[Tensor, "samples vision_memory"]
@@ -269,6 +276,20 @@ class MemoryIndex(Movable):
     text: Int[Tensor, "samples text_memory"]
     text_mask: Bool[Tensor, "samples text_memory"]
     text_positions: Int[Tensor, "samples text_memory"]
+
+    @property
+    def vision_sizes(self) -> Float[Tensor, "samples 2"]:
+        """Width and height of an image token in its picture: twice the centre of the first, which is in a corner."""
+        return 2 * self.vision_centers[:, 0]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true boxes of a batch, which a head may learn from in training; `most` is the largest number in a sample."""
+
+    boxes_cxcywh: Float[Tensor, "objects 4"]
+    sample_of_object: Int[Tensor, "objects"]
+    most: int
 
 
 @dataclass(frozen=True)
@@ -306,6 +327,22 @@ class Batch(Movable):
     counts: Counts
     sizes: Sizes
 
+    @property
+    def truth(self) -> Truth:
+        return Truth(self.boxes_cxcywh, self.sample_of_object, max(self.objects_per_sample))
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the head makes of true boxes that it was given with noise, `groups` times each.
+
+    Of the first of each two the noise was small, and the box is to be found again; of the second it was large, and that
+    there is no object is to be seen. The boxes are those of the first.
+    """
+
+    boxes_cxcywh: Float[Tensor, "layers objects groups 4"]
+    objectness_logits: Float[Tensor, "layers objects groups 2"]
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -317,6 +354,7 @@ class Detections:
     number of objects of a sample.
     `describe(end_token, max_tokens)` decodes a caption for every query, greedily: token ids of shape (samples, queries,
     at most max_tokens), `end_token` after the end.
+    `denoised`: None outside of training, and for a head that does not learn so.
     """
 
     boxes_logits: Float[Tensor, "layers samples queries 4"]
@@ -324,6 +362,7 @@ class Detections:
     objectness_logits: Float[Tensor, "layers samples queries"]
     caption_losses: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     describe: Callable[[int, int], Tensor]
+    denoised: Denoised | None = None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,18 @@ import torch
 
 from bbu_train.types import Counts
 
+HEADS = ["head=detr", "head=dino"]
 
-@pytest.fixture(params=["head=detr", "head=none"])
+
+@pytest.fixture(params=[*HEADS, "head=none"])
 def model(make_model, request):
-    return make_model(request.param)
+    model = make_model(request.param)
+    if model.head is not None:
+        torch.manual_seed(1)
+        for parameter in model.head.parameters():  # what begins at zero hides what lies behind it
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model
 
 
 def gradients(model, criterion, batches):
@@ -71,6 +79,8 @@ def outputs_of(model, batch, sample):
             batch.sample_of_object, queries, batch.caption_ids, max(batch.objects_per_sample)
         )
         said += [detections.boxes_logits[:, sample], detections.objectness_logits[:, sample], captions[mine]]
+        if detections.denoised is not None:
+            said += [detections.denoised.boxes_cxcywh[:, mine], detections.denoised.objectness_logits[:, mine]]
     return said
 
 
@@ -102,9 +112,10 @@ def test_a_sample_does_not_notice_which_others_lie_beside_it(model, collate, enc
         torch.testing.assert_close(a, b[..., : a.shape[-1]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("collator", ["packed", "standard"])
-def test_the_head_cannot_see_the_answer(make_model, collate, encoded, collator):
-    model = make_model("head=detr")
+def test_the_head_cannot_see_the_answer(make_model, collate, encoded, collator, head):
+    model = make_model(head)
     hidden_answer = [
         replace(
             sample,
@@ -118,10 +129,29 @@ def test_the_head_cannot_see_the_answer(make_model, collate, encoded, collator):
     assert torch.equal(seen.objectness_logits, hidden.objectness_logits)
 
 
-def test_the_head_sees_the_answers_of_teachers(make_model, collate, encoded):
-    model = make_model("head=detr")
+def test_what_is_matched_and_described_does_not_depend_on_the_true_boxes(make_model, collate, encoded):
+    """They are given to a head that denoises, and no query reads another's group."""
+    model = make_model("head=dino")
+    batch = collate("packed", encoded)
+    others = collate("packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh / 2) for its in encoded])
+    none = collate("packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], captions=()) for its in encoded])
+    objects = batch.sample_of_object, batch.sample_of_object + 1, batch.caption_ids, max(batch.objects_per_sample)
+    with torch.no_grad():
+        expected, *changed = (model(its).detections for its in (batch, others, none))
+        asked = model.eval()(batch).detections
+    assert not torch.equal(expected.denoised.boxes_cxcywh, changed[0].denoised.boxes_cxcywh)
+    assert asked.denoised is None
+    for said in (*changed, asked):
+        assert torch.equal(said.boxes_logits, expected.boxes_logits)
+        assert torch.equal(said.objectness_logits, expected.objectness_logits)
+        assert torch.equal(said.caption_losses(*objects), expected.caption_losses(*objects))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_sees_the_answers_of_teachers(make_model, collate, encoded, head):
+    model = make_model(head)
     sample = encoded[0]
     others = replace(sample, input_ids=torch.where(sample.roles == 1, 5, sample.input_ids))
     with torch.no_grad():
         seen, changed = (model(collate("packed", [some])).detections for some in (sample, others))
-    assert not torch.equal(seen.boxes_logits, changed.boxes_logits)
+    assert not torch.equal(seen.objectness_logits, changed.objectness_logits)

@@ -13,8 +13,12 @@ def sizes(samples: Sequence[Encoded], picture_format: PictureFormat) -> Sizes:
     grids = [(height, width) for sample in samples for _, height, width in sample.grid_thw[first:].tolist()]
     patches = [height * width for height, width in grids]
     window = picture_format.window_size // picture_format.patch_size  # patches a side
-    detected = [(_memory(sample, picture_format.merge_size), sample.captions) for sample in samples if sample.annotated]
-    captions = [(len(caption), memory) for memory, its in detected for caption in its]
+    detected = [sample for sample in samples if sample.annotated]
+    seen = [int(sample.grid_thw[-1].prod()) // picture_format.merge_size**2 for sample in detected]
+    memory = [image_tokens + sample.memory_end for image_tokens, sample in zip(seen, detected, strict=True)]
+    objects = [len(sample.captions) for sample in detected]
+    captions = [len(caption) for sample in detected for caption in sample.captions]
+    words = [sum(map(len, sample.captions)) for sample in detected]
     return Sizes(
         tokens=sum(tokens),
         token_squares=_squares(tokens),
@@ -25,17 +29,21 @@ def sizes(samples: Sequence[Encoded], picture_format: PictureFormat) -> Sizes:
         window_squares=sum(_squares(_pieces(h, window)) * _squares(_pieces(w, window)) for h, w in grids),
         merged=sum(len(sample.image_positions) for sample in samples),
         samples=len(detected),
-        memory=sum(memory for memory, _ in detected),
+        memory=sum(memory),
+        memory_seen=sum(seen),
         captions=len(captions),
-        caption_tokens=sum(length for length, _ in captions),
-        caption_squares=_squares(length for length, _ in captions),
-        caption_memory=sum(length * memory for length, memory in captions),
+        caption_tokens=sum(captions),
+        caption_squares=_squares(captions),
+        caption_memory=_pairs(words, memory),
+        caption_memory_seen=_pairs(words, seen),
+        object_squares=_squares(objects),
+        object_memory=_pairs(objects, memory),
+        object_memory_seen=_pairs(objects, seen),
     )
 
 
-def _memory(sample: Encoded, merge_size: int) -> int:
-    """Entries of the head's memory: the student's image tokens, and the text before its answer."""
-    return int(sample.grid_thw[-1].prod()) // merge_size**2 + sample.memory_end
+def _pairs(some: Iterable[int], others: Iterable[int]) -> int:
+    return sum(a * b for a, b in zip(some, others, strict=True))
 
 
 def _squares(lengths: Iterable[int]) -> int:

@@ -55,6 +55,11 @@ def places(index: MemoryIndex, d_model: int) -> Float[Tensor, "samples memory mo
 
     Sines of either kind, as DETR's: half of the channels for y and half for x, the picture spanning 2 pi.
     """
-    x, y = (2 * torch.pi * index.vision_centers).unbind(-1)
-    vision = torch.cat([sine(y, d_model // 2), sine(x, d_model // 2)], dim=-1)
-    return torch.cat([vision, sine(index.text_positions.float(), d_model)], dim=1)
+    text = sine(index.text_positions.float(), d_model)
+    return torch.cat([in_picture(index.vision_centers, d_model), text], dim=1)
+
+
+def in_picture(centers: Float[Tensor, "*n 2"], d_model: int) -> Float[Tensor, "*n model"]:
+    """Of (x, y), the picture being the unit square."""
+    x, y = (2 * torch.pi * centers).unbind(-1)
+    return torch.cat([sine(y, d_model // 2), sine(x, d_model // 2)], dim=-1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bbu_train import vocabulary
 from bbu_train.compiled import compiled
 from bbu_train.head.adapter import Memory
-from bbu_train.head.layers import DecoderLayer, KeysValues, sine
+from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample, sine
 
 
 class CaptionLayer(DecoderLayer):
@@ -53,6 +53,24 @@ class CaptionDecoder(nn.Module):
         self.vocabulary_chunk = vocabulary_chunk
         self.cross_entropy = vocabulary.cross_entropy
 
+    def speaker(
+        self,
+        queries: Float[Tensor, "samples queries model"],
+        memory: Memory,
+        embed: Callable[[Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+    ) -> tuple[Callable[[Tensor, Tensor, Tensor, int], Tensor], Callable[[int, int], Tensor]]:
+        """`caption_losses` and `describe` of `Detections`, for queries that have these states."""
+
+        def caption_losses(samples: Tensor, chosen: Tensor, caption_ids: Tensor, num_slots: int) -> Tensor:
+            matched = queries[samples, chosen]
+            return self.losses(matched, samples, num_slots, caption_ids, memory, embed, project)
+
+        def describe(end_token: int, max_tokens: int) -> Tensor:
+            return self.describe(queries, memory, embed, project, end_token, max_tokens)
+
+        return caption_losses, describe
+
     def compile_parts(self) -> None:
         """Fuse what training runs. Describing, whose cache grows with each token, stays as it is."""
         self.teacher_forced = compiled(self.teacher_forced)
@@ -89,7 +107,7 @@ class CaptionDecoder(nn.Module):
         """What the output matrix reads: of each object's query and then of its words."""
         sequences = torch.cat([queries[:, None], self.embed_projection(words).to(queries.dtype)], dim=1)
         num_samples = len(memory.states)
-        place = (samples, _rank_in_sample(samples, num_samples))
+        place = (samples, rank_in_sample(samples, num_samples))
         slots = sequences.new_zeros(num_samples, num_slots, *sequences.shape[1:]).index_put(place, sequences)
         states, _ = self._decode(slots, 0, None, self._read(memory), memory.mask)
         return self.out_projection(self.norm(states[place]))
@@ -128,9 +146,3 @@ class CaptionDecoder(nn.Module):
             states, keys_values = layer(states, past and past[i], memory[i], memory_mask)
             present.append(keys_values)
         return states, present
-
-
-def _rank_in_sample(samples: Int[Tensor, "objects"], num_samples: int) -> Int[Tensor, "objects"]:
-    """How many objects of the same sample come before each; `samples` ascends."""
-    first = torch.searchsorted(samples, torch.arange(num_samples, device=samples.device))
-    return torch.arange(len(samples), device=samples.device) - first[samples]

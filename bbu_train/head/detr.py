@@ -1,6 +1,5 @@
 """A plain DETR decoder on top of Qwen2.5-VL (Carion et al. 2020): boxes, objectness and captions."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -11,10 +10,8 @@ from bbu_train.compiled import compiled
 from bbu_train.head import flops
 from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.layers import DecoderLayer, Mlp
-from bbu_train.types import Detections, MemoryIndex, Sizes
-
-PRIOR = 0.01  # objectness before training: focal loss diverges if most queries begin as objects (Lin et al. 2017)
+from bbu_train.head.layers import DecoderLayer, Mlp, Objectness
+from bbu_train.types import Detections, MemoryIndex, Sizes, Truth
 
 
 class QueryLayer(DecoderLayer):
@@ -62,9 +59,8 @@ class Detr(nn.Module):
         self.layers = nn.ModuleList(QueryLayer(d_model, num_heads) for _ in range(num_decoder_layers))
         self.norm = nn.LayerNorm(d_model)
         self.box = Mlp(d_model, 4, num_layers=3)
-        self.objectness = nn.Linear(d_model, 1)
+        self.objectness = Objectness(d_model)
         self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
-        nn.init.constant_(self.objectness.bias, -math.log((1 - PRIOR) / PRIOR))
 
     def compile_parts(self) -> None:
         """Fuse what comes before the matching into one graph, and the captions, which come after it, into another.
@@ -83,21 +79,15 @@ class Detr(nn.Module):
         vision_features: Float[Tensor, "merged width"],
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
+        truth: Truth,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> Detections:
-        """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits."""
+        """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits. This head
+        learns from its losses alone, and does not look at `truth`."""
         states, places, mask, layers, boxes_logits, objectness_logits = self.detect(vision_features, hidden, index)
-        memory, final = Memory(states, places, mask), layers[-1]
-
-        def caption_losses(samples: Tensor, queries: Tensor, caption_ids: Tensor, num_slots: int) -> Tensor:
-            matched = final[samples, queries]
-            return self.captioner.losses(matched, samples, num_slots, caption_ids, memory, embed, project)
-
-        def describe(end_token: int, max_tokens: int) -> Tensor:
-            return self.captioner.describe(final, memory, embed, project, end_token, max_tokens)
-
-        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, caption_losses, describe)
+        spoken = self.captioner.speaker(layers[-1], Memory(states, places, mask), embed, project)
+        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *spoken)
 
     def detect(
         self,

@@ -1,7 +1,9 @@
 """Transformer layers of the head: attention with a cache, and the decoder layer that both decoders use."""
 
+import math
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -28,11 +30,11 @@ class Attention(nn.Module):
         self,
         queries: Float[Tensor, "n queries model"],
         keys_values: KeysValues,
-        mask: Bool[Tensor, "n keys"] | None,
+        mask: Bool[Tensor, "n keys"] | Float[Tensor, "n heads queries keys"] | None,
         is_causal: bool = False,
     ) -> Float[Tensor, "n queries model"]:
-        """`mask` is False where a key must not be read."""
-        mask = None if mask is None else mask[:, None, None]
+        """`mask` is False where a key must not be read, or is added to Q K^T / sqrt(d)."""
+        mask = mask[:, None, None] if mask is not None and mask.ndim == 2 else mask
         out = scaled_dot_product_attention(self._split(self.query(queries)), *keys_values, mask, is_causal=is_causal)
         return self.out(out.transpose(1, 2).flatten(2))
 
@@ -55,6 +57,16 @@ class Mlp(nn.Sequential):
         super().__init__(*hidden, nn.Linear(d_model, d_out))
 
 
+class Objectness(nn.Linear):
+    """The logit of being an object. Few begin as one: focal loss would diverge if most did (Lin et al. 2017)."""
+
+    PRIOR = 0.01
+
+    def __init__(self, d_model: int):
+        super().__init__(d_model, 1)
+        nn.init.constant_(self.bias, -math.log((1 - self.PRIOR) / self.PRIOR))
+
+
 class DecoderLayer(nn.Module):
     """The parts of a pre-norm decoder layer; how they read each other is each decoder's own."""
 
@@ -71,3 +83,9 @@ def sine(positions: Float[Tensor, "*n"], size: int) -> Float[Tensor, "*n size"]:
     frequencies = 10_000 ** -(torch.arange(size // 2, device=positions.device) / (size // 2))
     angles = positions[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def rank_in_sample(samples: Int[Tensor, "objects"], num_samples: int) -> Int[Tensor, "objects"]:
+    """How many objects of the same sample come before each; `samples` ascends."""
+    first = torch.searchsorted(samples, torch.arange(num_samples, device=samples.device))
+    return torch.arange(len(samples), device=samples.device) - first[samples]

@@ -1,12 +1,17 @@
 """Sums of the detection losses, term by term."""
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import logsigmoid, one_hot
+from torch.nn.functional import one_hot
 
 from bbu_train import boxes
 from bbu_train.types import Batch, Detections
+
+ObjectnessLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of logits, which of them answer for an object, and IoU: one of `objectness`."""
 
 
 def box_sums(
@@ -17,31 +22,17 @@ def box_sums(
     return (said - true).abs().sum((-2, -1)), (1 - giou).sum(-1)
 
 
-def focal_sum(
-    logits: Float[Tensor, "*layers samples queries"],
-    is_object: Bool[Tensor, "*layers samples queries"],
-    annotated: Bool[Tensor, "samples"],
-    alpha: float,
-    gamma: float,
-) -> Float[Tensor, "*layers"]:
-    """Sum of -a_t (1 - p_t)^gamma log p_t over all queries of annotated samples (Lin et al. 2017).
-
-    p_t is the probability of what is true, a_t is alpha for objects and 1 - alpha for the rest.
-    """
-    signed = torch.where(is_object, logits, -logits)  # p_t is its sigmoid
-    weight = torch.where(is_object, alpha, 1 - alpha) * (gamma * logsigmoid(-signed)).exp()
-    return -(weight * logsigmoid(signed) * annotated[:, None]).sum((-2, -1))
-
-
-def matched_mask(
+def on_queries(
+    values: Shaped[Tensor, "*layers objects"],
     queries: Int[Tensor, "*layers objects"],
     sample_of_object: Int[Tensor, "objects"],
     num_samples: int,
     num_queries: int,
-) -> Bool[Tensor, "*layers samples queries"]:
-    """True for the queries that answer for an object."""
-    mask = torch.zeros(*queries.shape[:-1], num_samples * num_queries, dtype=torch.bool, device=queries.device)
-    return mask.scatter(-1, sample_of_object * num_queries + queries, True).unflatten(-1, (num_samples, num_queries))
+) -> Shaped[Tensor, "*layers samples queries"]:
+    """The value of each object at the query that answers for it, and 0, or False, at all others."""
+    empty = values.new_zeros(*queries.shape[:-1], num_samples * num_queries)
+    place = sample_of_object * num_queries + queries
+    return empty.scatter(-1, place, values).unflatten(-1, (num_samples, num_queries))
 
 
 def layer_sums(
@@ -51,15 +42,38 @@ def layer_sums(
     sample_of_object: Int[Tensor, "objects"],
     true_cxcywh: Float[Tensor, "objects 4"],
     annotated: Bool[Tensor, "samples"],
-    focal_alpha: float,
-    focal_gamma: float,
+    objectness: ObjectnessLoss,
 ) -> tuple[Float[Tensor, "layers"], Float[Tensor, "layers"], Float[Tensor, "layers"]]:
-    """Box L1, box GIoU and objectness of each decoder layer, `queries[i, j]` being layer i's query of object j."""
+    """Box L1, box GIoU and objectness of each decoder layer, `queries[i, j]` being layer i's query of object j.
+
+    Objectness is a sum over all queries of annotated samples.
+    """
     num_layers, num_samples, num_queries = objectness_logits.shape
     layer = torch.arange(num_layers, device=queries.device)[:, None]
-    l1, giou = box_sums(boxes_cxcywh[layer, sample_of_object, queries], true_cxcywh)
-    is_object = matched_mask(queries, sample_of_object, num_samples, num_queries)
-    return l1, giou, focal_sum(objectness_logits, is_object, annotated, focal_alpha, focal_gamma)
+    said = boxes_cxcywh[layer, sample_of_object, queries]
+    where = queries, sample_of_object, num_samples, num_queries
+    is_object = on_queries(torch.ones_like(queries, dtype=torch.bool), *where)
+    losses = objectness(objectness_logits, is_object, on_queries(_iou(said, true_cxcywh), *where))
+    return *box_sums(said, true_cxcywh), (losses * annotated[:, None]).sum((-2, -1))
+
+
+def denoised_sums(
+    boxes_cxcywh: Float[Tensor, "layers objects groups 4"],
+    objectness_logits: Float[Tensor, "layers objects groups 2"],
+    true_cxcywh: Float[Tensor, "objects 4"],
+    objectness: ObjectnessLoss,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """The same three of what was made of noised boxes (`Denoised`), in all layers: means over the groups."""
+    num_groups = boxes_cxcywh.shape[2]
+    true = true_cxcywh[:, None].expand(-1, num_groups, -1)
+    l1, giou = box_sums(boxes_cxcywh.flatten(1, 2), true.flatten(0, 1))
+    is_object = torch.arange(2, device=true.device) == 0
+    losses = objectness(objectness_logits, is_object, _iou(boxes_cxcywh, true)[..., None])
+    return l1.sum() / num_groups, giou.sum() / num_groups, losses.sum() / num_groups
+
+
+def _iou(said: Float[Tensor, "*layers 4"], true: Float[Tensor, "*#layers 4"]) -> Float[Tensor, "*layers"]:
+    return boxes.paired_iou(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true)).detach()
 
 
 def caption_sum(detections: Detections, queries: Int[Tensor, "objects"], batch: Batch) -> Float[Tensor, ""]:

@@ -8,13 +8,16 @@ from bbu_train.loss.language import Language
 from bbu_train.loss.matcher import Matcher
 from bbu_train.types import Batch, Detections, Losses, Outputs
 
+TERMS = ("bbox_l1", "bbox_giou", "objectness")
+
 
 class Joint(Language):
     """The language losses, and for a model with a head box L1, box GIoU, objectness and captions.
 
     Box terms are divided by the number of objects; objectness, a sum over all queries, and captions by the number of
     annotated student pictures. Earlier decoder layers, each with a matching of its own, add the same terms but the
-    caption times `aux_weight`, under names that begin with `aux_`.
+    caption times `aux_weight`, under names that begin with `aux_`. What a head makes of noised true boxes adds them
+    once more, times `denoising_weight`, under names that begin with `denoised_`, all divided by the number of objects.
     """
 
     counted_by = Language.counted_by | {
@@ -25,6 +28,9 @@ class Joint(Language):
         "aux_bbox_l1": "objects",
         "aux_bbox_giou": "objects",
         "aux_objectness": "samples",
+        "denoised_bbox_l1": "objects",
+        "denoised_bbox_giou": "objects",
+        "denoised_objectness": "objects",
     }
 
     def __init__(
@@ -32,18 +38,20 @@ class Joint(Language):
         weights: dict[str, float],
         matcher: Matcher,
         aux_weight: float,
-        focal_alpha: float,
-        focal_gamma: float,
+        denoising_weight: float,
+        objectness: detection.ObjectnessLoss,
         compile: bool,
     ):
         super().__init__(weights)
         by_term = {"bbox_l1": weights["l1"], "bbox_giou": weights["giou"], "objectness": weights["objectness"]}
         self.weights |= by_term | {"caption": weights["caption"]}
         self.weights |= {f"aux_{name}": aux_weight * weight for name, weight in by_term.items()}
+        self.weights |= {f"denoised_{name}": denoising_weight * weight for name, weight in by_term.items()}
         self.matcher = matcher
         self.aux_weight = aux_weight
-        self.focal = {"focal_alpha": focal_alpha, "focal_gamma": focal_gamma}
+        self.objectness = objectness
         self.layer_sums = compiled(detection.layer_sums) if compile else detection.layer_sums
+        self.denoised_sums = compiled(detection.denoised_sums) if compile else detection.denoised_sums
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
         """Sums over the batch. A model without a head has the language terms alone."""
@@ -57,10 +65,13 @@ class Joint(Language):
         losses["caption"] = detection.caption_sum(outputs.detections, queries[-1], batch)
         if self.aux_weight > 0 and len(queries) > 1:
             losses |= {f"aux_{name}": its[:-1].sum() for name, its in sums.items()}
+        if (denoised := outputs.detections.denoised) is not None:
+            said = denoised.boxes_cxcywh, denoised.objectness_logits
+            its = self.denoised_sums(*said, batch.boxes_cxcywh, self.objectness)
+            losses |= {f"denoised_{name}": loss for name, loss in zip(TERMS, its, strict=True)}
         return losses
 
     def _layer_sums(self, detections: Detections, queries: Tensor, batch: Batch) -> dict[str, Tensor]:
         said = detections.boxes_cxcywh, detections.objectness_logits
         true = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
-        sums = self.layer_sums(*said, queries, *true, **self.focal)
-        return dict(zip(("bbox_l1", "bbox_giou", "objectness"), sums, strict=True))
+        return dict(zip(TERMS, self.layer_sums(*said, queries, *true, self.objectness), strict=True))

@@ -69,7 +69,7 @@ class GroundingModel(nn.Module):
         if self.head is None:
             return None
         embed = self.backbone.get_input_embeddings()
-        return self.head(vision_features, hidden, batch.memory, embed, self.project)
+        return self.head(vision_features, hidden, batch.memory, batch.truth, embed, self.project)
 
     def see(self, batch: Batch) -> Float[Tensor, "merged width"]:
         """Features of every image token of the batch, in order. The only run of the vision tower in a step, but for

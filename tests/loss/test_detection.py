@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributions import Bernoulli
 from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_for_object_detection import (
     HungarianMatcher,
     ImageLoss,
+    box_iou,
     generalized_box_iou,
     sigmoid_focal_loss,
 )
 
 from bbu_train import boxes
-from bbu_train.loss.detection import box_sums, caption_sum, focal_sum, layer_sums, matched_mask
+from bbu_train.loss.detection import box_sums, caption_sum, denoised_sums, layer_sums, on_queries
+from bbu_train.loss.objectness import Focal, Varifocal
 from bbu_train.seeds import generator
 
 NO_BOXES = torch.zeros(0, 4)
@@ -50,7 +51,7 @@ def test_box_sums_of_every_layer_are_those_of_transformers(random_boxes, batch_o
     matcher = make_criterion().matcher
     queries = matcher(detections_of(said, logits), batch)
     true = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
-    l1, giou, _ = layer_sums(said, logits, queries, *true, focal_alpha=0.25, focal_gamma=2.0)
+    l1, giou, _ = layer_sums(said, logits, queries, *true, Focal(0.25, 2.0))
     num_objects = len(batch.boxes_cxcywh)
     for i, suffix in enumerate(("_0", "_1", "")):
         torch.testing.assert_close(l1[i] / num_objects, expected[f"loss_bbox{suffix}"])
@@ -73,55 +74,64 @@ def test_a_perfect_box_loses_nothing(random_boxes):
     assert giou.item() == pytest.approx(0, abs=1e-5)
 
 
-@pytest.fixture
-def objectness():
-    """Logits, which of them answer for an object, and which samples are annotated."""
+def objectness_of(logits, annotated, queries, random_boxes, objectness):
+    """The objectness sum where the first sample has two objects, of one layer."""
+    said, true = random_boxes("among", *logits.shape), random_boxes("true", 2)
+    said[0, queries] = true * torch.tensor([[1.0, 1.0, 0.5, 0.5], [1.1, 1.0, 1.0, 1.0]])
+    where = torch.tensor([0, 0]), true, annotated
+    return layer_sums(said[None], logits[None], queries[None], *where, objectness)[2][0]
+
+
+def test_objectness_is_a_sum_over_all_queries_of_annotated_samples(random_boxes):
     logits = random_logits("objectness", 3, 7).requires_grad_()
-    is_object = torch.from_numpy(generator("is object").random((3, 7)) < 0.3)
-    return logits, is_object, torch.tensor([True, False, True])
-
-
-@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_loss_is_the_formula_of_lin_et_al(objectness, alpha, gamma):
-    logits, is_object, annotated = objectness
-    log_p = Bernoulli(logits=logits.double()).log_prob(is_object.double())
-    alpha_true = torch.where(is_object, alpha, 1 - alpha).double()
-    expected = (-alpha_true * (1 - log_p.exp()) ** gamma * log_p)[annotated].sum()
-    loss = focal_sum(logits, is_object, annotated, alpha, gamma)
-    torch.testing.assert_close(loss, expected.float())
-    torch.testing.assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits))
-
-
-@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0)])
-def test_focal_loss_is_that_of_transformers(objectness, alpha, gamma):
-    logits, is_object, _ = objectness
-    mean_over_queries = sigmoid_focal_loss(logits, is_object.float(), 1, alpha, gamma)
-    loss = focal_sum(logits, is_object, torch.ones(3, dtype=torch.bool), alpha, gamma)
-    torch.testing.assert_close(loss, mean_over_queries * logits.shape[1])
-
-
-def test_focal_loss_ignores_samples_that_nobody_annotated(objectness):
-    logits, is_object, annotated = objectness
-    (gradient,) = torch.autograd.grad(focal_sum(logits, is_object, annotated, 0.25, 2.0), logits)
+    annotated, queries = torch.tensor([True, False, True]), torch.tensor([5, 2])
+    is_object = torch.zeros(3, 7, dtype=torch.bool)
+    is_object[0, [5, 2]] = True
+    loss = objectness_of(logits, annotated, queries, random_boxes, Focal(0.25, 2.0))
+    mean_over_queries = sigmoid_focal_loss(logits[[0, 2]], is_object[[0, 2]].float(), 1, 0.25, 2.0)
+    torch.testing.assert_close(loss, mean_over_queries * 7)
+    (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient != 0).all(dim=1).tolist() == annotated.tolist()
     assert (gradient == 0).all(dim=1).tolist() == (~annotated).tolist()
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_loss_of_a_certain_query_has_a_finite_gradient(gamma):
-    logits = torch.tensor([[-300.0, -30.0, 30.0, 300.0]], requires_grad=True)
-    for is_object in (True, False):
-        loss = focal_sum(logits, torch.full((1, 4), is_object), torch.tensor([True]), 0.25, gamma)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        assert torch.isfinite(loss)
-        assert torch.isfinite(gradient).all()
+def test_objectness_knows_the_overlap_of_each_query_with_its_object(random_boxes):
+    seen = []
+
+    def objectness(logits, is_object, iou):
+        seen.append(torch.where(is_object, iou, 0)[0])
+        return logits
+
+    logits, queries = random_logits("objectness", 3, 7), torch.tensor([5, 2])
+    objectness_of(logits, torch.ones(3, dtype=torch.bool), queries, random_boxes, objectness)
+    assert seen[0].count_nonzero() == 2
+    assert seen[0][0, 5].item() == pytest.approx(0.25, abs=1e-5), "half as wide and half as high"
+    moved = center_to_corners_format(random_boxes("true", 2)[1] * torch.tensor([[1.1, 1, 1, 1], [1, 1, 1, 1]]))
+    assert seen[0][0, 2].item() == pytest.approx(box_iou(moved[:1], moved[1:])[0].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("choice", [Focal(0.25, 2.0), Varifocal(0.75, 2.0)])
+def test_what_is_made_of_noised_boxes_loses_the_mean_of_what_each_group_would(choice, random_boxes):
+    true, said = random_boxes("true", 3), random_boxes("said", 2, 3, 4)
+    logits = random_logits("noised", 2, 3, 4, 2)
+    sums = denoised_sums(said, logits, true, choice)
+    expected = [0, 0, 0]
+    for group in range(4):
+        its = said[:, :, group], logits[:, :, group]
+        l1, giou = box_sums(its[0], true)
+        iou = torch.stack([boxes.paired_iou(*map(boxes.cxcywh_to_xyxy, (layer, true))) for layer in its[0]])
+        found = choice(its[1][..., 0], torch.tensor(True), iou).sum()
+        seen_through = choice(its[1][..., 1], torch.tensor(False), iou).sum()
+        parts = l1.sum(), giou.sum(), found + seen_through
+        expected = [total + part / 4 for total, part in zip(expected, parts, strict=True)]
+    torch.testing.assert_close(torch.stack(sums), torch.stack(expected))
 
 
 def test_only_the_queries_that_answer_for_an_object_are_objects(random_boxes, batch_of):
     batch = batch_of(random_boxes("a", 2), NO_BOXES, random_boxes("b", 1))
     queries = torch.tensor([[2, 0, 1], [1, 3, 3]])
-    mask = matched_mask(queries, batch.sample_of_object, num_samples=3, num_queries=4)
+    one = torch.ones_like(queries, dtype=torch.bool)
+    mask = on_queries(one, queries, batch.sample_of_object, num_samples=3, num_queries=4)
     assert mask[0].nonzero().tolist() == [[0, 0], [0, 2], [2, 1]]
     assert mask[1].nonzero().tolist() == [[0, 1], [0, 3], [2, 3]]
 

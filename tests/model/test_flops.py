@@ -58,11 +58,12 @@ def test_the_backbone_does_exactly_what_is_counted(make_model, make_criterion, c
 
 @pytest.mark.parametrize("frozen_head", [(), ("vision_adapter", "language_adapter")])
 @pytest.mark.parametrize("frozen", ["nothing", "vision", "language"])
+@pytest.mark.parametrize("head", ["head=detr", "head=dino"])
 def test_the_model_with_a_head_does_exactly_what_is_counted(
-    make_model, make_criterion, collate, encoded, frozen, frozen_head
+    make_model, make_criterion, collate, encoded, head, frozen, frozen_head
 ):
     """One sample with one object, whose caption needs no padding."""
-    model = make_model("head=detr")
+    model = make_model(head)
     if FROZEN[frozen]:
         freeze(model.backbone, *FROZEN[frozen])
     if frozen_head:
@@ -74,15 +75,18 @@ def test_the_model_with_a_head_does_exactly_what_is_counted(
 
 def beside_the_memory(model, batch):
     """Operations of the adapters on what the head does not read: teachers' pictures and all that follows the prompt."""
-    adapter = model.head.vision_adapter
-    weights = sum(matrix.weight.numel() for matrix in (adapter.down, adapter.up, adapter.project))
-    trains = adapter.down.weight.requires_grad
-    rows = batch.sizes.tokens + batch.sizes.patches // 4 - batch.sizes.memory
-    assert rows > 0
-    return flops.matrix(trains, passes=True) * rows * weights
+    sizes, head = batch.sizes, model.head
+    unread = sizes.patches // 4 - sizes.memory_seen, sizes.tokens - (sizes.memory - sizes.memory_seen)
+    assert min(unread) > 0
+    weights = [
+        sum(matrix.weight.numel() for matrix in (adapter.down, adapter.up, adapter.project))
+        for adapter in (head.vision_adapter, head.language_adapter)
+    ]
+    trains = head.vision_adapter.down.weight.requires_grad
+    return flops.matrix(trains, passes=True) * sum(rows * its for rows, its in zip(unread, weights, strict=True))
 
 
-@pytest.mark.parametrize("head", ["head=detr", "head=none"])
+@pytest.mark.parametrize("head", ["head=detr", "head=dino", "head=none"])
 @pytest.mark.parametrize(("collator", "num_parts"), [("standard", 1), ("packed", 2), ("standard", 4)])
 def test_a_step_is_counted_alike_in_every_layout(make_model, collate, encoded, head, collator, num_parts):
     """Micro-batches and ranks are both parts of a step; a part without samples has a stand-in."""

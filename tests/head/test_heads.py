@@ -1,20 +1,25 @@
-"""The detection head on made features: whose memory it reads, and what it says before it has learned anything."""
+"""The detection heads on made features: whose memory they read, and what they say before they learn anything."""
 
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from bbu_train.head.detr import Detr
+from bbu_train.head.dino import Dino
 from bbu_train.seeds import generator
-from bbu_train.types import MemoryIndex
+from bbu_train.types import MemoryIndex, Truth
 
 WIDTH, VOCABULARY, END, NUM_QUERIES = 16, 20, 19, 5
 VISION = [[2, 3, 4], [7], [9, 10]]  # features of each sample's student picture; those between are of teachers
 TEXT = [range(4), range(6, 12), range(12, 14)]
 CAPTIONS = torch.tensor([[1, 2, 3], [4, 5, -100], [6, 7, 8], [9, -100, -100]])
 SAMPLES, QUERIES = torch.tensor([0, 0, 1, 2]), torch.tensor([3, 1, 0, 4])
+TRUTH = Truth(
+    torch.tensor([[0.4, 0.5, 0.2, 0.3], [0.7, 0.2, 0.1, 0.2], [0.5, 0.5, 0.4, 0.4], [0.1, 0.8, 0.2, 0.1]]), SAMPLES, 2
+)
 
 
 def random(name, *shape):
@@ -39,10 +44,10 @@ def changed(index, **parts):
     return MemoryIndex(**{field.name: getattr(index, field.name) for field in fields(index)} | parts)
 
 
-@pytest.fixture
-def head():
+@pytest.fixture(params=[Detr, partial(Dino, split=3, num_denoising_groups=3)], ids=["detr", "dino"])
+def head(request):
     torch.manual_seed(0)
-    return Detr(
+    head = request.param(
         WIDTH,
         num_queries=NUM_QUERIES,
         d_model=16,
@@ -52,6 +57,12 @@ def head():
         adapter_ratio=4,
         vocabulary_chunk=1000,
     )
+    for name, parameter in head.named_parameters():  # boxes that do not move yet would hide what moves them
+        if "box" in name and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+        if "gaze.say.bias" in name:  # nor would they notice text before they have learned to look at it
+            parameter.data[4::5] = 0
+    return head
 
 
 @pytest.fixture
@@ -59,7 +70,7 @@ def detect(head):
     """A function from features and an index to detections."""
     torch.manual_seed(1)
     embed, project = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
-    return lambda vision, hidden, index: head(vision, hidden, index, embed, project)
+    return lambda vision, hidden, index: head(vision, hidden, index, TRUTH, embed, project)
 
 
 @pytest.fixture
@@ -126,7 +137,8 @@ def test_where_a_memory_entry_is_matters(name, detect, features):
     index = memory_index()
     moved = changed(index, **{name: getattr(index, name).roll(1, dims=1) + 1})
     expected, said = detect(*features, index), detect(*features, moved)
-    assert not torch.isclose(said.boxes_logits, expected.boxes_logits).all(dim=-1).any()
+    decoded = (its.boxes_logits[-2:] for its in (said, expected))  # proposals do not read text
+    assert not torch.isclose(*decoded).all(dim=-1).any()
 
 
 @pytest.mark.parametrize("term", ["boxes_logits", "objectness_logits"])
@@ -138,10 +150,11 @@ def test_a_gradient_reaches_the_features_of_the_memory_and_no_others(term, detec
 
 
 def test_captions_train_matched_queries_only(head, detect, features):
+    head.eval()  # noised boxes have queries, and states, of their own
     states = []
     head.norm.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), states.append(output))[0])
     detect(*features, memory_index()).caption_losses(SAMPLES, QUERIES, CAPTIONS, 2).sum().backward()
-    trained = states[-1].grad.norm(dim=-1).nonzero().tolist()
+    trained = states[-1].grad.view(3, NUM_QUERIES, -1).norm(dim=-1).nonzero().tolist()
     assert trained == sorted([sample, query] for sample, query in zip(SAMPLES.tolist(), QUERIES.tolist(), strict=True))
 
 
@@ -154,10 +167,11 @@ def test_the_caption_of_an_object_does_not_depend_on_how_many_there_are(detect, 
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-def test_every_layer_gives_boxes_and_objectness(detect, features):
+def test_every_layer_gives_boxes_and_objectness(head, detect, features):
     detections = detect(*features, memory_index())
-    assert detections.boxes_logits.shape == (2, 3, NUM_QUERIES, 4)
-    assert detections.objectness_logits.shape == (2, 3, NUM_QUERIES)
+    num_layers = 2 if isinstance(head, Detr) else 3  # with the proposals
+    assert detections.boxes_logits.shape == (num_layers, 3, NUM_QUERIES, 4)
+    assert detections.objectness_logits.shape == (num_layers, 3, NUM_QUERIES)
     assert torch.equal(detections.boxes_cxcywh, detections.boxes_logits.sigmoid())
 
 

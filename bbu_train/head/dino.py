@@ -1,0 +1,198 @@
+"""A decoder that learns in minutes what a plain one learns in hours: DINO (Zhang et al. 2022) on Qwen2.5-VL."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bbu_train.compiled import compiled
+from bbu_train.head import anchors, flops
+from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
+from bbu_train.head.caption import CaptionDecoder
+from bbu_train.head.denoising import Slots, noised, slots
+from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
+from bbu_train.types import Denoised, Detections, MemoryIndex, Sizes, Truth
+
+
+class AnchoredLayer(DecoderLayer):
+    """One decoder layer, pre-norm: the queries of a group read each other, then the memory around their boxes."""
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__(d_model, num_heads)
+        self.gaze = anchors.Gaze(d_model, num_heads)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "samples groups queries model"],
+        places: Float[Tensor, "samples groups queries model"],
+        boxes_cxcywh: Float[Tensor, "samples groups queries 4"],
+        mask: Bool[Tensor, "samples_groups queries"] | None,
+        memory: KeysValues,
+        index: MemoryIndex,
+    ) -> Float[Tensor, "samples groups queries model"]:
+        groups = queries.shape[:2]
+        normalised = self.norms[0](queries)
+        placed = (normalised + places).flatten(0, 1)
+        keys_values = self.self_attention.keys_values(placed, normalised.flatten(0, 1))
+        queries = queries + self.self_attention(placed, keys_values, mask).unflatten(0, groups)
+        # Groups differ in what they read of each other, and to the memory they are one sequence of queries.
+        asked = (self.norms[1](queries) + places).flatten(1, 2)
+        bias = self.gaze(asked, boxes_cxcywh.flatten(1, 2), index)
+        queries = queries + self.cross_attention(asked, memory, bias).unflatten(1, queries.shape[1:3])
+        return queries + self.feed_forward(self.norms[2](queries))
+
+
+class Dino(nn.Module):
+    """Queries begin at boxes that image tokens propose, and each layer moves the boxes of the layer before.
+
+    logit(b_i) = logit(b_i-1) + MLP(query after layer i), and b_0 that of the `num_queries` image tokens which look most
+    like an object, a box around the token moved likewise. An image token is first split into `split` x `split` parts,
+    2 being its patches, so that small objects have tokens of their own. A layer reads around its boxes (`Gaze`). The
+    proposals are the first of the layers that come back. As in DINO a layer's losses reach the layer before it too, and
+    no farther, and in training true boxes with noise pass through the same decoder, `num_denoising_groups` times each,
+    as groups of queries that no other query reads. Unlike in DINO attention is dense, the features have one scale, a
+    query begins with its token's state besides a learned one, and objectness and captions take the place of classes.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_queries: int,
+        d_model: int,
+        num_heads: int,
+        num_decoder_layers: int,
+        num_caption_layers: int,
+        adapter_ratio: int,
+        split: int,
+        num_denoising_groups: int,
+        vocabulary_chunk: int,
+    ):
+        super().__init__()
+        self.d_model = d_model
+        self.split = split
+        self.num_denoising_groups = num_denoising_groups
+        self.vision_adapter = Adapter(width, adapter_ratio, split**2 * d_model)
+        self.language_adapter = Adapter(width, adapter_ratio, d_model)
+        self.memory_norm = nn.LayerNorm(d_model)
+        self.proposed_objectness = Objectness(d_model)
+        self.proposed_box = _still(Mlp(d_model, 4, num_layers=3))
+        self.query = nn.Embedding(num_queries, d_model)
+        self.place = Mlp(2 * d_model, d_model, num_layers=2)
+        self.layers = nn.ModuleList(AnchoredLayer(d_model, num_heads) for _ in range(num_decoder_layers))
+        self.norm = nn.LayerNorm(d_model)
+        self.box = _still(Mlp(d_model, 4, num_layers=3))
+        self.objectness = Objectness(d_model)
+        self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
+        nn.init.normal_(self.query.weight, std=0.02)  # enough to part queries of one token, which has most to say
+
+    def compile_parts(self) -> None:
+        """As the plain head's: what comes before the matching is one graph, and the captions are another."""
+        self.detect = compiled(self.detect)
+        self.captioner.compile_parts()
+
+    def num_useful_operations(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
+        """Of a training step on samples of these sizes; what trains outside of the head is given."""
+        return flops.dino(self, sizes, vocabulary_size, features_train, words_train)
+
+    def forward(
+        self,
+        vision_features: Float[Tensor, "merged width"],
+        hidden: Float[Tensor, "flat width"],
+        index: MemoryIndex,
+        truth: Truth,
+        embed: Callable[[Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+    ) -> Detections:
+        """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits. `truth` is
+        read in training only, and by nothing but `denoised`."""
+        its = truth.boxes_cxcywh, truth.sample_of_object, truth.most
+        *memory, states, boxes_logits, objectness_logits, denoised = self.detect(vision_features, hidden, index, *its)
+        # A caption looks for its object where the object is.
+        placed = states + in_picture(boxes_logits[-1, ..., :2].detach().sigmoid(), self.d_model).to(states.dtype)
+        spoken = self.captioner.speaker(placed, Memory(*memory), embed, project)
+        denoised = None if denoised is None else Denoised(denoised[0].sigmoid(), denoised[1])
+        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *spoken, denoised)
+
+    def detect(
+        self,
+        vision_features: Float[Tensor, "merged width"],
+        hidden: Float[Tensor, "flat width"],
+        index: MemoryIndex,
+        true_cxcywh: Float[Tensor, "objects 4"],
+        sample_of_object: Int[Tensor, "objects"],
+        most: int,
+    ) -> tuple:
+        """The three parts of the memory, the states of the queries after the last layer, boxes and objectness of
+        proposals and layers before the sigmoid, in float32, and in training those of the noised boxes."""
+        index = anchors.finer(index, self.split)
+        vision = self.vision_adapter(vision_features).view(-1, self.d_model)
+        memory = gather(vision, self.language_adapter(hidden), index)
+        memory = memory._replace(states=self.memory_norm(memory.states))
+        # What is read says where it is, too: a box is told from where its sides were seen.
+        read = [layer.cross_attention.keys_values(memory.keys, memory.keys) for layer in self.layers]
+        seen = memory.states[:, : index.vision.shape[1]]
+
+        tokens, proposed, scores = self._propose(seen, index)
+        starts = (self.query.weight + tokens)[:, None], proposed[:, None]
+        states, boxes, objectness = self._decode(*starts, None, read, index)
+        boxes, objectness = torch.cat([proposed[None], boxes[:, :, 0]]), torch.cat([scores[None], objectness[:, :, 0]])
+        denoised = None
+        if self.training and self.num_denoising_groups:
+            denoised = self._denoise(true_cxcywh, slots(sample_of_object, len(seen), most), seen, read, index)
+        return *memory, states[:, 0], boxes, objectness, denoised
+
+    def _propose(
+        self, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States, boxes and objectness of the best tokens of each picture, the latter two before the sigmoid."""
+        scores = self.proposed_objectness(seen)[..., 0].float()
+        chosen = anchors.best(scores.detach(), index.vision_mask, self.query.num_embeddings)
+        tokens = anchors.take(seen, chosen)
+        boxes = anchors.take(anchors.of_tokens(index), chosen) + self.proposed_box(tokens).float()
+        return tokens, boxes, scores.gather(1, chosen)
+
+    def _denoise(
+        self,
+        true_cxcywh: Float[Tensor, "objects 4"],
+        rows: Slots,
+        seen: Float[Tensor, "samples vision model"],
+        read: list[KeysValues],
+        index: MemoryIndex,
+    ) -> tuple[Float[Tensor, "layers objects groups 4"], Float[Tensor, "layers objects groups 2"]]:
+        """Boxes and objectness, before the sigmoid, that come of true boxes with noise (`Denoised`)."""
+        starts = rows.lay(noised(true_cxcywh, self.num_denoising_groups))
+        tokens = anchors.take(seen, anchors.nearest(starts.flatten(1, 2), index)).unflatten(1, starts.shape[1:3])
+        mask = rows.mask.repeat_interleave(self.num_denoising_groups, dim=0)
+        _, boxes, objectness = self._decode(tokens, anchors.logits(starts), mask, read, index)
+        return rows.lift(boxes)[..., 0, :], rows.lift(objectness[..., None])[..., 0]
+
+    def _decode(
+        self,
+        queries: Float[Tensor, "samples groups queries model"],
+        boxes_logits: Float[Tensor, "samples groups queries 4"],
+        mask: Bool[Tensor, "samples_groups queries"] | None,
+        read: list[KeysValues],
+        index: MemoryIndex,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States after the last layer, and boxes and objectness after each, before the sigmoid."""
+        before = anchor = boxes_logits.detach()
+        said, seemed = [], []
+        for layer, keys_values in zip(self.layers, read, strict=True):
+            boxes_cxcywh = anchor.sigmoid()
+            places = self.place(anchors.wave(boxes_cxcywh, self.d_model))
+            queries = layer(queries, places, boxes_cxcywh, mask, keys_values, index)
+            states = self.norm(queries)
+            move = self.box(states).float()
+            said.append(before + move)
+            seemed.append(self.objectness(states)[..., 0].float())
+            before = anchor + move
+            anchor = before.detach()
+        return states, torch.stack(said), torch.stack(seemed)
+
+
+def _still(box: Mlp) -> Mlp:
+    """A box that does not move before it has learned to."""
+    nn.init.zeros_(box[-1].weight)
+    nn.init.zeros_(box[-1].bias)
+    return box
