@@ -30,10 +30,10 @@ from bbu_train import (
 )
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.errors import Preempted
-from bbu_train.evaluate import between, evaluate
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
 from bbu_train.transfer import to_host
 from bbu_train.types import Counts, Sizes
+from bbu_train.validation import between, evaluate
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
