@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train import drawing
-from bbu_train.scoring import Prediction, constant_predictions, score
+from bbu_train.constant_boxes import constant_predictions
+from bbu_train.scoring import Prediction, score
 from bbu_train.types import Picture
 
 NUM_OVERLAYS = 6
