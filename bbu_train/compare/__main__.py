@@ -9,9 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bbu_train import arguments, metrics
-from bbu_train.compare import comparison, publish, tables, written
+from bbu_train.compare import comparison, publish, written
 from bbu_train.errors import InputError
 from bbu_train.override_keys import refuse
+from bbu_train.tables import as_text
 
 USAGE = """\
 python -m bbu_train.compare sweep=<name> [key=value ...]
@@ -57,15 +58,15 @@ def _lines(found: comparison.Comparison, top: int) -> Iterator[str]:
     """What the terminal shows."""
     yield from found.summary
     board = found.leaderboard
-    yield "\n" + tables.as_text(replace(board, rows=board.rows[:top]))
+    yield "\n" + as_text(replace(board, rows=board.rows[:top]))
     if len(board.rows) > top:
         yield f"... and {len(board.rows) - top} more cells: top={len(board.rows)} prints them."
     for table in found.effect_tables:
-        yield "\n" + tables.as_text(table)
+        yield "\n" + as_text(table)
     if found.effect_tables:
         yield "\n" + found.about_effects
     if found.apart.rows:
-        yield f"\n{found.apart.title}\n{tables.as_text(found.apart)}"
+        yield f"\n{found.apart.title}\n{as_text(found.apart)}"
     yield f"\nThe best cell again:\n  {found.command}"
     if found.gone:
         yield f"This version has no longer, so the command leaves out: {', '.join(found.gone)}"

@@ -5,9 +5,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train.compare.cells import Value
-from bbu_train.compare.figures import number
-from bbu_train.compare.tables import Table
+from bbu_train.tables import Table, Value, number
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1180px; margin: 2rem auto; padding: 0 1.5rem; }

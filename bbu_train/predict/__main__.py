@@ -1,7 +1,6 @@
 """`python -m bbu_train.predict run=<folder> images=<pictures> key=value ...`: what a trained model finds."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -73,8 +72,6 @@ def _settled(given: DictConfig) -> DictConfig:
 def predict(given: DictConfig) -> None:
     """Everything is looked at before the model loads; then batch after batch is predicted, written and drawn."""
     logs.start()
-    # A token is many small operations: threads that spin while they wait for the next would starve their neighbours.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from bbu_train.predict.pictures import find, settle
     from bbu_train.predict.run import Run
 

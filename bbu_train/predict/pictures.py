@@ -47,11 +47,10 @@ def settle(
         except (UnreadablePicture, InputError) as error:
             problems.append(str(error))
             continue
-        teachers: tuple[Picture, ...] = ()
         if num_teachers:
             assert data is not None
-            teachers = data.teachers.draw_validation(Sample(sample.id, sample.student, None), data.pool)
-        samples.append(Sample(str(path), sample.student, teachers))
+            sample = data.with_validation_teachers(sample, num_teachers)
+        samples.append(Sample(str(path), sample.student, sample.teachers if num_teachers else ()))
     if problems:
         raise all_problems("Pictures to look at", problems, "Mend these, or name a folder or a pattern without them.")
     return samples
