@@ -20,6 +20,7 @@ STATUS = {
     "interrupted": "KILLED",
     "preempted": "SCHEDULED",  # it will go on
 }
+KEY_FILE = "mlflow_key"  # in the run's folder: what its run in the store is found by
 MAX_PARAMETERS = 100  # of one log_batch; this and the next are limits of MLflow's stores
 MAX_CHARACTERS = 6000  # of a parameter's value
 MAX_WAIT = 600  # seconds between two tries
@@ -134,7 +135,7 @@ class StoredRun:
 
     def _key(self) -> str:
         """What the run is found by. It is the folder's own, written before the run is made."""
-        path = self.folder / "mlflow_key"
+        path = self.folder / KEY_FILE
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             unnamed = self.folder / "mlflow_key.tmp"
