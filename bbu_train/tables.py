@@ -1,6 +1,7 @@
 """Tables of words and numbers, in line for a terminal."""
 
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 Value = int | float | str
 """As it is shown: numbers stay numbers, everything else is a text."""
@@ -27,17 +28,21 @@ def number(value: Value) -> str:
 def as_text(table: Table) -> str:
     """Columns in line, numbers to the right; "-" stands for a number."""
     rows = [[number(value) for value in row] for row in table.rows]
-    widths = [max(len(row[column]) for row in [table.head, *rows]) for column in range(len(table.head))]
+    widths = [max(_width(row[column]) for row in [table.head, *rows]) for column in range(len(table.head))]
     right = [all(_is_number(row[column]) for row in rows) for column in range(len(table.head))]
-    lines = [
-        "  ".join(
-            word.rjust(width) if to_right else word.ljust(width)
-            for word, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in [table.head, *rows]
-    ]
+    lines = ["  ".join(map(_padded, row, widths, right)).rstrip() for row in [table.head, *rows]]
     return "\n".join([*lines, *([table.note] if table.note else [])])
 
 
+def _padded(word: str, width: int, to_right: bool) -> str:
+    space = " " * (width - _width(word))
+    return space + word if to_right else word + space
+
+
+def _width(word: str) -> int:
+    """Cells of a terminal: a Chinese character takes two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in word)
+
+
 def _is_number(word: str) -> bool:
-    return word == "-" or word.lstrip("-")[:1].isdigit()
+    return word == "-" or word.lstrip("+-")[:1].isdigit()

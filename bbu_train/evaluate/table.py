@@ -69,9 +69,16 @@ class Scores:
             values = [[name.removeprefix("ap50/"), *(_shown(row, name) for row in self.rows)] for name in classes]
             tables.append(Table("Classes, by route and number of teachers", head, values))
         if self.gains:
-            tables.append(Table("From no teacher to one, or more", ["gain", "value"], [*map(list, self.gains.items())]))
+            tables.append(self._gains())
         title = f"step {self.step}, {self.split}: {self.rows[0].num_pictures} pictures"
         return "\n\n".join([title, *(f"{table.title}\n{as_text(table)}" for table in tables)])
+
+    def _gains(self) -> Table:
+        numbers = [number for number in sorted({row.num_teachers for row in self.rows}) if number > 0]
+        kinds = dict.fromkeys(name.split("/teachers_")[0] for name in self.gains)
+        endings = ["" if number == 1 else f"/teachers_{number}" for number in numbers]
+        rows = [[kind, *(f"{self.gains[kind + ending]:+.3f}" for ending in endings)] for kind in kinds]
+        return Table("What changes from no teacher to some", ["teachers", *map(str, numbers)], rows)
 
     def _rows_by(self, title: str, columns: dict[str, str]) -> Table:
         rows = [[row.route, row.num_teachers, *(_shown(row, name) for name in columns)] for row in self.rows]
