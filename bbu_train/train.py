@@ -122,6 +122,11 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         for tracker in trackers.values():
             tracker.log(step, metrics)
 
+    def publish(paths: list[Path]) -> None:
+        for path in paths:
+            for tracker in trackers.values():
+                tracker.artifact(path)
+
     def evaluated():
         nonlocal evaluated_at
         mine = evaluation_plan[distributed.rank() :: distributed.world_size()]
@@ -132,6 +137,8 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             metrics, found = evaluate(engine, model, criterion, batches, data.validation, builder.text, longest_caption)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         evaluated_at = step
+        if distributed.is_main():
+            publish(report.gallery(folder, step, found[: cfg.gallery], metrics))
         return metrics, found
 
     def due(every: int | None) -> bool:
@@ -198,9 +205,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         if distributed.is_main():
             progress.close()
             found = found or []
-            for path in report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)):
-                for tracker in trackers.values():
-                    tracker.artifact(path)
+            publish(report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)))
             mlflow_command = trackers["mlflow"].command if "mlflow" in trackers else None
             print(report.table(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command))
         state = "done"

@@ -102,8 +102,13 @@ class StoredRun:
         while self.files:
             if self.files[0].exists():
                 with transaction(self.uri):
-                    self.client.log_artifact(self.run_id, str(self.files[0]))
+                    self.client.log_artifact(self.run_id, str(self.files[0]), self._place(self.files[0]))
             del self.files[0]
+
+    def _place(self, file: Path) -> str | None:
+        """The folder of an artifact: as in the run's own."""
+        inside = file.parent.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else "."
+        return None if inside == "." else inside
 
     def _send_points(self) -> None:
         from mlflow.entities import Metric
