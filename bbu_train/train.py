@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bbu_train import (
     checks,
     distributed,
+    first_samples,
     flops,
     loader,
     logs,
@@ -143,6 +144,9 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
 
     def due(every: int | None) -> bool:
         return every is not None and (step % every == 0 or step == cfg.steps)
+
+    if step == 0 and cfg.steps > 0 and distributed.is_main():
+        publish([first_samples.show(folder, source, validation, collator, plan, engine.num_micro_batches)])
 
     # ---- The loop ----
     gc.collect()

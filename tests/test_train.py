@@ -180,7 +180,8 @@ def test_a_run_with_an_average_trains_as_one_without_and_evaluates_and_saves_the
 
 def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "losses.png", "overlay.png"}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "samples.html"}
+    assert names >= {"losses.png", "overlay.png"}
     assert [path.name for path in sorted((uninterrupted / "gallery").iterdir())] == GALLERIES
 
 

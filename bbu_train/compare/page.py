@@ -1,10 +1,11 @@
-"""One page with everything in it: no other file, nothing from a network, so that it can be mailed and kept."""
+"""The page of a comparison: tables that sort, and pictures."""
 
 import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from bbu_train import web_page
 from bbu_train.tables import Table, Value, number
 
 STYLE = """
@@ -35,8 +36,6 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
   body.append(...[...body.rows].sort((a, b) => order * compare(a, b)));
 });
 """
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""The browser refuses whatever is not in the page."""
 
 
 def page(
@@ -61,13 +60,7 @@ def page(
         parts += [f"<h2>{words}</h2>", f'<img alt="{words}" src="data:image/png;base64,{source}">']
     if apart.rows:
         parts.append(_section(apart))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + f"\n<script>{SCRIPT}</script></body></html>\n"
-    )
+    return web_page.page(title, STYLE, "\n".join(parts), SCRIPT)
 
 
 def _note(text: str) -> str:
