@@ -13,8 +13,8 @@ BOX = (20.0, 30.0, 120.0, 130.0)
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "grey.png"
-    Image.new("RGB", (2000, 1500), (90, 90, 90)).save(path)
-    return Picture(path, 2000, 1500, (Object(BOX, "螺丝/符合要求"),))
+    Image.new("RGB", (1000, 750), (90, 90, 90)).save(path)
+    return Picture(path, 1000, 750, (Object(BOX, "螺丝/符合要求"),))
 
 
 def colors_in(path):
@@ -25,7 +25,7 @@ def colors_in(path):
 
 
 def test_a_gallery_is_a_sheet_of_small_pictures_named_by_its_step_and_written_again_in_its_place(picture, tmp_path):
-    found = [(picture, prediction((BOX, 0.9, "螺丝"), ((500, 500, 900, 900), 0.8, "label")))] * 4
+    found = [(picture, prediction((BOX, 0.9, "螺丝"), ((500, 300, 900, 700), 0.8, "label")))] * 4
     [path] = report.gallery(tmp_path, 30, found, {"eval/f1_threshold": 0.5, "eval/f1": 0.7, "eval/ap50": 0.6})
     first = path.read_bytes()
     assert path == tmp_path / "gallery/step-00000030.jpg"
@@ -37,7 +37,7 @@ def test_a_gallery_is_a_sheet_of_small_pictures_named_by_its_step_and_written_ag
 
 
 def test_before_anything_is_found_as_many_of_the_best_are_drawn_as_there_are_objects(picture, tmp_path):
-    found = prediction(((500, 500, 900, 900), 0.2, "label"), ((1000, 500, 1900, 900), 0.1, "bbu"))
+    found = prediction(((500, 300, 900, 700), 0.2, "label"), ((200, 100, 400, 600), 0.1, "bbu"))
     [path] = report.gallery(tmp_path, 0, [(picture, found)], {"eval/f1_threshold": 1.0, "eval/f1": 0.0})
     assert len(colors_in(path)) == 1
 

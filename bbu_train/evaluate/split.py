@@ -19,7 +19,7 @@ def load(cfg: DictConfig, split: str) -> tuple[Splits, tuple[Sample, ...]]:
         data = build(cfg.data)
         return data, getattr(data, split)
     if "validation" not in cfg.data:
-        raise InputError(f"split={split}: the pictures of this run are made, in two splits: train and validation.")
+        raise InputError(f"split={split}: the data of this run ({cfg.data._target_}) has train and validation only.")
     suffix = Path(split).suffix or Path(cfg.data.validation).suffix
     cfg.data.validation = str(Path(split).with_suffix(suffix))
     data = build(cfg.data)

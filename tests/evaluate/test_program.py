@@ -91,7 +91,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
         ("teachers=[0,-1]", "a list of whole numbers"),
         ("teachers=many", "a list of whole numbers"),
         ("teachers=[0,99]", "pool"),
-        ("split=test", "two splits: train and validation"),
+        ("split=test", "has train and validation only"),
         ("batch_size=0", "at least 1"),
         ("num_workers=-1", "at least 0"),
         ("out=.", "holds something"),
