@@ -20,9 +20,6 @@ NAME = "samples.html"
 MOST_LOGGED = 300  # characters of a piece of text in train.log
 WORDS = {Role.NONE: "prompt", Role.TEACHER: "teacher", Role.STUDENT: "student"}
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1180px; margin: 2rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
-.note { color: #6b7280; margin: .3rem 0; }
 pre { background: #f9fafb; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 6px;
   font: 13px/1.6 ui-monospace, monospace; }
 .prompt { color: #374151; } .teacher { background: #dbeafe; } .student { background: #fde68a; }

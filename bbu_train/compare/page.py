@@ -9,8 +9,6 @@ from bbu_train import web_page
 from bbu_train.tables import Table, Value, number
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1180px; margin: 2rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 h3 { font-size: .95rem; margin: 1rem 0 .3rem; font-family: ui-monospace, monospace; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e5e7eb; vertical-align: top; }
@@ -18,7 +16,7 @@ th { cursor: pointer; white-space: nowrap; border-bottom: 2px solid #9ca3af; }
 th::after { content: " \\2195"; color: #9ca3af; }
 th[data-order="1"]::after { content: " \\2191"; } th[data-order="-1"]::after { content: " \\2193"; }
 td { white-space: nowrap; } td:last-child { white-space: normal; overflow-wrap: anywhere; }
-.side { display: flex; flex-wrap: wrap; gap: 1.2rem 3rem; } .note { color: #6b7280; margin: .3rem 0; }
+.side { display: flex; flex-wrap: wrap; gap: 1.2rem 3rem; }
 pre { background: #f3f4f6; padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 6px; }
 img { max-width: 100%; height: auto; }
 """

@@ -75,10 +75,10 @@ def evaluate(given: DictConfig) -> None:
     predictor = run.predictor(most, builder.longest_caption(data.train))
     rows = measured(predictor, conversations, given.batch_size, num_workers)
     scores = Scores(given.run, run.saved.step, given.split, tuple(rows))
-    print(scores.as_text())
-    written.write(scores, out)
-    print(f"\ncheckpoint  {run.saved.folder}\nresult      {out}")
-    if said := publish.publish(run.cfg, scores, out):
+    written.write(scores, out)  # and logged, before the words, which may go to a pipe that nobody reads to its end
+    said = publish.publish(run.cfg, scores, out)
+    print(f"{scores.as_text()}\n\ncheckpoint  {run.saved.folder}\nresult      {out}")
+    if said:
         print(f"MLflow      {said}")
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -70,7 +71,10 @@ def test_true_answers_score_1_on_turned_crowded_and_empty_pictures(
     assert row.metrics["malformed"] == 0.0
 
 
-def test_without_any_object_only_what_needs_none_is_defined(data, predictor, builder, preprocessing, make_picture):
+def test_without_any_object_and_any_head_only_what_needs_none_is_defined(
+    data, predictor, builder, preprocessing, make_model, make_picture
+):
+    predictor = replace(predictor, model=make_model("head=none"))
     samples = [Sample("validation.jsonl:1", make_picture("bare-evaluated", 84, 56), None)]
     [row] = measured(predictor, [Conversations(data, samples, 0, builder, preprocessing)], 2, 0)
     assert set(row.metrics) == {"malformed", "student_lm", "seconds"}
