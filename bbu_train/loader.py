@@ -104,11 +104,12 @@ def sources(data, view_of, builder, cost_of, collator) -> tuple[Source, Source]:
     pool = data.pool
     train = Source(data.train, view_of, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
     of_validation = data.teachers.draw_validation
-    validation = Source(data.validation, _as_it_is, lambda sample, _: of_validation(sample, pool), *how)
+    validation = Source(data.validation, as_it_is, lambda sample, _: of_validation(sample, pool), *how)
     return train, validation
 
 
-def _as_it_is(sample: Sample, _: int) -> Sample:
+def as_it_is(sample: Sample, _: int) -> Sample:
+    """The view of a sample that is evaluated."""
     return sample
 
 
