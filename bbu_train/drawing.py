@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,11 +35,14 @@ COLORS = [
 ]
 
 
-def overlay(picture: Picture, prediction: Prediction, score_threshold: float) -> Image.Image:
+def overlay(
+    picture: Picture, prediction: Prediction, score_threshold: float, classes: Collection[str] = ()
+) -> Image.Image:
     """The upright picture with true boxes (white, dashed) and the predicted ones from `score_threshold` on (solid).
 
     The colour of a prediction is that of its class, the same in most pictures and always different from the other
-    classes of this one. Small pictures are enlarged by a whole number. A legend lies below the picture.
+    classes of this one. `classes` choose theirs first, and so have the same in all pictures that are drawn with them.
+    Small pictures are enlarged by a whole number. A legend lies below the picture.
     """
     image = open_upright(picture.path)
     factor = max(1, round(LEGIBLE / max(image.size)))
@@ -51,7 +54,8 @@ def overlay(picture: Picture, prediction: Prediction, score_threshold: float) ->
         for box, value, text in zip(prediction.boxes_xyxy, prediction.scores, prediction.descriptions, strict=True)
         if value >= score_threshold
     )
-    colors = _colors({class_of(text) for *_, text in truths + found})
+    shown = {class_of(text) for *_, text in truths + found}
+    colors = {name: color for name, color in _colors(classes, shown).items() if name in shown}
     draw = ImageDraw.Draw(image)
     for box, _ in truths:
         _dashed(draw, box, unit)
@@ -63,10 +67,10 @@ def overlay(picture: Picture, prediction: Prediction, score_threshold: float) ->
     return _with_legend(image, num_true, len(found), score_threshold, colors, unit)
 
 
-def _colors(classes: set[str]) -> dict[str, tuple[int, int, int]]:
+def _colors(first: Collection[str], others: Collection[str]) -> dict[str, tuple[int, int, int]]:
     """Each class begins at the colour that its name hashes to and takes the next one that is free."""
     chosen: dict[str, int] = {}
-    for name in sorted(classes):
+    for name in [*sorted(first), *sorted(set(others) - set(first))]:
         index = hashlib.blake2b(name.encode()).digest()[0] % len(COLORS)
         while index in chosen.values() and len(chosen) < len(COLORS):
             index = (index + 1) % len(COLORS)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import ImageFont
@@ -72,6 +73,16 @@ def cjk_font_file() -> Path | None:
         logging.getLogger(__name__).warning(WARNING)
         return None
     return min(found, key=_preference)
+
+
+def use_in_plots(texts: Sequence[str]) -> None:
+    """Let matplotlib fall back to an installed Chinese font, as drawing does, where a text needs one."""
+    if any(map(needs_cjk, texts)) and (path := cjk_font_file()) is not None:
+        from matplotlib import font_manager, rcParams
+
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the font's one weight will do
+        font_manager.fontManager.addfont(path)
+        rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()]
 
 
 def _known_to_fontconfig() -> list[Path]:

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -11,6 +12,9 @@ from bbu_train import preemption
 from bbu_train.errors import InputError, all_problems
 from bbu_train.planning import Part, deal
 from bbu_train.types import Batch, Draw, Encoded, Picture, Sample, Step
+
+Task = TypeVar("Task")
+Made = TypeVar("Made")
 
 
 class Source:
@@ -100,64 +104,53 @@ def sources(data, view_of, builder, cost_of, collator) -> tuple[Source, Source]:
     pool = data.pool
     train = Source(data.train, view_of, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
     of_validation = data.teachers.draw_validation
-    validation = Source(data.validation, _as_it_is, lambda sample, _: of_validation(sample, pool), *how)
+    validation = Source(data.validation, as_it_is, lambda sample, _: of_validation(sample, pool), *how)
     return train, validation
 
 
-def _as_it_is(sample: Sample, _: int) -> Sample:
+def as_it_is(sample: Sample, _: int) -> Sample:
+    """The view of a sample that is evaluated."""
     return sample
 
 
-class Micro(Dataset):
-    """From a task, which is parts and a stand-in, to a batch for each part; a part without samples becomes the
-    stand-in, unsupervised.
+class _Made(Dataset):
+    """What `make` makes of each task.
 
-    So every rank runs the same modules the same number of times, and the losses do not notice.
+    An InputError is handed over, not raised: DataLoader would put the worker's traceback into its message.
     """
 
-    def __init__(self, source: Source, collator: Callable[[Sequence[Encoded]], Batch]):
-        self.source = source
-        self.collator = collator
+    def __init__(self, make: Callable):
+        self.make = make
 
-    def __getitem__(self, task: tuple[list[Part], Draw]) -> list[Batch] | InputError:
-        """An InputError is handed over, not raised: DataLoader would put the worker's traceback into its message."""
-        parts, stand_in = task
+    def __getitem__(self, task):
         try:
-            return [self._batch(part, stand_in) for part in parts]
+            return self.make(task)
         except InputError as error:
             return error
 
-    def _batch(self, part: Part, stand_in: Draw) -> Batch:
-        if not part:
-            return self.collator([self.source.encode(stand_in).unsupervised()])
-        return self.collator([self.source.encode(draw) for draw in part])
 
-
-def _as_they_are(made: list[Batch] | InputError) -> list[Batch] | InputError:
+def _whole(made):
     """Batches are made whole in the workers: this keeps DataLoader from collating them again."""
     return made
 
 
-def _batches_or_raise(made: list[Batch] | InputError) -> list[Batch]:
+def _made_or_raise(made):
     if isinstance(made, InputError):
         raise made
     return made
 
 
-def batches(
-    source: Source, collator, steps: Iterable[Step], num_micro_batches: int, rank: int, num_ranks: int, num_workers: int
-) -> Iterator[list[Batch]]:
-    """For each step the micro-batches of this rank, read and encoded ahead by `num_workers` processes.
+def ahead(make: Callable[[Task], Made], tasks: Iterable[Task], num_workers: int) -> Iterator[Made]:
+    """`make(task)` of each task, in order, made ahead by `num_workers` processes, its tensors pinned for a GPU.
 
-    Steps are asked for as the workers get to them.
+    Tasks are asked for as the workers get to them.
     """
-    tasks = ((deal(step, num_ranks, num_micro_batches, source.cost)[rank], step[0][0]) for step in steps)
     loader = DataLoader(
-        Micro(source, collator),
+        _Made(make),
         batch_size=None,
         sampler=tasks,
         num_workers=num_workers,
-        collate_fn=_as_they_are,
+        collate_fn=_whole,
         pin_memory=torch.cuda.is_available(),
         # Forked workers share the samples' memory instead of each loading a copy.
         multiprocessing_context="fork" if num_workers else None,
@@ -165,4 +158,21 @@ def batches(
     )
     with preemption.held_back():
         made = iter(loader)  # starts the workers now, not at the first step
-    return map(_batches_or_raise, made)
+    return map(_made_or_raise, made)
+
+
+def batches(
+    source: Source, collator, steps: Iterable[Step], num_micro_batches: int, rank: int, num_ranks: int, num_workers: int
+) -> Iterator[list[Batch]]:
+    """For each step the micro-batches of this rank, read and encoded `ahead`.
+
+    A part without samples becomes a stand-in, unsupervised: so every rank runs the same modules the same number of
+    times, and the losses do not notice.
+    """
+
+    def laid(task: tuple[list[Part], Draw]) -> list[Batch]:
+        parts, stand_in = task
+        return [collator([*map(source.encode, part)] or [source.encode(stand_in).unsupervised()]) for part in parts]
+
+    tasks = ((deal(step, num_ranks, num_micro_batches, source.cost)[rank], step[0][0]) for step in steps)
+    return ahead(laid, tasks, num_workers)

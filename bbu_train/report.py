@@ -1,14 +1,16 @@
 """What a person looks at when a run has ended: a table, a plot of the losses, an overlay of boxes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bbu_train import drawing
-from bbu_train.scoring import Prediction, constant_predictions, score
+from bbu_train.constant_boxes import constant_predictions
+from bbu_train.scoring import Prediction, class_of, score
 from bbu_train.types import Picture
 
 NUM_OVERLAYS = 6
+GALLERY_SIZE = 900  # pixels of the longer side of a picture, so that many evaluations take little room
 NUM_CONSTANT_BOXES = 100
 
 
@@ -21,6 +23,33 @@ def draw(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: f
         paths.append(folder / "overlay.png")
         drawing.gallery(overlays, columns=3).save(paths[1])
     return paths
+
+
+def gallery(
+    folder: Path, step: int, found: Sequence[tuple[Picture, Prediction]], metrics: Mapping[str, float]
+) -> list[Path]:
+    """Write gallery/step-<step>.jpg into the run's folder, a sheet of what was found in these pictures, if any.
+
+    Boxes from the threshold of the best F1 on; before anything is found, as many of the best as there are true ones.
+    An evaluation that is done again writes the same file.
+    """
+    if not found:
+        return []
+    sheets, classes = [], {class_of(each.description) for picture, _ in found for each in picture.objects or ()}
+    for picture, prediction in found:
+        threshold = metrics.get("eval/f1_threshold", 0.5)
+        if metrics.get("eval/f1") == 0:
+            best = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
+            threshold = float(min(best, default=1))
+        sheets.append(drawing.titled(drawing.overlay(picture, prediction, threshold, classes), picture.path.name))
+        sheets[-1].thumbnail((GALLERY_SIZE, GALLERY_SIZE))
+    names = {"eval/ap50": "AP50", "eval/f1": "F1"}
+    scores = [f"{word} {metrics[name]:.3f}" for name, word in names.items() if name in metrics]
+    path = folder / "gallery" / f"step-{step:08d}.jpg"
+    path.parent.mkdir(exist_ok=True)
+    title = ", ".join([f"step {step}", *scores])
+    drawing.titled(drawing.gallery(sheets, columns=2), title).save(path, quality=90)
+    return [path]
 
 
 def table(

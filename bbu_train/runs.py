@@ -18,7 +18,7 @@ from bbu_train.override_keys import choices, leaves, parse
 PLACE = ("outputs", "sweep", "run", "folder")
 NEUTRAL = (
     *(*PLACE, "about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
-    *("log_every", "eval_every", "save_every", "eval_samples", "profile", "num_workers", "data.root"),
+    *("log_every", "eval_every", "save_every", "eval_samples", "gallery", "profile", "num_workers", "data.root"),
 )
 """Keys that cannot change the result, each with all that lies under it: places, names, cadence, workers.
 

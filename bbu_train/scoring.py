@@ -1,20 +1,18 @@
-"""How good boxes are: COCO average precision, F1, and the score of a predictor that never looks.
+"""How good boxes and their descriptions are: COCO average precision and recall, F1, and words.
 
 The class of an object, true or predicted, is the first level of its description. The classes are those of the true
 objects; a prediction of any other class counts in the class-agnostic numbers only.
 """
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster, mask
-from jaxtyping import Bool, Float
-from scipy.cluster.vq import kmeans, vq
+from jaxtyping import Float, Int
 
-from bbu_train.seeds import generator
 from bbu_train.types import Picture
 
 
@@ -42,12 +40,45 @@ def score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dic
     (scores from it on count; 1 where no threshold finds anything). It has no limit of 100.
     Without predictions all are 0. Without any true object nothing is defined: no key is there.
     """
-    pairs = [pair for pair in zip(pictures, predictions, strict=True) if pair[0].objects is not None]
-    classes = sorted({class_of(each.description) for picture, _ in pairs for each in picture.objects})
+    pairs, classes = _scored(pictures, predictions)
+    return _summary(pairs, classes, _evaluated(pairs, classes, agnostic=False)) if classes else {}
+
+
+def full_score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:
+    """What `score` says, and more of the same predictions.
+
+    `ap_small`, `ap_medium` and `ap_large` are `ap` of true objects below 32 x 32 pixels of the original, up to 96 x 96,
+    and above. `recall_1`, `recall_10` and `recall_100` are COCO's average recall, with so many predictions of a
+    picture and class. The others look at the true objects that a prediction of any class overlaps by IoU 0.5:
+    `matched` is their share, `description/exact` how many of them have the right description, and
+    `description/level_<k>` how many have its first k levels right, of those that have k levels.
+    What has no object to be measured on has no key.
+    """
+    pairs, classes = _scored(pictures, predictions)
     if not classes:
         return {}
-    precision = _precision(pairs, classes, agnostic=False)
-    agnostic = _precision(pairs, classes, agnostic=True)
+    evaluation = _evaluated(pairs, classes, agnostic=False)
+    return (
+        _summary(pairs, classes, evaluation)
+        | {name: float(its.mean()) for name, its in _by_area(evaluation) if its.size}
+        | {f"recall_{most}": float(evaluation["recall"][:, :, 0, i].mean()) for i, most in enumerate((1, 10, 100))}
+        | _descriptions(pairs)
+    )
+
+
+def _scored(
+    pictures: Sequence[Picture], predictions: Sequence[Prediction]
+) -> tuple[list[tuple[Picture, Prediction]], list[str]]:
+    """The annotated pictures with their predictions, and the classes of their objects."""
+    pairs = [pair for pair in zip(pictures, predictions, strict=True) if pair[0].objects is not None]
+    return pairs, sorted({class_of(each.description) for picture, _ in pairs for each in picture.objects})
+
+
+def _summary(
+    pairs: list[tuple[Picture, Prediction]], classes: list[str], evaluation: dict[str, Any]
+) -> dict[str, float]:
+    precision = _precision(evaluation)
+    agnostic = _precision(_evaluated(pairs, classes, agnostic=True))
     f1, threshold = _best_f1(pairs, set(classes))
     return {
         "ap": float(precision.mean()),
@@ -71,10 +102,9 @@ def _per_class(classes: list[str], ap50: Float[np.ndarray, "classes"]) -> dict[s
     return named
 
 
-def _precision(
-    pairs: list[tuple[Picture, Prediction]], classes: list[str], agnostic: bool
-) -> Float[np.ndarray, "thresholds classes"]:
-    """Average precision by IoU threshold (0.50, 0.55, ... 0.95) and class; `agnostic`: one class for all."""
+def _evaluated(pairs: list[tuple[Picture, Prediction]], classes: list[str], agnostic: bool) -> dict[str, Any]:
+    """COCO's "precision" by (IoU threshold, 101 recalls, class, area, number of detections), and "recall" by the same
+    but for the recalls. Areas are all, small, medium and large. `agnostic`: one class for all."""
     category = {name: 1 if agnostic else number for number, name in enumerate(classes, start=1)}
     truths, found = [], []
     for image, (picture, prediction) in enumerate(pairs, start=1):
@@ -94,8 +124,19 @@ def _precision(
     evaluation = COCOeval_faster(truth, truth.loadRes(found), iouType="bbox", print_function=lambda *_: None)
     evaluation.evaluate()
     evaluation.accumulate()
-    # (IoU thresholds, 101 recalls, classes, areas, numbers of detections): all areas, 100 detections
-    return evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=1)
+    return evaluation.eval
+
+
+def _precision(evaluation: dict[str, Any]) -> Float[np.ndarray, "thresholds classes"]:
+    """Average precision by IoU threshold (0.50, 0.55, ... 0.95) and class: all areas, 100 detections."""
+    return evaluation["precision"][:, :, :, 0, -1].mean(axis=1)
+
+
+def _by_area(evaluation: dict[str, Any]) -> Iterator[tuple[str, Float[np.ndarray, "_"]]]:
+    """The precisions of the classes that have objects of each size; COCO marks the others by -1."""
+    for area, name in enumerate(("ap_small", "ap_medium", "ap_large"), start=1):
+        precision = evaluation["precision"][:, :, :, area, -1]
+        yield name, precision[precision > -1]
 
 
 def _annotation(image: int, category: int, box_xyxy: Float[np.ndarray, "4"]) -> dict:
@@ -114,12 +155,11 @@ def _best_f1(pairs: list[tuple[Picture, Prediction]], classes: set[str]) -> tupl
     for picture, prediction in pairs:
         predicted_classes = np.array([class_of(text) for text in prediction.descriptions], dtype=object)
         true_classes = np.array([class_of(each.description) for each in picture.objects], dtype=object)
-        true_boxes = np.array([each.box_xyxy for each in picture.objects], dtype=float).reshape(-1, 4)
+        true_boxes = _true_boxes(picture)
         for name in classes & set(predicted_classes):
             chosen = predicted_classes == name
-            hits.append(
-                _hits(prediction.boxes_xyxy[chosen], prediction.scores[chosen], true_boxes[true_classes == name])
-            )
+            its_boxes = true_boxes[true_classes == name]
+            hits.append(_matches(prediction.boxes_xyxy[chosen], prediction.scores[chosen], its_boxes) >= 0)
             scores.append(prediction.scores[chosen])
     if not any(found.any() for found in hits):
         return 0.0, 1.0
@@ -133,64 +173,45 @@ def _best_f1(pairs: list[tuple[Picture, Prediction]], classes: set[str]) -> tupl
     return float(f1[best]), float(scores[best])
 
 
-def _hits(
+def _matches(
     boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], true_boxes: Float[np.ndarray, "m 4"]
-) -> Bool[np.ndarray, "n"]:
-    """Which predictions of one picture and class find an object, by COCO's rule.
+) -> Int[np.ndarray, "n"]:
+    """Which object each prediction of one picture finds, by COCO's rule; -1: none.
 
     In the order of their scores each takes the free object that it overlaps most, if that is by IoU 0.5 or more.
     """
-    hit = np.zeros(len(boxes), dtype=bool)
+    found = np.full(len(boxes), -1)
     if not len(boxes) or not len(true_boxes):
-        return hit
+        return found
     overlaps = mask.iou(_xywh(boxes), _xywh(true_boxes), [0] * len(true_boxes))
     for index in np.argsort(-scores, kind="stable"):
         target = overlaps[index].argmax()
         if overlaps[index, target] >= 0.5:
-            hit[index] = True
+            found[index] = target
             overlaps[:, target] = -1
-    return hit
+    return found
+
+
+def _descriptions(pairs: list[tuple[Picture, Prediction]]) -> dict[str, float]:
+    """How many objects are matched by a prediction of any class, and what is right in the descriptions of those."""
+    said: list[tuple[list[str], list[str]]] = []  # levels of the true and of the predicted description
+    for picture, prediction in pairs:
+        matches = _matches(prediction.boxes_xyxy, prediction.scores, _true_boxes(picture))
+        for index in np.flatnonzero(matches >= 0):
+            true = picture.objects[matches[index]].description
+            said.append((true.split("/"), prediction.descriptions[index].split("/")))
+    metrics = {"matched": len(said) / sum(len(picture.objects) for picture, _ in pairs)}
+    if said:
+        metrics["description/exact"] = float(np.mean([true == found for true, found in said]))
+    for level in range(1, max((len(true) for true, _ in said), default=0) + 1):
+        right = [true[:level] == found[:level] for true, found in said if len(true) >= level]
+        metrics[f"description/level_{level}"] = float(np.mean(right))
+    return metrics
+
+
+def _true_boxes(picture: Picture) -> Float[np.ndarray, "n 4"]:
+    return np.array([each.box_xyxy for each in picture.objects], dtype=float).reshape(-1, 4)
 
 
 def _xywh(boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
     return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1).astype(float)
-
-
-def constant_predictions(
-    train_pictures: Sequence[Picture], pictures: Sequence[Picture], num_boxes: int, seed: int
-) -> list[Prediction]:
-    """What can be had without looking: the same boxes for every picture, scaled to its size.
-
-    The boxes of each class are the k-means centres of its training boxes (cxcywh, normalised by width and height),
-    `num_boxes` shared equally by the classes; the score is the centre's share of the training boxes of its class.
-    """
-    by_class = defaultdict(list)
-    for picture in train_pictures:
-        size = np.array([picture.width, picture.height] * 2)
-        for each in picture.objects or ():
-            by_class[class_of(each.description)].append(np.array(each.box_xyxy) / size)
-    boxes, scores, descriptions = [np.zeros((0, 4))], [np.zeros(0)], []
-    for name in sorted(by_class):
-        centres, shares = _clusters(np.array(by_class[name]), max(1, num_boxes // len(by_class)), seed, name)
-        boxes.append(centres)
-        scores.append(shares)
-        descriptions += [name] * len(centres)
-    boxes, scores = np.concatenate(boxes), np.concatenate(scores)
-    return [
-        Prediction(boxes * np.array([picture.width, picture.height] * 2), scores, tuple(descriptions))
-        for picture in pictures
-    ]
-
-
-def _clusters(
-    boxes_xyxy: Float[np.ndarray, "n 4"], num_clusters: int, seed: int, name: str
-) -> tuple[Float[np.ndarray, "k 4"], Float[np.ndarray, "k"]]:
-    """Centres, as xyxy, and the share of the boxes in each; at most as many as there are different boxes."""
-    x1, y1, x2, y2 = boxes_xyxy.T
-    cxcywh = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1)
-    num_clusters = min(num_clusters, len(np.unique(cxcywh, axis=0)))
-    centres, _ = kmeans(cxcywh, num_clusters, iter=3, seed=generator("constant boxes", seed, name))
-    counts = Counter(vq(cxcywh, centres)[0].tolist())
-    shares = np.array([counts[cluster] for cluster in range(len(centres))]) / len(cxcywh)
-    cx, cy, width, height = centres.T
-    return np.stack([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2], axis=1), shares

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bbu_train import (
     checks,
     distributed,
+    first_samples,
     flops,
     loader,
     logs,
@@ -30,10 +31,10 @@ from bbu_train import (
 )
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.errors import Preempted
-from bbu_train.evaluate import between, evaluate
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
 from bbu_train.transfer import to_host
 from bbu_train.types import Counts, Sizes
+from bbu_train.validation import between, evaluate
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -122,6 +123,11 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         for tracker in trackers.values():
             tracker.log(step, metrics)
 
+    def publish(paths: list[Path]) -> None:
+        for path in paths:
+            for tracker in trackers.values():
+                tracker.artifact(path)
+
     def evaluated():
         nonlocal evaluated_at
         mine = evaluation_plan[distributed.rank() :: distributed.world_size()]
@@ -132,10 +138,15 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
             metrics, found = evaluate(engine, model, criterion, batches, data.validation, builder.text, longest_caption)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         evaluated_at = step
+        if distributed.is_main():
+            publish(report.gallery(folder, step, found[: cfg.gallery], metrics))
         return metrics, found
 
     def due(every: int | None) -> bool:
         return every is not None and (step % every == 0 or step == cfg.steps)
+
+    if step == 0 and cfg.steps > 0 and distributed.is_main():
+        publish([first_samples.show(folder, source, validation, collator, plan, engine.num_micro_batches)])
 
     # ---- The loop ----
     gc.collect()
@@ -198,9 +209,7 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         if distributed.is_main():
             progress.close()
             found = found or []
-            for path in report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)):
-                for tracker in trackers.values():
-                    tracker.artifact(path)
+            publish(report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)))
             mlflow_command = trackers["mlflow"].command if "mlflow" in trackers else None
             print(report.table(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command))
         state = "done"

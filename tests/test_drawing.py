@@ -56,6 +56,18 @@ def test_classes_of_one_picture_have_different_colors(picture):
     assert len({image.getpixel((40 + 100 * i, 300)) for i in range(7)}) == 7
 
 
+def test_classes_have_the_same_colors_in_all_pictures_that_are_drawn_with_them(picture):
+    names = {f"class{number}" for number in range(7)}
+    boxes = (10, 10, 60, 60), (130, 20, 190, 140)
+    for name in names:
+        found = prediction((boxes[1], 0.9, name))
+        beside = prediction((boxes[0], 0.9, "another"), (boxes[1], 0.9, name))
+        alone, among = (overlay(picture, its, 0.5, names).getpixel((520, 300)) for its in (found, beside))
+        assert alone == among
+    drawn = {overlay(picture, prediction((boxes[1], 0.9, name)), 0.5, names).getpixel((520, 300)) for name in names}
+    assert len(drawn) == 7
+
+
 def test_boxes_outside_or_inside_out_and_unannotated_pictures_are_drawn(picture):
     unknown = Picture(picture.path, 200, 150, None)
     image = overlay(unknown, prediction(((-50, -50, 900, 20), 0.9, "a"), ((90, 90, 50, 50), 0.9, "b")), 0.5)

@@ -22,7 +22,7 @@ from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import Preempted
 
 A_STEP = "bbu_train.train.rows.losses"  # called once in each
-A_BATCH_OF_AN_EVALUATION = "bbu_train.evaluate.predict"
+A_BATCH_OF_AN_EVALUATION = "bbu_train.validation.predict"
 # Two batches an evaluation, in which the model has the average; step 3 is saved with the metrics of an earlier one.
 OFTEN = "eval_samples=2", "eval_every=4", "checkpoint.keep_last=9", "average=ema"
 

@@ -3,26 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.utils.validation import _validate_metric_name
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from scored import A, B, C, perfect, picture, prediction
 
-from bbu_train.scoring import Prediction, class_of, constant_predictions, score
+from bbu_train.scoring import class_of, full_score, score
 from bbu_train.seeds import generator
-from bbu_train.types import Object, Picture
+from bbu_train.types import Picture
 
-
-def picture(*objects, size=(100, 100)):
-    return Picture(Path("a.png"), *size, tuple(Object(tuple(map(float, box)), text) for box, text in objects))
-
-
-def prediction(*found):
-    boxes, scores, descriptions = zip(*found, strict=True) if found else ((), (), ())
-    return Prediction(np.array(boxes, dtype=float).reshape(-1, 4), np.array(scores, dtype=float), descriptions)
-
-
-def perfect(picture):
-    return prediction(*((each.box_xyxy, 0.9, each.description) for each in picture.objects))
-
-
-A, B, C = (0, 0, 10, 10), (20, 20, 40, 30), (50, 50, 60, 60)
 PICTURES = [picture((A, "螺丝/正确"), (B, "bbu/huawei")), picture(), picture((C, "螺丝"))]
 
 
@@ -145,26 +133,99 @@ def test_f1_equals_a_matching_made_anew_at_every_threshold(seed):
     assert score(pictures, predictions)["f1"] == pytest.approx(brute_force_f1(pictures, predictions))
 
 
-def test_constant_boxes_lie_where_the_training_boxes_lie_most():
-    train = [picture((A, "x/1")), picture((A, "x/2"), size=(100, 100)), picture((C, "x")), picture((B, "y"))]
-    constant, wide = constant_predictions(train, [picture(), picture(size=(200, 100))], num_boxes=4, seed=1)
-    order = np.argsort(-constant.scores)
-    assert constant.boxes_xyxy[order] == pytest.approx(np.array([B, A, C], dtype=float))
-    assert constant.scores[order] == pytest.approx([1, 2 / 3, 1 / 3])
-    assert [constant.descriptions[i] for i in order] == ["y", "x", "x"]
-    assert wide.boxes_xyxy == pytest.approx(constant.boxes_xyxy * [2, 1, 2, 1])
+def random_detections(seed):
+    """Pictures of three classes with boxes of all sizes, some of them found, shifted, among many that are nothing."""
+    random = generator("coco", seed)
+
+    def box():
+        width, height = np.exp(random.uniform(np.log(4), np.log(300), 2))
+        x, y = random.uniform(0, 640 - width), random.uniform(0, 480 - height)
+        return np.array([x, y, x + width, y + height])
+
+    def named():
+        return str(random.choice(["x/1", "y/2", "螺丝"]))
+
+    pictures, predictions = [], []
+    for number in range(12):
+        truths = [(box(), named()) for _ in range(0 if number == 0 else random.integers(1, 15))]
+        shifted = [(its + random.normal(0, 0.1 * (its[2] - its[0]), 4), name) for its, name in truths]
+        found = [each for each in shifted if random.random() < 0.7] + [(box(), named()) for _ in range(60)]
+        pictures.append(picture(*truths, size=(640, 480)))
+        predictions.append(
+            prediction(*((np.sort(its.reshape(2, 2), 0).ravel(), random.random(), n) for its, n in found))
+        )
+    return pictures, predictions
 
 
-def test_constant_boxes_are_those_of_their_seed_and_as_many_as_asked():
-    random = generator("constant", 0)
-    corners = random.uniform(0, 50, (60, 2))
-    train = [picture(*((tuple(xy) + tuple(xy + 20), f"class{i % 3}") for i, xy in enumerate(corners)))]
-    first, again, other = (constant_predictions(train, [picture()], 15, seed)[0] for seed in (1, 1, 2))
-    assert len(first.scores) == 15
-    assert (first.boxes_xyxy == again.boxes_xyxy).all()
-    assert (first.boxes_xyxy != other.boxes_xyxy).any()
+def by_pycocotools(pictures, predictions):
+    """The twelve numbers that COCO's own evaluation prints."""
+    names = sorted({class_of(each.description) for one in pictures for each in one.objects})
+
+    def row(image, box, text):
+        x, y, width, height = *map(float, box[:2]), float(box[2] - box[0]), float(box[3] - box[1])
+        category = names.index(class_of(text)) + 1
+        return {"image_id": image, "category_id": category, "bbox": [x, y, width, height], "area": width * height}
+
+    truth, found = COCO(), []
+    truths = [
+        row(i, each.box_xyxy, class_of(each.description)) for i, p in enumerate(pictures, 1) for each in p.objects
+    ]
+    truth.dataset = {
+        "images": [{"id": i} for i in range(1, len(pictures) + 1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
+        "annotations": [each | {"id": i, "iscrowd": 0} for i, each in enumerate(truths, 1)],
+    }
+    truth.createIndex()
+    for image, its in enumerate(predictions, 1):
+        for box, value, text in zip(its.boxes_xyxy, its.scores, its.descriptions, strict=True):
+            found.append(row(image, box, text) | {"score": float(value)})
+    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats
 
 
-def test_without_training_objects_the_constant_prediction_is_empty():
-    constant = constant_predictions([picture()], [picture((A, "x"))], 10, seed=1)
-    assert score([picture((A, "x"))], constant)["ap"] == 0.0
+COCO_NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "recall_1", "recall_10", "recall_100"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_and_recall_are_those_of_pycocotools(seed):
+    pictures, predictions = random_detections(seed)
+    result = full_score(pictures, predictions)
+    expected = by_pycocotools(pictures, predictions)[:9]
+    assert [result[name] for name in COCO_NAMES] == pytest.approx(expected, abs=1e-9)
+    assert len(set(expected)) == 9
+
+
+def test_the_full_score_begins_with_the_short_one():
+    pictures, predictions = random_detections(0)
+    short, full = score(pictures, predictions), full_score(pictures, predictions)
+    assert list(full.items())[: len(short)] == list(short.items())
+
+
+def test_descriptions_are_compared_level_by_level_over_the_objects_that_are_found_whatever_their_class():
+    truths = [(A, "bbu/zte/alarm"), (B, "bbu/huawei"), (C, "screw"), ((80, 80, 90, 90), "never/found")]
+    said = [(A, 0.9, "bbu/zte/running"), (B, 0.8, "label/huawei"), (C, 0.7, "screw"), ((0, 80, 9, 90), 0.6, "screw")]
+    result = full_score([picture(*truths)], [prediction(*said)])
+    assert result["matched"] == 3 / 4
+    assert result["description/exact"] == pytest.approx(1 / 3)
+    assert result["description/level_1"] == pytest.approx(2 / 3)
+    assert result["description/level_2"] == pytest.approx(1 / 2)
+    assert result["description/level_3"] == 0.0
+    assert "description/level_4" not in result
+
+
+def test_what_has_no_object_to_be_measured_on_is_left_out():
+    result = full_score([picture((A, "x"))], [prediction()])
+    assert {"ap_medium", "ap_large", "description/exact", "description/level_1"} & set(result) == set()
+    assert [result[name] for name in ("ap", "ap_small", "recall_100", "matched", "f1")] == [0.0] * 5
+    assert full_score([picture()], [prediction((A, 0.9, "x"))]) == {}
+
+
+def test_of_300_objects_all_are_described_and_cocos_100_recalled():
+    boxes = [(x, y, x + 4, y + 4) for x in range(0, 100, 5) for y in range(0, 75, 5)]
+    crowded = picture(*((box, "x/y") for box in boxes))
+    result = full_score([crowded], [perfect(crowded)])
+    assert (result["matched"], result["description/exact"]) == (1.0, 1.0)
+    assert [result[f"recall_{most}"] for most in (1, 10, 100)] == pytest.approx([1 / 300, 10 / 300, 100 / 300])

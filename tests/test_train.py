@@ -17,6 +17,7 @@ from bbu_train.errors import InputError
 
 # Less than all teachers' pictures need, so that some are given up.
 CACHE = ["optimizer.groups.vision.lr=0", "model.teacher_cache_gib=0.0005"]
+GALLERIES = [f"step-0000000{step}.jpg" for step in (0, 3, 6)]
 
 
 def kill_after(arguments, folder, num_rows):
@@ -60,6 +61,8 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, unin
     kill_after(arguments, folder, num_rows=6)  # after it
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     assert_equal_runs(folder, uninterrupted)
+    for name in GALLERIES:
+        assert (folder / "gallery" / name).read_bytes() == (uninterrupted / "gallery" / name).read_bytes()
 
 
 def test_a_killed_and_resumed_run_with_cache_views_and_average_equals_one_that_was_never_killed(outputs, run):
@@ -152,7 +155,8 @@ def test_two_ranks_take_the_same_steps_as_one(outputs, run, cache, request):
 
 
 def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):
-    often = run("often", "eval_every=1")
+    often = run("often", "eval_every=1", "gallery=0")
+    assert not (often / "gallery").exists()
     training = [row for row in rows(often) if "loss/total" in row]
     assert training == [row for row in rows(uninterrupted) if "loss/total" in row]
     assert all(torch.equal(value, weights(often)[name]) for name, value in weights(uninterrupted).items())
@@ -176,7 +180,9 @@ def test_a_run_with_an_average_trains_as_one_without_and_evaluates_and_saves_the
 
 def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "losses.png", "overlay.png"}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "samples.html"}
+    assert names >= {"losses.png", "overlay.png"}
+    assert [path.name for path in sorted((uninterrupted / "gallery").iterdir())] == GALLERIES
 
 
 LOSSES = ("total", "teacher_lm", "student_lm", "bbox_l1", "bbox_giou", "objectness", "caption")

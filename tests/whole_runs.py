@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 CONF = Path(__file__).parents[1] / "conf"
 SMOKE = ["experiment=smoke", "tracker=jsonl"]
-SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3"]
+SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3", "gallery=1"]
 SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
 
 

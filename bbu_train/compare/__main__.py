@@ -8,9 +8,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bbu_train import arguments, command_line, metrics
-from bbu_train.compare import comparison, publish, tables, written
+from bbu_train import arguments, metrics
+from bbu_train.compare import comparison, publish, written
 from bbu_train.errors import InputError
+from bbu_train.override_keys import refuse
+from bbu_train.tables import as_text
 
 USAGE = """\
 python -m bbu_train.compare sweep=<name> [key=value ...]
@@ -30,29 +32,14 @@ DEFAULTS = {"sweep": None, "metric": "eval/ap50", "mode": None, "at": "last", "t
 
 
 def main(words: Sequence[str]) -> int:
-    if {"--help", "-h"} & set(words):
-        print(USAGE, end="")
-        return 0
-    try:
-        compare(_settled(arguments.read(words, DEFAULTS)))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it ends
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return command_line.report(error)
-    return 0
+    return arguments.call(lambda given: compare(_settled(given)), words, USAGE, DEFAULTS, paths=())
 
 
 def _settled(cfg: DictConfig) -> DictConfig:
     if cfg.sweep is None:
         raise InputError("Say which sweep: sweep=<name>, a folder of outputs/. --help says the rest.")
-    for key, known in (("mode", ("max", "min", None)), ("at", ("last", "best"))):
-        if cfg[key] not in known:
-            raise InputError(f"{key}={cfg[key]}: {key} is {' or '.join(filter(None, known))}.")
-    if not isinstance(cfg.top, int) or cfg.top < 1:
-        raise InputError(f"top={cfg.top}: top is a whole number of cells, 1 or more.")
+    problems = arguments.wrong_choices(cfg, {"mode": ("max", "min", None), "at": ("last", "best")})
+    refuse([*problems, *arguments.wrong_counts(cfg, {"top": 1})])
     cfg.metric = str(cfg.metric)
     cfg.mode = cfg.mode or metrics.usual_mode(cfg.metric)
     cfg.outputs = str(cfg.outputs or os.environ.get("BBU_OUTPUTS", "outputs"))
@@ -71,15 +58,15 @@ def _lines(found: comparison.Comparison, top: int) -> Iterator[str]:
     """What the terminal shows."""
     yield from found.summary
     board = found.leaderboard
-    yield "\n" + tables.as_text(replace(board, rows=board.rows[:top]))
+    yield "\n" + as_text(replace(board, rows=board.rows[:top]))
     if len(board.rows) > top:
         yield f"... and {len(board.rows) - top} more cells: top={len(board.rows)} prints them."
     for table in found.effect_tables:
-        yield "\n" + tables.as_text(table)
+        yield "\n" + as_text(table)
     if found.effect_tables:
         yield "\n" + found.about_effects
     if found.apart.rows:
-        yield f"\n{found.apart.title}\n{tables.as_text(found.apart)}"
+        yield f"\n{found.apart.title}\n{as_text(found.apart)}"
     yield f"\nThe best cell again:\n  {found.command}"
     if found.gone:
         yield f"This version has no longer, so the command leaves out: {', '.join(found.gone)}"

@@ -9,12 +9,10 @@ from typing import Any
 
 from bbu_train import runs
 from bbu_train.compare.sweep import Apart, Run
+from bbu_train.tables import Value
 
 SEED = "seed"
 _ABSENT = object()
-
-Value = int | float | str
-"""Of a key, as it is shown: numbers stay numbers, everything else is a text."""
 
 Settings = dict[str, Value]
 """What a run, or a cell, has for each key that differs."""

@@ -13,6 +13,7 @@ from bbu_train.compare.command import command
 from bbu_train.compare.effects import Effects, effects
 from bbu_train.compare.sweep import Apart, Run
 from bbu_train.errors import InputError, all_problems
+from bbu_train.tables import Table
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Comparison:
     effects: Effects | None
     """None where no key has several values."""
     summary: list[str]
-    leaderboard: tables.Table
-    effect_tables: list[tables.Table]
+    leaderboard: Table
+    effect_tables: list[Table]
     about_effects: str
-    apart: tables.Table
+    apart: Table
     command: str
     gone: list[str]
     """Keys of the best cell that this version of the program no longer has."""

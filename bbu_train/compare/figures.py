@@ -2,17 +2,7 @@
 
 import math
 
-from bbu_train.compare.cells import Value
-
-
-def number(value: Value) -> str:
-    """Four digits; small ones as learning rates are typed, 1e-6."""
-    if isinstance(value, str):
-        return value
-    if value and abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.3e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}".replace("e+0", "e")
+from bbu_train.tables import Value, number
 
 
 def short(value: Value, longest: int = 18) -> str:

@@ -1,17 +1,14 @@
-"""One page with everything in it: no other file, nothing from a network, so that it can be mailed and kept."""
+"""The page of a comparison: tables that sort, and pictures."""
 
 import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train.compare.cells import Value
-from bbu_train.compare.figures import number
-from bbu_train.compare.tables import Table
+from bbu_train import web_page
+from bbu_train.tables import Table, Value, number
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1180px; margin: 2rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 h3 { font-size: .95rem; margin: 1rem 0 .3rem; font-family: ui-monospace, monospace; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e5e7eb; vertical-align: top; }
@@ -19,7 +16,7 @@ th { cursor: pointer; white-space: nowrap; border-bottom: 2px solid #9ca3af; }
 th::after { content: " \\2195"; color: #9ca3af; }
 th[data-order="1"]::after { content: " \\2191"; } th[data-order="-1"]::after { content: " \\2193"; }
 td { white-space: nowrap; } td:last-child { white-space: normal; overflow-wrap: anywhere; }
-.side { display: flex; flex-wrap: wrap; gap: 1.2rem 3rem; } .note { color: #6b7280; margin: .3rem 0; }
+.side { display: flex; flex-wrap: wrap; gap: 1.2rem 3rem; }
 pre { background: #f3f4f6; padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 6px; }
 img { max-width: 100%; height: auto; }
 """
@@ -37,8 +34,6 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
   body.append(...[...body.rows].sort((a, b) => order * compare(a, b)));
 });
 """
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""The browser refuses whatever is not in the page."""
 
 
 def page(
@@ -63,13 +58,7 @@ def page(
         parts += [f"<h2>{words}</h2>", f'<img alt="{words}" src="data:image/png;base64,{source}">']
     if apart.rows:
         parts.append(_section(apart))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + f"\n<script>{SCRIPT}</script></body></html>\n"
-    )
+    return web_page.page(title, STYLE, "\n".join(parts), SCRIPT)
 
 
 def _note(text: str) -> str:

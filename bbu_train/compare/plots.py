@@ -1,13 +1,12 @@
 """Pictures of a sweep: parallel coordinates and curves. They say the same words as the tables."""
 
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, font_manager, rcParams
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -15,7 +14,6 @@ from matplotlib.figure import Figure
 from bbu_train.compare.cells import Cell, short_names, swept_keys
 from bbu_train.compare.figures import short
 from bbu_train.compare.scales import Scale, linear, scale
-from bbu_train.fonts import cjk_font_file, needs_cjk
 
 DPI = 110
 GREY, INK = "#9ca3af", "#374151"
@@ -23,14 +21,6 @@ COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a1
 MAX_CURVES = len(COLORS)
 GOOD_IS_DARK = "viridis_r"
 """Yellow, which is faint on white, for the worst."""
-
-
-def use_fonts_for(texts: Sequence[str]) -> None:
-    """Let matplotlib fall back to an installed Chinese font, as drawing does, where a text needs one."""
-    if any(map(needs_cjk, texts)) and (path := cjk_font_file()) is not None:
-        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the font's one weight will do
-        font_manager.fontManager.addfont(path)
-        rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()]
 
 
 def colors_of(cells: Sequence[Cell], mode: str) -> tuple[Any, Normalize]:

@@ -1,20 +1,12 @@
 """The comparison as tables of words, for the terminal and the page alike."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from bbu_train.compare.cells import Cell, Value, short_names, swept_keys
+from bbu_train.compare.cells import Cell, short_names, swept_keys
 from bbu_train.compare.effects import Effects, Level
-from bbu_train.compare.figures import number, plus_minus
+from bbu_train.compare.figures import plus_minus
 from bbu_train.compare.sweep import Apart
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    head: list[str]
-    rows: list[list[Value]]
-    note: str = ""
+from bbu_train.tables import Table, Value, number
 
 
 def leaderboard(cells: Sequence[Cell], metric: str, with_step: bool) -> Table:
@@ -75,22 +67,3 @@ def about_effects(effects: Effects) -> str:
 
 def not_compared(apart: Sequence[Apart]) -> Table:
     return Table("Not compared", ["run", "why"], [[each.name, each.reason] for each in apart])
-
-
-def as_text(table: Table) -> str:
-    """Columns in line, numbers to the right."""
-    rows = [[number(value) for value in row] for row in table.rows]
-    widths = [max(len(row[column]) for row in [table.head, *rows]) for column in range(len(table.head))]
-    right = [all(_is_number(row[column]) for row in rows) for column in range(len(table.head))]
-    lines = [
-        "  ".join(
-            word.rjust(width) if to_right else word.ljust(width)
-            for word, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in [table.head, *rows]
-    ]
-    return "\n".join([*lines, *([table.note] if table.note else [])])
-
-
-def _is_number(word: str) -> bool:
-    return word.lstrip("-")[:1].isdigit()

@@ -6,6 +6,7 @@ from bbu_train.compare import page
 from bbu_train.compare.cells import swept_keys
 from bbu_train.compare.comparison import Comparison
 from bbu_train.errors import InputError
+from bbu_train.fonts import use_in_plots
 
 FOLDER = "compare"
 PAGE = "index.html"
@@ -37,7 +38,7 @@ def _draw(found: Comparison, folder: Path) -> None:
     from bbu_train.compare import panels, plots
 
     keys = swept_keys(found.ranking)
-    plots.use_fonts_for([*keys, *(str(value) for cell in found.ranking for value in cell.settings.values())])
+    use_in_plots([*keys, *(str(value) for cell in found.ranking for value in cell.settings.values())])
     plots.curves(found.ranking, found.metric, folder / "curves.png")
     if found.effects is not None:
         plots.parallel_coordinates(found.ranking, found.metric, found.mode, folder / "parallel.png")

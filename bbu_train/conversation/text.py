@@ -55,6 +55,10 @@ class Text:
             pieces[-1] += reader.decode(b"", final=True)
         return pieces + [""] * (len(ids) - length)
 
+    def control(self, token: int) -> str | None:
+        """The name of a control token, such as `<|im_end|>`; None of one that stands for text."""
+        return self._added[token].content if token in self._added and self._added[token].special else None
+
     def _bytes_of(self, token: int) -> bytes:
         """Of a token of the text pipeline, or the string that an added token stands for; none of a control token."""
         if token in self._added:

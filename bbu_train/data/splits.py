@@ -1,6 +1,6 @@
 """What every choice of data gives to a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bbu_train.data.teachers import TeacherDraw
@@ -27,3 +27,8 @@ class Splits:
     def pool(self) -> tuple[Picture, ...]:
         """The pictures that may be teachers, in validation too: the annotated students of all training samples."""
         return tuple(sample.student for sample in self.train if sample.student.objects is not None)
+
+    def with_validation_teachers(self, sample: Sample, num_teachers: int) -> Sample:
+        """`sample` with so many teachers, drawn from its id as in validation, whatever its own data fixes."""
+        draw = replace(self.teachers, num_validation_teachers=num_teachers)
+        return replace(sample, teachers=draw.draw_validation(replace(sample, teachers=None), self.pool))

@@ -1,17 +1,16 @@
 """`python -m bbu_train.predict run=<folder> images=<pictures> key=value ...`: what a trained model finds."""
 
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from bbu_train import arguments, command_line, logs
-from bbu_train.errors import InputError
+from bbu_train import arguments, logs
 from bbu_train.override_keys import refuse
 
 USAGE = """\
@@ -31,93 +30,74 @@ original. Pictures of the run's own data show their true boxes, too.
                   read of it is kept
   max_caption_tokens  of the description of one of the head's boxes; default 64
   batch_size      pictures at once; default 8
+  num_workers     processes that read pictures ahead; default: as many as the run had
   truth           true (the default): look for the true boxes in the run's data; false: do not read it
   out             a new folder for the result; default <run folder>/predictions/<time>
 """
 DEFAULTS = {
     **{"run": None, "images": None, "checkpoint": "best", "route": "both", "teachers": 0, "threshold": None},
-    **{"max_new_tokens": 2048, "max_caption_tokens": 64, "batch_size": 8, "truth": True, "out": None},
+    **{
+        "max_new_tokens": 2048,
+        "max_caption_tokens": 64,
+        "batch_size": 8,
+        "num_workers": None,
+        "truth": True,
+        "out": None,
+    },
 }
 PATHS = ("run", "images", "out")
 PREDICTIONS = "predictions.jsonl"
 
 
 def main(words: Sequence[str]) -> int:
-    if {"--help", "-h"} & set(words):
-        print(USAGE, end="")
-        return 0
-    try:
-        predict(_settled(arguments.read([_quoted(word) for word in words], DEFAULTS)))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return command_line.report(error)
-    return 0
-
-
-def _quoted(word: str) -> str:
-    """A path is a text whatever it looks like; bare, `*.jpg` and `2026_01` would mean something else in YAML."""
-    key, equals, value = word.partition("=")
-    return f"{key}={json.dumps(value, ensure_ascii=False)}" if equals and key in PATHS else word
+    return arguments.call(lambda given: predict(_settled(given)), words, USAGE, DEFAULTS, PATHS)
 
 
 def _settled(given: DictConfig) -> DictConfig:
     """What can be known without a look at any file."""
-    problems = [
-        f"Say {key}=..., {what}."
-        for key, what in (("run", "a run's folder"), ("images", "what to look at"))
-        if not given[key]
-    ]
-    if given.route not in ("both", "head", "written"):
-        problems.append(f"route={given.route}: route is both, head or written.")
-    if given.checkpoint not in ("best", "last") and not _is_count(given.checkpoint, 0):
-        problems.append(f"checkpoint={given.checkpoint}: checkpoint is best, last or a step.")
-    for key, least in (("teachers", 0), ("max_new_tokens", 1), ("max_caption_tokens", 1), ("batch_size", 1)):
-        if not _is_count(given[key], least):
-            problems.append(f"{key}={given[key]}: {key} is a whole number of at least {least}.")
+    problems = arguments.absent(given, {"run": "a run's folder", "images": "what to look at"})
+    problems += arguments.wrong_choices(given, {"route": ("both", "head", "written")})
+    problems += arguments.wrong_checkpoint(given.checkpoint)
+    least = {"teachers": 0, "max_new_tokens": 1, "max_caption_tokens": 1, "batch_size": 1}
+    problems += arguments.wrong_counts(given, least)
     if given.threshold is not None and (isinstance(given.threshold, str | bool) or not 0 <= given.threshold <= 1):
         problems.append(f"threshold={given.threshold}: threshold is a number from 0 to 1.")
+    if given.num_workers is not None:
+        problems += arguments.wrong_counts(given, {"num_workers": 0})
     refuse(problems)
     given.out = given.out or str(Path(given.run) / "predictions" / time.strftime("%Y%m%d-%H%M%S"))
     return given
 
 
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def predict(given: DictConfig) -> None:
     """Everything is looked at before the model loads; then batch after batch is predicted, written and drawn."""
     logs.start()
-    # A token is many small operations: threads that spin while they wait for the next would starve their neighbours.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from bbu_train.predict.pictures import find, settle
     from bbu_train.predict.run import Run
 
-    out = Path(given.out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out={out} holds something. Name a new folder, so that nothing of two commands is mixed.")
+    out = arguments.new_folder(given.out)
     run = Run(given.run, given.checkpoint, given.route, given.teachers)
     samples = settle(find(given.images), run.picture_format, run.data(given.truth), given.teachers)
     predictor = run.predictor(given.max_new_tokens, given.max_caption_tokens)
     threshold = run.threshold if given.threshold is None else given.threshold
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, predictor, samples, given.batch_size, threshold)
+    num_workers = run.cfg.num_workers if given.num_workers is None else given.num_workers
+    _write(out, predictor, predictor.prompts(samples, given.batch_size, num_workers), len(samples), threshold)
     print(f"checkpoint  {run.saved.folder}\nresult      {out / PREDICTIONS}, and the drawn pictures beside it")
 
 
-def _write(out: Path, predictor, samples: Sequence, batch_size: int, threshold: float) -> None:
+def _write(out: Path, predictor, prompts: Iterable, num_pictures: int, threshold: float) -> None:
     from bbu_train.predict.show import drawn, line
 
     num_malformed = num_boxes = 0
+    numbers = count()
     seconds = 0.0
-    with (out / PREDICTIONS).open("w", encoding="utf-8") as file, tqdm(total=len(samples), unit="picture") as progress:
-        for first in range(0, len(samples), batch_size):
+    with (out / PREDICTIONS).open("w", encoding="utf-8") as file, tqdm(total=num_pictures, unit="picture") as progress:
+        for samples, batch in prompts:
             began = time.perf_counter()
-            results = predictor(samples[first : first + batch_size])
+            results = predictor(samples, batch)
             seconds += time.perf_counter() - began
-            for number, found in enumerate(results, first):
+            for found, number in zip(results, numbers, strict=False):
                 name = f"{number:05d}_{found.sample.student.path.stem}.jpg"
                 row = line(found, threshold)
                 file.write(json.dumps(row | {"drawn": name}, ensure_ascii=False) + "\n")
@@ -126,9 +106,9 @@ def _write(out: Path, predictor, samples: Sequence, batch_size: int, threshold: 
                 num_boxes += sum(len(row[route]["objects"]) for route in ("head", "written") if route in row)
             file.flush()
             progress.update(len(results))
-    print(f"{len(samples)} pictures, {num_boxes} boxes, {seconds / len(samples):.2f} s a picture")
+    print(f"{num_pictures} pictures, {num_boxes} boxes, {seconds / num_pictures:.2f} s a picture")
     if "written" in predictor.routes:
-        print(f"{num_malformed} of {len(samples)} written answers are malformed or were cut off")
+        print(f"{num_malformed} of {num_pictures} written answers are malformed or were cut off")
 
 
 if __name__ == "__main__":

@@ -47,10 +47,8 @@ def settle(
         except (UnreadablePicture, InputError) as error:
             problems.append(str(error))
             continue
-        teachers: tuple[Picture, ...] = ()
-        if num_teachers:
-            assert data is not None
-            teachers = data.teachers.draw_validation(Sample(sample.id, sample.student, None), data.pool)
+        assert data is not None or num_teachers == 0
+        teachers = data.with_validation_teachers(sample, num_teachers).teachers if data else ()
         samples.append(Sample(str(path), sample.student, teachers))
     if problems:
         raise all_problems("Pictures to look at", problems, "Mend these, or name a folder or a pattern without them.")

@@ -1,18 +1,18 @@
 """Both routes from pictures to predictions, from one run of the vision tower."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-from bbu_train import evaluate, written
+from bbu_train import loader, validation, written
 from bbu_train.collator.prompts import left_padded
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.model import generation
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.scoring import Prediction
-from bbu_train.types import Sample
+from bbu_train.types import Batch, Sample
 from bbu_train.written import WrittenAnswer
 
 
@@ -37,12 +37,22 @@ class Predictor:
     max_new_tokens: int
     max_caption_tokens: int
 
-    @torch.no_grad()
-    def __call__(self, samples: Sequence[Sample]) -> list[Found]:
-        """Samples, with their teachers and each with an id of its own, at once."""
-        text, picture_format = self.builder.text, self.builder.picture_format
+    def prompts(
+        self, samples: Sequence[Sample], batch_size: int, num_workers: int
+    ) -> Iterator[tuple[Sequence[Sample], Batch]]:
+        """Samples, with their teachers and each with an id of its own, so many at once; pictures are read ahead."""
+        groups = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
+        return zip(groups, loader.ahead(self._prompts_of, groups, num_workers), strict=True)
+
+    def _prompts_of(self, samples: Sequence[Sample]) -> Batch:
         conversations = [self.builder.converse(each, each.teachers or (), with_answer=False) for each in samples]
-        batch = left_padded([self.builder.encode(each) for each in conversations], picture_format).to(self.device)
+        return left_padded([self.builder.encode(each) for each in conversations], self.builder.picture_format)
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Sample], prompts: Batch) -> list[Found]:
+        """What is found in the students' pictures of `samples`, by all routes at once."""
+        text, picture_format = self.builder.text, self.builder.picture_format
+        batch = prompts.to(self.device)
         answers: list[WrittenAnswer | None] = [None] * len(samples)
         heads: dict[str, Prediction] = {}
         with self.autocast():
@@ -53,5 +63,5 @@ class Predictor:
             else:
                 detections = self.model(batch).detections
             if "head" in self.routes:
-                heads = evaluate.predict(detections, samples, text, self.max_caption_tokens)
+                heads = validation.predict(detections, samples, text, self.max_caption_tokens)
         return [Found(each, heads.get(each.id), answer) for each, answer in zip(samples, answers, strict=True)]

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from bbu_train import run_folder
 from bbu_train.checkpoint.load import load_weights
+from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.predict.routes import Predictor
@@ -56,6 +57,9 @@ class Run:
         """The score from which on the head's boxes had their best F1 in validation."""
         return self.saved.metrics.get("eval/f1_threshold", 0.5)
 
+    def builder(self) -> ConversationBuilder:
+        return build(self.cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
+
     def data(self, wants_truth: bool) -> Splits | None:
         """The run's data, None where nothing of it is asked for. Teachers need it; true boxes can do without."""
         needs_pool = self.cfg.data.teachers.num_validation_teachers > 0
@@ -77,6 +81,7 @@ class Run:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = build(cfg.model.network)(device=device, head=build(cfg.head))
         load_weights(model, weights)
-        builder = build(cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
         autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
-        return Predictor(model.eval(), builder, device, autocast, self.routes, max_new_tokens, max_caption_tokens)
+        return Predictor(
+            model.eval(), self.builder(), device, autocast, self.routes, max_new_tokens, max_caption_tokens
+        )

@@ -20,6 +20,7 @@ STATUS = {
     "interrupted": "KILLED",
     "preempted": "SCHEDULED",  # it will go on
 }
+KEY_FILE = "mlflow_key"  # in the run's folder: what its run in the store is found by
 MAX_PARAMETERS = 100  # of one log_batch; this and the next are limits of MLflow's stores
 MAX_CHARACTERS = 6000  # of a parameter's value
 MAX_WAIT = 600  # seconds between two tries
@@ -101,8 +102,13 @@ class StoredRun:
         while self.files:
             if self.files[0].exists():
                 with transaction(self.uri):
-                    self.client.log_artifact(self.run_id, str(self.files[0]))
+                    self.client.log_artifact(self.run_id, str(self.files[0]), self._place(self.files[0]))
             del self.files[0]
+
+    def _place(self, file: Path) -> str | None:
+        """The folder of an artifact: as in the run's own."""
+        inside = file.parent.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else "."
+        return None if inside == "." else inside
 
     def _send_points(self) -> None:
         from mlflow.entities import Metric
@@ -134,7 +140,7 @@ class StoredRun:
 
     def _key(self) -> str:
         """What the run is found by. It is the folder's own, written before the run is made."""
-        path = self.folder / "mlflow_key"
+        path = self.folder / KEY_FILE
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             unnamed = self.folder / "mlflow_key.tmp"

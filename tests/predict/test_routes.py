@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbu_train import evaluate
+from bbu_train import validation
 from bbu_train.drawing import COLORS
 from bbu_train.predict.routes import Predictor
 from bbu_train.predict.show import drawn, line
@@ -18,12 +18,17 @@ def predictor(make_model, builder):
     return lambda *routes: Predictor(make_model(), builder, torch.device("cpu"), autocast, routes, 8, 4)
 
 
+def found_by(predictor, samples):
+    [(group, prompts)] = predictor.prompts(samples, len(samples), 0)
+    return predictor(group, prompts)
+
+
 def test_the_head_says_what_it_says_in_evaluation(predictor, samples, encoded, collate, builder):
     predictor = predictor("head", "written")
     with torch.no_grad():
         detections = predictor.model(collate("packed", encoded)).detections
-    expected = evaluate.predict(detections, samples, builder.text, 4)
-    for found in predictor(samples):
+    expected = validation.predict(detections, samples, builder.text, 4)
+    for found in found_by(predictor, samples):
         reference = expected[found.sample.id]
         np.testing.assert_allclose(found.head.boxes_xyxy, reference.boxes_xyxy, rtol=1e-4, atol=1e-3)
         np.testing.assert_allclose(found.head.scores, reference.scores, rtol=1e-4)
@@ -32,7 +37,9 @@ def test_the_head_says_what_it_says_in_evaluation(predictor, samples, encoded, c
 
 @pytest.mark.parametrize("route", ["head", "written"])
 def test_a_route_by_itself_says_what_it_says_beside_the_other(predictor, samples, route):
-    for alone, both in zip(predictor(route)(samples), predictor("head", "written")(samples), strict=True):
+    for alone, both in zip(
+        found_by(predictor(route), samples), found_by(predictor("head", "written"), samples), strict=True
+    ):
         one, other = (line(found, 0.0) for found in (alone, both))
         assert {"head", "written"} & set(one) == {route}
         assert one[route].keys() == other[route].keys()
@@ -41,7 +48,7 @@ def test_a_route_by_itself_says_what_it_says_beside_the_other(predictor, samples
 
 
 def test_an_untrained_model_is_malformed_and_shown_nevertheless(predictor, samples):
-    found = predictor("head", "written")(samples[:1])[0]
+    found = found_by(predictor("head", "written"), samples[:1])[0]
     row = line(found, 1.0)
     assert row["head"]["objects"] == row["written"]["objects"] == []
     assert row["written"]["num_malformed"] == 1
@@ -53,7 +60,7 @@ def test_an_untrained_model_is_malformed_and_shown_nevertheless(predictor, sampl
 def test_what_the_head_finds_lies_in_the_picture_and_comes_best_first(predictor, make_picture):
     unknown = make_picture("unknown", 300, 200)
     sample = Sample("x", Picture(unknown.path, 300, 200, None), ())
-    row = line(predictor("head")([sample])[0], 0.0)
+    row = line(found_by(predictor("head"), [sample])[0], 0.0)
     boxes = np.array([each["bbox_2d"] for each in row["head"]["objects"]])
     assert len(boxes) == 12
     assert ((boxes >= 0) & (boxes <= [300, 200, 300, 200])).all()
@@ -73,7 +80,7 @@ def test_a_written_answer_comes_out_in_pixels_of_the_original_and_in_the_colours
     ids = torch.tensor([[*builder.text.ids(builder.answer(picture)), builder.text.end]])
     said = (ids, torch.full(ids.shape, 0.5)), None
     monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: said)
-    (found,) = predictor([Sample("x", picture, ())])
+    (found,) = found_by(predictor, [Sample("x", picture, ())])
     row = line(found, 0.5)
     assert [each["label"] for each in row["written"]["objects"]] == ["螺丝/符合要求", "机柜空间/空"]
     assert [each["class"] for each in row["written"]["objects"]] == ["螺丝", "机柜空间"]
@@ -90,7 +97,7 @@ def test_300_objects_are_written_and_drawn(predictor, make_picture, monkeypatch,
     crowded = make_picture("crowded", 224, 168, *((box, f"class{i % 20}") for i, box in enumerate(boxes)))
     ids = torch.tensor([[*builder.text.ids(builder.answer(crowded)), builder.text.end]])
     monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: ((ids, torch.ones(ids.shape)), None))
-    (found,) = predictor("written")([Sample("x", crowded, ())])
+    (found,) = found_by(predictor("written"), [Sample("x", crowded, ())])
     assert len(line(found, 0.5)["written"]["objects"]) == 300
     assert drawn(found, 0.5).height < 1200
     assert Object(boxes[0], "class0") in crowded.objects

@@ -27,12 +27,18 @@ def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
     picture = outputs / "losses.png"
     picture.write_bytes(b"picture")
     both[1].artifact(picture)
+    inside = both[1].folder / "gallery/step-1.jpg"
+    inside.parent.mkdir()
+    inside.write_bytes(b"picture")
+    both[1].artifact(inside)
     both[1].close("done")
     run = the_run(both)
     assert points(outputs) == expected(range(1, 6))
     assert run.data.params == {"loss.weights.giou": "2", "data.note": "a=b"}
     assert (run.info.status, run.info.run_name, run.data.tags["state"]) == ("FINISHED", "run", "done")
-    assert [file.path for file in both[1].stored.client.list_artifacts(run.info.run_id)] == ["losses.png"]
+    listed = both[1].stored.client.list_artifacts(run.info.run_id)
+    assert [file.path for file in listed] == ["gallery", "losses.png"]
+    assert (outputs / "mlflow-artifacts" / run.info.run_id / "artifacts/gallery/step-1.jpg").is_file()
     assert len(list((outputs / "mlflow-artifacts").rglob("losses.png"))) == 1
 
 

@@ -1,0 +1,30 @@
+import json
+
+import pytest
+
+from bbu_train.errors import InputError
+from bbu_train.evaluate.split import load
+
+
+@pytest.fixture
+def folder(tmp_path, make_picture):
+    """Three files of one picture each."""
+    for split in ("train", "validation", "test"):
+        path = make_picture(f"split-{split}", 84, 56).path
+        line = {"images": [str(path)], "objects": [{"bbox_2d": [1, 2, 30, 40], "desc": split}]}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(line))
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "test.jsonl"])
+def test_a_split_is_one_of_the_runs_or_another_file_and_teachers_are_of_the_training_pictures(config, folder, split):
+    cfg = config("data=jsonl", f"data.root={folder}", "data.teachers.teacher_ratio=0")
+    data, [sample] = load(cfg, split)
+    assert sample.student.objects[0].description == split.removesuffix(".jsonl")
+    assert [picture.objects[0].description for picture in data.pool] == ["train"]
+
+
+def test_a_split_that_does_not_exist_is_an_error_that_names_its_file(config, folder):
+    with pytest.raises(Exception, match="exam.jsonl") as raised:
+        load(config("data=jsonl", f"data.root={folder}"), "exam")
+    assert isinstance(raised.value.__cause__, InputError)
