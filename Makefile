@@ -1,15 +1,19 @@
-# make train: the default run. make test: all tests. make check: style and import contract.
+# make train: the default run. make test: the tests, in two processes. make test-slow: those of minutes.
+# make check: style and import contract.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test check
+.PHONY: train test test-slow check
 
 train: $(VENV)/installed
 	$(RUN) -m bbu_train
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: $(VENV)/installed
+	$(RUN) -m pytest -m slow
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -57,16 +57,17 @@ def groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def needs(cfg: DictConfig) -> dict[str, float]:
     """Useful operations of a step, of all processes together, as a mean over the first steps; and the bytes of weights,
-    gradients and the optimizer's state, which each process holds besides its activations."""
+    gradients, the optimizer's state and an average, which each process holds besides its activations."""
     plan, source, picture_format = data(cfg)
     model, optimizer = groups(cfg)
+    averages = build(cfg.average)(model, optimizer).averages
     steps = list(islice(plan.starting_at(0), NUM_STEPS))
     encoded = [source.encode(draw) for step in steps for row in step for draw in row]
     weights = sum(parameter.nbytes for parameter in model.parameters())
     gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return {
         "operations": model.num_useful_operations(sizes(encoded, picture_format)) / len(steps),
-        "num_bytes": weights + gradients + state_bytes(optimizer),
+        "num_bytes": weights + gradients + state_bytes(optimizer) + sum(its.nbytes for its in averages.values()),
     }
 
 

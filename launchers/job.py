@@ -30,9 +30,10 @@ class Job:
     def __call__(self) -> Preempted | None:
         """Says how the run was preempted, if it was: that is no failure of the job."""
         preemption.install()  # a signal that comes before this ends the process, so it comes before everything
-        self.run()
+        return self.run()
 
-    def run(self) -> None:
+    def run(self) -> Preempted | None:
+        """The same in a process that has other signals to obey."""
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
         job, is_main = _join_ranks()

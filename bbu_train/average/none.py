@@ -11,6 +11,7 @@ class Latest:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.model = model
+        self.averages: dict[str, Tensor] = {}
 
     def update(self, num_steps: int) -> None: ...
 

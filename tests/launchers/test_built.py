@@ -26,3 +26,10 @@ def test_the_memory_is_that_of_weights_gradients_and_the_optimizers_state(needs,
     states = checkpoints.latest().state()["optimizer"]["state"].values()
     held += sum(value.nbytes for its in states for name, value in its.items() if name != "step")
     assert needs["num_bytes"] == held
+
+
+def test_an_average_takes_four_bytes_a_weight_more(needs, uninterrupted):
+    cfg = OmegaConf.load(uninterrupted / "config.yaml")
+    cfg.average = {"_target_": "bbu_train.average.ema.Average", "_partial_": True, "decay": 0.9}
+    num_weights = sum(weight.numel() for weight in weights(uninterrupted).values())
+    assert built.needs(cfg)["num_bytes"] - needs["num_bytes"] == 4 * num_weights

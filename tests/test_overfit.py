@@ -1,0 +1,21 @@
+"""The whole of it can learn: eight pictures by heart, scored by the program that scores any run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", [(), ("head=dino", "loss=quality")], ids=["detr", "dino"])
+def test_head_and_written_answers_find_what_was_learned_by_heart(choices, tmp_path):
+    folder, out = tmp_path / "overfit/by-heart", tmp_path / "scores"
+    its = "experiment=overfit", "run=by-heart", "tracker=jsonl", f"outputs={tmp_path}", *choices
+    subprocess.run([sys.executable, "-m", "bbu_train", *its], check=True)
+    scored = f"run={folder}", "teachers=[0]", f"out={out}"
+    subprocess.run([sys.executable, "-m", "bbu_train.evaluate", *scored], check=True)
+    head, written = json.loads((out / "table.json").read_text())["rows"]
+    assert (head["route"], written["route"]) == ("head", "written")
+    assert head["ap50"] >= 0.9
+    assert written["f1"] >= 0.9
