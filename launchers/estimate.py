@@ -48,7 +48,8 @@ def unmeasured(cells: Sequence[Cell], needs: Sequence[Need | None]) -> list[list
 def computed(cell: Cell, operations: float, num_bytes: int) -> Need:
     """From the useful operations of a step and the bytes that each process needs at least (`built.needs`)."""
     cluster = cell.cfg.cluster
-    rate, least = cluster.tflops_per_gpu, f"at least {num_bytes / 2**30:.3g} GiB (weights, gradients, optimizer, average)"
+    rate = cluster.tflops_per_gpu
+    least = f"at least {num_bytes / 2**30:.3g} GiB (weights, gradients, optimizer, average)"
     amount = f"{operations / 1e12:.3g} TFLOP a step"
     if rate is None:
         why = "no run of their shape is done here yet, and cluster.tflops_per_gpu is null"

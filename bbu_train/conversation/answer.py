@@ -13,6 +13,9 @@ from bbu_train.types import Object
 # Not only JSONDecodeError: thousands of digits raise a plain ValueError, deep nesting a RecursionError.
 _NO_JSON = (ValueError, RecursionError)
 _OPENING = '{"bbox_2d": ['
+_COORDINATES = re.compile(
+    r'(?<="bbox_2d": \[)(\d+), (\d+), (\d+), (\d+)(?=\], "label": )'
+)  # in a label quotes are escaped
 _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 
@@ -36,6 +39,24 @@ def render(objects: Sequence[Object], scale_x: float, scale_y: float, width: int
     return json.dumps(_rows(objects, scale_x, scale_y, width, height), ensure_ascii=False)
 
 
+def token_ids(text: str, ids_of: Callable[[str], Sequence[int]]) -> list[int]:
+    """Of what `render` gives, where `ids_of` gives those of a text. It is asked for few different ones.
+
+    Qwen's tokenizer makes a token of every digit and joins nothing across one, so what lies between the coordinates can
+    be read by itself.
+    """
+    ids: list[int] = []
+    end = 0
+    for found in _COORDINATES.finditer(text):
+        ids += ids_of(text[end : found.start()])
+        for i, number in enumerate(found.groups()):
+            ids += ids_of(", ") if i else ()
+            for digit in number:
+                ids += ids_of(digit)
+        end = found.end()
+    return ids + list(ids_of(text[end:]))
+
+
 def num_tokens(
     objects: Sequence[Object],
     scale_x: float,
@@ -44,11 +65,7 @@ def num_tokens(
     height: int,
     tokens_of: Callable[[str], int],
 ) -> int:
-    """Of what `render` gives, where `tokens_of` counts those of a text. It is asked for few different ones.
-
-    Qwen's tokenizer makes a token of every digit and joins nothing across one, so what lies between the coordinates can
-    be counted by itself.
-    """
+    """How many `token_ids` gives for what `render` gives, where `tokens_of` counts those of a text."""
     rows = _rows(objects, scale_x, scale_y, width, height)
     if not rows:
         return tokens_of("[]")

@@ -29,10 +29,10 @@ class ConversationBuilder:
         self.question = question
         self.picture_format = picture_format
         self.text = Text(tokenizer)
-        self._ids = lru_cache(maxsize=10_000)(self.text.ids)  # of what comes again: all but answers
+        self._ids = lru_cache(maxsize=10_000)(self.text.ids)  # of what comes again: all but whole answers
         self._caption = lru_cache(maxsize=10_000)(self._caption_ids)
         self._num_system_tokens = len(self._system_ids())
-        assert len(self.text.ids("42")) == 2, "answers are measured digit by digit"
+        assert len(self.text.ids("42")) == 2, "answers are read digit by digit"
         self._tokens_of = lru_cache(maxsize=10_000)(lambda text: len(self.text.ids(text)))
         self._num_turn_tokens = cache(self._count_turn_tokens)
 
@@ -110,7 +110,7 @@ class ConversationBuilder:
         yield [text.vision_end, *self._ids(turn.prompt), text.end, *self._ids("\n")], Role.NONE, None
         yield [text.start, *self._ids("assistant\n")], Role.NONE, None
         if turn.answer is not None:
-            yield [*text.ids(turn.answer), text.end], turn.role, None
+            yield [*answer.token_ids(turn.answer, self._ids), text.end], turn.role, None
             yield self._ids("\n"), Role.NONE, None
 
     def _tokens(self, conversation: Conversation):

@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from bbu_train.conversation.answer import parse, render
+from bbu_train.conversation.answer import parse, render, token_ids
+from bbu_train.conversation.text import Text
+from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.seeds import generator
 from bbu_train.types import Object
 
@@ -93,6 +95,31 @@ def test_any_label_survives(label):
     text = render([Object((1.0, 2.0, 3.0, 4.0), label)], 1.0, 1.0, 100, 80)
     assert read(text) == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
     assert read(f"```json\n{text}\n```") == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "screw/wrong",
+        "柜 12  3",
+        "two  2",
+        " 7",
+        '"bbox_2d": [1, 2, 3, 4], "label": ',
+        "e\u0301 é 5",
+        "\u0301",
+        "",
+        "9",
+        "], 3",
+    ],
+)
+def test_an_answer_read_piece_by_piece_has_the_tokens_of_the_whole(label):
+    text = Text(tiny_tokenizer(768))
+    boxes = ((0.0, 20.0, 300.0, 400.0), (7.0, 8.0, 99.0, 1000.0), (10.0, 20.0, 31.0, 40.0))
+    for num_objects in range(4):
+        whole = render([Object(box, label) for box in boxes[:num_objects]], 1.0, 1.0, 2000, 2000)
+        asked = []
+        assert token_ids(whole, lambda piece: asked.append(piece) or text.ids(piece)) == text.ids(whole)  # noqa: B023
+        assert len(set(asked) - set("0123456789")) <= 4  # around coordinates, and between them
 
 
 def test_labels_are_written_as_they_are_and_not_as_escapes():
