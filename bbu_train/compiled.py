@@ -11,6 +11,10 @@ def compiled(function: Callable) -> Callable:
     Without the analysis of tilings: that of torch 2.11 stops with an assertion where symbolic lengths are joined and
     then normalised, as a head's memory is, and by its own account it does nothing for symbolic lengths. And without
     reductions along rows and columns in one kernel, for which code is made twice: for few rows and for many.
+
+    Lengths of 0 and 1 are no symbols: a head meets both, of samples and of objects, in training and in evaluation, and
+    torch's limit of 8 graphs would leave the ninth uncompiled.
     """
+    torch._dynamo.config.recompile_limit = 32
     options = {"triton.coalesce_tiling_analysis": False, "triton.mix_order_reduction": False}
     return torch.compile(function, dynamic=True, options=options)

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from bbu_train import preemption
 from bbu_train.errors import InputError, all_problems
 from bbu_train.planning import Part, deal
+from bbu_train.seeds import generator
 from bbu_train.types import Batch, Draw, Encoded, Picture, Sample, Step
 
 Task = TypeVar("Task")
@@ -23,7 +25,7 @@ class Source:
     `view_of(sample, epoch)` says how its student is seen, and `teachers_of(sample, epoch)` draws its teachers;
     `builder` writes the conversation; `cost_of` says what so many tokens and pictures of so many patches cost;
     `max_tokens` and `too_long` say how long a sample may be, and whether a longer one is an "error" or left out
-    ("drop"). Lengths and costs are kept for one epoch, the last asked for.
+    ("drop"); `seed` is that of each sample's noise. Lengths and costs are kept for one epoch, the last asked for.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Source:
         cost_of: Callable[[int, Sequence[int]], int],
         max_tokens: int,
         too_long: str,
+        seed: int,
     ):
         if too_long not in ("error", "drop"):
             raise InputError(f"collator.too_long={too_long} is unknown; take error or drop.")
@@ -45,6 +48,7 @@ class Source:
         self.cost_of = cost_of
         self.max_tokens = max_tokens
         self.too_long = too_long
+        self.seed = seed
         self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(maxsize=1)(self._measure)
 
     def num_tokens(self, draw: Draw) -> int:
@@ -59,7 +63,9 @@ class Source:
     def encode(self, draw: Draw) -> Encoded:
         sample = self.view_of(self.samples[draw.index], draw.epoch)
         teachers = self.teachers_of(sample, draw.epoch)
-        return self.builder.encode(self.builder.converse(sample, teachers, with_answer=True))
+        encoded = self.builder.encode(self.builder.converse(sample, teachers, with_answer=True))
+        random = generator("noise", self.seed, draw.epoch, sample.id)
+        return replace(encoded, noise=torch.from_numpy(random.random(tuple(encoded.noise.shape), dtype="float32")))
 
     def admissible(self, epoch: int) -> list[int]:
         """The samples that are short enough in this epoch; a longer one is an error or left out, never cut."""
@@ -98,9 +104,10 @@ class Source:
 def sources(data, view_of, builder, cost_of, collator) -> tuple[Source, Source]:
     """The training and the validation split, of which only training students are seen by `view_of`.
 
-    The teachers of both come from the training split's pool, as they are: so what is made of them can be kept.
+    The teachers of both come from the training split's pool, as they are: so what is made of them can be kept. Noise
+    has the seed of the teachers' draw.
     """
-    how = builder, cost_of, collator.max_tokens, collator.too_long
+    how = builder, cost_of, collator.max_tokens, collator.too_long, data.teachers.seed
     pool = data.pool
     train = Source(data.train, view_of, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
     of_validation = data.teachers.draw_validation

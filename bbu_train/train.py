@@ -58,8 +58,9 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     def save() -> None:
         nonlocal saved_at
         if distributed.is_main():
-            state = {"optimizer": optimizer.state_dict(), "trained": average.trained(), "evaluated_at": evaluated_at}
-            checkpoints.save(step, average.weights(), state, metrics)
+            state = {"optimizer": optimizer.state_dict(), "trained": average.trained()}
+            state |= {"metrics": metrics, "evaluated_at": evaluated_at}
+            checkpoints.save(step, average.weights(), state, metrics if evaluated_at == step else {})
         saved_at = step
         distributed.barrier()
 
@@ -109,11 +110,11 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         logs.to_file(early_log, folder)
     if saved is not None:
         weights, restored = saved.weights(), saved.state()
-        load_weights(model, weights | restored.get("trained", {}))
+        load_weights(model, weights | restored["trained"])
         average.load(weights)
         del weights
         optimizer.load_state_dict(restored["optimizer"])
-        metrics, evaluated_at = saved.metrics, restored.get("evaluated_at", step)
+        metrics, evaluated_at = restored["metrics"], restored["evaluated_at"]
     log.info("%s: from step %d to %d", folder, step, cfg.steps)
     trackers = build(cfg.tracker) if distributed.is_main() else {}
     for tracker in trackers.values():

@@ -132,7 +132,8 @@ class Encoded:
     merges them; `grid_thw` counts patches. The student's picture is the last. `memory_end` is the position of the
     first token of the student's answer: what lies before it is what the head may read.
     Boxes are cxcywh divided by the picture's width and height; `captions` end with the answer's end token.
-    `annotated` is False where no detection loss applies.
+    `annotated` is False where no detection loss applies. `noise` has four numbers of [0, 1) for each object, drawn by
+    (seed, epoch, sample): what is random in a head's training begins there.
     """
 
     sample_id: str
@@ -146,11 +147,17 @@ class Encoded:
     boxes_cxcywh: Float[Tensor, "objects 4"]
     captions: tuple[Int[Tensor, "_"], ...]
     annotated: bool
+    noise: Float[Tensor, "objects 4"]
 
     def unsupervised(self) -> "Encoded":
         """The same conversation without any loss: it keeps a rank or a micro-batch without samples in step."""
         return replace(
-            self, roles=torch.zeros_like(self.roles), boxes_cxcywh=self.boxes_cxcywh[:0], captions=(), annotated=False
+            self,
+            roles=torch.zeros_like(self.roles),
+            boxes_cxcywh=self.boxes_cxcywh[:0],
+            captions=(),
+            annotated=False,
+            noise=self.noise[:0],
         )
 
 
@@ -285,9 +292,11 @@ class MemoryIndex(Movable):
 
 @dataclass(frozen=True)
 class Truth:
-    """The true boxes of a batch, which a head may learn from in training; `most` is the largest number in a sample."""
+    """The true boxes of a batch, which a head may learn from in training, and their noise (`Encoded`); `most` is the
+    largest number in a sample."""
 
     boxes_cxcywh: Float[Tensor, "objects 4"]
+    noise: Float[Tensor, "objects 4"]
     sample_of_object: Int[Tensor, "objects"]
     most: int
 
@@ -303,7 +312,7 @@ class Batch(Movable):
     at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
     which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
     rank runs the same modules. Objects lie in the order of their samples; `objects_per_sample` repeats that on the
-    host, where the assignment is solved. `caption_ids` are padded with -100. All boxes as in `Encoded`.
+    host, where the assignment is solved. `caption_ids` are padded with -100. Boxes and noise as in `Encoded`.
     """
 
     sample_ids: tuple[str, ...]
@@ -324,12 +333,13 @@ class Batch(Movable):
     objects_per_sample: tuple[int, ...]
     caption_ids: Int[Tensor, "objects caption"]
     annotated: Bool[Tensor, "samples"]
+    noise: Float[Tensor, "objects 4"]
     counts: Counts
     sizes: Sizes
 
     @property
     def truth(self) -> Truth:
-        return Truth(self.boxes_cxcywh, self.sample_of_object, max(self.objects_per_sample))
+        return Truth(self.boxes_cxcywh, self.noise, self.sample_of_object, max(self.objects_per_sample))
 
 
 @dataclass(frozen=True)

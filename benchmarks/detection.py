@@ -62,17 +62,17 @@ def ours(own, given: Sequence[str]) -> dict:
 
 def tested(folder: Path, max_new_tokens: int) -> dict:
     """Both routes on the test split, by the checkpoint that was best in validation, and how many parameters it has."""
-    from bbu_train import train
+    from bbu_train.evaluate.split import load
     from bbu_train.predict.run import Run
     from bbu_train.scoring import score
     from bbu_train.types import Sample
 
     run = Run(str(folder), "best", "both", num_teachers=0)
-    run.cfg.data.validation = "test"
-    samples = [Sample(each.id, each.student, ()) for each in train.build(run.cfg.data).validation]
-    predictor = run.predictor(max_new_tokens, max_caption_tokens=16)
-    size = run.cfg.eval_samples
-    found = [one for first in range(0, len(samples), size) for one in predictor(samples[first : first + size])]
+    data, test = load(run.cfg, "test")
+    samples = [Sample(each.id, each.student, ()) for each in test]
+    predictor = run.predictor(max_new_tokens, run.builder().longest_caption(data.train))
+    prompts = predictor.prompts(samples, run.cfg.eval_samples, run.cfg.num_workers)
+    found = [one for some, batch in prompts for one in predictor(some, batch)]
     pictures = [sample.student for sample in samples]
     with safetensors.safe_open(run.saved.folder / "model.safetensors", "pt") as file:
         num_parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 (it is no dict)
@@ -87,6 +87,7 @@ def peer(own, given: Sequence[str]) -> dict:
     from detection_peer import Peer
 
     from bbu_train import train
+    from bbu_train.evaluate.split import load
 
     data_keys = ("data.root=", "augmentation", "average", "seed=")
     cfg = configured(overrides_of(own, [word for word in given if word.startswith(data_keys)]))
@@ -102,8 +103,7 @@ def peer(own, given: Sequence[str]) -> dict:
     )
     evaluations, best, num_steps = contender.train(own.seconds, [share * own.seconds for share in MOMENTS])
     contender.model.load_state_dict(best)
-    cfg.data.validation = "test"
-    test = [sample.student for sample in train.build(cfg.data).validation]
+    test = [sample.student for sample in load(cfg, "test")[1]]
     return {
         "parameters": sum(parameter.numel() for parameter in contender.model.parameters()),
         "test": contender.scored(test),

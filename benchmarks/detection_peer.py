@@ -114,7 +114,8 @@ class Peer:
     def train(self, seconds: float, moments: Sequence[float]) -> tuple[list[Evaluation], dict[str, torch.Tensor], int]:
         """Scores on validation after each of `moments`, rising seconds; the weights best by AP; the steps made.
 
-        At each moment the weights and their average are scored, and the better counts.
+        At each moment the weights and their average are scored, and the better counts. The running statistics of batch
+        norms are not averaged, as RT-DETR's own training does: both are scored with those of the last step.
         """
         evaluations: list[Evaluation] = []
         best: dict[str, torch.Tensor] = {}

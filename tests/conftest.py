@@ -67,8 +67,9 @@ def make_picture(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
 
     def make(name: str, width: int, height: int, *objects: tuple[tuple[float, ...], str]) -> Picture:
-        path = folder / f"{name}.png"
+        path = folder / f"{width}x{height}/{name}.png"
         if not path.exists():
+            path.parent.mkdir(exist_ok=True)
             noise = np.random.default_rng(sum(name.encode())).integers(0, 256, (height, width, 3), dtype=np.uint8)
             Image.fromarray(noise).save(path)
         return Picture(path, width, height, tuple(Object(tuple(map(float, box)), text) for box, text in objects))

@@ -35,7 +35,7 @@ def sources(builder, make_picture):
     teacher = make_picture("teacher", 84, 56, ((1, 2, 30, 40), "bbu/zte"))
     evil = make_picture("evil", 84, 56, ((5, 6, 40, 50), EVIL))
     samples = [Sample("train.jsonl:1 <b>", evil, (teacher,)), Sample("train.jsonl:2", teacher, ())]
-    how = loader.as_it_is, (lambda sample, _: sample.teachers), builder, (lambda tokens, _: tokens), 8192, "error"
+    how = loader.as_it_is, (lambda sample, _: sample.teachers), builder, (lambda tokens, _: tokens), 8192, "error", 17
     return loader.Source(samples, *how), loader.Source([Sample("validation.jsonl:1", evil, ())], *how)
 
 

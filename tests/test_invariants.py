@@ -134,7 +134,9 @@ def test_what_is_matched_and_described_does_not_depend_on_the_true_boxes(make_mo
     model = make_model("head=dino")
     batch = collate("packed", encoded)
     others = collate("packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh / 2) for its in encoded])
-    none = collate("packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], captions=()) for its in encoded])
+    none = collate(
+        "packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], captions=(), noise=its.noise[:0]) for its in encoded]
+    )
     objects = batch.sample_of_object, batch.sample_of_object + 1, batch.caption_ids, max(batch.objects_per_sample)
     with torch.no_grad():
         expected, *changed = (model(its).detections for its in (batch, others, none))

@@ -30,8 +30,8 @@ def cost_of(num_tokens, num_patches):
 
 @pytest.fixture
 def make_source(builder, samples):
-    def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers, view_of=as_it_is):
-        return loader.Source(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long)
+    def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers, view_of=as_it_is, seed=17):
+        return loader.Source(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long, seed)
 
     return make
 
@@ -256,3 +256,14 @@ def test_no_worker_outlives_its_batches(make_source, packed):
     before = set(multiprocessing.active_children())
     assert len(loaded(make_source(), packed, [((Draw(0, 0),),)] * 3, num_workers=2)) == 3
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_noise_depends_on_the_seed_the_epoch_and_the_sample_alone(make_source):
+    def noise(index, epoch=0, **how):
+        return make_source(**how).encode(Draw(epoch, index)).noise
+
+    assert noise(1).shape == (2, 4)
+    assert torch.equal(noise(1), noise(1))
+    assert not torch.equal(noise(1), noise(1, epoch=1))
+    assert not torch.equal(noise(1), noise(1, seed=18))
+    assert not torch.equal(noise(0)[:2], noise(1))

@@ -32,6 +32,7 @@ def make_source(builder, samples):
             lambda num_tokens, _: num_tokens,
             max_tokens,
             too_long,
+            seed=17,
         )
 
     return make

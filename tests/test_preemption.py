@@ -23,7 +23,7 @@ from bbu_train.errors import Preempted
 
 A_STEP = "bbu_train.train.rows.losses"  # called once in each
 A_BATCH_OF_AN_EVALUATION = "bbu_train.validation.predict"
-# Two batches an evaluation, in which the model has the average; step 3 is saved with the metrics of an earlier one.
+# Two batches an evaluation, in which the model has the average; step 3 is saved between two of them.
 OFTEN = "eval_samples=2", "eval_every=4", "checkpoint.keep_last=9", "average=ema"
 
 
@@ -90,8 +90,9 @@ def test_a_run_that_is_asked_to_end_again_and_again_equals_one_that_never_was(ru
     (folder, seen), uninterrupted = asked_often, run("never-asked", *OFTEN)
     assert seen["ended"] == [(0, "SIGUSR2"), (2, "SIGUSR2"), (4, "SIGUSR2"), (6, "SIGTERM")]
     assert_equal_runs(folder, uninterrupted)
-    for step in (3, 6):
-        assert manifest(folder, step)["metrics"] == manifest(uninterrupted, step)["metrics"]
+    assert manifest(folder, 3)["metrics"] == manifest(uninterrupted, 3)["metrics"] == {}, "it was not evaluated"
+    assert manifest(folder, 6)["metrics"] == manifest(uninterrupted, 6)["metrics"]
+    assert "eval/loss/total" in manifest(folder, 6)["metrics"]
 
 
 def test_of_an_evaluation_that_is_abandoned_nothing_is_logged(asked_often):

@@ -129,7 +129,8 @@ class LocalCheckpoints:
         return max(_committed(self.folder), key=lambda saved: saved.step, default=None)
 
     def best(self) -> Saved | None:
-        """The best by `best_metric`, of equals the newest. Those without the metric, or with NaN, do not count."""
+        """The best by `best_metric`, of equals the newest. Those without the metric, or with NaN, do not count: such
+        as one that was saved between two evaluations."""
         sign = 1 if self.best_mode == "max" else -1
         candidates = [
             (sign * value, saved.step, saved)

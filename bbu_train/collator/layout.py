@@ -64,6 +64,7 @@ def lay(
         objects_per_sample=tuple(len(sample.captions) for sample in samples),
         caption_ids=_captions(samples),
         annotated=torch.tensor([sample.annotated for sample in samples]),
+        noise=torch.cat([sample.noise for sample in samples]),
         counts=Counts(
             teacher_tokens=int((roles == Role.TEACHER).sum()),
             student_tokens=int((roles == Role.STUDENT).sum()),

@@ -75,7 +75,7 @@ class ConversationBuilder:
         return 1 + max((len(self.text.ids(description)) for description in descriptions), default=0)
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Tokens, roles, positions, pixels and targets of one conversation. Reads its picture files."""
+        """Tokens, roles, positions, pixels and targets of one conversation, without noise. Reads its picture files."""
         student = conversation.student.picture
         ids, roles, runs, memory_end = self._tokens(conversation)
         described = student.objects or ()
@@ -93,6 +93,7 @@ class ConversationBuilder:
             boxes_cxcywh=boxes.scale(boxes.xyxy_to_cxcywh(boxes_xyxy), 1 / student.width, 1 / student.height),
             captions=tuple(self._caption(item.description) for item in described),
             annotated=student.objects is not None,
+            noise=torch.zeros(len(described), 4),
         )
 
     def _caption_ids(self, description: str) -> Tensor:

@@ -50,7 +50,7 @@ class Conversations:
         self.num_teachers = num_teachers
         self.samples = [data.with_validation_teachers(sample, num_teachers) for sample in samples]
         limit = preprocessing.max_positions
-        how = builder, preprocessing.cost, limit, "error"
+        how = builder, preprocessing.cost, limit, "error", data.teachers.seed
         self.source = loader.Source(self.samples, loader.as_it_is, lambda sample, _: sample.teachers, *how)
         longest = max(self.source.num_tokens(Draw(0, i)) for i in range(len(self.samples)))
         if longest > limit:

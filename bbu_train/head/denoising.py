@@ -9,22 +9,20 @@ from torch import Tensor
 from bbu_train import boxes
 from bbu_train.head.layers import rank_in_sample
 
-MULTIPLIERS = (7919.0, 6101.0, 4001.0, 2003.0)  # so that boxes which differ by a pixel get noise of their own
 
-
-def noised(boxes_cxcywh: Float[Tensor, "objects 4"], num_groups: int) -> Float[Tensor, "objects groups 2 4"]:
+def noised(
+    boxes_cxcywh: Float[Tensor, "objects 4"], noise: Float[Tensor, "objects 4"], num_groups: int
+) -> Float[Tensor, "objects groups 2 4"]:
     """Each box `num_groups` times with little noise and as often with much (Zhang et al. 2022, DINO).
 
     Each side of a box moves by up to half of its length, or by half to all of it, in either direction. Where to is
-    quasi-random: of the points u_n = frac(s + n a) with a_j = g^-j and g^5 = g + 1, which fill the unit cube evenly
-    (Roberts 2018), each object takes the first from an s of its own, which its box decides. So the noise is the same in
-    every layout, on every rank and after a resume, and where augmentation moves boxes it is another in every epoch.
+    quasi-random: u_n = frac(s + n a) with a_j = g^-j and g^5 = g + 1, points that fill the unit cube evenly (Roberts
+    2018), the first of them from the s of each object that is its `noise` (`Encoded`): the same in every layout, on
+    every rank and after a resume.
     """
-    exact = boxes_cxcywh.double()
-    start = sum(number * times for number, times in zip(exact.unbind(-1), MULTIPLIERS, strict=True)) % 1
-    ratio = 1.1673039782614187 ** -torch.arange(1, 5, device=exact.device, dtype=exact.dtype)
-    n = torch.arange(1, 2 * num_groups + 1, device=exact.device).view(num_groups, 2, 1)
-    moves = 2 * ((start[:, None, None, None] + n * ratio) % 1).float() - 1  # [-1, 1)
+    ratio = 1.1673039782614187 ** -torch.arange(1, 5, device=noise.device, dtype=noise.dtype)
+    n = torch.arange(1, 2 * num_groups + 1, device=noise.device).view(num_groups, 2, 1)
+    moves = 2 * ((noise[:, None, None] + n * ratio) % 1) - 1  # [-1, 1)
     moves[:, :, 1] += torch.where(moves[:, :, 1] < 0, -1, 1)
     half = boxes_cxcywh[:, 2:].repeat(1, 2)[:, None, None] / 2
     moved = (boxes.cxcywh_to_xyxy(boxes_cxcywh)[:, None, None] + moves * half).clamp(0, 1)

@@ -106,7 +106,7 @@ class Dino(nn.Module):
     ) -> Detections:
         """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits. `truth` is
         read in training only, and by nothing but `denoised`."""
-        its = truth.boxes_cxcywh, truth.sample_of_object, truth.most
+        its = truth.boxes_cxcywh, truth.noise, truth.sample_of_object, truth.most
         *memory, states, boxes_logits, objectness_logits, denoised = self.detect(vision_features, hidden, index, *its)
         # A caption looks for its object where the object is.
         placed = states + in_picture(boxes_logits[-1, ..., :2].detach().sigmoid(), self.d_model).to(states.dtype)
@@ -120,6 +120,7 @@ class Dino(nn.Module):
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
         true_cxcywh: Float[Tensor, "objects 4"],
+        noise: Float[Tensor, "objects 4"],
         sample_of_object: Int[Tensor, "objects"],
         most: int,
     ) -> tuple:
@@ -139,7 +140,8 @@ class Dino(nn.Module):
         boxes, objectness = torch.cat([proposed[None], boxes[:, :, 0]]), torch.cat([scores[None], objectness[:, :, 0]])
         denoised = None
         if self.training and self.num_denoising_groups:
-            denoised = self._denoise(true_cxcywh, slots(sample_of_object, len(seen), most), seen, read, index)
+            noisy = noised(true_cxcywh, noise, self.num_denoising_groups)
+            denoised = self._denoise(noisy, slots(sample_of_object, len(seen), most), seen, read, index)
         return *memory, states[:, 0], boxes, objectness, denoised
 
     def _propose(
@@ -154,14 +156,14 @@ class Dino(nn.Module):
 
     def _denoise(
         self,
-        true_cxcywh: Float[Tensor, "objects 4"],
+        noisy_cxcywh: Float[Tensor, "objects groups 2 4"],
         rows: Slots,
         seen: Float[Tensor, "samples vision model"],
         read: list[KeysValues],
         index: MemoryIndex,
     ) -> tuple[Float[Tensor, "layers objects groups 4"], Float[Tensor, "layers objects groups 2"]]:
         """Boxes and objectness, before the sigmoid, that come of true boxes with noise (`Denoised`)."""
-        starts = rows.lay(noised(true_cxcywh, self.num_denoising_groups))
+        starts = rows.lay(noisy_cxcywh)
         tokens = anchors.take(seen, anchors.nearest(starts.flatten(1, 2), index)).unflatten(1, starts.shape[1:3])
         mask = rows.mask.repeat_interleave(self.num_denoising_groups, dim=0)
         _, boxes, objectness = self._decode(tokens, anchors.logits(starts), mask, read, index)

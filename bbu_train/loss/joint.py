@@ -15,9 +15,10 @@ class Joint(Language):
     """The language losses, and for a model with a head box L1, box GIoU, objectness and captions.
 
     Box terms are divided by the number of objects; objectness, a sum over all queries, and captions by the number of
-    annotated student pictures. Earlier decoder layers, each with a matching of its own, add the same terms but the
-    caption times `aux_weight`, under names that begin with `aux_`. What a head makes of noised true boxes adds them
-    once more, times `denoising_weight`, under names that begin with `denoised_`, all divided by the number of objects.
+    annotated student pictures. Earlier decoder layers and proposals, each with a matching of its own, add the same
+    terms but the caption times `aux_weight`, under names that begin with `aux_`. What a head makes of noised true boxes
+    adds them once more, times `denoising_weight`, under names that begin with `denoised_`, all divided by the number of
+    objects.
     """
 
     counted_by = Language.counted_by | {

@@ -1,12 +1,14 @@
-"""Noised true boxes: how far they move, and that nothing but their own box decides it."""
+"""Noised true boxes: how far they move, and that nothing but their own number decides it."""
 
 import pytest
 import torch
+from scipy.stats import ks_1samp, uniform
 
 from bbu_train.boxes import cxcywh_to_xyxy
 from bbu_train.head.denoising import noised, slots
 from bbu_train.seeds import generator
 
+START = torch.from_numpy(generator("start").random((5, 4), dtype="float32"))
 SAMPLES = torch.tensor([0, 0, 2, 2, 2])
 
 
@@ -19,7 +21,7 @@ def true():
 
 def moves(true, num_groups):
     """Of each side, in halves of its length: of little noise and of much."""
-    apart = cxcywh_to_xyxy(noised(true, num_groups)) - cxcywh_to_xyxy(true)[:, None, None]
+    apart = cxcywh_to_xyxy(noised(true, START, num_groups)) - cxcywh_to_xyxy(true)[:, None, None]
     return apart / (true[:, None, None, 2:].repeat(1, 1, 1, 2) / 2)
 
 
@@ -31,7 +33,7 @@ def test_little_noise_moves_a_side_by_up_to_half_of_its_length(true):
 
 def test_much_noise_moves_a_side_by_half_to_all_of_its_length(true):
     """Until the box would be inside out, where its sides change places."""
-    much = noised(true, 50)[:, :, 1]
+    much = noised(true, START, 50)[:, :, 1]
     sides = cxcywh_to_xyxy(true)[:, None]
     low, high = cxcywh_to_xyxy(much).split(2, dim=-1)
     apart = [torch.stack([(side - end).abs() for end in sides.split(2, dim=-1)]) for side in (low, high)]
@@ -54,15 +56,24 @@ def test_no_two_noises_of_a_picture_are_the_same(true):
 
 
 def test_the_noise_of_an_object_is_bit_for_bit_the_same_in_any_company(true):
-    expected, order = noised(true, 3), torch.tensor([3, 0, 4])
-    assert torch.equal(noised(true[order], 3), expected[order])
-    assert torch.equal(noised(true[2:3], 3), expected[2:3])
-    assert torch.equal(noised(true, 5)[:, :3], expected)
+    expected, order = noised(true, START, 3), torch.tensor([3, 0, 4])
+    assert torch.equal(noised(true[order], START[order], 3), expected[order])
+    assert torch.equal(noised(true[2:3], START[2:3], 3), expected[2:3])
+    assert torch.equal(noised(true, START, 5)[:, :3], expected)
+
+
+def test_few_noises_of_many_objects_are_as_different_as_they_can_be():
+    """Of the little noise of the first group, over objects: every side by itself, and none like another."""
+    boxes = torch.tensor([0.5, 0.5, 0.1, 0.1]).repeat(5000, 1)
+    start = torch.from_numpy(generator("many").random((5000, 4), dtype="float32"))
+    sides = (cxcywh_to_xyxy(noised(boxes, start, 1))[:, 0, 0] - cxcywh_to_xyxy(boxes)) / 0.05
+    assert ks_1samp(sides.numpy(), uniform(-1, 2).cdf).pvalue.min() > 1e-3
+    assert (torch.corrcoef(sides.T) - torch.eye(4)).abs().max() < 0.06
 
 
 def test_a_noised_box_stays_in_the_picture():
     rim = torch.tensor([[0.05, 0.95, 0.1, 0.1], [0.5, 0.5, 1.0, 1.0], [0.3, 0.3, 0.0, 0.0]])
-    corners = cxcywh_to_xyxy(noised(rim, 20))
+    corners = cxcywh_to_xyxy(noised(rim, START[:3], 20))
     assert corners.min() > -1e-6
     assert corners.max() < 1 + 1e-6
 

@@ -146,7 +146,7 @@ def test_groups_of_noised_boxes_do_not_read_each_other(dino, batch):
 
 def test_untaught_a_noised_box_stays_where_it_was_put(dino, batch):
     said = dino()(batch).detections.denoised.boxes_cxcywh
-    little = noised(batch.boxes_cxcywh, 4)[:, :, 0]
+    little = noised(batch.boxes_cxcywh, batch.noise, 4)[:, :, 0]
     torch.testing.assert_close(said, little.clamp(1e-4, 1 - 1e-4).expand_as(said))
 
 
@@ -165,7 +165,9 @@ def test_the_losses_of_noised_boxes_count_by_their_weight(dino, batch, make_crit
 
 def test_without_any_object_every_parameter_has_a_finite_gradient(dino, collate, encoded, make_criterion):
     model = dino()
-    empty = collate("packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], captions=()) for its in encoded])
+    empty = collate(
+        "packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], noise=its.noise[:0], captions=()) for its in encoded]
+    )
     criterion = make_criterion("loss=quality")
     losses = criterion(model(empty), empty)
     criterion.objective(losses, empty.counts).backward()

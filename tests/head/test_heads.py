@@ -18,7 +18,10 @@ TEXT = [range(4), range(6, 12), range(12, 14)]
 CAPTIONS = torch.tensor([[1, 2, 3], [4, 5, -100], [6, 7, 8], [9, -100, -100]])
 SAMPLES, QUERIES = torch.tensor([0, 0, 1, 2]), torch.tensor([3, 1, 0, 4])
 TRUTH = Truth(
-    torch.tensor([[0.4, 0.5, 0.2, 0.3], [0.7, 0.2, 0.1, 0.2], [0.5, 0.5, 0.4, 0.4], [0.1, 0.8, 0.2, 0.1]]), SAMPLES, 2
+    torch.tensor([[0.4, 0.5, 0.2, 0.3], [0.7, 0.2, 0.1, 0.2], [0.5, 0.5, 0.4, 0.4], [0.1, 0.8, 0.2, 0.1]]),
+    torch.full((4, 4), 0.3),
+    SAMPLES,
+    2,
 )
 
 

@@ -26,11 +26,11 @@ def batch_of(collate, encoded):
     """A function from the true boxes of each sample, in order, to a batch of "sample 0", "sample 1" and so on."""
 
     def make(*boxes_of_sample):
-        samples = [
-            replace(encoded[2], sample_id=f"sample {i}", boxes_cxcywh=boxes, captions=(torch.tensor([5]),) * len(boxes))
-            for i, boxes in enumerate(boxes_of_sample)
-        ]
-        return collate("packed", samples)
+        def sample(i, boxes):
+            captions = (torch.tensor([5]),) * len(boxes)
+            return replace(encoded[2], sample_id=f"sample {i}", boxes_cxcywh=boxes, noise=boxes, captions=captions)
+
+        return collate("packed", [sample(i, boxes) for i, boxes in enumerate(boxes_of_sample)])
 
     return make
 

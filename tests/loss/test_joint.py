@@ -93,7 +93,9 @@ def batch_without(request, collate, encoded, builder, samples):
 
     def make(what):
         if what == "objects":  # annotated as empty
-            chosen = [replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], captions=()) for its in encoded]
+            chosen = [
+                replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], noise=its.noise[:0], captions=()) for its in encoded
+            ]
         elif what == "supervision":
             chosen = [its.unsupervised() for its in encoded]
         else:
