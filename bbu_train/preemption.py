@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bbu_train.errors import SweepPreempted
+
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 _received: list[str] = []
@@ -33,6 +35,12 @@ def requested() -> bool:
 def signal_name() -> str | None:
     """The first signal that came, such as "SIGTERM"."""
     return _received[0] if _received else None
+
+
+def end_sweep_if_asked() -> None:
+    """Raise SweepPreempted if this process was asked to end, which starts runs or waits for them."""
+    if (name := signal_name()) is not None:
+        raise SweepPreempted(name)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train import command_line
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, Preempted
 from launchers import jobs, search, survey
 from launchers.launch import show, start
 from launchers.ledger import OPEN, Entry, Ledger, locked
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     try:
         ledger = find(asked.sweep)
         return {"status": status, "resume": resume, "cancel": cancel, "retry": retry}[asked.command](ledger)
-    except InputError as error:
+    except (InputError, Preempted) as error:
         return command_line.report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

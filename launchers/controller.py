@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bbu_train import command_line, preemption
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError
 from bbu_train.tracker.jsonl import read_rows
 from launchers import preflight, search, search_command, survey
 from launchers.cells import Cell
@@ -48,7 +48,7 @@ class Controller:
         self.is_exhausted = False
 
     def run(self) -> None:
-        """Until all trials have ended. Raises Preempted when a signal asks this job to end."""
+        """Until all trials have ended. Raises SweepPreempted when a signal asks this process to end."""
         self._recall()
         pool = ThreadPoolExecutor(self.settings.num_parallel)
         try:
@@ -182,8 +182,7 @@ class Controller:
 
     def _wait(self) -> None:
         """Until something may have changed."""
-        if preemption.requested():
-            raise Preempted(0, str(preemption.signal_name()), str(self.ledger.search.folder))
+        preemption.end_sweep_if_asked()
         pending = [its.starting for its in self.running if its.starting and not its.starting.done()]
         if pending:
             futures.wait(pending, self.settings.look_seconds, futures.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from bbu_train import preemption
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError
 from launchers import estimate, preflight, ranks, search, search_command, survey
 from launchers.cells import Cell, compose
 from launchers.here import Here
@@ -45,19 +45,14 @@ def _refuse_torchrun() -> None:
 
 def _written_down(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
     """The runs of the sweep, when all of it has been found to be in order, or an error."""
-    _end_if_asked(ledger)
+    preemption.end_sweep_if_asked()
     needs = estimate.measured(cells)
     found = preflight.check(cells, estimate.unmeasured(cells, needs))
     needs = [need or estimate.computed(cells[number], **found[number]) for number, need in enumerate(needs)]
-    _end_if_asked(ledger)
+    preemption.end_sweep_if_asked()
     print(estimate.report(cells, needs), flush=True)
     with locked(ledger.folder):
         return [entry.run for entry in ledger.add(cells)]
-
-
-def _end_if_asked(ledger: Ledger) -> None:
-    if preemption.requested():
-        raise Preempted(0, preemption.signal_name(), str(ledger.folder.parent))
 
 
 def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:

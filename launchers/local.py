@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
+from bbu_train import preemption
 from bbu_train.errors import InputError
 from launchers import jobs, survey
 from launchers.job import Job
@@ -40,8 +41,10 @@ class Local:
         return 0
 
     def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
-        """Make a search's trials, in this process."""
-        Job(str(attempt.folder)).run()
+        """Make a search's trials, in this process, until a signal asks it to end."""
+        preemption.install()
+        if (preempted := Job(str(attempt.folder)).run()) is not None:
+            raise preempted
 
     def _run(self, ledger: Ledger, run: str, states: Collection[str]) -> None:
         gpu = None if self.shares_gpus else self.gpus.get()
