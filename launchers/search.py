@@ -16,7 +16,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from bbu_train import run_folder
+from bbu_train import preemption, run_folder
 from bbu_train.errors import InputError, all_problems
 from launchers import estimate, jobs, preflight, survey
 from launchers.cells import Cell
@@ -143,4 +143,5 @@ def watch(ledger: Ledger) -> int:
             shown = text
         if not any(state.in_hand for state in states):
             return int(states[0].name != "done")
+        preemption.end_sweep_if_asked()
         time.sleep(LOOK_SECONDS)
