@@ -40,12 +40,12 @@ class Job:
         where = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
         if is_main and (refusal := attempt.begin(job, **where)):
             sys.exit(f"{entry.run} does not run here: {refusal}.")  # which ends the other ranks too
-        cfg = entry.config()
         try:
+            cfg = entry.config()
             _search(entry, cfg) if entry.is_search else _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
-                _preempted(attempt, job, preempted, cfg)
+                _preempted(attempt, job, preempted, entry.config())
             return preempted
         except KeyboardInterrupt:
             attempt.write("cancelled", reason="interrupted by hand")

@@ -92,7 +92,7 @@ def show(ledger: Ledger, runs: Sequence[str] | None) -> int:
 
 
 def watch(ledger: Ledger, runs: Sequence[str]) -> int:
-    """Show the table until no run has a job left; 1 unless all are done, else 0.
+    """Show the table until no run has a job left that can be seen; 1 unless all are done, else 0.
 
     A terminal is drawn anew; a file gets a table when it changes. Ctrl-C or a signal ends the looking and no run.
     """
@@ -104,7 +104,7 @@ def watch(ledger: Ledger, runs: Sequence[str]) -> int:
             if text != shown:
                 print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
                 shown = text
-            if not any(row.state.in_hand for row in found):
+            if not any(row.state.may_change for row in found):
                 return int(any(row.state.name != "done" for row in found))
             preemption.end_sweep_if_asked()
             time.sleep(LOOK_SECONDS)

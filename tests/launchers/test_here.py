@@ -99,6 +99,24 @@ def test_a_sweep_that_is_asked_to_end_starts_no_further_cell_and_goes_on_with_it
     assert trained == [1, 2, 2, 3]
 
 
+@pytest.mark.parametrize("job", [jobs.this_process(), "local/elsewhere/1/1"])
+def test_nobody_waits_for_a_run_of_his_own_process_or_of_one_that_he_cannot_see(sweep, monkeypatch, job):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin(job)
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert launch.watch(ledger, runs) == 1
+    assert states(ledger) == {"running": 1, "missing": 2}
+
+
+def test_cancel_gives_a_run_free_whose_process_it_cannot_reach_and_says_so(sweep, capsys):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin("local/elsewhere/1/1")
+    assert main(["cancel", str(ledger.folder.parent)]) == 0
+    assert f"{runs[0]}: local/elsewhere/1/1 cannot be reached from here" in capsys.readouterr().out
+    assert states(ledger) == {"cancelled": 1, "missing": 2}
+    assert all(row.may_start(OPEN) for row in survey.rows(ledger))
+
+
 RANKS = """
 import sys, types
 from pathlib import Path
