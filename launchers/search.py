@@ -133,7 +133,8 @@ def show(ledger: Ledger) -> int:
 
 
 def watch(ledger: Ledger) -> int:
-    """Show the table until neither the search nor a run has a job left that can be seen; 0 if the search has ended well, else 1."""
+    """Show the table until neither the search nor a run has a job left that can be seen; 0 if the search has ended
+    well, else 1."""
     shown = None
     while True:
         states = [ledger.search.state(jobs.seen()), *(row.state for row in survey.rows(ledger))]
