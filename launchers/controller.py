@@ -124,6 +124,8 @@ class Controller:
             return None
         try:
             preflight.check([cell], unmeasured=[])
+        except preflight.NotChecked:
+            raise
         except InputError as error:
             return str(error)
         self.checked.append(cell)

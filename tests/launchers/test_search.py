@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import searches
@@ -15,10 +16,11 @@ import searches
 from bbu_train import command_line, preemption
 from bbu_train.compare import comparison
 from bbu_train.errors import InputError, SweepPreempted
-from launchers import jobs, search, search_command, survey
+from launchers import jobs, preflight, search, search_command, survey
 from launchers.__main__ import main
 from launchers.ledger import Ledger
 from launchers.local import Local
+from launchers.preflight import NotChecked
 from launchers.trials import recorded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +224,21 @@ def test_a_search_that_is_asked_to_end_says_so_and_goes_on_with_the_same_command
     assert ledger.search.state(jobs.seen()).name == "preempted"
     assert states(ledger) == {"running": 1}
     jobs.cancel([entry.newest().job for entry, _ in recorded(ledger)])
+
+
+@pytest.mark.parametrize(
+    ("signals", "error", "state"), [([], NotChecked, "failed"), (["SIGTERM"], SweepPreempted, "preempted")]
+)
+def test_a_check_that_is_cut_short_is_held_against_no_trial(begin, ledger, monkeypatch, signals, error, state):
+    def killed(command, **options):
+        monkeypatch.setattr(preemption, "_received", signals)
+        return subprocess.CompletedProcess(command, -signal.SIGTERM)
+
+    monkeypatch.setattr(preflight, "subprocess", SimpleNamespace(run=killed, PIPE=subprocess.PIPE))
+    with pytest.raises(error):
+        begin("random", "head=none,detr")
+    assert states(ledger) == {"done": 1}
+    assert ledger.search.state(jobs.seen()).name == state
 
 
 def test_cancel_ends_the_controller_and_its_trials_and_resume_goes_on(start_process, ledger):
