@@ -12,7 +12,7 @@ import whole_runs
 
 import bbu_train.train
 from bbu_train import preemption
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError, Preempted, SweepPreempted
 from launchers import jobs, launch, survey
 from launchers.__main__ import main
 from launchers.cells import compose
@@ -105,6 +105,16 @@ def test_nobody_waits_for_a_run_of_his_own_process_or_of_one_that_he_cannot_see(
     ledger.entry(runs[0]).claim().begin(job)
     monkeypatch.setattr(launch.time, "sleep", lambda seconds: pytest.fail("it waits"))
     assert launch.watch(ledger, runs) == 1
+    assert states(ledger) == {"running": 1, "missing": 2}
+
+
+def test_a_command_that_waits_for_a_run_of_another_process_ends_when_it_is_asked_to(sweep, monkeypatch):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin(jobs.this_process(os.getppid()))
+    monkeypatch.setattr(preemption, "_received", ["SIGUSR2"])
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.raises(SweepPreempted, match="SIGUSR2 asked the sweep to end"):
+        launch.watch(ledger, runs)
     assert states(ledger) == {"running": 1, "missing": 2}
 
 
