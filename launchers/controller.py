@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from bbu_train import command_line, preemption
 from bbu_train.errors import InputError
 from bbu_train.tracker.jsonl import read_rows
-from launchers import preflight, search, search_command, survey
+from launchers import jobs, preflight, search, search_command, survey
 from launchers.cells import Cell
 from launchers.ledger import OPEN, Ledger, State, locked
 from launchers.trials import Followed, identity, recorded
@@ -50,10 +50,11 @@ class Controller:
     def run(self) -> None:
         """Until all trials have ended. Raises SweepPreempted when a signal asks this process to end."""
         self._recall()
-        pool = ThreadPoolExecutor(self.settings.num_parallel)
+        pool, patience = ThreadPoolExecutor(self.settings.num_parallel), jobs.Patience()
         try:
             while True:
-                self._look()
+                with patience:
+                    self._look()
                 while len(self.running) < self.settings.num_parallel and (found := self._next()):
                     self._start(*found, pool)
                 if not self.running:
@@ -137,16 +138,19 @@ class Controller:
         rows = survey.rows(self.ledger, [its.run for its in self.running])
         ended, living = [], []
         for its, was_started, row in zip(self.running, were_started, rows, strict=True):
+            if was_started and its.could_not_ask():
+                self.waiting.append(its)
+                continue
             is_over = was_started and not row.state.in_hand
             (ended if is_over else living).append((its, row.state))
         self._report([its for its, _ in ended])
         for its, state in ended:
             self._end(its, state)
         poor = self._report([its for its, _ in living])
+        self.running = [its for its, _ in living]
         for its, state in living:
             if state.in_hand and (its in poor or its.is_pruned()):
                 its.prune(self._reason(its))
-        self.running = [its for its, _ in living]
 
     def _report(self, some: Sequence[Followed]) -> set[Followed]:
         """Tell Optuna of every new evaluation, in the order in which they were made; give the trials that are poor."""

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from bbu_train import preemption
 from bbu_train.errors import InputError
-from launchers import estimate, preflight, ranks, search, search_command, survey
+from launchers import estimate, jobs, preflight, ranks, search, search_command, survey
 from launchers.cells import Cell, compose
 from launchers.here import Here
 from launchers.ledger import OPEN, Ledger, locked
@@ -96,16 +96,17 @@ def watch(ledger: Ledger, runs: Sequence[str]) -> int:
 
     A terminal is drawn anew; a file gets a table when it changes. Ctrl-C or a signal ends the looking and no run.
     """
-    shown = None
+    shown, patience = None, jobs.Patience()
     try:
         while True:
-            found = survey.rows(ledger, runs)
-            text = survey.table(ledger, found)
-            if text != shown:
-                print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
-                shown = text
-            if not any(row.state.may_change for row in found):
-                return int(any(row.state.name != "done" for row in found))
+            with patience:
+                found = survey.rows(ledger, runs)
+                text = survey.table(ledger, found)
+                if text != shown:
+                    print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
+                    shown = text
+                if not any(row.state.may_change for row in found):
+                    return int(any(row.state.name != "done" for row in found))
             preemption.end_sweep_if_asked()
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:

@@ -135,14 +135,15 @@ def show(ledger: Ledger) -> int:
 def watch(ledger: Ledger) -> int:
     """Show the table until neither the search nor a run has a job left that can be seen; 0 if the search has ended
     well, else 1."""
-    shown = None
+    shown, patience = None, jobs.Patience()
     while True:
-        states = [ledger.search.state(jobs.seen()), *(row.state for row in survey.rows(ledger))]
-        text = table(ledger)
-        if text != shown:
-            print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
-            shown = text
-        if not any(state.may_change for state in states):
-            return int(states[0].name != "done")
+        with patience:
+            states = [ledger.search.state(jobs.seen()), *(row.state for row in survey.rows(ledger))]
+            text = table(ledger)
+            if text != shown:
+                print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
+                shown = text
+            if not any(state.may_change for state in states):
+                return int(states[0].name != "done")
         preemption.end_sweep_if_asked()
         time.sleep(LOOK_SECONDS)

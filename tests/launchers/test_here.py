@@ -118,6 +118,29 @@ def test_a_command_that_waits_for_a_run_of_another_process_ends_when_it_is_asked
     assert states(ledger) == {"running": 1, "missing": 2}
 
 
+def test_a_slurm_that_does_not_answer_is_asked_again_for_a_while(sweep, monkeypatch, tmp_path, capsys):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin("7_0")
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho busy >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    def sleep(seconds):
+        squeue.write_text("#!/bin/sh\necho '7_0|NODE_FAIL'\n")
+
+    monkeypatch.setattr(launch.time, "sleep", sleep)
+    assert launch.watch(ledger, runs) == 1
+    assert "squeue --noheader --array --states=all failed: busy Asking again." in capsys.readouterr().err
+    assert states(ledger) == {"lost": 1, "missing": 2}
+
+    squeue.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(jobs, "PATIENT_SECONDS", 0)
+    with pytest.raises(jobs.NoAnswer):
+        launch.watch(ledger, runs)
+
+
 def test_cancel_gives_a_run_free_whose_process_it_cannot_reach_and_says_so(sweep, capsys):
     ledger, runs = sweep
     ledger.entry(runs[0]).claim().begin("local/elsewhere/1/1")

@@ -241,6 +241,21 @@ def test_a_check_that_is_cut_short_is_held_against_no_trial(begin, ledger, monke
     assert ledger.search.state(jobs.seen()).name == state
 
 
+def test_a_trial_that_slurm_did_not_answer_for_is_started_again(begin, ledger, monkeypatch):
+    original, calls = searches.Formula.start, []
+
+    def start(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise jobs.NoAnswer("scontrol show config gave no answer")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(searches.Formula, "start", start)
+    assert begin("random", f"{WEIGHT}=2,4") == 0
+    assert num_attempts(ledger) == [1, 1]
+    assert states(ledger) == {"done": 2}
+
+
 def test_cancel_ends_the_controller_and_its_trials_and_resume_goes_on(start_process, ledger):
     process = start_process({WEIGHT: 0.5}, "random", f"{WEIGHT}=0.5,0.6", "launchers.num_parallel=2")
     wait_for(lambda: states(ledger)["running"] == 2)
