@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from bbu_train import command_line, preemption
 from bbu_train.errors import InputError
+from bbu_train.tracker import mlflow_after
 from bbu_train.tracker.jsonl import read_rows
 from launchers import jobs, preflight, search, search_command, survey
 from launchers.cells import Cell
@@ -176,6 +177,8 @@ class Controller:
         value = its.last[1] if its.last and state.name == "done" and math.isfinite(its.last[1]) else None
         self.study.tell(its.trial, value, state.name == "pruned")
         print(its.says(state, self.settings.metric), flush=True)
+        if state.name == "pruned" and "mlflow" in (tracker := its.entry.config().tracker):
+            print(f"Pruned in MLflow: {mlflow_after.prune(tracker.mlflow, its.log.parent)}", flush=True)
         if value is not None:
             self.values[its.run] = value
         self.num_without += state.name == "done" and its.last is None
