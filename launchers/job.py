@@ -97,7 +97,10 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
 
 
 def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
-    """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
+    """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often.
+
+    Who ends it by SLURM's own scancel is known by its job, which then is not called running any more.
+    """
     saved = f"saved at step {preempted.step}" if preempted.step else "there was nothing to save"
     num_requeues, why = _num_restarts(), f"{preempted.signal}; {saved}"
     goes_on = not job.startswith("local/") and not attempt.read("cancelled")
@@ -105,7 +108,7 @@ def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig
         goes_on = False
         why += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
     attempt.write("state", state="preempted", job=job, step=preempted.step, reason=why)
-    if goes_on:
+    if goes_on and jobs.asked("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}"):
         subprocess.run(["scontrol", "requeue", job], check=True)
 
 

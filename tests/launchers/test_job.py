@@ -29,7 +29,9 @@ def requeued(monkeypatch, tmp_path):
     log = tmp_path / "scontrol.log"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
-    (tmp_path / "bin/scontrol").chmod(0o755)
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho running\n")
+    for program in ("scontrol", "squeue"):
+        (tmp_path / "bin" / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
     environment = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "10", "SLURM_ARRAY_JOB_ID": "7"}
     for name, value in {**environment, "SLURM_ARRAY_TASK_ID": "3"}.items():
