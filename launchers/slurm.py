@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from bbu_train import preemption
 from bbu_train.errors import InputError
 from launchers import jobs, survey
 from launchers.job import Job
@@ -67,6 +68,7 @@ class Slurm:
             with _first_start():
                 submitted = executor.submit_array([Job(str(attempt.folder)) for attempt in attempts])
         except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
+            preemption.end_sweep_if_asked()  # SLURM's signals go to sbatch too, where a search submits
             raise InputError(f"SLURM took no job of the sweep. {error}".strip()) from error
         return [job.job_id for job in submitted]
 
