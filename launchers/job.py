@@ -4,21 +4,25 @@ imported here only, when it trains.
 A job that is started again, by itself or by SLURM, gets the same path, and the run goes on where it was saved last.
 """
 
-import os
-import socket
-import subprocess
-import sys
-import traceback
-from pathlib import Path
-
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from bbu_train import preemption
-from bbu_train.errors import Preempted
-from launchers import jobs, ranks
-from launchers.ledger import Attempt, Entry, Ledger
+
+if __name__ == "__main__":
+    preemption.install()  # before the imports, which take time: an early signal must not kill the process
+
+import os  # noqa: E402
+import socket  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import traceback  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from hydra.conf import HydraConf  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
+
+from bbu_train.errors import Preempted  # noqa: E402
+from launchers import jobs, ranks  # noqa: E402
+from launchers.ledger import Attempt, Entry, Ledger  # noqa: E402
 
 
 class Job:
