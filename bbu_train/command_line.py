@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train import overrides, run_folder
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError, Preempted, SweepPreempted
 
 Task = Callable[[DictConfig, Sequence[str]], None]
 """What is run: a config, and the overrides that the user gave for it."""
@@ -93,6 +93,8 @@ def exit_code(error: Exception) -> int:
 
 
 def _how_to_go_on(error: Preempted) -> str:
+    if isinstance(error, SweepPreempted):
+        return "The same command goes on with it."
     if not (Path(error.folder) / run_folder.CONFIG).exists():
         return "Nothing was written: give the same command again."
     return f"To go on: python -m bbu_train {shlex.quote(f'resume={error.folder}')}"

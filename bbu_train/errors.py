@@ -26,6 +26,15 @@ class Preempted(Exception):
         self.folder = folder
 
 
+class SweepPreempted(Preempted):
+    """The same of a sweep or a search: it starts no further run, and the same command goes on with it."""
+
+    def __init__(self, signal: str):
+        Exception.__init__(self, f"{signal} asked the sweep to end: it starts no further run.")
+        self.step = 0
+        self.signal = signal
+
+
 def all_problems(what: str, problems: Sequence[str], remedy: str, shown: int = 50) -> InputError:
     """One error that lists every problem of a file or a data set, one a line (the first `shown` of them)."""
     lines = [f"  {problem}" for problem in problems[:shown]]

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bbu_train.errors import SweepPreempted
+
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 _received: list[str] = []
@@ -25,6 +27,12 @@ def install() -> None:
         signal.siginterrupt(number, False)  # what a library is reading or writing just then is not cut short
 
 
+def uninstall() -> None:
+    """From here on these signals end the process at once: nothing trains in it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def requested() -> bool:
     """Whether this process was asked to end. Other ranks may not have been: they have to agree."""
     return bool(_received)
@@ -33,6 +41,12 @@ def requested() -> bool:
 def signal_name() -> str | None:
     """The first signal that came, such as "SIGTERM"."""
     return _received[0] if _received else None
+
+
+def end_sweep_if_asked() -> None:
+    """Raise SweepPreempted if this process was asked to end, which starts runs or waits for them."""
+    if (name := signal_name()) is not None:
+        raise SweepPreempted(name)
 
 
 @contextmanager

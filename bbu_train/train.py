@@ -40,13 +40,20 @@ log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
 
 
-def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
+def train(cfg: DictConfig) -> None:
     """One run, from its beginning or its last saved step to `cfg.steps`. Every rank calls this.
 
     Raises Preempted where a signal asked any rank to end and all of them did, between two steps.
     """
     torch.set_num_threads(cfg.threads)
     device = distributed.start()
+    try:
+        _train(cfg, device)
+    finally:
+        distributed.finish()  # whatever happened, or the next run of a sweep could not join them
+
+
+def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     early_log = logs.start()
     cfg.run = distributed.from_main(cfg.run or runs.new_name(cfg))
     folder = Path(cfg.folder)
@@ -146,18 +153,17 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     def due(every: int | None) -> bool:
         return every is not None and (step % every == 0 or step == cfg.steps)
 
-    if step == 0 and cfg.steps > 0 and distributed.is_main():
-        publish([first_samples.show(folder, source, validation, collator, plan, engine.num_micro_batches)])
-
     # ---- The loop ----
-    gc.collect()
-    gc.freeze()  # what is here stays: the collector need not look through it again in the middle of a step
     state, found = "failed", None
     profiler = None
-    if cfg.profile and step < cfg.steps and distributed.is_main():
-        profiler = profiling.start(folder / "trace.json.gz", cfg.steps - step)
     progress = tqdm(total=cfg.steps, initial=step, unit="step", disable=None if distributed.is_main() else True)
     try:
+        if step == 0 and cfg.steps > 0 and distributed.is_main():
+            publish([first_samples.show(folder, source, validation, collator, plan, engine.num_micro_batches)])
+        gc.collect()
+        gc.freeze()  # what is here stays: the collector need not look through it again in the middle of a step
+        if cfg.profile and step < cfg.steps and distributed.is_main():
+            profiler = profiling.start(folder / "trace.json.gz", cfg.steps - step)
         if due(cfg.eval_every) and evaluated_at != step:  # at the start, or abandoned when the run was asked to end
             metrics, found = evaluated()
             track(metrics)
@@ -229,7 +235,6 @@ def train(cfg: DictConfig) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
         if state == "preempted":  # torchrun kills the ranks that are still closing when one has left with an error
             distributed.barrier()
         engine.close()
-        distributed.finish()
 
 
 def _summed(micro_batches) -> tuple[Counts, Sizes, int, bool]:

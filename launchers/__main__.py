@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train import command_line
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, Preempted
 from launchers import jobs, search, survey
 from launchers.launch import show, start
 from launchers.ledger import OPEN, Entry, Ledger, locked
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     try:
         ledger = find(asked.sweep)
         return {"status": status, "resume": resume, "cancel": cancel, "retry": retry}[asked.command](ledger)
-    except InputError as error:
+    except (InputError, Preempted) as error:
         return command_line.report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -90,7 +90,7 @@ def cancel(ledger: Ledger) -> int:
 
 
 def _end(ledger: Ledger, entries: Sequence[Entry]) -> None:
-    """Mark first, so that no job queues itself again or begins."""
+    """Mark first, so that no job queues itself again or begins; say which cannot be reached from here."""
     with locked(ledger.folder):
         job_state = jobs.seen()
         for entry in entries:
@@ -98,6 +98,8 @@ def _end(ledger: Ledger, entries: Sequence[Entry]) -> None:
                 newest = entry.newest()
                 assert newest is not None
                 newest.write("cancelled", reason="cancelled by hand")
+                if not (state := entry.state(job_state)).is_seen:
+                    print(f"{entry.run}: {state.job} cannot be reached from here. If it is still there, end it there.")
     end = time.monotonic() + CANCEL_SECONDS
     while living := _living(entries):
         if time.monotonic() > end:

@@ -15,9 +15,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bbu_train import command_line, preemption
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError
+from bbu_train.tracker import mlflow_after
 from bbu_train.tracker.jsonl import read_rows
-from launchers import preflight, search, search_command, survey
+from launchers import jobs, preflight, search, search_command, survey
 from launchers.cells import Cell
 from launchers.ledger import OPEN, Ledger, State, locked
 from launchers.trials import Followed, identity, recorded
@@ -48,12 +49,13 @@ class Controller:
         self.is_exhausted = False
 
     def run(self) -> None:
-        """Until all trials have ended. Raises Preempted when a signal asks this job to end."""
+        """Until all trials have ended. Raises SweepPreempted when a signal asks this process to end."""
         self._recall()
-        pool = ThreadPoolExecutor(self.settings.num_parallel)
+        pool, patience = ThreadPoolExecutor(self.settings.num_parallel), jobs.Patience()
         try:
             while True:
-                self._look()
+                with patience:
+                    self._look()
                 while len(self.running) < self.settings.num_parallel and (found := self._next()):
                     self._start(*found, pool)
                 if not self.running:
@@ -124,6 +126,8 @@ class Controller:
             return None
         try:
             preflight.check([cell], unmeasured=[])
+        except preflight.NotChecked:
+            raise
         except InputError as error:
             return str(error)
         self.checked.append(cell)
@@ -135,16 +139,19 @@ class Controller:
         rows = survey.rows(self.ledger, [its.run for its in self.running])
         ended, living = [], []
         for its, was_started, row in zip(self.running, were_started, rows, strict=True):
+            if was_started and its.could_not_ask():
+                self.waiting.append(its)
+                continue
             is_over = was_started and not row.state.in_hand
             (ended if is_over else living).append((its, row.state))
         self._report([its for its, _ in ended])
         for its, state in ended:
             self._end(its, state)
         poor = self._report([its for its, _ in living])
+        self.running = [its for its, _ in living]
         for its, state in living:
             if state.in_hand and (its in poor or its.is_pruned()):
                 its.prune(self._reason(its))
-        self.running = [its for its, _ in living]
 
     def _report(self, some: Sequence[Followed]) -> set[Followed]:
         """Tell Optuna of every new evaluation, in the order in which they were made; give the trials that are poor."""
@@ -170,6 +177,8 @@ class Controller:
         value = its.last[1] if its.last and state.name == "done" and math.isfinite(its.last[1]) else None
         self.study.tell(its.trial, value, state.name == "pruned")
         print(its.says(state, self.settings.metric), flush=True)
+        if state.name == "pruned" and "mlflow" in (tracker := its.entry.config().tracker):
+            print(f"Pruned in MLflow: {mlflow_after.prune(tracker.mlflow, its.log.parent)}", flush=True)
         if value is not None:
             self.values[its.run] = value
         self.num_without += state.name == "done" and its.last is None
@@ -182,8 +191,7 @@ class Controller:
 
     def _wait(self) -> None:
         """Until something may have changed."""
-        if preemption.requested():
-            raise Preempted(0, str(preemption.signal_name()), str(self.ledger.search.folder))
+        preemption.end_sweep_if_asked()
         pending = [its.starting for its in self.running if its.starting and not its.starting.done()]
         if pending:
             futures.wait(pending, self.settings.look_seconds, futures.FIRST_COMPLETED)

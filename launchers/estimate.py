@@ -5,17 +5,18 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from bbu_train import override_keys, run_folder, runs
+from bbu_train.tracker.jsonl import read_rows
 from launchers.cells import Cell
 
-NUM_RUNS = 50  # the newest, whose configs are read
+NUM_RUNS = 50  # the newest, whose configs and logs are read
 NUM_SLOW_STEPS = 2  # at the beginning of a run, which are not like the others
 SEEDS = ("seed", "sampler.seed", "data.teachers.seed", "data.seed", "augmentation.seed")
 WITHOUT = (*SEEDS, "steps", "schedule", "loss", "model.rates")
@@ -32,7 +33,7 @@ class Need:
 
 def measured(cells: Sequence[Cell]) -> list[Need | None]:
     """Of each cell, as a finished run of its shape took; None where there is none."""
-    known = dict(reversed([*islice(_finished(Path(cells[0].cfg.outputs)), NUM_RUNS)]))
+    known = dict(reversed([*_finished(Path(cells[0].cfg.outputs))]))
     return [known.get(shape(cell.values)) for cell in cells]
 
 
@@ -94,21 +95,17 @@ def _is_under(key: str, owners: Sequence[str]) -> bool:
 def _finished(outputs: Path) -> Iterator[tuple[str, Need]]:
     """(shape, what it took) of runs that are done, the newest first."""
     logs = sorted(outputs.glob("*/*/metrics.jsonl"), key=lambda path: -path.stat().st_mtime)
-    for log in logs:
+    for log in logs[:NUM_RUNS]:
         try:
             values = OmegaConf.to_container(OmegaConf.load(log.parent / run_folder.CONFIG), resolve=True)
-        except (OSError, OmegaConfBaseException):  # not a run, or of a version of which nothing can be learned
-            continue
-        rows = [row for row in _rows(log) if "time/step_seconds" in row]
-        if len(rows) > NUM_SLOW_STEPS and rows[-1]["step"] >= values["steps"]:
-            seconds = statistics.median(row["time/step_seconds"] for row in rows[NUM_SLOW_STEPS:])
-            gib = max(row.get("memory/peak_gib", 0) for row in rows)
-            yield shape(values), Need(seconds, f"{gib:.3g} GiB, as {log.parent.parent.name}/{log.parent.name} took.")
+            rows = [row for _, row in read_rows(log) if "time/step_seconds" in row]
+            if len(rows) > NUM_SLOW_STEPS and rows[-1]["step"] >= values["steps"]:
+                yield shape(values), _took(rows, f"{log.parent.parent.name}/{log.parent.name}")
+        except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
+            continue  # not a run, or damaged, or of a version of which nothing can be learned
 
 
-def _rows(log: Path) -> Iterator[dict[str, Any]]:
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # a line that a crash cut off
-            continue
+def _took(rows: Sequence[Mapping[str, Any]], name: str) -> Need:
+    seconds = statistics.median(row["time/step_seconds"] for row in rows[NUM_SLOW_STEPS:])
+    gib = max(row.get("memory/peak_gib", 0) for row in rows)
+    return Need(seconds, f"{gib:.3g} GiB, as {name} took.")

@@ -1,5 +1,6 @@
 """Runs one after the other in this process, or in those of torchrun together."""
 
+import os
 import sys
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -31,9 +32,9 @@ class Here:
                 code = code or ended
             else:
                 if preempted is not None:
-                    ended = command_line.report(preempted)
-                    print("The sweep ends here. The same command goes on with it.", file=sys.stderr, flush=True)
-                    return ended
+                    if ranks.is_first():
+                        print(preempted, file=sys.stderr)
+                    return os.EX_TEMPFAIL
         return code
 
 

@@ -4,21 +4,25 @@ imported here only, when it trains.
 A job that is started again, by itself or by SLURM, gets the same path, and the run goes on where it was saved last.
 """
 
-import os
-import socket
-import subprocess
-import sys
-import traceback
-from pathlib import Path
-
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from bbu_train import preemption
-from bbu_train.errors import Preempted
-from launchers import jobs, ranks
-from launchers.ledger import Attempt, Entry, Ledger
+
+if __name__ == "__main__":
+    preemption.install()  # before the imports, which take time: an early signal must not kill the process
+
+import os  # noqa: E402
+import socket  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import traceback  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from hydra.conf import HydraConf  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
+
+from bbu_train.errors import Preempted  # noqa: E402
+from launchers import jobs, ranks  # noqa: E402
+from launchers.ledger import Attempt, Entry, Ledger  # noqa: E402
 
 
 class Job:
@@ -40,12 +44,12 @@ class Job:
         where = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
         if is_main and (refusal := attempt.begin(job, **where)):
             sys.exit(f"{entry.run} does not run here: {refusal}.")  # which ends the other ranks too
-        cfg = entry.config()
         try:
+            cfg = entry.config()
             _search(entry, cfg) if entry.is_search else _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
-                _preempted(attempt, job, preempted, cfg)
+                _preempted(attempt, job, preempted, entry.config())
             return preempted
         except KeyboardInterrupt:
             attempt.write("cancelled", reason="interrupted by hand")
@@ -97,7 +101,10 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
 
 
 def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
-    """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often."""
+    """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often.
+
+    Who ends it by SLURM's own scancel is known by its job, which then is not called running any more.
+    """
     saved = f"saved at step {preempted.step}" if preempted.step else "there was nothing to save"
     num_requeues, why = _num_restarts(), f"{preempted.signal}; {saved}"
     goes_on = not job.startswith("local/") and not attempt.read("cancelled")
@@ -105,7 +112,7 @@ def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig
         goes_on = False
         why += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
     attempt.write("state", state="preempted", job=job, step=preempted.step, reason=why)
-    if goes_on:
+    if goes_on and jobs.asked("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}"):
         subprocess.run(["scontrol", "requeue", job], check=True)
 
 

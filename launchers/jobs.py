@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,33 @@ WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 AT_WORK = {"RUNNING", "SUSPENDED", "COMPLETING", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 LIVE = ("waiting", "at work")
 ANSWER_SECONDS = 60
+PATIENT_SECONDS = 900
+
+
+class NoAnswer(InputError):
+    """One of SLURM's programs failed, or said nothing in time, as happens while its controller is busy."""
+
+
+class Patience:
+    """For `with`, around a look that is repeated: what SLURM does not answer is said and let pass, until it has not
+    answered for PATIENT_SECONDS."""
+
+    def __init__(self) -> None:
+        self.failing_since: float | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, NoAnswer):
+            self.failing_since = None
+            return False
+        now = time.monotonic()
+        self.failing_since = self.failing_since or now
+        if now - self.failing_since > PATIENT_SECONDS:
+            return False
+        print(f"{error} Asking again.", file=sys.stderr, flush=True)
+        return True
 
 
 def seen() -> Callable[[str], str | None]:
@@ -58,9 +87,9 @@ def asked(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
     except subprocess.CalledProcessError as error:
-        raise InputError(f"{_short(command)} failed: {error.stderr.strip() or error.stdout.strip()}") from error
+        raise NoAnswer(f"{_short(command)} failed: {error.stderr.strip() or error.stdout.strip()}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"{_short(command)} gave no answer: {error}. Is SLURM up?") from error
+        raise NoAnswer(f"{_short(command)} gave no answer: {error}. Is SLURM up?") from error
     return done.stdout
 
 

@@ -42,13 +42,20 @@ OPEN = ("preempted", "lost", "cancelled", "missing")
 class State:
     """`name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted).
 
-    `in_hand` is whether its job is there, or may be: a preempted one that queued itself again is.
+    `in_hand` is whether its job is there, or may be: a preempted one that queued itself again is. `is_seen` is whether
+    that can be told from here.
     """
 
     name: str
     reason: str = ""
     job: str | None = None
     in_hand: bool = False
+    is_seen: bool = True
+
+    @property
+    def may_change(self) -> bool:
+        """Whether it is worth to wait for another state: one that is this process's own comes when it looks no more."""
+        return self.in_hand and self.is_seen and self.job != jobs.this_process()
 
 
 class Attempt:
@@ -104,10 +111,10 @@ class Attempt:
             if now == "waiting" and name == "running":  # SLURM stopped it without a word to it, and starts it again
                 name = "preempted"
             return State(name, "being cancelled" if cancelled else said.get("reason", ""), job, in_hand=True)
-        if now is None:
-            return State(name, "its job cannot be seen from here", job, in_hand=True)
         if cancelled:
-            return State(cancelled.get("state", "cancelled"), cancelled["reason"], job)
+            return State(cancelled.get("state", "cancelled"), cancelled["reason"], job, is_seen=now is not None)
+        if now is None:
+            return State(name, "its job cannot be seen from here", job, in_hand=True, is_seen=False)
         if name == "preempted":  # it saved, and did not queue itself again
             return State(name, said["reason"], job)
         ended = "never submitted" if job is None else f"its job is gone: {now}"

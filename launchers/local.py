@@ -3,17 +3,21 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
+from bbu_train import preemption
 from bbu_train.errors import InputError
 from launchers import jobs, survey
 from launchers.job import Job
 from launchers.ledger import Attempt, Ledger, locked
 
 LOG = "log.txt"
+LOOK_SECONDS = 0.5  # between looks at whether a signal came
 
 
 class Local:
@@ -31,34 +35,63 @@ class Local:
         self.shares_gpus = gpus is None
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
-        """Run those that are in one of these states when it is their turn: others may be at work on the same sweep."""
-        pool = ThreadPoolExecutor(self.num_parallel)
+        """Run those that are in one of these states when it is their turn: others may be at work on the same sweep.
+
+        When one of them is cancelled, or a signal asks it or this process to end, none begins any more.
+        """
+        pool, is_over = ThreadPoolExecutor(self.num_parallel), threading.Event()
         try:
-            list(pool.map(lambda run: self._run(ledger, run, states), runs))
+            ends = [_result(its) for its in [pool.submit(self._run, ledger, run, states, is_over) for run in runs]]
         finally:  # after Ctrl-C, which the processes have got too
             pool.shutdown(cancel_futures=True)
-        return 0
+        return os.EX_TEMPFAIL if preemption.requested() or "preempted" in ends else 0
 
     def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
-        """Make a search's trials, in this process."""
-        Job(str(attempt.folder)).run()
+        """Make a search's trials, in this process, until a signal asks it to end."""
+        preemption.install()
+        if (preempted := Job(str(attempt.folder)).run()) is not None:
+            raise preempted
 
-    def _run(self, ledger: Ledger, run: str, states: Collection[str]) -> None:
+    def _run(self, ledger: Ledger, run: str, states: Collection[str], is_over: threading.Event) -> str | None:
+        """The state in which the run has ended, if it was started."""
         gpu = None if self.shares_gpus else self.gpus.get()
         try:
             with locked(ledger.folder):
                 (row,) = survey.rows(ledger, [run])
-                if not row.may_start(states):
-                    return
+                if is_over.is_set() or preemption.requested() or not row.may_start(states):
+                    return None
                 attempt = row.entry.claim()
                 process = _started(attempt, gpu)
                 attempt.write("job", job=jobs.this_process(process.pid))
             print(f"{run} runs; what it says: {attempt.folder / LOG}", flush=True)
-            process.wait()
-            print(f"{run} has ended: {attempt.state(jobs.seen()).name}", flush=True)
+            _wait_for(process)
+            state = attempt.state(jobs.seen()).name
+            if state in ("preempted", "cancelled"):
+                is_over.set()
+            print(f"{run} has ended: {state}", flush=True)
+            return state
         finally:
             if gpu is not None:
                 self.gpus.put(gpu)
+
+
+def _result(running: Future) -> Any:
+    """Looks in between: what waits without end would not notice a signal."""
+    while not running.done():
+        futures.wait([running], LOOK_SECONDS)
+    return running.result()
+
+
+def _wait_for(process: subprocess.Popen) -> None:
+    """Until it has ended. What asks this process to end, it asks too."""
+    while not preemption.requested():
+        try:
+            process.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    process.terminate()
+    process.wait()
 
 
 def _started(attempt: Attempt, gpu: int | None) -> subprocess.Popen:

@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from bbu_train import override_keys, run_folder
+from bbu_train import override_keys, preemption, run_folder
 from bbu_train.errors import InputError, all_problems
 from bbu_train.model import weights
 from launchers.cells import Cell
@@ -22,6 +22,10 @@ DATA = ("data", "augmentation", "conversation", "collator", "sampler", "model.pr
 GROUPS = ("model", "head", "optimizer")
 # What is wrong with data is wrong whatever is drawn from it.
 SEEDS = ("data.teachers.seed", "augmentation.seed", "sampler.seed")
+
+
+class NotChecked(InputError):
+    """The check itself came to no end, which says nothing of the cells."""
 
 
 def check(cells: Sequence[Cell], unmeasured: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
@@ -86,7 +90,8 @@ def _asked_child(cells: Sequence[Cell], work: Mapping[str, Sequence[Sequence[int
             check=False,
         )
     if done.returncode != 0:
-        raise InputError(
+        preemption.end_sweep_if_asked()  # a signal to this process often goes to the child too
+        raise NotChecked(
             f"The sweep could not be checked (exit code {done.returncode}; see above). Nothing was started."
         )
     return [json.loads(line) for line in done.stdout.splitlines()]

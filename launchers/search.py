@@ -16,7 +16,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from bbu_train import run_folder
+from bbu_train import preemption, run_folder
 from bbu_train.errors import InputError, all_problems
 from launchers import estimate, jobs, preflight, survey
 from launchers.cells import Cell
@@ -133,14 +133,17 @@ def show(ledger: Ledger) -> int:
 
 
 def watch(ledger: Ledger) -> int:
-    """Show the table until neither the search nor a run has a job left; 0 if the search has ended well, else 1."""
-    shown = None
+    """Show the table until neither the search nor a run has a job left that can be seen; 0 if the search has ended
+    well, else 1."""
+    shown, patience = None, jobs.Patience()
     while True:
-        states = [ledger.search.state(jobs.seen()), *(row.state for row in survey.rows(ledger))]
-        text = table(ledger)
-        if text != shown:
-            print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
-            shown = text
-        if not any(state.in_hand for state in states):
-            return int(states[0].name != "done")
+        with patience:
+            states = [ledger.search.state(jobs.seen()), *(row.state for row in survey.rows(ledger))]
+            text = table(ledger)
+            if text != shown:
+                print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
+                shown = text
+            if not any(state.may_change for state in states):
+                return int(states[0].name != "done")
+        preemption.end_sweep_if_asked()
         time.sleep(LOOK_SECONDS)

@@ -1,9 +1,12 @@
 """Runs as job arrays of SLURM, submitted through submitit; the command that submits them does not wait for them."""
 
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from bbu_train import preemption
 from bbu_train.errors import InputError
 from launchers import jobs, survey
 from launchers.job import Job
@@ -62,8 +65,10 @@ class Slurm:
                 folder=ledger.folder.absolute() / "jobs", max_num_timeout=self.cluster["max_requeues"]
             )
             executor.update_parameters(**self._options(ledger.sweep), array_parallelism=num_parallel)
-            submitted = executor.submit_array([Job(str(attempt.folder)) for attempt in attempts])
+            with _first_start():
+                submitted = executor.submit_array([Job(str(attempt.folder)) for attempt in attempts])
         except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
+            preemption.end_sweep_if_asked()  # SLURM's signals go to sbatch too, where a search submits
             raise InputError(f"SLURM took no job of the sweep. {error}".strip()) from error
         return [job.job_id for job in submitted]
 
@@ -88,6 +93,17 @@ class Slurm:
             "srun_args": ["--kill-on-bad-exit=1"],
         }
         return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def _first_start() -> Iterator[None]:
+    """sbatch hands its environment on: a job would count the requeues of the one that submits it as its own."""
+    count = os.environ.pop("SLURM_RESTART_COUNT", None)
+    try:
+        yield
+    finally:
+        if count is not None:
+            os.environ["SLURM_RESTART_COUNT"] = count
 
 
 def _longest_array() -> int:

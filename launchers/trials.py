@@ -40,6 +40,10 @@ class Followed:
     def is_started(self) -> bool:
         return self.starting is None or self.starting.done()
 
+    def could_not_ask(self) -> bool:
+        """Whether the launcher's work has ended because SLURM did not answer it, so that it is to be tried again."""
+        return self.starting is not None and isinstance(self.starting.exception(), jobs.NoAnswer)
+
     @property
     def log(self) -> Path:
         return Path(self.entry.cell["folder"]) / "metrics.jsonl"
@@ -70,10 +74,10 @@ class Followed:
         newest = self.entry.newest()
         if self._is_asked_to_end or newest is None or newest.job is None:
             return
-        self._is_asked_to_end = True
         if not self.is_pruned():
             newest.write("cancelled", state=PRUNED, reason=reason)
         jobs.cancel([newest.job])
+        self._is_asked_to_end = True
 
     def refuse(self, reason: str) -> None:
         """Say that it cannot be run at all. The caller holds the lock."""

@@ -45,7 +45,8 @@ class Formula:
         return 0
 
     def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
-        Job(str(attempt.folder)).run()
+        if (preempted := Job(str(attempt.folder)).run()) is not None:
+            raise preempted
 
 
 def value_of(weight: float, step: int, steps: int) -> float:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,22 @@ def test_a_profiled_run_leaves_a_trace_of_three_steps_and_the_same_log(run, unin
     assert "aten::mm" in names
     assert "trace.json.gz" in (folder / "train.log").read_text()
     assert rows(folder) == rows(uninterrupted)
+
+
+def test_a_run_that_fails_before_its_first_step_closes_what_it_has_opened(run, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in process.items():
+        monkeypatch.setenv(name, str(value))
+    closed = []
+    monkeypatch.setattr("bbu_train.tracker.jsonl.Jsonl.close", lambda self, state: closed.append(state))
+    monkeypatch.setattr("bbu_train.first_samples.show", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("fails", "head=none")
+    assert closed == ["failed"]
+    assert not torch.distributed.is_initialized()
 
 
 def test_packing_efficiency_is_the_share_of_slots_that_are_no_padding(run, uninterrupted):

@@ -23,6 +23,8 @@ def last_word(sweep: Path, run: str) -> str | None:
     if not attempts:
         return "never submitted" if (sweep / FOLDER / run).exists() else None
     state, cancelled = (_read(attempts[-1] / f"{name}.json") for name in ("state", "cancelled"))
+    if state.get("state") in ("done", "failed"):  # before it could be cancelled
+        cancelled = {}
     name = cancelled.get("state", "cancelled") if cancelled else state.get("state", "queued")
     reason = " ".join(str((cancelled or state).get("reason", "")).split())[:300]
     return f"{name}: {reason}" if reason else str(name)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet, experiment_id, open_client
+from bbu_train.tracker.mlflow_run import KEY_FILE
+from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet, experiment_id, open_client, transaction
+from bbu_train.tracker.mlflow_sweep import PARENT, show_progress, with_key
 
 
 def add(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -> str:
@@ -25,3 +27,22 @@ def add(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -> str:
         return send(client, experiment_id(client, settings["experiment"], artifacts))
     except (MlflowException, SQLAlchemyError, OSError) as error:
         return f"not logged: {uri} does not answer: {' '.join(str(error).split())[:200]}"
+
+
+def prune(settings: Mapping[str, Any], folder: Path) -> str:
+    """Say that the run in `folder`, which seems to wait to go on, never will; what this says is as of `add`."""
+    key = folder / KEY_FILE
+
+    def send(client, experiment: str) -> str:
+        known = with_key(client, experiment, key.read_text()) if key.exists() else []
+        if not known:
+            return "not logged: MLflow has no run of this folder."
+        run_id = known[0].info.run_id
+        with transaction(client.tracking_uri):
+            client.set_tag(run_id, "state", "pruned")
+            client.set_terminated(run_id, "KILLED")
+            if (parent_id := known[0].data.tags.get(PARENT)) is not None:
+                show_progress(client, experiment, parent_id)
+        return f"run {run_id}"
+
+    return add(settings, send)

@@ -51,6 +51,14 @@ def test_a_run_of_another_shape_says_nothing(cells, finish, other):
     assert estimate.measured(cells("steps=10", other)) == [None]
 
 
+@pytest.mark.parametrize("config", ["seed: [", "seed: 3"])
+def test_a_damaged_run_says_nothing(cells, finish, config):
+    (done,) = cells("steps=10")
+    finish(done, seconds=1.0)
+    Path(done.cfg.folder, run_folder.CONFIG).write_text(config)
+    assert estimate.measured(cells("steps=10", "seed=2")) == [None]
+
+
 def test_an_unfinished_run_says_nothing(cells, finish):
     finish(cells("steps=10")[0], seconds=1.0, steps=9)
     found = cells("steps=10", "seed=1,2", "head=detr,none")

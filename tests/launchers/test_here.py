@@ -12,7 +12,7 @@ import whole_runs
 
 import bbu_train.train
 from bbu_train import preemption
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError, Preempted, SweepPreempted
 from launchers import jobs, launch, survey
 from launchers.__main__ import main
 from launchers.cells import compose
@@ -97,6 +97,57 @@ def test_a_sweep_that_is_asked_to_end_starts_no_further_cell_and_goes_on_with_it
     trained.ends = {}
     assert launch.start(*sweep, OPEN) == 0
     assert trained == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("job", [jobs.this_process(), "local/elsewhere/1/1"])
+def test_nobody_waits_for_a_run_of_his_own_process_or_of_one_that_he_cannot_see(sweep, monkeypatch, job):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin(job)
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert launch.watch(ledger, runs) == 1
+    assert states(ledger) == {"running": 1, "missing": 2}
+
+
+def test_a_command_that_waits_for_a_run_of_another_process_ends_when_it_is_asked_to(sweep, monkeypatch):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin(jobs.this_process(os.getppid()))
+    monkeypatch.setattr(preemption, "_received", ["SIGUSR2"])
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.raises(SweepPreempted, match="SIGUSR2 asked the sweep to end"):
+        launch.watch(ledger, runs)
+    assert states(ledger) == {"running": 1, "missing": 2}
+
+
+def test_a_slurm_that_does_not_answer_is_asked_again_for_a_while(sweep, monkeypatch, tmp_path, capsys):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin("7_0")
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho busy >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    def sleep(seconds):
+        squeue.write_text("#!/bin/sh\necho '7_0|NODE_FAIL'\n")
+
+    monkeypatch.setattr(launch.time, "sleep", sleep)
+    assert launch.watch(ledger, runs) == 1
+    assert "squeue --noheader --array --states=all failed: busy Asking again." in capsys.readouterr().err
+    assert states(ledger) == {"lost": 1, "missing": 2}
+
+    squeue.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(jobs, "PATIENT_SECONDS", 0)
+    with pytest.raises(jobs.NoAnswer):
+        launch.watch(ledger, runs)
+
+
+def test_cancel_gives_a_run_free_whose_process_it_cannot_reach_and_says_so(sweep, capsys):
+    ledger, runs = sweep
+    ledger.entry(runs[0]).claim().begin("local/elsewhere/1/1")
+    assert main(["cancel", str(ledger.folder.parent)]) == 0
+    assert f"{runs[0]}: local/elsewhere/1/1 cannot be reached from here" in capsys.readouterr().out
+    assert states(ledger) == {"cancelled": 1, "missing": 2}
+    assert all(row.may_start(OPEN) for row in survey.rows(ledger))
 
 
 RANKS = """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from yaml import YAMLError
 
 import bbu_train.train
 from launchers.cells import compose
@@ -28,7 +29,9 @@ def requeued(monkeypatch, tmp_path):
     log = tmp_path / "scontrol.log"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
-    (tmp_path / "bin/scontrol").chmod(0o755)
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho running\n")
+    for program in ("scontrol", "squeue"):
+        (tmp_path / "bin" / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
     environment = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "10", "SLURM_ARRAY_JOB_ID": "7"}
     for name, value in {**environment, "SLURM_ARRAY_TASK_ID": "3"}.items():
@@ -67,6 +70,13 @@ def test_a_job_that_fails_keeps_its_traceback_and_its_exit_code(attempt, monkeyp
     said = attempt.read("state")
     assert (said["state"], said["reason"]) == ("failed", "RuntimeError: no box")
     assert "Traceback" in said["traceback"]
+
+
+def test_a_job_whose_config_cannot_be_read_has_failed(attempt, monkeypatch):
+    (attempt.entry_folder / "config.yaml").write_text("seed: [")
+    with pytest.raises(YAMLError):
+        run(attempt, monkeypatch, fail(AssertionError("it trained")))
+    assert attempt.read("state")["state"] == "failed"
 
 
 def test_a_job_that_is_interrupted_by_hand_may_be_started_again(attempt, monkeypatch):

@@ -2,13 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from slurm_sweeps import wait_for
 
+from bbu_train import preemption
+from launchers import launch, local, survey
 from launchers.__main__ import main
+from launchers.cells import compose
+from launchers.ledger import OPEN, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("experiment=smoke", "tracker=jsonl", "threads=1", "head=none", "loss=language", "steps=3")
@@ -39,6 +47,65 @@ def test_a_sweep_runs_two_at_a_time_and_the_same_command_again_runs_only_what_is
     assert [len(list(path.parent.glob("0*"))) for path in tmp_path.glob("outputs/s/ledger/*/cell.json")] == [1, 1, 1]
     (run, *_) = tmp_path.glob("outputs/s/*/environment.json")
     assert json.loads(run.read_text())["choices"]["tracker"] == "jsonl"
+
+
+TRAINS_UNTIL_ASKED = """
+import sys, time, types
+from bbu_train import preemption
+from bbu_train.errors import Preempted
+from launchers.job import Job
+
+def train(cfg):
+    while not preemption.requested():
+        time.sleep(0.01)
+    raise Preempted(7, preemption.signal_name(), cfg.folder)
+
+preemption.install()
+sys.modules["bbu_train.train"] = fake = types.ModuleType("bbu_train.train")
+fake.train = train
+Job(sys.argv[1])()
+"""
+
+
+def by_signal(ledger):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def by_command(ledger):
+    main(["cancel", str(ledger.folder.parent)])
+
+
+@pytest.mark.parametrize(
+    ("ask", "code", "state"), [(by_signal, os.EX_TEMPFAIL, "preempted"), (by_command, 1, "cancelled")]
+)
+def test_a_sweep_that_is_asked_to_end_ends_its_runs_and_starts_no_further_one(
+    tmp_path, own_process, monkeypatch, ask, code, state
+):
+    def started(attempt, gpu):
+        return subprocess.Popen([sys.executable, "-c", TRAINS_UNTIL_ASKED, str(attempt.folder)])
+
+    def states() -> Counter:
+        return Counter(row.state.name for row in survey.rows(ledger))
+
+    monkeypatch.setattr(local, "_started", started)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    given = ["-m", "hydra/launcher=local", f"outputs={tmp_path}", "sweep=s", "head=none", "seed=1,2,3"]
+    ledger = Ledger(tmp_path / "s/ledger")
+    ledger.add(compose(given, ROOT / "conf"))
+    runs = [entry.run for entry in ledger.entries()]
+
+    def ask_when_it_runs():
+        wait_for(lambda: states()["running"])
+        ask(ledger)
+
+    asking = threading.Thread(target=ask_when_it_runs)
+    asking.start()
+    try:
+        assert launch.start(ledger, runs, OPEN) == code
+    finally:
+        asking.join()
+        preemption._received.clear()
+    assert states() == {state: 1, "missing": 2}
 
 
 def test_a_sweep_that_nobody_started_is_refused_with_those_that_are_near(tmp_path, monkeypatch, capsys):

@@ -62,6 +62,31 @@ def test_a_job_that_is_preempted_more_often_than_it_may_queue_itself_again_stays
     sweep.launchers("cancel")
 
 
+def test_a_job_that_slurms_own_scancel_ends_saves_and_does_not_come_back(sweep, tmp_path):
+    own = tmp_path / "own/tracker/held.yaml"
+    own.parent.mkdir(parents=True)
+    hold = {"_target_": "holding.Hold", "folder": str(tmp_path), "cell": 1}
+    own.write_text(json.dumps({"defaults": ["jsonl", "_self_"], "hold": hold}))
+    (tmp_path / "1-1").write_text(UNTIL_ASKED)
+    sweep.write_down("--config-dir", str(tmp_path / "own"), "tracker=held", "seed=1")
+    sweep.environment = {**sweep.environment, "SLURM_RESTART_COUNT": "2"}  # as in a controller that was requeued
+    sweep.launchers("resume")
+    (run,) = sweep.outputs.glob("ledger/*/0001")
+    log = sweep.outputs / run.parent.name / "metrics.jsonl"
+    wait_for(lambda: log.exists() and '"loss/total"' in log.read_text())
+    state = read(run / "state.json")
+    assert state["restart"] == 0
+    sweep.says("scancel", state["job"])
+    sweep.wait_until_over()
+    state = read(run / "state.json")
+    assert (state["state"], state.get("reason"), state.get("restart")) == (
+        "preempted",
+        "SIGTERM; saved at step 1",
+        None,
+    )
+    assert sweep.states() == {"preempted": 1}
+
+
 def test_what_slurm_refuses_is_said_and_may_be_submitted_again(sweep):
     sweep.write_down("cluster.partition=nowhere", "seed=1")
     process = sweep.start(sys.executable, "-m", "launchers", "resume", "s")

@@ -4,18 +4,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import searches
 
+from bbu_train import command_line, preemption
 from bbu_train.compare import comparison
-from bbu_train.errors import InputError
-from launchers import jobs, search, search_command, survey
+from bbu_train.errors import InputError, SweepPreempted
+from launchers import jobs, preflight, search, search_command, survey
 from launchers.__main__ import main
 from launchers.ledger import Ledger
+from launchers.local import Local
+from launchers.preflight import NotChecked
 from launchers.trials import recorded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,6 +203,59 @@ def test_another_space_is_refused_and_what_has_changed_is_named(begin, ledger):
     assert len(drawn(ledger)) == 1
 
 
+def test_a_search_that_is_asked_to_end_says_so_and_goes_on_with_the_same_command(
+    begin, ledger, own_process, monkeypatch
+):
+    monkeypatch.setattr(searches.Formula, "control", Local.control)
+
+    def ask():
+        wait_for(lambda: ledger.folder.exists() and states(ledger)["running"])
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        with pytest.raises(SweepPreempted) as ended:
+            begin("random", f"{WEIGHT}=0.5,0.6", "search.num_trials=1")
+    finally:
+        asking.join()
+        preemption._received.clear()
+    assert command_line.exit_code(ended.value) == os.EX_TEMPFAIL
+    assert ledger.search.state(jobs.seen()).name == "preempted"
+    assert states(ledger) == {"running": 1}
+    jobs.cancel([entry.newest().job for entry, _ in recorded(ledger)])
+
+
+@pytest.mark.parametrize(
+    ("signals", "error", "state"), [([], NotChecked, "failed"), (["SIGTERM"], SweepPreempted, "preempted")]
+)
+def test_a_check_that_is_cut_short_is_held_against_no_trial(begin, ledger, monkeypatch, signals, error, state):
+    def killed(command, **options):
+        monkeypatch.setattr(preemption, "_received", signals)
+        return subprocess.CompletedProcess(command, -signal.SIGTERM)
+
+    monkeypatch.setattr(preflight, "subprocess", SimpleNamespace(run=killed, PIPE=subprocess.PIPE))
+    with pytest.raises(error):
+        begin("random", "head=none,detr")
+    assert states(ledger) == {"done": 1}
+    assert ledger.search.state(jobs.seen()).name == state
+
+
+def test_a_trial_that_slurm_did_not_answer_for_is_started_again(begin, ledger, monkeypatch):
+    original, calls = searches.Formula.start, []
+
+    def start(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise jobs.NoAnswer("scontrol show config gave no answer")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(searches.Formula, "start", start)
+    assert begin("random", f"{WEIGHT}=2,4") == 0
+    assert num_attempts(ledger) == [1, 1]
+    assert states(ledger) == {"done": 2}
+
+
 def test_cancel_ends_the_controller_and_its_trials_and_resume_goes_on(start_process, ledger):
     process = start_process({WEIGHT: 0.5}, "random", f"{WEIGHT}=0.5,0.6", "launchers.num_parallel=2")
     wait_for(lambda: states(ledger)["running"] == 2)
@@ -207,7 +265,7 @@ def test_cancel_ends_the_controller_and_its_trials_and_resume_goes_on(start_proc
     assert ledger.search.state(jobs.seen()).name == "cancelled"
 
 
-def test_real_runs_go_on_without_their_controller_and_a_poor_one_is_pruned(own, ledger):
+def test_real_runs_go_on_without_their_controller_and_a_poor_one_is_pruned(own, ledger, own_process):
     (own / "experiment").mkdir()
     (own / "experiment/good.yaml").write_text("# @package _global_\nsteps: 2\n")
     (own / "experiment/poor.yaml").write_text("# @package _global_\nsteps: 1000\nloss: {weights: {l1: 1000}}\n")
