@@ -167,8 +167,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         if due(cfg.eval_every) and evaluated_at != step:  # at the start, or abandoned when the run was asked to end
             metrics, found = evaluated()
             track(metrics)
-            if due(cfg.save_every) and step > 0:
-                save()
+            if step > 0:
+                save()  # or a kill before the next save would have this evaluation made, and its row written, again
         ranks = distributed.rank(), distributed.world_size()
         steps, ahead = tee(plan.starting_at(step))
         batches = loader.batches(source, collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers)

@@ -91,6 +91,7 @@ def test_a_run_that_is_asked_to_end_again_and_again_equals_one_that_never_was(ru
     assert seen["ended"] == [(0, "SIGUSR2"), (2, "SIGUSR2"), (4, "SIGUSR2"), (6, "SIGTERM")]
     assert_equal_runs(folder, uninterrupted)
     assert manifest(folder, 3)["metrics"] == manifest(uninterrupted, 3)["metrics"] == {}, "it was not evaluated"
+    assert "eval/loss/total" in manifest(folder, 4)["metrics"], "saved when it was asked, and again with its evaluation"
     assert manifest(folder, 6)["metrics"] == manifest(uninterrupted, 6)["metrics"]
     assert "eval/loss/total" in manifest(folder, 6)["metrics"]
 

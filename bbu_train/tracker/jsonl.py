@@ -25,8 +25,8 @@ class Jsonl:
     def open(self, config: dict, step: int) -> None:
         """Cut off what the run will write again: the rows after `step`, and with `step` 0 all of them.
 
-        The row of an evaluation at `step` was written before the checkpoint of that step, and stays. A run that begins
-        at 0 evaluates at its start, so it writes its row of step 0 again.
+        The row of an evaluation at `step` stays: what is saved says whether it was made. A run that begins at 0
+        evaluates at its start, so it writes its row of step 0 again.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():

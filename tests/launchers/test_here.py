@@ -99,7 +99,7 @@ def test_a_sweep_that_is_asked_to_end_starts_no_further_cell_and_goes_on_with_it
     assert trained == [1, 2, 2, 3]
 
 
-@pytest.mark.parametrize("job", [jobs.this_process(), "local/elsewhere/1/1"])
+@pytest.mark.parametrize("job", [jobs.this_process(), "local/elsewhere/1/1"], ids=["his own", "elsewhere"])
 def test_nobody_waits_for_a_run_of_his_own_process_or_of_one_that_he_cannot_see(sweep, monkeypatch, job):
     ledger, runs = sweep
     ledger.entry(runs[0]).claim().begin(job)

@@ -140,7 +140,7 @@ def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
     space = ("search=random", "search.num_trials=1", "search.look_seconds=0.2", "loss.weights.giou=interval(1,5)")
     assert "Submitted the search as job" in sweep.submit("tracker=jsonl", *space)
     search = sweep.outputs / "ledger/search"
-    wait_for(lambda: [*search.parent.glob("*/trial.json")])
+    wait_for(lambda: [path for path in search.parent.glob("*/0001/job.json") if path.parents[1] != search])  # submitted
     job = read(search / "0001/job.json")["job"]
     sweep.says("scancel", "--signal=USR2", job)
     wait_for(lambda: read(search / "0001/state.json")["state"] == "done")
