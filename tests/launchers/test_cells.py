@@ -81,7 +81,7 @@ def test_a_sweep_that_cannot_run_as_a_whole_is_refused(overrides, says):
 
 
 def test_every_cell_is_a_run_of_its_own_and_cells_that_differ_in_a_seed_have_one_shape(tmp_path):
-    found = cells("seed=range(0,20)", "head=detr,none")
-    assert estimate.unmeasured(found, estimate.measured(found)) == [list(range(0, 40, 2)), list(range(1, 40, 2))]
+    found = cells("seed=range(0,100)", "head=detr,none")
+    assert estimate.unmeasured(found, estimate.measured(found)) == [list(range(0, 200, 2)), list(range(1, 200, 2))]
     entries = Ledger(tmp_path / "outputs/default/ledger").add(found)
-    assert len({entry.run for entry in entries}) == 40
+    assert len({entry.run for entry in entries}) == 200
