@@ -2,7 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +23,7 @@ from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import all_problems
 from bbu_train.seeds import generator
 
+MANY = 400  # pictures, from which on the cores share the drawing: fewer are drawn before processes have started
 FORMAT = 1  # raise it when the drawing changes, so that no folder drawn before is taken for the new data
 
 
@@ -86,20 +93,32 @@ def _name(values: dict) -> str:
 
 def _write(folder: Path, num_pictures: dict[str, int], seed: int, scene: dict) -> None:
     """Draw into a folder beside `folder` and rename that into place, so that a kill leaves no half data set."""
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "pictures").mkdir(parents=True)
+    unfinished = folder.with_suffix(".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "pictures").mkdir(parents=True)
     with tqdm(total=sum(num_pictures.values()), desc="drawing cabinets", unit="picture", delay=2) as progress:
         for split, count in num_pictures.items():
-            with (partial / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for index in range(count):
-                    line = _draw_one(partial, split, index, seed, scene)
+            with (unfinished / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                for line in _in_order(partial(_draw_one, unfinished, split, seed, scene), count):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     progress.update()
-    partial.rename(folder)
+    unfinished.rename(folder)
 
 
-def _draw_one(folder: Path, split: str, index: int, seed: int, scene: dict) -> dict:
+def _in_order(draw_one: Callable[[int], dict], count: int) -> Iterator[dict]:
+    """Of each number below `count`; where they are many, each core of this process draws some."""
+    if count < MANY:
+        yield from map(draw_one, range(count))
+        return
+    # Forked, for a new interpreter would import torch first; what is drawn needs no thread of this process. A Ctrl-C
+    # goes to all of them, and this process answers it.
+    with ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)), get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        yield from pool.map(draw_one, range(count), chunksize=8)
+
+
+def _draw_one(folder: Path, split: str, seed: int, scene: dict, index: int) -> dict:
     """Saves one picture under `folder` and gives its line of JSONL."""
     key = (seed, split, index)
     smaller = generator("size", *key).uniform(0.85, 1, 2)

@@ -75,6 +75,17 @@ def test_other_values_get_another_folder_and_other_teachers_do_not(tmp_path):
     assert folder(teachers=TeacherDraw(teacher_ratio=0.0, num_teachers=1, num_validation_teachers=0, seed=1)) == first
 
 
+def test_cores_that_share_the_drawing_draw_the_same(tmp_path, monkeypatch):
+    def drawn(folder):
+        load(folder, **VALUES)
+        return {path.name: path.read_bytes() for path in folder.rglob("*.j*") if path.is_file()}
+
+    alone = drawn(tmp_path / "alone")
+    monkeypatch.setattr("bbu_train.data.synthetic.MANY", 2)
+    assert drawn(tmp_path / "shared") == alone
+    assert len(alone) == 8  # pictures and lines
+
+
 def test_the_split_is_part_of_the_drawing(tmp_path):
     splits = load(tmp_path, **VALUES)
     pictures = [sample.student.path.read_bytes() for sample in (*splits.train, *splits.validation)]
