@@ -58,9 +58,8 @@ class Joint(Language):
         """Sums over the batch. A model without a head has the language terms alone."""
         if outputs.detections is None:
             return super().__call__(outputs, batch)
-        matching = self.matcher.begin(outputs.detections, batch)
-        losses = super().__call__(outputs, batch)  # the device works at these while the costs travel
-        queries = matching()
+        losses = super().__call__(outputs, batch)
+        queries = self.matcher(outputs.detections, batch)
         sums = self._layer_sums(outputs.detections, queries, batch)
         losses |= {name: its[-1] for name, its in sums.items()}
         losses["caption"] = detection.caption_sum(outputs.detections, queries[-1], batch)

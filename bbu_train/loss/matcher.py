@@ -1,8 +1,5 @@
 """Which query answers for which object."""
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
@@ -11,10 +8,9 @@ from torch import Tensor
 from bbu_train import boxes
 from bbu_train.compiled import compiled
 from bbu_train.errors import InputError
-from bbu_train.transfer import to_host
 from bbu_train.types import Batch, Detections
 
-WORST = 1e6  # stands in for a cost that is not finite, which scipy refuses; the loss itself then stops the run
+WORST = 1e6  # stands in for a cost that is not finite, which no solver takes; the loss itself then stops the run
 
 
 class Matcher:
@@ -30,35 +26,36 @@ class Matcher:
         self.objectness = objectness
         self.costs = compiled(costs) if compile else costs
 
-    def __call__(self, detections: Detections, batch: Batch) -> Int[Tensor, "layers objects"]:
-        """The query of each object, for each decoder layer."""
-        return self.begin(detections, batch)()
-
     @torch.no_grad()
-    def begin(self, detections: Detections, batch: Batch) -> Callable[[], Int[Tensor, "layers objects"]]:
-        """Start to compute all costs, in one batch on the device, and to bring them to the host in one transfer.
+    def __call__(self, detections: Detections, batch: Batch) -> Int[Tensor, "layers objects"]:
+        """The query of each object, for each decoder layer.
 
-        What comes back waits for them, and solves. What the device is given in between, it does meanwhile.
+        On a GPU the host does not wait for it: it would have nothing left to give to the device for 20 ms afterwards.
         """
+        num_queries = detections.objectness_logits.shape[-1]
+        for sample_id, num_objects in zip(batch.sample_ids, batch.objects_per_sample, strict=True):
+            if num_objects > num_queries:
+                raise InputError(
+                    f"{sample_id} has {num_objects} objects and the head has {num_queries} queries. Raise "
+                    "head.num_queries."
+                )
         said = detections.boxes_cxcywh, detections.objectness_logits
         costs = self.costs(*said, batch.sample_of_object, batch.boxes_cxcywh, self.l1, self.giou, self.objectness)
-        arrived = to_host(costs)
-        return lambda: self._solve(arrived().numpy(), batch).to(costs.device, non_blocking=True)
+        if costs.is_cuda:
+            from bbu_train.loss import assignment_kernel  # Triton comes with torch for GPUs only
 
-    def _solve(self, costs: np.ndarray, batch: Batch) -> Int[Tensor, "layers objects"]:
-        costs = np.nan_to_num(costs, nan=WORST, posinf=WORST, neginf=WORST)
-        num_layers, num_objects, num_queries = costs.shape
-        queries, start = torch.zeros(num_layers, num_objects, dtype=torch.long), 0
-        for sample_id, num_own in zip(batch.sample_ids, batch.objects_per_sample, strict=True):
-            if num_own > num_queries:
-                raise InputError(
-                    f"{sample_id} has {num_own} objects and the head has {num_queries} queries. Raise head.num_queries."
-                )
-            for layer, cost in enumerate(costs[:, start : start + num_own]):
-                objects, columns = linear_sum_assignment(cost)
-                queries[layer, start + torch.from_numpy(objects)] = torch.from_numpy(columns)
-            start += num_own
-        return queries
+            return assignment_kernel.assign(costs, batch.sample_of_object, len(batch.sample_ids))
+        return _assigned(costs, batch)
+
+
+def _assigned(costs: Float[Tensor, "layers objects queries"], batch: Batch) -> Int[Tensor, "layers objects"]:
+    queries, start = torch.zeros(costs.shape[:2], dtype=torch.long), 0
+    for num_objects in batch.objects_per_sample:
+        for layer, cost in enumerate(costs[:, start : start + num_objects].numpy()):
+            objects, columns = linear_sum_assignment(cost)
+            queries[layer, start + torch.from_numpy(objects)] = torch.from_numpy(columns)
+        start += num_objects
+    return queries
 
 
 def costs(
@@ -70,7 +67,7 @@ def costs(
     weight_giou: float,
     weight_objectness: float,
 ) -> Float[Tensor, "layers objects queries"]:
-    """The cost of every query of an object's own sample."""
+    """The cost of every query of an object's own sample, finite in any case."""
     # 1. What the queries of each object's sample say, and what is true.
     said = boxes_cxcywh[:, sample_of_object]
     objectness = objectness_logits[:, sample_of_object].sigmoid()
@@ -78,4 +75,6 @@ def costs(
     # 2. The three terms.
     l1 = (said - true).abs().sum(-1)
     giou = boxes.paired_generalized_iou(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true))
-    return weight_l1 * l1 + weight_giou * (1 - giou) + weight_objectness * (1 - objectness)
+    cost = weight_l1 * l1 + weight_giou * (1 - giou) + weight_objectness * (1 - objectness)
+    # 3. What is not finite is the last choice.
+    return cost.nan_to_num(nan=WORST, posinf=WORST, neginf=WORST)

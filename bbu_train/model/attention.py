@@ -22,9 +22,11 @@ from transformers import AttentionInterface
 from bbu_train.errors import InputError
 
 CHOICES = ("auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4")
-PACKAGES = {  # what a choice needs besides torch: what lies in the folder flash_attn, and how it gets there
-    "flash_attention_2": ("flash_attn_interface.py", "pip install --no-build-isolation 'flash-attn>=2.7'"),
-    "flash_attention_4": ("cute", "pip install 'flash-attn-4[cu13]>=4.0.0b36'"),
+# What a choice needs besides torch: what lies in the folder flash_attn, which both packages fill, a module that it
+# imports, and how they get there. flash-attn 2.8 has parts of cute, too, but not what compiles them.
+PACKAGES = {
+    "flash_attention_2": ("flash_attn_interface.py", "torch", "pip install --no-build-isolation 'flash-attn>=2.7'"),
+    "flash_attention_4": ("cute", "cutlass", "pip install 'flash-attn-4[cu13]>=4.0.0b36'"),
 }
 FLASH_ATTENTION_4_MULTIPLE = 32  # channels of a head: for 80, the vision tower's, 4.0.0b36 gives wrong gradients
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
             "Take model.attention=auto."
         )
     if attention in PACKAGES and not _has_package(attention):
-        raise InputError(f"model.attention={attention} needs a package that is missing: {PACKAGES[attention][1]}.")
+        raise InputError(f"model.attention={attention} needs a package that is missing: {PACKAGES[attention][2]}.")
     if attention == "varlen" and not _has_varlen():
         raise InputError(f"model.attention=varlen needs torch 2.10 or later; this is {torch.__version__}.")
     return _registered(attention)
@@ -72,9 +74,10 @@ def _has_varlen() -> bool:
 
 def _has_package(attention: str) -> bool:
     """Found without importing it: a package that is built against another torch fails when it is used, and says so."""
+    part, imported, _ = PACKAGES[attention]
     spec = find_spec("flash_attn")
     folders = spec.submodule_search_locations or () if spec else ()
-    return any((Path(folder) / PACKAGES[attention][0]).exists() for folder in folders)
+    return any((Path(folder) / part).exists() for folder in folders) and find_spec(imported) is not None
 
 
 def _registered(attention: str) -> str:

@@ -104,7 +104,7 @@ def test_no_token_attends_across_packed_segments():
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
 has_flash_2 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.flash_attn_interface"))
-has_flash_4 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.cute"))
+has_flash_4 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.cute")) and bool(find_spec("cutlass"))
 needs_flash_2 = pytest.mark.skipif(not has_flash_2, reason="the flash-attn package is not installed")
 needs_flash_4 = pytest.mark.skipif(not has_flash_4, reason="the flash-attn-4 package is not installed")
 KERNELS = [
@@ -193,6 +193,16 @@ def test_a_kernel_without_its_package_says_how_to_install_it(attention, is_there
         pytest.skip(f"the package of {attention} is installed")
     with pytest.raises(InputError, match=f"needs a package that is missing: {command}"):
         choose(attention, GPU, torch.bfloat16)
+
+
+@pytest.mark.skipif(has_flash_4, reason="the package of flash_attention_4 is installed")
+def test_the_parts_of_flash_attention_4_that_come_with_flash_attention_2_are_not_taken_for_it(tmp_path, monkeypatch):
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "flash_attn_interface.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert choose("auto", GPU, torch.bfloat16) == "bbu_flash_attention_2"
+    with pytest.raises(InputError, match="needs a package that is missing: pip install 'flash-attn-4"):
+        choose("flash_attention_4", GPU, torch.bfloat16)
 
 
 def test_an_unknown_attention_names_the_choices():
