@@ -311,8 +311,8 @@ class Batch(Movable):
     `sample_of_token` is -1 for padding. The first of the four `position_ids` is the text position, which restarts
     at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
     which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
-    rank runs the same modules. Objects lie in the order of their samples; `objects_per_sample` repeats that on the
-    host, where the assignment is solved. `caption_ids` are padded with -100. Boxes and noise as in `Encoded`.
+    rank runs the same modules. Objects lie in the order of their samples, of which the host knows `objects_per_sample`.
+    `caption_ids` are padded with -100. Boxes and noise as in `Encoded`.
     """
 
     sample_ids: tuple[str, ...]
@@ -355,6 +355,17 @@ class Denoised:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """What the head makes of each image token of the student's picture by itself. `objects` says whose box it is to
+    find, several tokens that of one object and most that of none, which is -1. `mask` is False for padding."""
+
+    boxes_cxcywh: Float[Tensor, "samples tokens 4"]
+    objectness_logits: Float[Tensor, "samples tokens"]
+    objects: Int[Tensor, "samples tokens"]
+    mask: Bool[Tensor, "samples tokens"]
+
+
+@dataclass(frozen=True)
 class Detections:
     """What the head says. The last of `layers` is the answer, the others are for auxiliary losses.
 
@@ -364,7 +375,7 @@ class Detections:
     number of objects of a sample.
     `describe(end_token, max_tokens)` decodes a caption for every query, greedily: token ids of shape (samples, queries,
     at most max_tokens), `end_token` after the end.
-    `denoised`: None outside of training, and for a head that does not learn so.
+    `denoised`, `dense`: None outside of training, and for a head that does not learn so.
     """
 
     boxes_logits: Float[Tensor, "layers samples queries 4"]
@@ -373,16 +384,14 @@ class Detections:
     caption_losses: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     describe: Callable[[int, int], Tensor]
     denoised: Denoised | None = None
+    dense: Dense | None = None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model says of a batch: the cross entropy of each supervised token and, with a head, its detections.
+    """What the model says of a batch: the cross entropy of each supervised token and, with a head, its detections."""
 
-    `token_losses()` is computed when it is asked for: meanwhile the matching's costs can travel to the host.
-    """
-
-    token_losses: Callable[[], Float[Tensor, "supervised"]]
+    token_losses: Float[Tensor, "supervised"]
     detections: Detections | None
 
 

@@ -70,7 +70,7 @@ def outputs_of(model, batch, sample):
     with torch.no_grad():
         outputs = model(batch)
     tokens = batch.sample_of_token.flatten()[batch.supervised_positions] == sample
-    said = [outputs.token_losses()[tokens]]
+    said = [outputs.token_losses[tokens]]
     if outputs.detections is not None:
         detections = outputs.detections
         mine = batch.sample_of_object == sample
@@ -81,6 +81,9 @@ def outputs_of(model, batch, sample):
         said += [detections.boxes_logits[:, sample], detections.objectness_logits[:, sample], captions[mine]]
         if detections.denoised is not None:
             said += [detections.denoised.boxes_cxcywh[:, mine], detections.denoised.objectness_logits[:, mine]]
+        if detections.dense is not None:
+            real = detections.dense.mask[sample]
+            said += [detections.dense.boxes_cxcywh[sample, real].T, detections.dense.objectness_logits[sample, real]]
     return said
 
 

@@ -102,7 +102,7 @@ def _student_loss(predictor: Predictor, batches: Iterable[Batch], progress: tqdm
     total, num_tokens = torch.zeros((), dtype=torch.float64), 0
     for batch in (batch.to(predictor.device) for batch in batches):
         with predictor.autocast():
-            losses = predictor.model(batch).token_losses()
+            losses = predictor.model(batch).token_losses
         total += torch.where(batch.label_roles == Role.STUDENT, losses, 0).double().sum().cpu()
         num_tokens += batch.counts.student_tokens
         progress.update(len(batch.sample_ids))

@@ -11,8 +11,9 @@ from bbu_train.head import anchors, flops
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.denoising import Slots, noised, slots
+from bbu_train.head.dense import object_of_token
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
-from bbu_train.types import Denoised, Detections, MemoryIndex, Sizes, Truth
+from bbu_train.types import Denoised, Dense, Detections, MemoryIndex, Sizes, Truth
 
 
 class AnchoredLayer(DecoderLayer):
@@ -51,8 +52,10 @@ class Dino(nn.Module):
     2 being its patches, so that small objects have tokens of their own. A layer reads around its boxes (`Gaze`). The
     proposals are the first of the layers that come back. As in DINO a layer's losses reach the layer before it too, and
     no farther, and in training true boxes with noise pass through the same decoder, `num_denoising_groups` times each,
-    as groups of queries that no other query reads. Unlike in DINO attention is dense, the features have one scale, a
-    query begins with its token's state besides a learned one, and objectness and captions take the place of classes.
+    as groups of queries that no other query reads. In training each image token learns by itself, too, to find the
+    object in whose middle it lies (`Dense`): from queries alone, which look everywhere at first, a vision tower of
+    random weights learns little. Unlike in DINO attention is dense, the features have one scale, a query begins with
+    its token's state besides a learned one, and objectness and captions take the place of classes.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Dino(nn.Module):
         self.memory_norm = nn.LayerNorm(d_model)
         self.proposed_objectness = Objectness(d_model)
         self.proposed_box = _still(Mlp(d_model, 4, num_layers=3))
+        self.dense_objectness = Objectness(d_model)
+        self.dense_box = _still(Mlp(d_model, 4, num_layers=3))
         self.query = nn.Embedding(num_queries, d_model)
         self.place = Mlp(2 * d_model, d_model, num_layers=2)
         self.layers = nn.ModuleList(AnchoredLayer(d_model, num_heads) for _ in range(num_decoder_layers))
@@ -107,12 +112,15 @@ class Dino(nn.Module):
         """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits. `truth` is
         read in training only, and by nothing but `denoised`."""
         its = truth.boxes_cxcywh, truth.noise, truth.sample_of_object, truth.most
-        *memory, states, boxes_logits, objectness_logits, denoised = self.detect(vision_features, hidden, index, *its)
+        *memory, states, boxes_logits, objectness_logits, denoised, dense = self.detect(
+            vision_features, hidden, index, *its
+        )
         # A caption looks for its object where the object is.
         placed = states + in_picture(boxes_logits[-1, ..., :2].detach().sigmoid(), self.d_model).to(states.dtype)
         spoken = self.captioner.speaker(placed, Memory(*memory), embed, project)
         denoised = None if denoised is None else Denoised(denoised[0].sigmoid(), denoised[1])
-        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *spoken, denoised)
+        dense = None if dense is None else Dense(dense[0].sigmoid(), *dense[1:])
+        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *spoken, denoised, dense)
 
     def detect(
         self,
@@ -125,7 +133,8 @@ class Dino(nn.Module):
         most: int,
     ) -> tuple:
         """The three parts of the memory, the states of the queries after the last layer, boxes and objectness of
-        proposals and layers before the sigmoid, in float32, and in training those of the noised boxes."""
+        proposals and layers before the sigmoid, in float32, and in training those of the noised boxes and of each
+        image token, with whose object it is and whether it is real."""
         index = anchors.finer(index, self.split)
         vision = self.vision_adapter(vision_features).view(-1, self.d_model)
         memory = gather(vision, self.language_adapter(hidden), index)
@@ -138,11 +147,15 @@ class Dino(nn.Module):
         starts = (self.query.weight + tokens)[:, None], proposed[:, None]
         states, boxes, objectness = self._decode(*starts, None, read, index)
         boxes, objectness = torch.cat([proposed[None], boxes[:, :, 0]]), torch.cat([scores[None], objectness[:, :, 0]])
-        denoised = None
+        denoised = dense = None
         if self.training and self.num_denoising_groups:
             noisy = noised(true_cxcywh, noise, self.num_denoising_groups)
             denoised = self._denoise(noisy, slots(sample_of_object, len(seen), most), seen, read, index)
-        return *memory, states[:, 0], boxes, objectness, denoised
+        if self.training:
+            said = anchors.of_tokens(index) + self.dense_box(seen).float(), self.dense_objectness(seen)[..., 0].float()
+            where = index.vision_centers, index.vision_mask
+            dense = *said, object_of_token(*where, true_cxcywh, sample_of_object), index.vision_mask
+        return *memory, states[:, 0], boxes, objectness, denoised, dense
 
     def _propose(
         self, seen: Float[Tensor, "samples vision model"], index: MemoryIndex

@@ -41,8 +41,8 @@ def dino(head, sizes: Sizes, vocabulary_size: int, features_train: bool, words_t
     num_parts, groups = head.split**2, head.num_denoising_groups
     gaze = head.layers[0].gaze.say.weight.numel()
 
-    # 1. The proposals: objectness of every part of an image token, boxes of the best.
-    proposals = rates.weight * num_parts * sizes.memory_seen * d_model
+    # 1. The proposals: objectness of every part of an image token, boxes of the best; both of every one by itself.
+    proposals = rates.weight * num_parts * sizes.memory_seen * (d_model + _says(d_model))
     proposals += rates.weight * sizes.samples * num_queries * (_says(d_model) - d_model)
 
     # 2. The queries: those that are matched, and two for each object and group, which read those of their group.

@@ -17,7 +17,8 @@ class Joint(Language):
     Box terms are divided by the number of objects; objectness, a sum over all queries, and captions by the number of
     annotated student pictures. Earlier decoder layers and proposals, each with a matching of its own, add the same
     terms but the caption times `aux_weight`, under names that begin with `aux_`. What a head makes of noised true boxes
-    adds them once more, times `denoising_weight`, under names that begin with `denoised_`, all divided by the number of
+    adds them once more, times `denoising_weight`, under names that begin with `denoised_`, and what it makes of each
+    image token by itself, times `dense_weight`, under names that begin with `dense_`: all divided by the number of
     objects.
     """
 
@@ -32,6 +33,9 @@ class Joint(Language):
         "denoised_bbox_l1": "objects",
         "denoised_bbox_giou": "objects",
         "denoised_objectness": "objects",
+        "dense_bbox_l1": "objects",
+        "dense_bbox_giou": "objects",
+        "dense_objectness": "objects",
     }
 
     def __init__(
@@ -40,6 +44,7 @@ class Joint(Language):
         matcher: Matcher,
         aux_weight: float,
         denoising_weight: float,
+        dense_weight: float,
         objectness: detection.ObjectnessLoss,
         compile: bool,
     ):
@@ -48,11 +53,13 @@ class Joint(Language):
         self.weights |= by_term | {"caption": weights["caption"]}
         self.weights |= {f"aux_{name}": aux_weight * weight for name, weight in by_term.items()}
         self.weights |= {f"denoised_{name}": denoising_weight * weight for name, weight in by_term.items()}
+        self.weights |= {f"dense_{name}": dense_weight * weight for name, weight in by_term.items()}
         self.matcher = matcher
         self.aux_weight = aux_weight
         self.objectness = objectness
         self.layer_sums = compiled(detection.layer_sums) if compile else detection.layer_sums
         self.denoised_sums = compiled(detection.denoised_sums) if compile else detection.denoised_sums
+        self.dense_sums = compiled(detection.dense_sums) if compile else detection.dense_sums
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
         """Sums over the batch. A model without a head has the language terms alone."""
@@ -69,6 +76,10 @@ class Joint(Language):
             said = denoised.boxes_cxcywh, denoised.objectness_logits
             its = self.denoised_sums(*said, batch.boxes_cxcywh, self.objectness)
             losses |= {f"denoised_{name}": loss for name, loss in zip(TERMS, its, strict=True)}
+        if (dense := outputs.detections.dense) is not None:
+            said = dense.boxes_cxcywh, dense.objectness_logits, dense.objects, dense.mask
+            its = self.dense_sums(*said, batch.boxes_cxcywh, batch.annotated, self.objectness)
+            losses |= {f"dense_{name}": loss for name, loss in zip(TERMS, its, strict=True)}
         return losses
 
     def _layer_sums(self, detections: Detections, queries: Tensor, batch: Batch) -> dict[str, Tensor]:

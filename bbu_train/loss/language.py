@@ -22,9 +22,8 @@ class Language:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
         """Sums over the answer tokens of each role."""
-        token_losses = outputs.token_losses()
         return {
-            name: torch.where(batch.label_roles == role, token_losses, 0).sum()
+            name: torch.where(batch.label_roles == role, outputs.token_losses, 0).sum()
             for name, role in (("teacher_lm", Role.TEACHER), ("student_lm", Role.STUDENT))
         }
 

@@ -56,10 +56,8 @@ class GroundingModel(nn.Module):
         vision_features = self.see(batch)
         hidden = self.read(batch, vision_features)
         supervised = hidden[batch.supervised_positions]
-        token_losses = partial(
-            vocabulary.token_losses,
-            *(supervised, batch.labels, self.backbone.lm_head, self.vocabulary_chunk, self.cross_entropy),
-        )
+        how = self.backbone.lm_head, self.vocabulary_chunk, self.cross_entropy
+        token_losses = vocabulary.token_losses(supervised, batch.labels, *how)
         return Outputs(token_losses, self.detect(batch, vision_features, hidden))
 
     def detect(

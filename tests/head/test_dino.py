@@ -150,14 +150,24 @@ def test_untaught_a_noised_box_stays_where_it_was_put(dino, batch):
     torch.testing.assert_close(said, little.clamp(1e-4, 1 - 1e-4).expand_as(said))
 
 
-def test_the_losses_of_noised_boxes_count_by_their_weight(dino, batch, make_criterion):
+def test_tokens_find_objects_by_themselves_in_training_only(dino, batch):
+    dense = dino()(batch).detections.dense
+    num_parts = 4 * batch.memory.vision.shape[1]
+    assert dense.boxes_cxcywh.shape == (4, num_parts, 4)
+    assert set(dense.objects.unique().tolist()) == {-1, 0, 1, 2, 3, 4, 5}
+    assert dino().eval()(batch).detections.dense is None
+
+
+@pytest.mark.parametrize("kind", ["denoised", "dense"])
+def test_the_losses_of_training_alone_count_by_their_weight(dino, batch, make_criterion, kind):
     model = dino(taught=True)
     with torch.no_grad():
         outputs = model(batch)
-    never, once, twice = (make_criterion(f"loss.denoising_weight={weight}") for weight in (0, 1, 2))
+    key = {"denoised": "denoising_weight", "dense": "dense_weight"}[kind]
+    never, once, twice = (make_criterion(f"loss.{key}={weight}") for weight in (0, 1, 2))
     losses = once(outputs, batch)
     for term in ("bbox_l1", "bbox_giou", "objectness"):
-        only = {name: loss if name == f"denoised_{term}" else 0 * loss for name, loss in losses.items()}
+        only = {name: loss if name == f"{kind}_{term}" else 0 * loss for name, loss in losses.items()}
         totals = [criterion.objective(only, batch.counts) for criterion in (never, once, twice)]
         assert totals[0] == 0 < totals[1]
         torch.testing.assert_close(totals[2], 2 * totals[1])

@@ -14,7 +14,7 @@ from transformers.loss.loss_for_object_detection import (
 )
 
 from bbu_train import boxes
-from bbu_train.loss.detection import box_sums, caption_sum, denoised_sums, layer_sums, on_queries
+from bbu_train.loss.detection import box_sums, caption_sum, denoised_sums, dense_sums, layer_sums, on_queries
 from bbu_train.loss.objectness import Focal, Varifocal
 from bbu_train.seeds import generator
 
@@ -125,6 +125,27 @@ def test_what_is_made_of_noised_boxes_loses_the_mean_of_what_each_group_would(ch
         parts = l1.sum(), giou.sum(), found + seen_through
         expected = [total + part / 4 for total, part in zip(expected, parts, strict=True)]
     torch.testing.assert_close(torch.stack(sums), torch.stack(expected))
+
+
+@pytest.mark.parametrize("choice", [Focal(0.25, 2.0), Varifocal(0.75, 2.0)])
+def test_tokens_that_find_one_object_share_its_losses(choice, random_boxes):
+    """As each object by itself, and tokens without one by themselves. Pictures without annotations do not count."""
+    true, said, logits = random_boxes("true", 3), random_boxes("said", 3, 5), random_logits("dense", 3, 5)
+    objects = torch.tensor([[0, 0, -1, 1, 0], [-1, 2, -1, 2, -1], [-1, -1, -1, -1, -1]])
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 4] = False
+    sums = dense_sums(said, logits, objects, mask, true, torch.tensor([True, True, False]), choice)
+    expected = torch.zeros(3)
+    for number, sample in ((0, 0), (1, 0), (2, 1)):
+        its = objects[sample] == number
+        its_true = true[number].expand(its.sum(), 4)
+        l1, giou = box_sums(said[sample, its], its_true)
+        iou = boxes.paired_iou(*map(boxes.cxcywh_to_xyxy, (said[sample, its], its_true)))
+        found = choice(logits[sample, its], torch.tensor(True), iou).sum()
+        expected += torch.stack([l1, giou, found]) / its.sum()
+    nothing = (objects == -1) & mask & torch.tensor([[True], [True], [False]])
+    expected[2] += choice(logits[nothing], torch.tensor(False), torch.zeros(())).sum()
+    torch.testing.assert_close(torch.stack(sums), expected)
 
 
 def test_only_the_queries_that_answer_for_an_object_are_objects(random_boxes, batch_of):
