@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from bbu_train.command_line import exit_code
+
 Decision = TypeVar("Decision")
 
 
@@ -16,13 +18,24 @@ def is_first() -> bool:
 
 
 def agreed(decide: Callable[[], Decision]) -> Decision:
-    """What the first process decides, in all of them; the others wait for it."""
+    """What the first process decides, in all of them; the others wait for it. Where it fails, it alone says why, and
+    all leave with the exit code of its error."""
     if not are_several():
         return decide()
     from bbu_train import distributed
 
     distributed.start()
     try:
-        return distributed.from_main(decide() if is_first() else None)
+        if not is_first():
+            decision, code = distributed.from_main(None)
+            if code:
+                raise SystemExit(code)
+            return decision
+        try:
+            decision = decide()
+        except Exception as error:
+            distributed.from_main((None, exit_code(error)))
+            raise
+        return distributed.from_main((decision, 0))[0]
     finally:
         distributed.finish()

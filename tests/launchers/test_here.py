@@ -185,6 +185,19 @@ def test_processes_of_torchrun_make_each_run_together(sweep, tmp_path):
     assert states(ledger) == {"done": 3}
 
 
+def test_where_the_check_finds_a_fault_one_process_of_torchrun_says_it_and_all_leave(tmp_path):
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "bbu_train", "-m"]
+    command += [f"outputs={tmp_path}", "experiment=smoke", "head.num_queries=1,2", "tracker=jsonl"]
+    environment = {**os.environ, "PYTHONPATH": str(whole_runs.CONF.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("Pictures with more objects than head.num_queries=1") == 1
+    assert done.stderr.count("exitcode  : 2") == 2
+    assert "gloo" not in done.stderr.lower()
+
+
 def test_torchrun_and_a_launcher_are_not_taken_together(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="Leave out one of them"):
