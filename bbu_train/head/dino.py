@@ -92,8 +92,12 @@ class Dino(nn.Module):
         nn.init.normal_(self.query.weight, std=0.02)  # enough to part queries of one token, which has most to say
 
     def compile_parts(self) -> None:
-        """As the plain head's: what comes before the matching is one graph, and the captions are another."""
-        self.detect = compiled(self.detect)
+        """Fuse the layers, which all share one graph for the queries and one for noised boxes, and the captions.
+
+        One graph of everything, which holds each layer twice, takes minutes to make.
+        """
+        for layer in self.layers:
+            layer.forward = compiled(layer.forward)
         self.captioner.compile_parts()
 
     def num_useful_operations(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
