@@ -1,6 +1,6 @@
 """How well a model from scratch finds what is in a few pictures, beside RT-DETR, in original pixels.
 
-    python benchmarks/detection.py data.root=/data/bccd [seconds=600] [steps=6000] [contenders=ours,peer] [side=640]
+    python benchmarks/detection.py data.root=/data/bccd [seconds=600] [steps=4000] [contenders=ours,peer] [side=640]
                                    [batch=16] [workers=14] [max_new_tokens=2048] [key=value of bbu_train ...]
 
 Both see the views that experiment=bccd_small draws, are scored on validation meanwhile, and with the weights that were
@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()
 OWN_KEYS = {
-    **{"seconds": 600, "steps": 6000, "contenders": "ours,peer", "contender": None, "side": 640, "batch": 16},
+    **{"seconds": 600, "steps": 4000, "contenders": "ours,peer", "contender": None, "side": 640, "batch": 16},
     **{"workers": 14, "max_new_tokens": 2048},
 }
 EXPERIMENT = "experiment=bccd_small"
@@ -34,7 +34,7 @@ SCORES = ("ap", "ap50", "ap75")
 
 def overrides_of(own, given: Sequence[str]) -> list[str]:
     place = [f"outputs={OUTPUTS}", "sweep=detection", f"run={time.time_ns()}", "tracker=jsonl", f"steps={own.steps}"]
-    return [EXPERIMENT, *place, f"sampler.num_samples={own.batch}", f"num_workers={own.workers}", *given]
+    return [EXPERIMENT, *place, f"num_workers={own.workers}", *given]
 
 
 def configured(overrides: list[str]):
@@ -45,7 +45,8 @@ def configured(overrides: list[str]):
 def ours(own, given: Sequence[str]) -> dict:
     overrides = overrides_of(own, given)
     subprocess.run([sys.executable, "-m", "bbu_train", *overrides], check=True)
-    folder = Path(configured(overrides).folder)
+    cfg = configured(overrides)
+    folder = Path(cfg.folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seconds, evaluations = 0.0, []
     for row in rows:
@@ -55,7 +56,7 @@ def ours(own, given: Sequence[str]) -> dict:
     return tested(folder, own.max_new_tokens) | {
         "validation": evaluations,
         "steps": rows[-1]["step"],
-        "pictures_per_second": rows[-1]["step"] * own.batch / seconds,
+        "pictures_per_second": rows[-1]["step"] * cfg.sampler.num_samples / seconds,
         "overrides": list(given),
     }
 

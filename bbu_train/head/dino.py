@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bbu_train.compiled import compiled
 from bbu_train.head import anchors, flops
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
@@ -92,12 +91,8 @@ class Dino(nn.Module):
         nn.init.normal_(self.query.weight, std=0.02)  # enough to part queries of one token, which has most to say
 
     def compile_parts(self) -> None:
-        """Fuse the layers, which all share one graph for the queries and one for noised boxes, and the captions.
-
-        One graph of everything, which holds each layer twice, takes minutes to make.
-        """
-        for layer in self.layers:
-            layer.forward = compiled(layer.forward)
+        """Fuse the captions. Code for the decoder would take minutes to make, and the host is far ahead of the device
+        when it comes to it."""
         self.captioner.compile_parts()
 
     def num_useful_operations(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
