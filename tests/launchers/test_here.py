@@ -1,6 +1,7 @@
 """Sweeps whose runs this process makes one after the other."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -194,7 +195,9 @@ def test_where_the_check_finds_a_fault_one_process_of_torchrun_says_it_and_all_l
     )
     assert done.returncode != 0
     assert done.stderr.count("Pictures with more objects than head.num_queries=1") == 1
-    assert done.stderr.count("exitcode  : 2") == 2
+    codes = set(re.findall(r"exitcode  : (\S+)", done.stderr))
+    assert "2" in codes, done.stderr
+    assert codes <= {"2", "-15"}, "torchrun ends who has not left yet"
     assert "gloo" not in done.stderr.lower()
 
 
