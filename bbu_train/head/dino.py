@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bbu_train.head import anchors, flops
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.denoising import Slots, noised, slots
+from bbu_train.head.denoising import noised, slots
 from bbu_train.head.dense import object_of_token
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
 from bbu_train.types import Denoised, Dense, Detections, MemoryIndex, Sizes, Truth
@@ -109,16 +109,14 @@ class Dino(nn.Module):
         project: Callable[[Tensor], Tensor],
     ) -> Detections:
         """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits. `truth` is
-        read in training only, and by nothing but `denoised`."""
-        its = truth.boxes_cxcywh, truth.noise, truth.sample_of_object, truth.most
-        *memory, states, boxes_logits, objectness_logits, denoised, dense = self.detect(
-            vision_features, hidden, index, *its
+        read in training only, and by nothing but `denoised` and `dense`."""
+        index = anchors.finer(index, self.split)
+        memory, states, boxes_logits, objectness_logits, denoised, dense = self.detect(
+            vision_features, hidden, index, truth
         )
         # A caption looks for its object where the object is.
         placed = states + in_picture(boxes_logits[-1, ..., :2].detach().sigmoid(), self.d_model).to(states.dtype)
-        spoken = self.captioner.speaker(placed, Memory(*memory), embed, project)
-        denoised = None if denoised is None else Denoised(denoised[0].sigmoid(), denoised[1])
-        dense = None if dense is None else Dense(dense[0].sigmoid(), *dense[1:])
+        spoken = self.captioner.speaker(placed, memory, embed, project)
         return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *spoken, denoised, dense)
 
     def detect(
@@ -126,15 +124,10 @@ class Dino(nn.Module):
         vision_features: Float[Tensor, "merged width"],
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
-        true_cxcywh: Float[Tensor, "objects 4"],
-        noise: Float[Tensor, "objects 4"],
-        sample_of_object: Int[Tensor, "objects"],
-        most: int,
-    ) -> tuple:
-        """The three parts of the memory, the states of the queries after the last layer, boxes and objectness of
-        proposals and layers before the sigmoid, in float32, and in training those of the noised boxes and of each
-        image token, with whose object it is and whether it is real."""
-        index = anchors.finer(index, self.split)
+        truth: Truth,
+    ) -> tuple[Memory, Tensor, Tensor, Tensor, Denoised | None, Dense | None]:
+        """The memory, the states of the queries after the last layer, boxes and objectness of proposals and layers
+        before the sigmoid, in float32, and what exists in training only. `index` is that of the split tokens."""
         vision = self.vision_adapter(vision_features).view(-1, self.d_model)
         memory = gather(vision, self.language_adapter(hidden), index)
         memory = memory._replace(states=self.memory_norm(memory.states))
@@ -146,15 +139,9 @@ class Dino(nn.Module):
         starts = (self.query.weight + tokens)[:, None], proposed[:, None]
         states, boxes, objectness = self._decode(*starts, None, read, index)
         boxes, objectness = torch.cat([proposed[None], boxes[:, :, 0]]), torch.cat([scores[None], objectness[:, :, 0]])
-        denoised = dense = None
-        if self.training and self.num_denoising_groups:
-            noisy = noised(true_cxcywh, noise, self.num_denoising_groups)
-            denoised = self._denoise(noisy, slots(sample_of_object, len(seen), most), seen, read, index)
-        if self.training:
-            said = anchors.of_tokens(index) + self.dense_box(seen).float(), self.dense_objectness(seen)[..., 0].float()
-            where = index.vision_centers, index.vision_mask
-            dense = *said, object_of_token(*where, true_cxcywh, sample_of_object), index.vision_mask
-        return *memory, states[:, 0], boxes, objectness, denoised, dense
+        denoised = self._denoise(truth, seen, read, index) if self.training and self.num_denoising_groups else None
+        dense = self._each_token(truth, seen, index) if self.training else None
+        return memory, states[:, 0], boxes, objectness, denoised, dense
 
     def _propose(
         self, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
@@ -168,18 +155,23 @@ class Dino(nn.Module):
 
     def _denoise(
         self,
-        noisy_cxcywh: Float[Tensor, "objects groups 2 4"],
-        rows: Slots,
+        truth: Truth,
         seen: Float[Tensor, "samples vision model"],
         read: list[KeysValues],
         index: MemoryIndex,
-    ) -> tuple[Float[Tensor, "layers objects groups 4"], Float[Tensor, "layers objects groups 2"]]:
-        """Boxes and objectness, before the sigmoid, that come of true boxes with noise (`Denoised`)."""
-        starts = rows.lay(noisy_cxcywh)
+    ) -> Denoised:
+        rows = slots(truth.sample_of_object, len(seen), truth.most)
+        starts = rows.lay(noised(truth.boxes_cxcywh, truth.noise, self.num_denoising_groups))
         tokens = anchors.take(seen, anchors.nearest(starts.flatten(1, 2), index)).unflatten(1, starts.shape[1:3])
         mask = rows.mask.repeat_interleave(self.num_denoising_groups, dim=0)
         _, boxes, objectness = self._decode(tokens, anchors.logits(starts), mask, read, index)
-        return rows.lift(boxes)[..., 0, :], rows.lift(objectness[..., None])[..., 0]
+        return Denoised(rows.lift(boxes)[..., 0, :].sigmoid(), rows.lift(objectness[..., None])[..., 0])
+
+    def _each_token(self, truth: Truth, seen: Float[Tensor, "samples vision model"], index: MemoryIndex) -> Dense:
+        boxes = anchors.of_tokens(index) + self.dense_box(seen).float()
+        where = index.vision_centers, index.vision_mask
+        objects = object_of_token(*where, truth.boxes_cxcywh, truth.sample_of_object)
+        return Dense(boxes.sigmoid(), self.dense_objectness(seen)[..., 0].float(), objects, index.vision_mask)
 
     def _decode(
         self,

@@ -83,19 +83,16 @@ def dense_sums(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """The same three of each image token (`Dense`): for each object means over its tokens, and the objectness of all
     other tokens of annotated samples."""
-    is_object, num_objects = objects >= 0, len(true_cxcywh)
-    nothing = true_cxcywh.new_tensor([[0.5, 0.5, 1.0, 1.0]])  # stands in for the box of tokens without an object
-    true, place = torch.cat([true_cxcywh, nothing]), objects % (num_objects + 1)
-    num_tokens = true.new_zeros(num_objects + 1).index_add(
-        0, place.flatten(), torch.ones_like(objectness_logits.flatten())
-    )
+    is_object, num_places = objects >= 0, len(true_cxcywh) + 1  # the last is for tokens without an object
+    place = objects % num_places
+    num_tokens = true_cxcywh.new_zeros(num_places).index_add(0, place.flatten(), is_object.flatten().float())
     share = is_object / num_tokens[place].clamp(min=1)
-    said_xyxy, true_xyxy = boxes.cxcywh_to_xyxy(boxes_cxcywh), boxes.cxcywh_to_xyxy(true[place])
-    l1 = share * (boxes_cxcywh - true[place]).abs().sum(-1)
-    giou = share * (1 - boxes.paired_generalized_iou(said_xyxy, true_xyxy))
-    losses = objectness(objectness_logits, is_object, boxes.paired_iou(said_xyxy, true_xyxy).detach())
+    true = torch.cat([true_cxcywh, true_cxcywh.new_full((1, 4), 0.5)])[place]
+    giou = boxes.paired_generalized_iou(boxes.cxcywh_to_xyxy(boxes_cxcywh), boxes.cxcywh_to_xyxy(true))
+    losses = objectness(objectness_logits, is_object, _iou(boxes_cxcywh, true))
     losses = losses * torch.where(is_object, share, 1) * (mask & annotated[:, None])
-    return l1.sum(), giou.sum(), losses.sum()
+    l1 = (boxes_cxcywh - true).abs().sum(-1)
+    return (share * l1).sum(), (share * (1 - giou)).sum(), losses.sum()
 
 
 def _iou(said: Float[Tensor, "*layers 4"], true: Float[Tensor, "*#layers 4"]) -> Float[Tensor, "*layers"]:

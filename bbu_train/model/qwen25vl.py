@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, Cache, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoImageProcessor, Cache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -168,21 +168,14 @@ def build(
 
     `precision` is the engine's: unless it is "fp32", matrices are bfloat16, in which published weights come; norms,
     biases and the head's queries, which it adds to, are always float32. `head` takes the backbone's width, and gives
-    None for a language model alone. `compile` turns the backbone's blocks and the head into fused kernels, for any
-    length. `teacher_cache_gib` needs a frozen vision tower.
+    None for a language model alone. `compile` turns the backbone's blocks, and of the head what it names, into fused
+    kernels, for any length. `teacher_cache_gib` needs a frozen vision tower.
     """
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
-        if weights == "random":
-            backbone = Qwen2_5_VLForConditionalGeneration(config)
-            mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-        else:
-            backbone = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-            processor = AutoImageProcessor.from_pretrained(checkpoint)
-            mean, std = processor.image_mean, processor.image_std
+        backbone = _backbone(config, checkpoint, weights)
         built_head = head(config.text_config.hidden_size)
     visual = backbone.model.visual
-    visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
     pad_vision_mlp(visual, vision_mlp_multiple)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     for parameter in (*backbone.parameters(), *_matrices(built_head)):
@@ -200,6 +193,20 @@ def build(
         model.compile_parts()
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.
     return model.to(device).train()
+
+
+def _backbone(config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str) -> Qwen2_5_VLForConditionalGeneration:
+    """In float32, reading patches of still pictures as bytes."""
+    if weights == "random":
+        backbone = Qwen2_5_VLForConditionalGeneration(config)
+        mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    else:
+        backbone = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(checkpoint)
+        mean, std = processor.image_mean, processor.image_std
+    visual = backbone.model.visual
+    visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
+    return backbone
 
 
 def _matrices(head: nn.Module | None) -> list[nn.Parameter]:
