@@ -107,15 +107,21 @@ def _memory(samples: Sequence[Encoded], starts: Sequence[int], picture_format: P
         y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
         centers.append(torch.stack([x, y], dim=-1).reshape(-1, 2))
         text.append(torch.arange(sample.memory_end))
-    text_positions = pad_sequence(text, batch_first=True)
     return MemoryIndex(
-        vision=pad_sequence(vision, batch_first=True),
+        vision=_repeated(vision),
         vision_mask=_mask(vision),
         vision_centers=pad_sequence(centers, batch_first=True),
-        text=torch.tensor(starts)[:, None] + text_positions,
+        text=torch.tensor(starts)[:, None] + _repeated(text),
         text_mask=_mask(text),
-        text_positions=text_positions,
+        text_positions=pad_sequence(text, batch_first=True),
     )
+
+
+def _repeated(indices: Sequence[Tensor]) -> Tensor:
+    """Padded with themselves, again and again: a GPU adds up what one entry gets as gradients one after the other, and
+    one index for all padding would make it slow."""
+    most = torch.arange(max(map(len, indices)))
+    return torch.stack([its[most % len(its)] for its in indices])
 
 
 def _mask(sequences: Sequence[Tensor]) -> Tensor:

@@ -1,10 +1,8 @@
-"""Boxes as places of queries: where they begin, what a query is told of its own, and where from there it looks."""
-
-import math
+"""Boxes as places of queries: where they begin, and what a query is told of its own."""
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from bbu_train.head.layers import sine
 from bbu_train.types import MemoryIndex
@@ -12,7 +10,6 @@ from bbu_train.types import MemoryIndex
 SMALLEST = 1e-4  # of a width, a height or a distance from the rim, so that a logit stays finite
 TOKENS_WIDE = 2  # the box that stands for an image token before anything is learned
 CYCLES = 20  # of the fastest sine over a picture: enough to tell apart places that are a patch from each other
-UNWILLING = -4.0  # how much less a query looks at text than at an image token in its box, at first
 
 
 def finer(index: MemoryIndex, split: int) -> MemoryIndex:
@@ -64,44 +61,3 @@ def take(values: Float[Tensor, "samples vision size"], chosen: Int[Tensor, "samp
 def wave(boxes_cxcywh: Float[Tensor, "*n 4"], d_model: int) -> Float[Tensor, "*n wide"]:
     """Sines of all four numbers of a box, `d_model / 2` of each (Liu et al. 2022, DAB-DETR)."""
     return sine(2 * torch.pi * CYCLES * boxes_cxcywh, d_model // 2).flatten(-2)
-
-
-class Gaze(nn.Module):
-    """What is added to the attention of head h of query q to memory entry k (Gao et al. 2021, SMCA):
-
-    -1/2 |(x_k - c_q - o_qh s_q) / (r_qh s_q)|^2 for an image token at x_k, and t_qh for text.
-
-    c and s are centre and size of the query's box, of which a part smaller than a token counts as large as one; o, r
-    and t are said by the query, and begin with the heads spread over the box. So a query looks at its box before it has
-    learned anything, and what it learns moves with the box. Unlike SMCA's the looks of all heads are bound to one box.
-    """
-
-    def __init__(self, d_model: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.say = nn.Linear(d_model, 5 * num_heads)
-        angles = 2 * torch.pi * torch.arange(num_heads) / num_heads
-        offsets = torch.stack([angles.cos(), angles.sin()], dim=-1) / 4
-        others = torch.tensor([math.log(0.3), math.log(0.3), UNWILLING]).expand(num_heads, 3)
-        nn.init.zeros_(self.say.weight)
-        with torch.no_grad():
-            self.say.bias.copy_(torch.cat([offsets, others], dim=-1).flatten())
-
-    def forward(
-        self,
-        queries: Float[Tensor, "samples queries model"],
-        boxes_cxcywh: Float[Tensor, "samples queries 4"],
-        index: MemoryIndex,
-    ) -> Float[Tensor, "samples heads queries memory"]:
-        """-inf where there is nothing to be read."""
-        said = self.say(queries).float().unflatten(-1, (self.num_heads, 5)).transpose(1, 2)
-        offsets, scales, text = said.split([2, 2, 1], dim=-1)
-        centers, sizes = boxes_cxcywh[:, None].split(2, dim=-1)
-        sizes = torch.maximum(sizes, index.vision_sizes[:, None, None])
-        middles, spreads = centers + offsets * sizes, scales.exp() * sizes
-        x, y = (
-            (index.vision_centers[:, None, None, :, i] - middles[..., i, None]) / spreads[..., i, None] for i in (0, 1)
-        )
-        bias = torch.cat([-(x.square() + y.square()) / 2, text.expand(-1, -1, -1, index.text.shape[1])], dim=-1)
-        mask = torch.cat([index.vision_mask, index.text_mask], dim=1)
-        return bias.masked_fill(~mask[:, None, None], -torch.inf)

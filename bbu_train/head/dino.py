@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bbu_train.head import anchors, flops
+from bbu_train.head import anchors, flops, gaze
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.denoising import noised, slots
@@ -20,7 +20,7 @@ class AnchoredLayer(DecoderLayer):
 
     def __init__(self, d_model: int, num_heads: int):
         super().__init__(d_model, num_heads)
-        self.gaze = anchors.Gaze(d_model, num_heads)
+        self.gaze = gaze.Gaze(d_model, num_heads)
 
     def forward(
         self,
@@ -29,7 +29,7 @@ class AnchoredLayer(DecoderLayer):
         boxes_cxcywh: Float[Tensor, "samples groups queries 4"],
         mask: Bool[Tensor, "samples_groups queries"] | None,
         memory: KeysValues,
-        index: MemoryIndex,
+        where: gaze.Places,
     ) -> Float[Tensor, "samples groups queries model"]:
         groups = queries.shape[:2]
         normalised = self.norms[0](queries)
@@ -38,8 +38,9 @@ class AnchoredLayer(DecoderLayer):
         queries = queries + self.self_attention(placed, keys_values, mask).unflatten(0, groups)
         # Groups differ in what they read of each other, and to the memory they are one sequence of queries.
         asked = (self.norms[1](queries) + places).flatten(1, 2)
-        bias = self.gaze(asked, boxes_cxcywh.flatten(1, 2), index)
-        queries = queries + self.cross_attention(asked, memory, bias).unflatten(1, queries.shape[1:3])
+        looks = self.gaze(asked, boxes_cxcywh.flatten(1, 2), where.token_sizes)
+        read = gaze.look(self.cross_attention.asking(asked), *memory, looks, where.entries)
+        queries = queries + self.cross_attention.answer(read).unflatten(1, queries.shape[1:3])
         return queries + self.feed_forward(self.norms[2](queries))
 
 
@@ -133,13 +134,16 @@ class Dino(nn.Module):
         memory = memory._replace(states=self.memory_norm(memory.states))
         # What is read says where it is, too: a box is told from where its sides were seen.
         read = [layer.cross_attention.keys_values(memory.keys, memory.keys) for layer in self.layers]
+        where = gaze.places(index)
         seen = memory.states[:, : index.vision.shape[1]]
 
         tokens, proposed, scores = self._propose(seen, index)
         starts = (self.query.weight + tokens)[:, None], proposed[:, None]
-        states, boxes, objectness = self._decode(*starts, None, read, index)
+        states, boxes, objectness = self._decode(*starts, None, read, where)
         boxes, objectness = torch.cat([proposed[None], boxes[:, :, 0]]), torch.cat([scores[None], objectness[:, :, 0]])
-        denoised = self._denoise(truth, seen, read, index) if self.training and self.num_denoising_groups else None
+        denoised = None
+        if self.training and self.num_denoising_groups:
+            denoised = self._denoise(truth, seen, read, where, index)
         dense = self._each_token(truth, seen, index) if self.training else None
         return memory, states[:, 0], boxes, objectness, denoised, dense
 
@@ -158,19 +162,19 @@ class Dino(nn.Module):
         truth: Truth,
         seen: Float[Tensor, "samples vision model"],
         read: list[KeysValues],
+        where: gaze.Places,
         index: MemoryIndex,
     ) -> Denoised:
         rows = slots(truth.sample_of_object, len(seen), truth.most)
         starts = rows.lay(noised(truth.boxes_cxcywh, truth.noise, self.num_denoising_groups))
         tokens = anchors.take(seen, anchors.nearest(starts.flatten(1, 2), index)).unflatten(1, starts.shape[1:3])
         mask = rows.mask.repeat_interleave(self.num_denoising_groups, dim=0)
-        _, boxes, objectness = self._decode(tokens, anchors.logits(starts), mask, read, index)
+        _, boxes, objectness = self._decode(tokens, anchors.logits(starts), mask, read, where)
         return Denoised(rows.lift(boxes)[..., 0, :].sigmoid(), rows.lift(objectness[..., None])[..., 0])
 
     def _each_token(self, truth: Truth, seen: Float[Tensor, "samples vision model"], index: MemoryIndex) -> Dense:
         boxes = anchors.of_tokens(index) + self.dense_box(seen).float()
-        where = index.vision_centers, index.vision_mask
-        objects = object_of_token(*where, truth.boxes_cxcywh, truth.sample_of_object)
+        objects = object_of_token(index.vision_centers, index.vision_mask, truth.boxes_cxcywh, truth.sample_of_object)
         return Dense(boxes.sigmoid(), self.dense_objectness(seen)[..., 0].float(), objects, index.vision_mask)
 
     def _decode(
@@ -179,7 +183,7 @@ class Dino(nn.Module):
         boxes_logits: Float[Tensor, "samples groups queries 4"],
         mask: Bool[Tensor, "samples_groups queries"] | None,
         read: list[KeysValues],
-        index: MemoryIndex,
+        where: gaze.Places,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """States after the last layer, and boxes and objectness after each, before the sigmoid."""
         before = anchor = boxes_logits.detach()
@@ -187,7 +191,7 @@ class Dino(nn.Module):
         for layer, keys_values in zip(self.layers, read, strict=True):
             boxes_cxcywh = anchor.sigmoid()
             places = self.place(anchors.wave(boxes_cxcywh, self.d_model))
-            queries = layer(queries, places, boxes_cxcywh, mask, keys_values, index)
+            queries = layer(queries, places, boxes_cxcywh, mask, keys_values, where)
             states = self.norm(queries)
             move = self.box(states).float()
             said.append(before + move)

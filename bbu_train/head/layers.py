@@ -5,9 +5,10 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 KeysValues = tuple[Float[Tensor, "_ heads _ size"], Float[Tensor, "_ heads _ size"]]
+BARRED = -(2.0**20)  # of a score: its key is not read, whatever else it would have; exact in any dtype
 
 
 class Attention(nn.Module):
@@ -30,13 +31,25 @@ class Attention(nn.Module):
         self,
         queries: Float[Tensor, "n queries model"],
         keys_values: KeysValues,
-        mask: Bool[Tensor, "n keys"] | Float[Tensor, "n heads queries keys"] | None,
+        mask: Bool[Tensor, "n keys"] | None,
         is_causal: bool = False,
     ) -> Float[Tensor, "n queries model"]:
-        """`mask` is False where a key must not be read, or is added to Q K^T / sqrt(d)."""
-        mask = mask[:, None, None] if mask is not None and mask.ndim == 2 else mask
-        out = scaled_dot_product_attention(self._split(self.query(queries)), *keys_values, mask, is_causal=is_causal)
-        return self.out(out.transpose(1, 2).flatten(2))
+        """`mask` is False where a key must not be read; a query that may read no key at all would read each alike."""
+        asking, (keys, values) = self.asking(queries), keys_values
+        size = asking.shape[-1]
+        if mask is not None:
+            # As eight more channels, of which one is used: the fastest kernels take no mask, and want sizes in eights.
+            asking = pad(asking, (0, 8), value=BARRED * size**0.5)
+            keys = torch.cat([keys, pad(~mask[:, None, :, None], (0, 7)).expand(*keys.shape[:3], 8)], dim=-1)
+            values = pad(values, (0, 8))
+        out = scaled_dot_product_attention(asking, keys, values, is_causal=is_causal, scale=size**-0.5)
+        return self.answer(out[..., :size])
+
+    def asking(self, queries: Float[Tensor, "n queries model"]) -> Float[Tensor, "n heads queries size"]:
+        return self._split(self.query(queries))
+
+    def answer(self, read: Float[Tensor, "n heads queries size"]) -> Float[Tensor, "n queries model"]:
+        return self.out(read.transpose(1, 2).flatten(2))
 
     def _split(self, states: Float[Tensor, "n tokens model"]) -> Float[Tensor, "n heads tokens size"]:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -194,6 +194,15 @@ def test_padding_of_the_memory_points_into_the_batch(lay, encoded):
     assert not memory.vision_mask.all()
 
 
+def test_padding_of_the_memory_reads_each_entry_of_its_sample_as_often_as_the_others(lay, encoded):
+    memory = lay(encoded).memory
+    for indices, mask in ((memory.vision, memory.vision_mask), (memory.text, memory.text_mask)):
+        for its, real in zip(indices, mask, strict=True):
+            read, times = its.unique(return_counts=True)
+            assert read.tolist() == its[real].tolist()
+            assert times.max() - times.min() <= 1
+
+
 def test_vision_centres_are_the_middles_of_the_image_tokens_in_reading_order(lay, encoded):
     batch = lay(encoded)
     for i, sample in enumerate(encoded):

@@ -62,6 +62,15 @@ def test_attention_is_torchs_multi_head_attention(memory):
     torch.testing.assert_close(ours(queries, ours.keys_values(keys, values), mask), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_comes_from_a_key_that_must_not_be_read(memory, dtype):
+    keys, mask = memory
+    ours, queries = Attention(D_MODEL, NUM_HEADS).to(dtype), random("queries", 2, 3, D_MODEL).to(dtype)
+    changed = torch.where(mask[..., None], keys, 100 * keys).to(dtype)
+    out, other = (ours(queries, ours.keys_values(its, its), mask) for its in (keys.to(dtype), changed))
+    assert torch.equal(out, other)
+
+
 def test_a_query_layer_is_torchs_decoder_layer_where_nothing_has_a_place(memory):
     states, mask = memory
     ours = QueryLayer(D_MODEL, NUM_HEADS)

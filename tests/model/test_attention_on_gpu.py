@@ -12,8 +12,10 @@ from bbu_train.errors import InputError
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels run on CUDA only")
 GPU = torch.device("cuda")
 build = partial(instantiate, _convert_="all")
-# Heads as wide as the published models': 128 in the language model and 80 in the vision tower.
+# Heads as wide as the published models', 128 in the language model and 80 in the vision tower, and weights as small.
 WIDE = [
+    "model.shape.text_config.initializer_range=0.02",
+    "model.shape.vision_config.initializer_range=0.02",
     "model.shape.text_config.hidden_size=512",
     "model.shape.text_config.rope_parameters.mrope_section=[16,24,24]",
     "model.shape.vision_config.hidden_size=320",
