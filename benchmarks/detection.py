@@ -90,13 +90,12 @@ def peer(own, given: Sequence[str]) -> dict:
     from bbu_train import train
     from bbu_train.evaluate.split import load
 
-    data_keys = ("data.root=", "augmentation", "average", "seed=")
+    data_keys = ("data.root=", "augmentation", "seed=")
     cfg = configured(overrides_of(own, [word for word in given if word.startswith(data_keys)]))
     data = train.build(cfg.data)
     contender = Peer(
         data,
         train.build(cfg.augmentation),
-        train.build(cfg.average),
         seed=cfg.seed,
         side=own.side,
         batch_size=own.batch,
@@ -107,7 +106,7 @@ def peer(own, given: Sequence[str]) -> dict:
     test = [sample.student for sample in load(cfg, "test")[1]]
     return {
         "parameters": sum(parameter.numel() for parameter in contender.model.parameters()),
-        "test": contender.scored(test),
+        "test": contender.scored(test, contender.model),
         "validation": evaluations,
         "steps": num_steps,
         "pictures_per_second": num_steps * own.batch / evaluations[-1]["seconds"],

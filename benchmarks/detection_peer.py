@@ -1,7 +1,8 @@
 """What others do: transformers' RT-DETR with a ResNet-18 backbone (Zhao et al. 2024), from random weights.
 
-The pictures, their views, the average of the weights and the scores are the project's own; what is made of a view is
-resized to a square, which is how RT-DETR takes pictures. float32 weights, TF32 products on a GPU, not compiled.
+The pictures, their views and the scores are the project's own; what is made of a view is resized to a square, which is
+how RT-DETR takes pictures. float32 weights, TF32 products on a GPU, not compiled. The moving average, of the weights
+and of the statistics of batch norms, is RT-DETR's.
 """
 
 import math
@@ -11,6 +12,7 @@ from itertools import count
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
@@ -23,6 +25,7 @@ from bbu_train.types import Draw, Picture, Sample
 
 RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 4e-4, 1e-4, 0.1
 WARM_SHARE = 0.03  # of the time; then a cosine to 0
+DECAY, DECAY_STEPS = 0.9999, 2000  # of the average, and in how many steps it grows to that but for 1 / e
 NUM_FOUND = 300  # boxes a picture, as RT-DETR's own evaluation takes
 
 Evaluation = dict[str, float]
@@ -87,10 +90,15 @@ def multiplier(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1, (share - WARM_SHARE) / (1 - WARM_SHARE))))
 
 
-class Peer:
-    """The model and what trains it for `seconds`, of which evaluations are no part. `average_of` is conf/average's."""
+def averaged(averages: list[torch.Tensor], latest: list[torch.Tensor], num_steps: torch.Tensor) -> None:
+    decay = DECAY * (1 - math.exp(-int(num_steps) / DECAY_STEPS))
+    get_ema_multi_avg_fn(decay)(averages, latest, num_steps)
 
-    def __init__(self, data, view_of, average_of, seed: int, side: int, batch_size: int, num_workers: int):
+
+class Peer:
+    """The model and what trains it for `seconds`, of which evaluations are no part."""
+
+    def __init__(self, data, view_of, seed: int, side: int, batch_size: int, num_workers: int):
         objects = [each for sample in data.train for each in sample.student.objects or ()]
         self.classes = sorted({class_of(each.description) for each in objects})
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,7 +109,7 @@ class Peer:
         owner = {"all": {"pattern": "", "owner": "model", "lr": RATE}}
         settings = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": WEIGHT_DECAY, "precision": "fp32"}
         self.optimizer = groups.build(self.model, owner, **settings)
-        self.average = average_of(self.model, self.optimizer)
+        self.average = AveragedModel(self.model, multi_avg_fn=averaged, use_buffers=True)
         self.batches = DataLoader(
             Views(data.train, view_of, self.classes, side),
             batch_size=None,
@@ -114,8 +122,7 @@ class Peer:
     def train(self, seconds: float, moments: Sequence[float]) -> tuple[list[Evaluation], dict[str, torch.Tensor], int]:
         """Scores on validation after each of `moments`, rising seconds; the weights best by AP; the steps made.
 
-        At each moment the weights and their average are scored, and the better counts. The running statistics of batch
-        norms are not averaged, as RT-DETR's own training does: both are scored with those of the last step.
+        At each moment the weights and their average are scored, and the better counts.
         """
         evaluations: list[Evaluation] = []
         best: dict[str, torch.Tensor] = {}
@@ -126,7 +133,7 @@ class Peer:
                 # The host waits in the matching of every step, so its clock is the device's.
                 self._step(next(batches), multiplier(elapsed / seconds))
                 num_steps += 1
-                self.average.update(num_steps)
+                self.average.update_parameters(self.model)
                 elapsed = time.perf_counter() - began
             found, weights = self._evaluated()
             if not evaluations or found["ap"] > max(each["ap"] for each in evaluations):
@@ -150,23 +157,19 @@ class Peer:
 
     def _evaluated(self) -> tuple[Evaluation, dict[str, torch.Tensor]]:
         pictures = [sample.student for sample in self.data.validation]
-        latest = self.scored(pictures), self._weights()
-        with self.average.applied():
-            averaged = self.scored(pictures), self._weights()
-        return max(latest, averaged, key=lambda each: each[0]["ap"])
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: its.detach().cpu().clone() for name, its in self.model.state_dict().items()}
+        candidates = [(self.scored(pictures, model), model) for model in (self.model, self.average.module)]
+        found, model = max(candidates, key=lambda each: each[0]["ap"])
+        return found, {name: its.detach().cpu().clone() for name, its in model.state_dict().items()}
 
     @torch.no_grad()
-    def scored(self, pictures: Sequence[Picture]) -> Evaluation:
-        self.model.eval()
+    def scored(self, pictures: Sequence[Picture], model: RTDetrForObjectDetection) -> Evaluation:
+        model.eval()
         found: list[Prediction] = []
         for first in range(0, len(pictures), self.batch_size):
             some = pictures[first : first + self.batch_size]
-            said = self.model(pixel_values=self._inputs(pixels(some, self.side)))
+            said = model(pixel_values=self._inputs(pixels(some, self.side)))
             found += map(self._prediction, said.logits.sigmoid().cpu(), said.pred_boxes.cpu(), some)
-        self.model.train()
+        model.train()
         return score(pictures, found)
 
     def _prediction(self, scores: torch.Tensor, boxes_cxcywh: torch.Tensor, picture: Picture) -> Prediction:

@@ -119,7 +119,9 @@ class Plain:
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         """In float32, also of bfloat16 gradients, of which torch's own would be rounded to three digits."""
-        each = torch._foreach_norm(gradients, 2, dtype=torch.float32) if gradients else []
+        each: list[Tensor] = []
+        for dtype in dict.fromkeys(its.dtype for its in gradients):  # together they would take a kernel for each tensor
+            each += torch._foreach_norm([its for its in gradients if its.dtype == dtype], 2, dtype=torch.float32)
         return torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros((), device=self.device)
 
     def _update(self, total_norm: Tensor, is_broken: Tensor) -> None:
