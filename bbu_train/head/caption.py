@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bbu_train import vocabulary
@@ -20,7 +20,6 @@ class CaptionLayer(DecoderLayer):
         states: Float[Tensor, "samples slots tokens model"],
         past: KeysValues | None,
         memory: KeysValues,
-        memory_mask: Bool[Tensor, "samples memory"],
     ) -> tuple[Float[Tensor, "samples slots tokens model"], KeysValues]:
         num_samples, num_slots, num_tokens, _ = states.shape
         normalised = self.norms[0](states).flatten(0, 1)
@@ -28,10 +27,10 @@ class CaptionLayer(DecoderLayer):
         if past is not None:
             keys_values = tuple(torch.cat(pair, dim=2) for pair in zip(past, keys_values, strict=True))
         # With a cache there is one new token, which may read all that went before.
-        own = self.self_attention(normalised, keys_values, None, is_causal=past is None)
+        own = self.self_attention(normalised, keys_values, is_causal=past is None)
         states = states + own.unflatten(0, (num_samples, num_slots))
         # All captions of a sample read one memory, so they are one sequence of queries to it.
-        read = self.cross_attention(self.norms[1](states).flatten(1, 2), memory, memory_mask)
+        read = self.cross_attention(self.norms[1](states).flatten(1, 2), memory)
         states = states + read.unflatten(1, (num_slots, num_tokens))
         return states + self.feed_forward(self.norms[2](states)), keys_values
 
@@ -109,7 +108,7 @@ class CaptionDecoder(nn.Module):
         num_samples = len(memory.states)
         place = (samples, rank_in_sample(samples, num_samples))
         slots = sequences.new_zeros(num_samples, num_slots, *sequences.shape[1:]).index_put(place, sequences)
-        states, _ = self._decode(slots, 0, None, self._read(memory), memory.mask)
+        states, _ = self._decode(slots, 0, None, self._read(memory))
         return self.out_projection(self.norm(states[place]))
 
     @torch.no_grad()
@@ -127,7 +126,7 @@ class CaptionDecoder(nn.Module):
         states = queries[:, :, None]
         ended = torch.zeros(queries.shape[:2], dtype=torch.bool, device=queries.device)
         for position in range(max_tokens):
-            decoded, past = self._decode(states, position, past, read, memory.mask)
+            decoded, past = self._decode(states, position, past, read)
             scores = project(self.out_projection(self.norm(decoded[:, :, -1])))
             ids.append(scores.argmax(-1).masked_fill(ended, end_token))
             ended = ended | (ids[-1] == end_token)
@@ -137,12 +136,12 @@ class CaptionDecoder(nn.Module):
         return torch.stack(ids, dim=-1)
 
     def _read(self, memory: Memory) -> list[KeysValues]:
-        return [layer.cross_attention.keys_values(memory.keys, memory.states) for layer in self.layers]
+        return [layer.cross_attention.keys_values(memory.keys, memory.states, memory.mask) for layer in self.layers]
 
-    def _decode(self, states: Tensor, first_position: int, past, memory: list[KeysValues], memory_mask: Tensor):
+    def _decode(self, states: Tensor, first_position: int, past, memory: list[KeysValues]):
         places = torch.arange(first_position, first_position + states.shape[2], device=states.device)
         states, present = states + sine(places.float(), states.shape[-1]), []
         for i, layer in enumerate(self.layers):
-            states, keys_values = layer(states, past and past[i], memory[i], memory_mask)
+            states, keys_values = layer(states, past and past[i], memory[i])
             present.append(keys_values)
         return states, present

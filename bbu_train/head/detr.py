@@ -25,9 +25,9 @@ class QueryLayer(DecoderLayer):
     ) -> Float[Tensor, "samples queries model"]:
         normalised = self.norms[0](queries)
         placed = normalised + places
-        queries = queries + self.self_attention(placed, self.self_attention.keys_values(placed, normalised), None)
-        read = self.cross_attention.keys_values(memory.keys, memory.states)
-        queries = queries + self.cross_attention(self.norms[1](queries) + places, read, memory.mask)
+        queries = queries + self.self_attention(placed, self.self_attention.keys_values(placed, normalised))
+        read = self.cross_attention.keys_values(memory.keys, memory.states, memory.mask)
+        queries = queries + self.cross_attention(self.norms[1](queries) + places, read)
         return queries + self.feed_forward(self.norms[2](queries))
 
 

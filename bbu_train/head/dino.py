@@ -34,8 +34,8 @@ class AnchoredLayer(DecoderLayer):
         groups = queries.shape[:2]
         normalised = self.norms[0](queries)
         placed = (normalised + places).flatten(0, 1)
-        keys_values = self.self_attention.keys_values(placed, normalised.flatten(0, 1))
-        queries = queries + self.self_attention(placed, keys_values, mask).unflatten(0, groups)
+        keys_values = self.self_attention.keys_values(placed, normalised.flatten(0, 1), mask)
+        queries = queries + self.self_attention(placed, keys_values).unflatten(0, groups)
         # Groups differ in what they read of each other, and to the memory they are one sequence of queries.
         asked = (self.norms[1](queries) + places).flatten(1, 2)
         looks = self.gaze(asked, boxes_cxcywh.flatten(1, 2), where.token_sizes)

@@ -16,6 +16,18 @@ def _rows(first, sample, head, rows, num_rows, HEADS: tl.constexpr, SIZE: tl.con
 
 
 @triton.jit
+def _load(first, sample, head, rows, num_rows, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    at, is_real = _rows(first, sample, head, rows, num_rows, HEADS, SIZE, WIDTH)
+    return tl.load(at, is_real, 0.0)
+
+
+@triton.jit
+def _store(first, sample, head, rows, num_rows, values, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    at, is_real = _rows(first, sample, head, rows, num_rows, HEADS, SIZE, WIDTH)
+    tl.store(at, values.to(first.dtype.element_ty), is_real)
+
+
+@triton.jit
 def _looks(looks, sample, head, rows, num_rows, HEADS: tl.constexpr):
     """Middles, spreads and text of these queries, one after the other."""
     at, real = looks + ((sample * num_rows + rows).to(tl.int64) * HEADS + head) * 5, rows < num_rows
@@ -43,27 +55,24 @@ def forward(
 ):  # fmt: skip
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    at, is_query = _rows(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    queries = tl.load(at, is_query, 0.0)
+    queries = _load(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
     middle_x, middle_y, spread_x, spread_y, text = _looks(looks, sample, head, rows, num_queries, HEADS)
     most, total = tl.full((QUERIES,), float("-inf"), tl.float32), tl.zeros((QUERIES,), tl.float32)
     read = tl.zeros((QUERIES, WIDTH), tl.float32)
     for start in range(0, num_keys, KEYS):
         columns = start + tl.arange(0, KEYS)
-        key_at, is_key = _rows(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-        scores = tl.dot(queries, tl.trans(tl.load(key_at, is_key, 0.0))) * scale
+        keys = _load(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
+        scores = tl.dot(queries, tl.trans(keys)) * scale
         x, y, kind = _entries(entries, sample, columns, num_keys)
         x = (x[None, :] - middle_x[:, None]) / spread_x[:, None]
         y = (y[None, :] - middle_y[:, None]) / spread_y[:, None]
         scores += _added(x, y, kind[None, :], text[:, None])
         before, most = most, tl.maximum(most, tl.max(scores, 1))
         weights, shrink = tl.exp(scores - most[:, None]), tl.exp(before - most)
-        key_at, is_key = _rows(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-        values = tl.load(key_at, is_key, 0.0)
+        values = _load(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
         total = total * shrink + tl.sum(weights, 1)
         read = read * shrink[:, None] + tl.dot(weights.to(values.dtype), values)
-    at, is_query = _rows(out, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    tl.store(at, (read / total[:, None]).to(out.dtype.element_ty), is_query)
+    _store(out, sample, head, rows, num_queries, read / total[:, None], HEADS, SIZE, WIDTH)
     line = (sample * HEADS + head) * num_queries + rows
     tl.store(log_sums + line, most + tl.log(total), rows < num_queries)
 
@@ -76,12 +85,9 @@ def backward_of_queries(
     """With P = softmax(S) and O = P V: dP = dO V^T and dS = P (dP - sum(O dO)). That sum is kept in `common`."""
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    at, is_query = _rows(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    queries = tl.load(at, is_query, 0.0)
-    at, is_query = _rows(out, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    read = tl.load(at, is_query, 0.0)
-    at, is_query = _rows(gradient, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    d_read = tl.load(at, is_query, 0.0)
+    queries = _load(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
+    read = _load(out, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
+    d_read = _load(gradient, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
     line = (sample * HEADS + head) * num_queries + rows
     log_sum = tl.load(log_sums + line, rows < num_queries, 0.0)
     shared = tl.sum(read.to(tl.float32) * d_read.to(tl.float32), 1)
@@ -93,14 +99,12 @@ def backward_of_queries(
     d_text = tl.zeros((QUERIES,), tl.float32)
     for start in range(0, num_keys, KEYS):
         columns = start + tl.arange(0, KEYS)
-        key_at, is_key = _rows(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-        keys = tl.load(key_at, is_key, 0.0)
+        keys = _load(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
         x, y, kind = _entries(entries, sample, columns, num_keys)
         x = (x[None, :] - middle_x[:, None]) / spread_x[:, None]
         y = (y[None, :] - middle_y[:, None]) / spread_y[:, None]
         scores = tl.dot(queries, tl.trans(keys)) * scale + _added(x, y, kind[None, :], text[:, None])
-        key_at, is_key = _rows(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-        d_weights = tl.dot(d_read, tl.trans(tl.load(key_at, is_key, 0.0)))
+        d_weights = tl.dot(d_read, tl.trans(_load(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)))
         d_scores = tl.exp(scores - log_sum[:, None]) * (d_weights - shared[:, None])
         d_queries += tl.dot(d_scores.to(keys.dtype), keys)
         of_image = tl.where(kind[None, :] == IMAGE, d_scores, 0.0)
@@ -109,8 +113,7 @@ def backward_of_queries(
         d_spread_x += tl.sum(of_image * x * x, 1)
         d_spread_y += tl.sum(of_image * y * y, 1)
         d_text += tl.sum(tl.where(kind[None, :] == TEXT, d_scores, 0.0), 1)
-    at, is_query = _rows(d_q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    tl.store(at, (d_queries * scale).to(d_q.dtype.element_ty), is_query)
+    _store(d_q, sample, head, rows, num_queries, d_queries * scale, HEADS, SIZE, WIDTH)
     at, real = d_looks + ((sample * num_queries + rows).to(tl.int64) * HEADS + head) * 5, rows < num_queries
     tl.store(at, d_middle_x / spread_x, real)
     tl.store(at + 1, d_middle_y / spread_y, real)
@@ -127,18 +130,14 @@ def backward_of_keys(
     """dV = P^T dO and dK = dS^T Q, so everything is transposed here: keys are rows."""
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     columns = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    at, is_key = _rows(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-    keys = tl.load(at, is_key, 0.0)
-    at, is_key = _rows(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-    values = tl.load(at, is_key, 0.0)
+    keys = _load(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
+    values = _load(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
     key_x, key_y, kind = _entries(entries, sample, columns, num_keys)
     d_keys, d_values = tl.zeros((KEYS, WIDTH), tl.float32), tl.zeros((KEYS, WIDTH), tl.float32)
     for start in range(0, num_queries, QUERIES):
         rows = start + tl.arange(0, QUERIES)
-        query_at, is_query = _rows(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-        queries = tl.load(query_at, is_query, 0.0)
-        query_at, is_query = _rows(gradient, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-        d_read = tl.load(query_at, is_query, 0.0)
+        queries = _load(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
+        d_read = _load(gradient, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
         line = (sample * HEADS + head) * num_queries + rows
         # Of a query that does not exist no weight remains.
         log_sum = tl.load(log_sums + line, rows < num_queries, float("inf"))
@@ -151,7 +150,5 @@ def backward_of_keys(
         d_values += tl.dot(weights.to(d_read.dtype), d_read)
         d_scores = weights * (tl.dot(values, tl.trans(d_read)) - shared[None, :])
         d_keys += tl.dot(d_scores.to(queries.dtype), queries)
-    at, is_key = _rows(d_k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-    tl.store(at, (d_keys * scale).to(d_k.dtype.element_ty), is_key)
-    at, is_key = _rows(d_v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-    tl.store(at, d_values.to(d_v.dtype.element_ty), is_key)
+    _store(d_k, sample, head, columns, num_keys, d_keys * scale, HEADS, SIZE, WIDTH)
+    _store(d_v, sample, head, columns, num_keys, d_values, HEADS, SIZE, WIDTH)

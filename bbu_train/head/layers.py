@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-KeysValues = tuple[Float[Tensor, "_ heads _ size"], Float[Tensor, "_ heads _ size"]]
+KeysValues = tuple[Float[Tensor, "_ heads _ _"], Float[Tensor, "_ heads _ _"]]
+"""As wide as a head, or by eight channels wider where there is a mask."""
 BARRED = -(2.0**20)  # of a score: its key is not read, whatever else it would have; exact in any dtype
 
 
@@ -24,24 +25,26 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(d_model, d_model) for _ in range(4))
 
-    def keys_values(self, keys: Float[Tensor, "n keys model"], values: Float[Tensor, "n keys model"]) -> KeysValues:
-        return self._split(self.key(keys)), self._split(self.value(values))
+    def keys_values(
+        self,
+        keys: Float[Tensor, "n keys model"],
+        values: Float[Tensor, "n keys model"],
+        mask: Bool[Tensor, "n keys"] | None = None,
+    ) -> KeysValues:
+        """`mask` is False where a key must not be read; a query that may read no key at all would read each alike."""
+        keys, values = self._split(self.key(keys)), self._split(self.value(values))
+        if mask is None:
+            return keys, values
+        # As eight more channels, of which one is used: the fastest kernels take no mask, and want sizes in eights.
+        barred = pad(~mask[:, None, :, None], (0, 7)).expand(*keys.shape[:3], 8)
+        return torch.cat([keys, barred], dim=-1), pad(values, (0, 8))
 
     def forward(
-        self,
-        queries: Float[Tensor, "n queries model"],
-        keys_values: KeysValues,
-        mask: Bool[Tensor, "n keys"] | None,
-        is_causal: bool = False,
+        self, queries: Float[Tensor, "n queries model"], keys_values: KeysValues, is_causal: bool = False
     ) -> Float[Tensor, "n queries model"]:
-        """`mask` is False where a key must not be read; a query that may read no key at all would read each alike."""
         asking, (keys, values) = self.asking(queries), keys_values
         size = asking.shape[-1]
-        if mask is not None:
-            # As eight more channels, of which one is used: the fastest kernels take no mask, and want sizes in eights.
-            asking = pad(asking, (0, 8), value=BARRED * size**0.5)
-            keys = torch.cat([keys, pad(~mask[:, None, :, None], (0, 7)).expand(*keys.shape[:3], 8)], dim=-1)
-            values = pad(values, (0, 8))
+        asking = pad(asking, (0, keys.shape[-1] - size), value=BARRED * size**0.5)
         out = scaled_dot_product_attention(asking, keys, values, is_causal=is_causal, scale=size**-0.5)
         return self.answer(out[..., :size])
 

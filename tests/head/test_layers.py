@@ -59,7 +59,7 @@ def test_attention_is_torchs_multi_head_attention(memory):
     copy_attention(ours, theirs)
     queries, values = random("queries", 2, 3, D_MODEL), random("values", 2, 5, D_MODEL)
     expected, _ = theirs(queries, keys, values, key_padding_mask=~mask)
-    torch.testing.assert_close(ours(queries, ours.keys_values(keys, values), mask), expected)
+    torch.testing.assert_close(ours(queries, ours.keys_values(keys, values, mask)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,7 +67,7 @@ def test_nothing_comes_from_a_key_that_must_not_be_read(memory, dtype):
     keys, mask = memory
     ours, queries = Attention(D_MODEL, NUM_HEADS).to(dtype), random("queries", 2, 3, D_MODEL).to(dtype)
     changed = torch.where(mask[..., None], keys, 100 * keys).to(dtype)
-    out, other = (ours(queries, ours.keys_values(its, its), mask) for its in (keys.to(dtype), changed))
+    out, other = (ours(queries, ours.keys_values(its, its, mask)) for its in (keys.to(dtype), changed))
     assert torch.equal(out, other)
 
 
@@ -99,7 +99,7 @@ def test_a_caption_layer_is_torchs_causal_decoder_layer_for_each_caption(memory)
     ours = CaptionLayer(D_MODEL, NUM_HEADS)
     theirs, causal = torch_layer(ours), nn.Transformer.generate_square_subsequent_mask(4)
     captions = random("captions", 2, 3, 4, D_MODEL)
-    out, _ = ours(captions, None, ours.cross_attention.keys_values(states, states), mask)
+    out, _ = ours(captions, None, ours.cross_attention.keys_values(states, states, mask))
     for slot in range(3):
         expected = theirs(captions[:, slot], states, causal, memory_key_padding_mask=(~mask).float() * -1e9)
         torch.testing.assert_close(out[:, slot], expected)

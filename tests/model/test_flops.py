@@ -32,13 +32,13 @@ def _no_logits_twice(monkeypatch):
 @pytest.fixture
 def _no_masks(monkeypatch):
     """A mask takes more channels of queries, keys and values, which is not useful. Of one sample it hides nothing."""
-    masked = Attention.forward
+    masked = Attention.keys_values
 
-    def unmasked(self, queries, keys_values, mask, is_causal=False):
+    def unmasked(self, keys, values, mask=None):
         assert mask is None or mask.all()
-        return masked(self, queries, keys_values, None, is_causal)
+        return masked(self, keys, values)
 
-    monkeypatch.setattr(Attention, "forward", unmasked)
+    monkeypatch.setattr(Attention, "keys_values", unmasked)
 
 
 def freeze(module, *prefixes):
