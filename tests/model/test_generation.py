@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from bbu_train.collator.prompts import left_padded
-from bbu_train.model import generation
+from bbu_train.model import generation, writer
 from bbu_train.types import Role
 
 NUM_NEW = 12
@@ -162,3 +163,40 @@ def test_training_goes_on_after_writing_bit_for_bit(make_model, make_criterion, 
         return [parameter.grad for parameter in model.parameters()]
 
     assert all(map(torch.equal, gradients(True), gradients(False)))
+
+
+@pytest.mark.parametrize("room", [1, 4, 11])
+def test_a_cache_that_grows_changes_nothing(model, builder, prompts, monkeypatch, room):
+    at_once, _ = write(model, prompts, builder)
+    monkeypatch.setattr(writer, "ROOM", room)
+    in_parts, _ = write(model, prompts, builder)
+    assert torch.equal(at_once.ids, in_parts.ids)
+    torch.testing.assert_close(at_once.probabilities, in_parts.probabilities, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="steps are recorded on CUDA only")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_recorded_step_writes_what_one_told_kernel_by_kernel_does(config, builder, prompts, monkeypatch, precision):
+    gpu = torch.device("cuda")
+    cfg = config(f"engine.precision={precision}", "head=none")
+    torch.manual_seed(0)
+    network = instantiate(cfg.model.network, _convert_="all")
+    model = lively(network(device=gpu, head=instantiate(cfg.head, _convert_="all")))
+    batch = left_padded(prompts, builder.picture_format).to(gpu)
+    monkeypatch.setattr(writer, "ROOM", 9)
+
+    def write():
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            return generation.answer(model, batch, builder.text.end, 2 * NUM_NEW)[0]
+
+    def told(function, device):
+        function()
+        return function
+
+    recorded = write(), write()
+    monkeypatch.setattr(writer, "done_once", told)
+    plain = write()
+    assert len(plain.ids.unique()) > 10
+    for one in recorded:
+        assert torch.equal(one.ids, plain.ids)
+        torch.testing.assert_close(one.probabilities, plain.probabilities, rtol=1e-3, atol=1e-5)
