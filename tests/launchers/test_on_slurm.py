@@ -153,7 +153,8 @@ def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
 def in_terminal(sweep, command: str) -> tuple[subprocess.Popen, int]:
     """A command of launchers, and the terminal that it writes to."""
     ours, its = os.openpty()
-    arguments = [sys.executable, "-m", "launchers", command, "s"]
+    # Tests that a script started in the background ignore Ctrl-C, and so would this.
+    arguments = ["env", "--default-signal=INT", sys.executable, "-m", "launchers", command, "s"]
     process = subprocess.Popen(
         arguments, cwd=sweep.folder, env=sweep.environment, stdin=its, stdout=its, stderr=its, start_new_session=True
     )
