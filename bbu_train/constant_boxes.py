@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.cluster.vq import kmeans, vq
 
-from bbu_train.scoring import Prediction, class_of
+from bbu_train.scoring import Prediction
 from bbu_train.seeds import generator
-from bbu_train.types import Picture
+from bbu_train.types import Picture, class_of
 
 
 def constant_predictions(

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from bbu_train.fonts import font
 from bbu_train.pictures import open_upright
-from bbu_train.scoring import Prediction, class_of
-from bbu_train.types import Picture
+from bbu_train.scoring import Prediction
+from bbu_train.types import Picture, class_of
 
 LEGIBLE = 800  # pixels of the longer side at which lines and letters are planned
 LINE, LETTERS = 2, 15  # pixels at that size

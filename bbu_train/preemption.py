@@ -14,6 +14,8 @@ from bbu_train.errors import SweepPreempted
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
+LOOKS_FOR_PARENT_EVERY = 2.0  # seconds, of a data worker
+
 _received: list[str] = []
 
 
@@ -63,15 +65,17 @@ def serve_parent(_worker: int) -> None:
     """What a data worker does, forked while signals were held back: it ends when its parent says so.
 
     A signal often goes to all processes of a job, and the parent, which ends at its next step, needs the batches up to
-    there. So SIGTERM ends a worker only if the parent sent it, as Python does at exit, or if the parent is gone.
+    there. So SIGTERM ends a worker only if the parent sent it, as Python does at exit. Once the parent is gone, it ends
+    by itself: torch has it wait until somebody reads what it has made.
     """
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
     while True:
-        came = signal.sigwaitinfo(SIGNALS)
-        if came.si_signo == signal.SIGTERM and (came.si_pid == parent or os.getppid() != parent):
+        came = signal.sigtimedwait(SIGNALS, LOOKS_FOR_PARENT_EVERY)
+        asked = came is not None and came.si_signo == signal.SIGTERM and came.si_pid == parent
+        if asked or os.getppid() != parent:
             os._exit(0)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bbu_train import drawing
 from bbu_train.constant_boxes import constant_predictions
-from bbu_train.scoring import Prediction, class_of, score
-from bbu_train.types import Picture
+from bbu_train.scoring import Prediction, score
+from bbu_train.types import Picture, class_of
 
 NUM_OVERLAYS = 6
 GALLERY_SIZE = 900  # pixels of the longer side of a picture, so that many evaluations take little room

@@ -13,7 +13,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster, mask
 from jaxtyping import Float, Int
 
-from bbu_train.types import Picture
+from bbu_train.types import Picture, class_of
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class Prediction:
     boxes_xyxy: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, "n"]
     descriptions: tuple[str, ...]
-
-
-def class_of(description: str) -> str:
-    """The first level of "type/property/extra"."""
-    return description.split("/", 1)[0]
 
 
 def score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -40,6 +40,11 @@ class Object:
     description: str
 
 
+def class_of(description: str) -> str:
+    """The first level of "type/property/extra"."""
+    return description.split("/", 1)[0]
+
+
 @dataclass(frozen=True)
 class View:
     """What is seen of a picture file: a part of it, turned over or not, in other colours.

@@ -19,9 +19,9 @@ from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetCon
 from bbu_train import boxes
 from bbu_train.conversation.pixels import read_pixels
 from bbu_train.optimizer import groups
-from bbu_train.scoring import Prediction, class_of, score
+from bbu_train.scoring import Prediction, score
 from bbu_train.seeds import generator
-from bbu_train.types import Draw, Picture, Sample
+from bbu_train.types import Draw, Picture, Sample, class_of
 
 RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 4e-4, 1e-4, 0.1
 WARM_SHARE = 0.03  # of the time; then a cosine to 0

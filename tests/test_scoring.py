@@ -7,9 +7,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scored import A, B, C, perfect, picture, prediction
 
-from bbu_train.scoring import class_of, full_score, score
+from bbu_train.scoring import full_score, score
 from bbu_train.seeds import generator
-from bbu_train.types import Picture
+from bbu_train.types import Picture, class_of
 
 PICTURES = [picture((A, "螺丝/正确"), (B, "bbu/huawei")), picture(), picture((C, "螺丝"))]
 

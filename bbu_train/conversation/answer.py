@@ -10,6 +10,9 @@ from typing import Any
 
 from bbu_train.types import Object
 
+Order = Callable[[str, Sequence[int]], tuple[Any, ...]]
+"""What a written object is sorted by: `bbu_train.conversation.order` has some."""
+
 # Not only JSONDecodeError: thousands of digits raise a plain ValueError, deep nesting a RecursionError.
 _NO_JSON = (ValueError, RecursionError)
 _OPENING = '{"bbox_2d": ['
@@ -31,12 +34,12 @@ class Parsed:
     is_complete: bool
 
 
-def render(objects: Sequence[Object], scale_x: float, scale_y: float, width: int, height: int) -> str:
+def render(objects: Sequence[Object], order: Order, scale_x: float, scale_y: float, width: int, height: int) -> str:
     """The answer for `objects`, whose boxes are scaled by (scale_x, scale_y) to a picture of `width` x `height` pixels.
 
-    Whole pixels, from top to bottom and then from left to right. A box keeps at least one pixel a side.
+    Whole pixels, sorted by what `order` makes of a label and its box. A box keeps at least one pixel a side.
     """
-    return json.dumps(_rows(objects, scale_x, scale_y, width, height), ensure_ascii=False)
+    return json.dumps(_rows(objects, order, scale_x, scale_y, width, height), ensure_ascii=False)
 
 
 def token_ids(text: str, ids_of: Callable[[str], Sequence[int]]) -> list[int]:
@@ -59,6 +62,7 @@ def token_ids(text: str, ids_of: Callable[[str], Sequence[int]]) -> list[int]:
 
 def num_tokens(
     objects: Sequence[Object],
+    order: Order,
     scale_x: float,
     scale_y: float,
     width: int,
@@ -66,7 +70,7 @@ def num_tokens(
     tokens_of: Callable[[str], int],
 ) -> int:
     """How many `token_ids` gives for what `render` gives, where `tokens_of` counts those of a text."""
-    rows = _rows(objects, scale_x, scale_y, width, height)
+    rows = _rows(objects, order, scale_x, scale_y, width, height)
     if not rows:
         return tokens_of("[]")
     num_digits = sum(len("%d%d%d%d" % tuple(row["bbox_2d"])) for row in rows)  # noqa: UP031 (it takes half the time)
@@ -80,14 +84,16 @@ def _closing(label: str) -> str:
     return f'], "label": {json.dumps(label, ensure_ascii=False)}}}'
 
 
-def _rows(objects: Sequence[Object], scale_x: float, scale_y: float, width: int, height: int) -> list[dict[str, Any]]:
-    """What `render` writes, in its order."""
+def _rows(
+    objects: Sequence[Object], order: Order, scale_x: float, scale_y: float, width: int, height: int
+) -> list[dict[str, Any]]:
+    """What `render` writes."""
     rows = []
     for item in objects:
         x1, x2 = _whole_pixels(item.box_xyxy[0] * scale_x, item.box_xyxy[2] * scale_x, width)
         y1, y2 = _whole_pixels(item.box_xyxy[1] * scale_y, item.box_xyxy[3] * scale_y, height)
         rows.append({"bbox_2d": [x1, y1, x2, y2], "label": item.description})
-    rows.sort(key=lambda row: (row["bbox_2d"][1], row["bbox_2d"][0]))
+    rows.sort(key=lambda row: order(row["label"], row["bbox_2d"]))
     return rows
 
 

@@ -24,7 +24,15 @@ class ConversationBuilder:
     the ids equal those of the checkpoint's own template (a test compares them).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, picture_format: PictureFormat, system: str, question: str):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        picture_format: PictureFormat,
+        system: str,
+        question: str,
+        order: answer.Order,
+    ):
+        self.order = order
         self.system = system
         self.question = question
         self.picture_format = picture_format
@@ -46,7 +54,7 @@ class ConversationBuilder:
     def answer(self, picture: Picture) -> str:
         """The true answer for a picture, in pixels of the resized picture."""
         assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
-        return answer.render(picture.objects, *self._trip(picture))
+        return answer.render(picture.objects, self.order, *self._trip(picture))
 
     def num_tokens(self, sample: Sample, teachers: Sequence[Picture]) -> int:
         """The length of the encoded conversation with all answers, from sizes in file headers and texts alone."""
@@ -62,7 +70,7 @@ class ConversationBuilder:
         unanswered = Turn(Role.STUDENT, picture, self.question, "")
         num_tokens = sum(len(ids) for ids, _, _ in self._turn_pieces(unanswered))
         assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
-        return num_tokens + answer.num_tokens(picture.objects, *self._trip(picture), self._tokens_of)
+        return num_tokens + answer.num_tokens(picture.objects, self.order, *self._trip(picture), self._tokens_of)
 
     def _trip(self, picture: Picture) -> tuple[float, float, int, int]:
         """What boxes are multiplied by, in x and in y, to lie in the resized picture, and its width and height."""

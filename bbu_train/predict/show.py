@@ -7,8 +7,8 @@ from PIL import Image
 
 from bbu_train import drawing
 from bbu_train.predict.routes import Found
-from bbu_train.scoring import Prediction, class_of
-from bbu_train.types import Picture
+from bbu_train.scoring import Prediction
+from bbu_train.types import Picture, class_of
 
 
 def line(found: Found, threshold: float) -> dict[str, Any]:
