@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bbu_train.conversation import answer
+from bbu_train.conversation.order import Reading
 from bbu_train.conversation.text import Text
 from bbu_train.seeds import generator
 from bbu_train.types import Object
@@ -72,7 +73,7 @@ def _description(text: Text) -> str:
         one, two = (
             len(
                 text.ids(
-                    answer.render([Object(box, description) for box in some], order.Reading(), 1, 1, WIDTH, HEIGHT)
+                    answer.render([Object(box, description) for box in some], Reading(), 1, 1, WIDTH, HEIGHT)
                 )
             )
             for some in (boxes[:1], boxes)
