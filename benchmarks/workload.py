@@ -71,11 +71,7 @@ def _description(text: Text) -> str:
     for length in range(NUM_OBJECT_TOKENS):
         description = f"bbu{FILLER * length}"
         one, two = (
-            len(
-                text.ids(
-                    answer.render([Object(box, description) for box in some], Reading(), 1, 1, WIDTH, HEIGHT)
-                )
-            )
+            len(text.ids(answer.render([Object(box, description) for box in some], Reading(), 1, 1, WIDTH, HEIGHT)))
             for some in (boxes[:1], boxes)
         )
         if two - one == NUM_OBJECT_TOKENS:
