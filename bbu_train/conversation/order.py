@@ -1,7 +1,7 @@
 """In which order an answer names its objects: what a written object is sorted by, its label and (x1, y1, x2, y2).
 
-They are called for every object of every plan, so they are objects: what Hydra makes of a function with `_partial_`
-takes long at each call.
+They are called for every object of every epoch that is planned, so they are objects: what Hydra makes of a function
+with `_partial_` takes 0.1 ms a call.
 """
 
 from collections.abc import Sequence
