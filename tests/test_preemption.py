@@ -244,7 +244,8 @@ def test_a_worker_ends_when_its_parent_says_so_and_not_for_another():
     assert process.exitcode == 0
 
 
-def test_a_worker_without_a_parent_ends_by_itself():
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_worker_without_a_parent_ends_by_itself_and_for_anybody(signalled):
     reads, writes = os.pipe()
     parent = os.fork()
     if parent == 0:
@@ -252,4 +253,6 @@ def test_a_worker_without_a_parent_ends_by_itself():
         os._exit(0)
     os.waitpid(parent, 0)
     orphan = int(os.read(reads, 100))
+    if signalled:
+        from_elsewhere(orphan)
     wait_until(lambda: not is_alive(orphan), "the orphan has ended")
