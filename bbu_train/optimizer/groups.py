@@ -1,4 +1,4 @@
-"""AdamW over named groups of parameters, each with a rate of its own.
+"""Named groups of parameters, each with a rate of its own, and AdamW over them.
 
 The groups are ordered, and a parameter belongs to the first whose pattern is found in its name. Every parameter has to
 belong to one, and every group has to match something, so that no rate of a sweep is without effect unnoticed.
@@ -31,11 +31,25 @@ def build(
 ) -> torch.optim.AdamW:
     """Freeze the groups of rate 0 and give the others to AdamW.
 
+    `groups` is that of `torch_groups`. `precision` is the engine's: with "bf16" bfloat16 parameters get float32
+    masters, with "pure_bf16" none.
+    """
+    its_groups = torch_groups(model, groups, betas, eps, weight_decay)
+    # Either clips and refuses on the device, as it updates (engine/plain.py).
+    if precision == "fp32":
+        return torch.optim.AdamW(its_groups, betas=tuple(betas), eps=eps, fused=True)
+    return MixedAdamW(its_groups, masters=precision == "bf16", betas=tuple(betas), eps=eps)
+
+
+def torch_groups(
+    model: nn.Module, groups: dict[str, dict[str, Any]], betas: Sequence[float], eps: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Freeze the groups of rate 0, and give the others as torch's optimizers take them.
+
     `groups` maps a name to `pattern` (found anywhere in the parameter's name), `owner` (a submodule of the model: where
     the model has none of that name, or None, the group may stay empty) and `lr`. A tied parameter has several names;
     each counts as matched, and it belongs to the group of the first, in the model's order, that has one.
 
-    `precision` is the engine's: with "bf16" bfloat16 parameters get float32 masters, with "pure_bf16" none.
     Decay applies to matrices only (norms and biases have fewer than 2 dimensions), so a named group becomes up to two
     of torch's, with "name", "decays" and "initial_lr" in each. What the model itself froze stays frozen, and is left
     out. All that is wrong raises one InputError, before anything is frozen.
@@ -46,7 +60,7 @@ def build(
     if problems:
         remedy = "Mend it in conf/optimizer/five_groups.yaml, or in the choice that you named, or by an override."
         raise all_problems("optimizer", problems, remedy)
-    torch_groups = []
+    its_groups = []
     for name, parameters in members.items():
         rate = float(groups[name]["lr"])
         if rate == 0:
@@ -56,13 +70,10 @@ def build(
             if chosen:
                 decay = weight_decay if decays else 0.0
                 settings = {"lr": rate, "initial_lr": rate, "weight_decay": decay, "name": name, "decays": decays}
-                torch_groups.append({"params": chosen, **settings})
-    if not torch_groups:
+                its_groups.append({"params": chosen, **settings})
+    if not its_groups:
         raise InputError("optimizer: every parameter is frozen. Give at least one group an lr above 0.")
-    # Either clips and refuses on the device, as it updates (engine/plain.py).
-    if precision == "fp32":
-        return torch.optim.AdamW(torch_groups, betas=tuple(betas), eps=eps, fused=True)
-    return MixedAdamW(torch_groups, masters=precision == "bf16", betas=tuple(betas), eps=eps)
+    return its_groups
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
@@ -85,12 +96,14 @@ def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.P
 def state_bytes(optimizer: torch.optim.AdamW) -> int:
     """Bytes of moments and masters, which the optimizer makes at its first step."""
 
-    def bytes_of(parameter: nn.Parameter) -> int:
+    def bytes_of(parameter: nn.Parameter, num_moments: int) -> int:
         if isinstance(optimizer, MixedAdamW) and parameter.dtype == torch.bfloat16:
-            return parameter.numel() * (12 if optimizer.masters else 4)
-        return 2 * parameter.nbytes
+            return parameter.numel() * (4 * (num_moments + 1) if optimizer.masters else 2 * num_moments)
+        return num_moments * parameter.nbytes
 
-    return sum(bytes_of(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    # A group with "momentum" is Muon's, which keeps one moment.
+    sizes = ((p, 1 if "momentum" in group else 2) for group in optimizer.param_groups for p in group["params"])
+    return sum(bytes_of(parameter, num_moments) for parameter, num_moments in sizes)
 
 
 def _freeze(parameters: list[nn.Parameter]) -> None:
