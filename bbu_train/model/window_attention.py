@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bbu_train.model import window_kernel
 
 LONGEST = 64  # tokens of a window
+LEAST_TILE = 16  # channels that a product of Triton takes
 
 
 def replace_windows(visual: nn.Module) -> None:
@@ -104,4 +105,5 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 def _sizes(qkv: Tensor, num_heads: int) -> dict[str, int]:
     size = qkv.shape[1] // 3 // num_heads
-    return {"HEADS": num_heads, "SIZE": size, "HALF": 1 << (size // 2 - 1).bit_length(), "TOKENS": LONGEST}
+    half = max(LEAST_TILE, 1 << (size // 2 - 1).bit_length())
+    return {"HEADS": num_heads, "SIZE": size, "HALF": half, "TOKENS": LONGEST}

@@ -6,7 +6,8 @@ import pytest
 from conftest import build, configured
 
 from bbu_train.conversation.answer import render
-from bbu_train.conversation.order import ByClass, Reading
+from bbu_train.conversation.order import ByColumn, Reading
+from bbu_train.errors import InputError
 from bbu_train.types import Object
 
 OBJECTS = [
@@ -18,16 +19,36 @@ OBJECTS = [
 ]
 
 
-def named(order) -> list[str]:
-    return [row["label"] for row in json.loads(render(OBJECTS, order, 1.0, 1.0, 100, 80))]
+def named(order, objects=OBJECTS) -> list[str]:
+    return [row["label"] for row in json.loads(render(objects, order, 1.0, 1.0, 100, 80))]
 
 
 def test_reading_goes_from_top_to_bottom_and_then_from_left_to_right():
     assert named(Reading()) == ["screw", "screw/loose", "screw/tight", "label/a", "label"]
 
 
-def test_by_class_names_one_class_after_the_other_and_each_as_reading_does():
-    assert named(ByClass()) == ["label/a", "label", "screw", "screw/loose", "screw/tight"]
+@pytest.mark.parametrize(
+    ("width", "labels", "screws"),
+    [
+        (100, ["label/a", "label"], ["screw", "screw/loose", "screw/tight"]),  # one column
+        (30, ["label", "label/a"], ["screw", "screw/loose", "screw/tight"]),
+        (40, ["label/a", "label"], ["screw", "screw/loose", "screw/tight"]),
+    ],
+)
+def test_by_column_names_one_class_after_the_other_and_each_column_by_column(width, labels, screws):
+    assert named(ByColumn(width)) == labels + screws
+
+
+def test_within_a_column_what_is_higher_comes_first_whatever_is_further_left():
+    tilted = [Object((12.0, 10.0, 20.0, 20.0), "screw/high"), Object((10.0, 30.0, 20.0, 40.0), "screw/low")]
+    assert named(ByColumn(20), tilted) == ["screw/high", "screw/low"]
+    assert named(ByColumn(12), tilted) == ["screw/low", "screw/high"]
+
+
+@pytest.mark.parametrize("width", [0, -1, True])
+def test_a_column_without_width_is_refused(width):
+    with pytest.raises(InputError, match=f"conversation.order.width={width}"):
+        ByColumn(width)
 
 
 @pytest.mark.parametrize("language", ["english", "chinese"])
@@ -40,4 +61,4 @@ def test_a_conversation_is_ordered_as_its_choice_says(language, preprocessing, m
         return [row["label"] for row in json.loads(answer)]
 
     assert named(language) == ["screw/loose", "label"]
-    assert named(f"{language}_by_class") == ["label", "screw/loose"]
+    assert named(f"{language}_by_column") == ["label", "screw/loose"]

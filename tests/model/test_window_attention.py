@@ -10,20 +10,26 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kerne
 ENDS = [0, 64, 80, 128, 140, 204]  # whole windows, and parts of some at a picture's edge
 
 
+@pytest.fixture(params=[80, 64, 16])
+def size(request):
+    """Channels of a head: of the published models, of model=small and of model=tiny."""
+    return request.param
+
+
 @pytest.fixture
-def inputs():
+def inputs(size):
     """Hidden states, boundaries, and the cosines and sines of positions, on the GPU."""
     torch.manual_seed(0)
-    angles = 3 * torch.randn(ENDS[-1], 40).repeat(1, 2)
-    hidden = torch.randn(ENDS[-1], 320).cuda().requires_grad_()
+    angles = 3 * torch.randn(ENDS[-1], size // 2).repeat(1, 2)
+    hidden = torch.randn(ENDS[-1], 4 * size).cuda().requires_grad_()
     return hidden, torch.tensor(ENDS, dtype=torch.int32).cuda(), (angles.cos().cuda(), angles.sin().cuda())
 
 
 @pytest.fixture
-def stock():
-    """Four heads of 80 channels, as wide as the published models'."""
+def stock(size):
+    """Four heads."""
     torch.manual_seed(1)
-    config = Qwen2_5_VLVisionConfig(hidden_size=320, num_heads=4)
+    config = Qwen2_5_VLVisionConfig(hidden_size=4 * size, num_heads=4)
     config._attn_implementation = "sdpa"
     return Qwen2_5_VLVisionAttention(config).cuda()
 
