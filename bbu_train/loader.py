@@ -15,6 +15,7 @@ from bbu_train.planning import Part, deal
 from bbu_train.seeds import generator
 from bbu_train.types import Batch, Draw, Encoded, Picture, Sample, Step
 
+NUM_KEPT = 4_000_000  # visits of a sample whose length and cost are kept, at 16 bytes each
 Task = TypeVar("Task")
 Made = TypeVar("Made")
 
@@ -25,7 +26,8 @@ class Source:
     `view_of(sample, epoch)` says how its student is seen, and `teachers_of(sample, epoch)` draws its teachers;
     `builder` writes the conversation; `cost_of` says what so many tokens and pictures of so many patches cost;
     `max_tokens` and `too_long` say how long a sample may be, and whether a longer one is an "error" or left out
-    ("drop"); `seed` is that of each sample's noise. Lengths and costs are kept for one epoch, the last asked for.
+    ("drop"); `seed` is that of each sample's noise. Lengths and costs are kept for the last epochs asked for, NUM_KEPT
+    of them and one epoch at least.
     """
 
     def __init__(
@@ -49,7 +51,8 @@ class Source:
         self.max_tokens = max_tokens
         self.too_long = too_long
         self.seed = seed
-        self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(maxsize=1)(self._measure)
+        num_epochs_kept = max(1, NUM_KEPT // max(1, len(samples)))
+        self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(num_epochs_kept)(self._measure)
 
     def num_tokens(self, draw: Draw) -> int:
         return self._sizes_of(draw.epoch)[0][draw.index]

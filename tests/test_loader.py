@@ -72,7 +72,9 @@ def test_the_cost_of_a_sample_is_that_of_its_tokens_and_patches(make_source, sam
         assert source.cost(Draw(0, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
 
 
-def test_lengths_are_measured_once_an_epoch_and_kept_for_one(make_source):
+@pytest.mark.parametrize(("num_kept", "again"), [(3, True), (4, True), (7, True), (8, False)])
+def test_lengths_are_measured_once_an_epoch_and_as_many_are_kept_as_may_be(make_source, monkeypatch, num_kept, again):
+    monkeypatch.setattr(loader, "NUM_KEPT", num_kept)
     drawn = []
 
     def teachers_of(sample, epoch):
@@ -85,7 +87,7 @@ def test_lengths_are_measured_once_an_epoch_and_kept_for_one(make_source):
         assert [source.num_tokens(Draw(epoch, i)) > 0 < source.cost(Draw(epoch, i)) for i in range(4)] == [True] * 4
     assert Counter(drawn) == Counter((name, epoch) for name in "abcd" for epoch in (0, 1))
     source.num_tokens(Draw(0, 2))
-    assert drawn[8:] == [(name, 0) for name in "abcd"]
+    assert drawn[8:] == [(name, 0) for name in "abcd"] * again
 
 
 def test_teachers_are_those_of_the_epoch(make_source, samples):

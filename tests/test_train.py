@@ -82,9 +82,10 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, unin
         assert (folder / "gallery" / name).read_bytes() == (uninterrupted / "gallery" / name).read_bytes()
 
 
-def test_a_killed_and_resumed_run_with_cache_views_and_average_equals_one_that_was_never_killed(outputs, run):
+def test_a_killed_and_resumed_run_of_other_choices_equals_one_that_was_never_killed(outputs, run):
     """The resumed one begins with an empty cache."""
-    choices = [*CACHE, "augmentation=crops", "average=ema"]
+    curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.num_epochs=2"]
+    choices = [*CACHE, "augmentation=crops", "average=ema", "optimizer=muon", *curriculum]
     cached = run("cached", *choices)
     shares = logged(cached, "time/teacher_cache_hits")
     assert 0 <= shares[0] < max(shares) <= 1

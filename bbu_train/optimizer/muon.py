@@ -16,7 +16,7 @@ from bbu_train.optimizer.mixed_adamw import MixedAdamW
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: the steepest at 0 that keep 1 near 1 (Jordan 2024)
 NUM_ITERATIONS = 5
 RMS_OF_ADAMW = 0.2  # of an update of rate 1, about (Liu et al. 2025)
-MOST_AT_ONCE = 1 << 26  # numbers of alike matrices that are updated together: half a GiB of temporaries
+MOST_AT_ONCE = 1 << 26  # numbers of alike matrices that are updated together: a quarter of a GiB for each temporary
 
 
 def build(
