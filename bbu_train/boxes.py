@@ -52,9 +52,16 @@ def paired_generalized_iou(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"])
     Rezatofighi et al. 2019. Boxes are xyxy in any one unit; the value lies in [-1, 1].
     Zero-area boxes give IoU 0, never NaN.
     """
+    return paired_ious(a, b)[1]
+
+
+def paired_ious(
+    a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]
+) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+    """IoU and GIoU at once, as `paired_iou` and `paired_generalized_iou` give them."""
     iou, union = _iou_and_union(a, b)
     hull = area(torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], dim=-1))
-    return iou - _ratio(hull - union, hull)
+    return iou, iou - _ratio(hull - union, hull)
 
 
 def iou(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:

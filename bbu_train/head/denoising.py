@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bbu_train import boxes
 from bbu_train.head.layers import rank_in_sample
@@ -57,3 +58,25 @@ def slots(sample_of_object: Int[Tensor, "objects"], num_samples: int, most: int)
     taken = torch.zeros(num_samples, max(1, most), dtype=torch.bool, device=ranks.device)
     taken = taken.index_put((sample_of_object, ranks), torch.ones_like(ranks, dtype=torch.bool))
     return Slots(sample_of_object, ranks, (taken | ~taken.any(dim=1, keepdim=True)).repeat_interleave(2, dim=1))
+
+
+class Starts(NamedTuple):
+    """Where queries begin. `mask` is False where there is none; None: all are there."""
+
+    queries: Float[Tensor, "samples groups queries model"]
+    boxes_logits: Float[Tensor, "samples groups queries 4"]
+    mask: Bool[Tensor, "samples groups queries"] | None
+
+    def beside(self, others: "Starts") -> "Starts":
+        """The groups of both, those of fewer queries filled up: as one pass of the decoder they take half the kernels
+        of two, and it is the host that a small model waits for."""
+        most = max(self.queries.shape[2], others.queries.shape[2])
+        parts = [its if its.mask is not None else its._replace(mask=_all_of(its.queries)) for its in (self, others)]
+        filled = ([pad(x, (0, 0, 0, most - x.shape[2])) for x in its[:2]] for its in parts)
+        masks = [pad(its.mask, (0, most - its.mask.shape[2])) for its in parts]
+        queries, boxes_logits = (torch.cat(x, dim=1) for x in zip(*filled, strict=True))
+        return Starts(queries, boxes_logits, torch.cat(masks, dim=1))
+
+
+def _all_of(queries: Float[Tensor, "samples groups queries model"]) -> Bool[Tensor, "samples groups queries"]:
+    return torch.ones(queries.shape[:3], dtype=torch.bool, device=queries.device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bbu_train.head import anchors, flops, gaze
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.denoising import noised, slots
+from bbu_train.head.denoising import Slots, Starts, noised, slots
 from bbu_train.head.dense import object_of_token
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
 from bbu_train.types import Denoised, Dense, Detections, MemoryIndex, Sizes, Truth
@@ -138,14 +138,18 @@ class Dino(nn.Module):
         seen = memory.states[:, : index.vision.shape[1]]
 
         tokens, proposed, scores = self._propose(seen, index)
-        starts = (self.query.weight + tokens)[:, None], proposed[:, None]
-        states, boxes, objectness = self._decode(*starts, None, read, where)
-        boxes, objectness = torch.cat([proposed[None], boxes[:, :, 0]]), torch.cat([scores[None], objectness[:, :, 0]])
-        denoised = None
+        starts = Starts((self.query.weight + tokens)[:, None], proposed[:, None], None)
+        rows = None
         if self.training and self.num_denoising_groups:
-            denoised = self._denoise(truth, seen, read, where, index)
+            rows = slots(truth.sample_of_object, len(seen), truth.most)
+            starts = starts.beside(self._noised(truth, rows, seen, index))
+        states, boxes, objectness = self._decode(starts, read, where)
+        denoised = self._denoised(rows, boxes, objectness) if rows else None
         dense = self._each_token(truth, seen, index) if self.training else None
-        return memory, states[:, 0], boxes, objectness, denoised, dense
+        num_queries = proposed.shape[1]
+        boxes = torch.cat([proposed[None], boxes[:, :, 0, :num_queries]])
+        objectness = torch.cat([scores[None], objectness[:, :, 0, :num_queries]])
+        return memory, states[:, 0, :num_queries], boxes, objectness, denoised, dense
 
     def _propose(
         self, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
@@ -157,36 +161,28 @@ class Dino(nn.Module):
         boxes = anchors.take(anchors.of_tokens(index), chosen) + self.proposed_box(tokens).float()
         return tokens, boxes, scores.gather(1, chosen)
 
-    def _denoise(
-        self,
-        truth: Truth,
-        seen: Float[Tensor, "samples vision model"],
-        read: list[KeysValues],
-        where: gaze.Places,
-        index: MemoryIndex,
-    ) -> Denoised:
-        rows = slots(truth.sample_of_object, len(seen), truth.most)
-        starts = rows.lay(noised(truth.boxes_cxcywh, truth.noise, self.num_denoising_groups))
-        tokens = anchors.take(seen, anchors.nearest(starts.flatten(1, 2), index)).unflatten(1, starts.shape[1:3])
-        mask = rows.mask.repeat_interleave(self.num_denoising_groups, dim=0)
-        _, boxes, objectness = self._decode(tokens, anchors.logits(starts), mask, read, where)
-        return Denoised(rows.lift(boxes)[..., 0, :].sigmoid(), rows.lift(objectness[..., None])[..., 0])
+    def _noised(
+        self, truth: Truth, rows: Slots, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
+    ) -> Starts:
+        """Where the groups of noised true boxes begin."""
+        boxes = rows.lay(noised(truth.boxes_cxcywh, truth.noise, self.num_denoising_groups))
+        tokens = anchors.take(seen, anchors.nearest(boxes.flatten(1, 2), index)).unflatten(1, boxes.shape[1:3])
+        return Starts(tokens, anchors.logits(boxes), rows.mask[:, None].expand(boxes.shape[:3]))
+
+    def _denoised(self, rows: Slots, boxes: Tensor, objectness: Tensor) -> Denoised:
+        num_slots = rows.mask.shape[1]
+        said, seemed = boxes[:, :, 1:, :num_slots], objectness[:, :, 1:, :num_slots]
+        return Denoised(rows.lift(said)[..., 0, :].sigmoid(), rows.lift(seemed[..., None])[..., 0])
 
     def _each_token(self, truth: Truth, seen: Float[Tensor, "samples vision model"], index: MemoryIndex) -> Dense:
         boxes = anchors.of_tokens(index) + self.dense_box(seen).float()
         objects = object_of_token(index.vision_centers, index.vision_mask, truth.boxes_cxcywh, truth.sample_of_object)
         return Dense(boxes.sigmoid(), self.dense_objectness(seen)[..., 0].float(), objects, index.vision_mask)
 
-    def _decode(
-        self,
-        queries: Float[Tensor, "samples groups queries model"],
-        boxes_logits: Float[Tensor, "samples groups queries 4"],
-        mask: Bool[Tensor, "samples_groups queries"] | None,
-        read: list[KeysValues],
-        where: gaze.Places,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode(self, starts: Starts, read: list[KeysValues], where: gaze.Places) -> tuple[Tensor, Tensor, Tensor]:
         """States after the last layer, and boxes and objectness after each, before the sigmoid."""
-        before = anchor = boxes_logits.detach()
+        queries, mask = starts.queries, None if starts.mask is None else starts.mask.flatten(0, 1)
+        before = anchor = starts.boxes_logits.detach()
         said, seemed = [], []
         for layer, keys_values in zip(self.layers, read, strict=True):
             boxes_cxcywh = anchor.sigmoid()

@@ -14,12 +14,12 @@ ObjectnessLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of logits, which of them answer for an object, and IoU: one of `objectness`."""
 
 
-def box_sums(
-    said: Float[Tensor, "*layers objects 4"], true: Float[Tensor, "objects 4"]
-) -> tuple[Float[Tensor, "*layers"], Float[Tensor, "*layers"]]:
-    """Sum of ||b - b^||_1 and sum of 1 - GIoU(b, b^) over matched pairs, both of normalised cxcywh boxes."""
-    giou = boxes.paired_generalized_iou(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true))
-    return (said - true).abs().sum((-2, -1)), (1 - giou).sum(-1)
+def box_losses(
+    said: Float[Tensor, "*layers 4"], true: Float[Tensor, "*#layers 4"]
+) -> tuple[Float[Tensor, "*layers"], Float[Tensor, "*layers"], Float[Tensor, "*layers"]]:
+    """||b - b^||_1 and 1 - GIoU(b, b^) of each pair of normalised cxcywh boxes, and its IoU, which has no gradient."""
+    iou, giou = boxes.paired_ious(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true))
+    return (said - true).abs().sum(-1), 1 - giou, iou.detach()
 
 
 def on_queries(
@@ -53,8 +53,9 @@ def layer_sums(
     said = boxes_cxcywh[layer, sample_of_object, queries]
     where = queries, sample_of_object, num_samples, num_queries
     is_object = on_queries(torch.ones_like(queries, dtype=torch.bool), *where)
-    losses = objectness(objectness_logits, is_object, on_queries(_iou(said, true_cxcywh), *where))
-    return *box_sums(said, true_cxcywh), (losses * annotated[:, None]).sum((-2, -1))
+    l1, giou, iou = box_losses(said, true_cxcywh)
+    losses = objectness(objectness_logits, is_object, on_queries(iou, *where))
+    return l1.sum(-1), giou.sum(-1), (losses * annotated[:, None]).sum((-2, -1))
 
 
 def denoised_sums(
@@ -65,10 +66,9 @@ def denoised_sums(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """The same three of what was made of noised boxes (`Denoised`), in all layers: means over the groups."""
     num_groups = boxes_cxcywh.shape[2]
-    true = true_cxcywh[:, None].expand(-1, num_groups, -1)
-    l1, giou = box_sums(boxes_cxcywh.flatten(1, 2), true.flatten(0, 1))
-    is_object = torch.arange(2, device=true.device) == 0
-    losses = objectness(objectness_logits, is_object, _iou(boxes_cxcywh, true)[..., None])
+    l1, giou, iou = box_losses(boxes_cxcywh, true_cxcywh[:, None])
+    is_object = torch.arange(2, device=iou.device) == 0
+    losses = objectness(objectness_logits, is_object, iou[..., None])
     return l1.sum() / num_groups, giou.sum() / num_groups, losses.sum() / num_groups
 
 
@@ -88,15 +88,10 @@ def dense_sums(
     num_tokens = true_cxcywh.new_zeros(num_places).index_add(0, place.flatten(), is_object.flatten().float())
     share = is_object / num_tokens[place].clamp(min=1)
     true = torch.cat([true_cxcywh, true_cxcywh.new_full((1, 4), 0.5)])[place]
-    giou = boxes.paired_generalized_iou(boxes.cxcywh_to_xyxy(boxes_cxcywh), boxes.cxcywh_to_xyxy(true))
-    losses = objectness(objectness_logits, is_object, _iou(boxes_cxcywh, true))
+    l1, giou, iou = box_losses(boxes_cxcywh, true)
+    losses = objectness(objectness_logits, is_object, iou)
     losses = losses * torch.where(is_object, share, 1) * (mask & annotated[:, None])
-    l1 = (boxes_cxcywh - true).abs().sum(-1)
-    return (share * l1).sum(), (share * (1 - giou)).sum(), losses.sum()
-
-
-def _iou(said: Float[Tensor, "*layers 4"], true: Float[Tensor, "*#layers 4"]) -> Float[Tensor, "*layers"]:
-    return boxes.paired_iou(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true)).detach()
+    return (share * l1).sum(), (share * giou).sum(), losses.sum()
 
 
 def caption_sum(detections: Detections, queries: Int[Tensor, "objects"], batch: Batch) -> Float[Tensor, ""]:

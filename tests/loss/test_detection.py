@@ -14,7 +14,7 @@ from transformers.loss.loss_for_object_detection import (
 )
 
 from bbu_train import boxes
-from bbu_train.loss.detection import box_sums, caption_sum, denoised_sums, dense_sums, layer_sums, on_queries
+from bbu_train.loss.detection import box_losses, caption_sum, denoised_sums, dense_sums, layer_sums, on_queries
 from bbu_train.loss.objectness import Focal, Varifocal
 from bbu_train.seeds import generator
 
@@ -62,16 +62,17 @@ def test_boxes_without_an_area_give_finite_losses_and_gradients():
     point = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     said = torch.cat([point, point, point + 0.2]).requires_grad_()
     true = torch.cat([point, point + 0.1, point])
-    l1, giou = box_sums(said, true)
+    l1, giou, _ = (its.sum() for its in box_losses(said, true))
     (gradient,) = torch.autograd.grad(l1 + giou, said)
     assert torch.isfinite(l1 + giou)
     assert torch.isfinite(gradient).all()
 
 
 def test_a_perfect_box_loses_nothing(random_boxes):
-    l1, giou = box_sums(random_boxes("true", 4), random_boxes("true", 4))
-    assert l1 == 0
-    assert giou.item() == pytest.approx(0, abs=1e-5)
+    l1, giou, iou = box_losses(random_boxes("true", 4), random_boxes("true", 4))
+    assert l1.tolist() == [0] * 4
+    assert giou.tolist() == pytest.approx([0] * 4, abs=1e-5)
+    assert iou.tolist() == pytest.approx([1] * 4, abs=1e-5)
 
 
 def objectness_of(logits, annotated, queries, random_boxes, objectness):
@@ -118,7 +119,7 @@ def test_what_is_made_of_noised_boxes_loses_the_mean_of_what_each_group_would(ch
     expected = [0, 0, 0]
     for group in range(4):
         its = said[:, :, group], logits[:, :, group]
-        l1, giou = box_sums(its[0], true)
+        l1, giou, _ = box_losses(its[0], true)
         iou = torch.stack([boxes.paired_iou(*map(boxes.cxcywh_to_xyxy, (layer, true))) for layer in its[0]])
         found = choice(its[1][..., 0], torch.tensor(True), iou).sum()
         seen_through = choice(its[1][..., 1], torch.tensor(False), iou).sum()
@@ -139,7 +140,7 @@ def test_tokens_that_find_one_object_share_its_losses(choice, random_boxes):
     for number, sample in ((0, 0), (1, 0), (2, 1)):
         its = objects[sample] == number
         its_true = true[number].expand(its.sum(), 4)
-        l1, giou = box_sums(said[sample, its], its_true)
+        l1, giou, _ = (its.sum() for its in box_losses(said[sample, its], its_true))
         iou = boxes.paired_iou(*map(boxes.cxcywh_to_xyxy, (said[sample, its], its_true)))
         found = choice(logits[sample, its], torch.tensor(True), iou).sum()
         expected += torch.stack([l1, giou, found]) / its.sum()
