@@ -16,6 +16,7 @@ from bbu_train.compiled import compiled
 from bbu_train.errors import InputError
 from bbu_train.model import attention as attention_choices
 from bbu_train.model import flops, recompute
+from bbu_train.model.norms import replace_norms
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.still_patches import StillPatchEmbedding
@@ -188,6 +189,8 @@ def build(
         from bbu_train.model.window_attention import replace_windows  # Triton comes with torch for GPUs only
 
         replace_windows(visual)
+        if not compile:  # which fuses them itself
+            replace_norms(backbone)
     model = GroundingModel(backbone, built_head, vocabulary_chunk, TeacherCache(teacher_cache_gib))
     if compile:
         model.compile_parts()

@@ -76,8 +76,8 @@ def test_the_backbone_does_exactly_what_is_counted(make_model, make_criterion, c
 def test_the_model_with_a_head_does_exactly_what_is_counted(
     make_model, make_criterion, collate, encoded, head, frozen, frozen_head
 ):
-    """One sample with one object, whose caption needs no padding."""
-    model = make_model(head)
+    """One sample with one object: its caption needs no padding, nor its two noised boxes beside two queries."""
+    model = make_model(head, "head.num_queries=2")
     if FROZEN[frozen]:
         freeze(model.backbone, *FROZEN[frozen])
     if frozen_head:
