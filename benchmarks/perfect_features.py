@@ -55,6 +55,8 @@ class Seeing(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """In the order of merged features, as the vision tower gives them."""
+        if not len(batch.boxes_cxcywh):
+            return self.told(self.told[0].weight.new_zeros(len(batch.image_positions), self.told[0].in_features))
         index, pixels = batch.memory, self.merge * self.patch
         sizes = index.vision_sizes[:, None]  # of an image token in its picture
         steps = (torch.arange(self.merge, device=sizes.device) + 0.5) / self.merge - 0.5
@@ -67,8 +69,6 @@ class Seeing(nn.Module):
         points = centers[:, :, :, None]
         over = ((points > low - reach) & (points < high + reach)).all(-1) & own[:, None, None]
         area = batch.boxes_cxcywh[:, 2] * batch.boxes_cxcywh[:, 3]
-        if not len(area):
-            return self.told(self.told[0].weight.new_zeros(len(batch.image_positions), self.told[0].in_features))
         smallest = torch.where(over, area, math.inf).argmin(-1)
         edges = (
             torch.cat([centers - low[smallest], high[smallest] - centers], dim=-1) / sizes.repeat(1, 1, 2)[:, :, None]

@@ -67,16 +67,15 @@ class Starts(NamedTuple):
     boxes_logits: Float[Tensor, "samples groups queries 4"]
     mask: Bool[Tensor, "samples groups queries"] | None
 
-    def beside(self, others: "Starts") -> "Starts":
-        """The groups of both, those of fewer queries filled up: as one pass of the decoder they take half the kernels
-        of two, and it is the host that a small model waits for."""
-        most = max(self.queries.shape[2], others.queries.shape[2])
-        parts = [its if its.mask is not None else its._replace(mask=_all_of(its.queries)) for its in (self, others)]
-        filled = ([pad(x, (0, 0, 0, most - x.shape[2])) for x in its[:2]] for its in parts)
-        masks = [pad(its.mask, (0, most - its.mask.shape[2])) for its in parts]
-        queries, boxes_logits = (torch.cat(x, dim=1) for x in zip(*filled, strict=True))
-        return Starts(queries, boxes_logits, torch.cat(masks, dim=1))
 
+def beside(starts: Starts, noised: Starts) -> Starts:
+    """The group of queries that are all there and those of noised boxes, filled up to the same number: one pass of the
+    decoder takes half the kernels of two, and it is the host that a small model waits for."""
+    most = max(starts.queries.shape[2], noised.queries.shape[2])
+    full = noised.mask.new_ones(starts.queries.shape[:3])
 
-def _all_of(queries: Float[Tensor, "samples groups queries model"]) -> Bool[Tensor, "samples groups queries"]:
-    return torch.ones(queries.shape[:3], dtype=torch.bool, device=queries.device)
+    def joined(one: Tensor, other: Tensor) -> Tensor:
+        return torch.cat([pad(x, (0, 0, 0, most - x.shape[2])) for x in (one, other)], dim=1)
+
+    mask = joined(full[..., None], noised.mask[..., None])[..., 0]
+    return Starts(joined(starts.queries, noised.queries), joined(starts.boxes_logits, noised.boxes_logits), mask)

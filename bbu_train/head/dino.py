@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bbu_train.head import anchors, flops, gaze
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.denoising import Slots, Starts, noised, slots
+from bbu_train.head.denoising import Slots, Starts, beside, noised, slots
 from bbu_train.head.dense import object_of_token
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
 from bbu_train.types import Denoised, Dense, Detections, MemoryIndex, Sizes, Truth
@@ -142,7 +142,7 @@ class Dino(nn.Module):
         rows = None
         if self.training and self.num_denoising_groups:
             rows = slots(truth.sample_of_object, len(seen), truth.most)
-            starts = starts.beside(self._noised(truth, rows, seen, index))
+            starts = beside(starts, self._noised(truth, rows, seen, index))
         states, boxes, objectness = self._decode(starts, read, where)
         denoised = self._denoised(rows, boxes, objectness) if rows else None
         dense = self._each_token(truth, seen, index) if self.training else None
