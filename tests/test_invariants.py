@@ -10,9 +10,9 @@ from bbu_train.types import Counts
 HEADS = ["head=detr", "head=dino"]
 
 
-@pytest.fixture(params=[*HEADS, "head=none"])
+@pytest.fixture(params=[*HEADS, "head=none", "head=none model.place_amplitude=1"])
 def model(make_model, request):
-    model = make_model(request.param)
+    model = make_model(*request.param.split())
     if model.head is not None:
         torch.manual_seed(1)
         for parameter in model.head.parameters():  # what begins at zero hides what lies behind it

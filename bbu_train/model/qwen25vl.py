@@ -15,7 +15,7 @@ from bbu_train import vocabulary
 from bbu_train.compiled import compiled
 from bbu_train.errors import InputError
 from bbu_train.model import attention as attention_choices
-from bbu_train.model import flops, recompute
+from bbu_train.model import flops, places, recompute
 from bbu_train.model.norms import replace_norms
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
@@ -27,7 +27,8 @@ from bbu_train.types import Batch, Detections, Outputs, Sizes, VisionInputs
 class GroundingModel(nn.Module):
     """The stock transformers model, and a head that reads the same features; `head` may be None.
 
-    Logits exist only at supervised positions, `vocabulary_chunk` of them at a time.
+    Logits exist only at supervised positions, `vocabulary_chunk` of them at a time. To what the language model sees of
+    an image token its place is added, times `place_amplitude`; 0 is the stock model.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class GroundingModel(nn.Module):
         backbone: Qwen2_5_VLForConditionalGeneration,
         head: nn.Module | None,
         vocabulary_chunk: int,
+        place_amplitude: float,
         teacher_cache: TeacherCache,
     ):
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.vocabulary_chunk = vocabulary_chunk
+        self.place_amplitude = place_amplitude
         self.teacher_cache = teacher_cache
         self.cross_entropy = vocabulary.cross_entropy
 
@@ -109,6 +112,10 @@ class GroundingModel(nn.Module):
         """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask.
         An empty `cache` is filled with the keys and values of all slots of the rows, padding included."""
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
+        if self.place_amplitude:
+            positions = batch.position_ids[1:].flatten(1)[:, batch.image_positions]
+            placed = self.place_amplitude * places.sines(positions, vision_features.shape[1])
+            vision_features = vision_features + placed.to(vision_features.dtype)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
             inputs_embeds=flat.view_as(embedded).clone(),  # no view, for which the first layer is compiled apart
@@ -160,6 +167,7 @@ def build(
     precision: str,
     vocabulary_chunk: int,
     vision_mlp_multiple: int,
+    place_amplitude: float,
     teacher_cache_gib: float,
     compile: bool,
     device: torch.device,
@@ -170,8 +178,10 @@ def build(
     `precision` is the engine's: unless it is "fp32", matrices are bfloat16, in which published weights come; norms,
     biases and the head's queries, which it adds to, are always float32. `head` takes the backbone's width, and gives
     None for a language model alone. `compile` turns the backbone's blocks, and of the head what it names, into fused
-    kernels, for any length. `teacher_cache_gib` needs a frozen vision tower.
+    kernels, for any length. `teacher_cache_gib` needs a frozen vision tower. Raises what
+    `places.check` does.
     """
+    places.check(place_amplitude, weights)
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
         backbone = _backbone(config, checkpoint, weights)
@@ -191,7 +201,8 @@ def build(
         replace_windows(visual)
         if not compile:  # which fuses them itself
             replace_norms(backbone)
-    model = GroundingModel(backbone, built_head, vocabulary_chunk, TeacherCache(teacher_cache_gib))
+    cache = TeacherCache(teacher_cache_gib)
+    model = GroundingModel(backbone, built_head, vocabulary_chunk, place_amplitude, cache)
     if compile:
         model.compile_parts()
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.

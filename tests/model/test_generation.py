@@ -13,9 +13,9 @@ from bbu_train.types import Role
 NUM_NEW = 12
 
 
-@pytest.fixture
-def model(make_model):
-    return lively(make_model())
+@pytest.fixture(params=[0, 1])
+def model(make_model, request):
+    return lively(make_model(f"model.place_amplitude={request.param}"))
 
 
 def lively(model):

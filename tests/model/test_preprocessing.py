@@ -55,6 +55,7 @@ def load(checkpoint):
         precision="fp32",
         vocabulary_chunk=64,
         vision_mlp_multiple=1,
+        place_amplitude=0,
         teacher_cache_gib=0,
         compile=False,
         device=torch.device("cpu"),

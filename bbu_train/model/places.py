@@ -1,0 +1,38 @@
+"""Where in its picture an image token lies, for a language model from random weights.
+
+M-RoPE tells how far apart two tokens are, and text, in which a coordinate is to be written, moves on with every token.
+Pretrained layers have learned to make coordinates of that; to new ones it is told. Qwen3-VL has learned places.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bbu_train.errors import InputError
+
+LONGEST = 64  # times as long as the shortest wavelength of 2 pi image tokens: no picture is longer than half a wave
+
+
+def check(amplitude: float, weights: str) -> None:
+    """Raise InputError unless weights of that kind, "random" or "pretrained", can learn with `amplitude`."""
+    if isinstance(amplitude, bool) or not isinstance(amplitude, int | float) or not 0 <= amplitude < math.inf:
+        raise InputError(f"model.place_amplitude={amplitude}: expected a number, 0 (none) or above.")
+    if amplitude and weights == "pretrained":
+        raise InputError(
+            f"model.place_amplitude={amplitude} with model.weights=pretrained: image tokens would look like nothing "
+            "that these weights have learned. Set model.place_amplitude=0."
+        )
+
+
+def sines(position_ids: Int[Tensor, "3 tokens"], width: int) -> Float[Tensor, "tokens width"]:
+    """Of the row and the column of image tokens, counted from 0 in each picture: sines and cosines of both at width / 4
+    wavelengths (Vaswani et al. 2017, in two dimensions). `position_ids` are M-RoPE's, of image tokens alone.
+
+    `width` must be a multiple of 4, which that of every Qwen2.5-VL is.
+    """
+    start, *row_and_column = position_ids  # a picture's first token has its time as its row and column
+    rates = LONGEST ** -(torch.arange(width // 4, device=position_ids.device) / (width // 4))
+    angles = (torch.stack(row_and_column) - start)[..., None] * rates
+    return torch.cat([angles.sin(), angles.cos()]).transpose(0, 1).flatten(1)
