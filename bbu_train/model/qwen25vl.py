@@ -178,8 +178,8 @@ def build(
     `precision` is the engine's: unless it is "fp32", matrices are bfloat16, in which published weights come; norms,
     biases and the head's queries, which it adds to, are always float32. `head` takes the backbone's width, and gives
     None for a language model alone. `compile` turns the backbone's blocks, and of the head what it names, into fused
-    kernels, for any length. `teacher_cache_gib` needs a frozen vision tower. Raises what
-    `places.check` does.
+    kernels, for any length. `teacher_cache_gib` needs a frozen vision tower. Raises InputError for a `place_amplitude`
+    that these weights cannot learn with.
     """
     places.check(place_amplitude, weights)
     config = configuration(checkpoint, weights, shape)
