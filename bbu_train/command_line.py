@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -66,8 +67,10 @@ def _reporting(task: Task, added: Sequence[str]) -> Callable[[DictConfig], None]
     @functools.wraps(task)
     def reporting(cfg: DictConfig) -> None:
         given = [override for override in HydraConfig.get().overrides.task if override not in added]
+        resumed = cfg.get("resume")
         try:
-            task(cfg, given)
+            with run_folder.built_by_this_code(resumed) if resumed else nullcontext():
+                task(cfg, given)
         except Exception as error:
             raise SystemExit(report(error)) from error
 

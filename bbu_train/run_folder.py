@@ -8,11 +8,14 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,6 +24,7 @@ from bbu_train.override_keys import leaves
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+OTHER_CODE = re.compile(r"missing (a|\d+) required |unexpected keyword argument|Error loading|Error locating target")
 
 
 def load(folder: str | Path) -> DictConfig:
@@ -61,8 +65,28 @@ def create(folder: str | Path, cfg: DictConfig) -> None:
 
 def choices(folder: str | Path) -> dict[str, str]:
     """The config groups' choices with which the run in `folder` was made; none where nobody wrote them down."""
+    return _made(folder).get("choices", {})
+
+
+@contextmanager
+def built_by_this_code(folder: str | Path) -> Iterator[None]:
+    """Raise InputError if a part of the run in `folder` takes other arguments here than where the run was made."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if isinstance(cause, InputError) or not OTHER_CODE.search(str(cause)):
+            raise
+        commit = _made(folder).get("git_commit")
+        which = f"of commit {commit}" if commit else "that it was made with"
+        what = str(cause).splitlines()[0].rstrip(":")
+        raise InputError(f"The run in {folder} was made by other code: {what}. Take the bbu_train {which}.") from error
+
+
+def _made(folder: str | Path) -> dict[str, Any]:
+    """`environment.json` of the run in `folder`; empty where nobody wrote it."""
     path = Path(folder).expanduser() / ENVIRONMENT
-    return json.loads(path.read_text(encoding="utf-8"))["choices"] if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def as_yaml(cfg: DictConfig) -> str:

@@ -292,6 +292,17 @@ def test_a_resumed_run_brings_its_choices(command, tmp_path):
     assert OmegaConf.to_container(cfg.head) == {}
 
 
+def test_a_resumed_run_of_other_code_is_the_users_to_mend(command, tmp_path):
+    def make(cfg, given):
+        run_folder.create(tmp_path / "outputs/a/b", cfg)
+
+    missing = fail(TypeError("build() missing 1 required positional argument: 'width'"))
+    command("sweep=a", task=make)
+    code, said, _ = command("resume=outputs/a/b", task=missing)
+    assert (code, "outputs/a/b was made by other code: build() missing" in said) == (2, True)
+    assert command("sweep=a", task=missing)[0] == 1  # of this code, and a defect
+
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

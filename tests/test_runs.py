@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bbu_train import run_folder, runs
@@ -292,3 +293,46 @@ def test_a_broken_stored_config_is_named(working_directory):
     (working_directory / folder / "config.yaml").write_text("seed: [1\n")
     with pytest.raises(InputError, match=r"config\.yaml is not the config of a run"):
         settled([f"resume={folder}"])
+
+
+# ---- a run that other code made ----
+
+
+def build(node, **given):
+    """As a program builds a part, an argument that comes later included."""
+    return instantiate(OmegaConf.create(node))(**given)
+
+
+NORM = {"_target_": "torch.nn.LayerNorm", "_partial_": True}
+
+
+@pytest.mark.parametrize(
+    ("node", "what"),
+    [
+        (NORM, "missing 1 required positional argument: 'normalized_shape'"),
+        ({**NORM, "normalized_shape": 4, "gone": 1}, "unexpected keyword argument 'gone'"),
+        ({"_target_": "bbu_train.conversation.order.Gone"}, "bbu_train.conversation.order.Gone"),
+    ],
+)
+def test_what_is_built_otherwise_now_is_said_with_the_commit_that_knows_it(node, what):
+    folder = made()
+    path = Path(folder) / run_folder.ENVIRONMENT
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"git_commit": "abc123"}))
+    with pytest.raises(InputError) as caught, run_folder.built_by_this_code(folder):
+        build(node)
+    assert what in str(caught.value)
+    assert f"The run in {folder} was made by other code" in str(caught.value)
+    assert str(caught.value).endswith("Take the bbu_train of commit abc123.")
+
+
+def test_without_a_commit_it_is_said_all_the_same(tmp_path):
+    ending = r"Take the bbu_train that it was made with\.$"
+    with pytest.raises(InputError, match=ending), run_folder.built_by_this_code(tmp_path):
+        build(NORM)
+
+
+@pytest.mark.parametrize("error", [TypeError("unhashable type: 'list'"), InputError("Error loading a.jsonl")])
+def test_other_errors_stay_what_they_are(error, tmp_path):
+    with pytest.raises(type(error)) as caught, run_folder.built_by_this_code(tmp_path):
+        raise error
+    assert caught.value is error

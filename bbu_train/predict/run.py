@@ -24,6 +24,7 @@ class Run:
     """`checkpoint` is "best", "last" or a step; `route` a key of ROUTES. Raises InputError for what the run lacks."""
 
     def __init__(self, folder: str, checkpoint: str | int, route: str, num_teachers: int):
+        self.folder = folder
         self.cfg = cfg = run_folder.load(folder)
         # What makes training fast or depends on its machine, and changes no prediction but for rounding.
         cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = "auto", False, 0
@@ -32,7 +33,8 @@ class Run:
         if "head" in self.routes and "num_queries" not in cfg.head:
             raise InputError(f"The run in {folder} has no head (head=none). Take route=written.")
         self.saved = self._chosen(checkpoint)
-        self.preprocessing = build(cfg.model.preprocessing)
+        with run_folder.built_by_this_code(folder):
+            self.preprocessing = build(cfg.model.preprocessing)
 
     def _chosen(self, checkpoint: str | int):
         checkpoints = build(self.cfg.checkpoint)
@@ -58,7 +60,8 @@ class Run:
         return self.saved.metrics.get("eval/f1_threshold", 0.5)
 
     def builder(self) -> ConversationBuilder:
-        return build(self.cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
+        with run_folder.built_by_this_code(self.folder):
+            return build(self.cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
 
     def data(self, wants_truth: bool) -> Splits | None:
         """The run's data, None where nothing of it is asked for. Teachers need it; true boxes can do without."""
@@ -79,7 +82,8 @@ class Run:
         weights = self.saved.weights()  # damaged ones are found before the model is built
         torch.set_num_threads(cfg.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = build(cfg.model.network)(device=device, head=build(cfg.head))
+        with run_folder.built_by_this_code(self.folder):
+            model = build(cfg.model.network)(device=device, head=build(cfg.head))
         load_weights(model, weights)
         autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
         return Predictor(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -63,6 +64,19 @@ def test_the_same_checkpoint_again_gives_the_same_numbers(trained, evaluated, tm
     words = [f"run={trained}", FEW_TOKENS, "checkpoint=last", "num_workers=1", "teachers=[0,2]"]
     assert main([*words, f"out={tmp_path}/again"]) == 0
     assert without_seconds(tmp_path / "again") == [row for row in without_seconds(evaluated) if row["teachers"] != 1]
+
+
+def test_a_run_whose_config_lacks_what_is_needed_now_is_refused(trained, tmp_path, capsys):
+    older = tmp_path / "older"
+    shutil.copytree(trained, older)
+    config = (older / "config.yaml").read_text()
+    (older / "config.yaml").write_text(
+        "".join(line for line in config.splitlines(True) if "place_amplitude" not in line)
+    )
+    assert main([f"run={older}", "checkpoint=last", f"out={tmp_path}/out"]) == 2
+    said = capsys.readouterr().err
+    assert f"The run in {older} was made by other code: " in said
+    assert "'place_amplitude'" in said
 
 
 def test_mlflow_has_every_number_and_every_file(trained, evaluated):
