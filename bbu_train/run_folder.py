@@ -24,6 +24,7 @@ from bbu_train.override_keys import leaves
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+CHECKOUT = Path(__file__).resolve().parent.parent
 OTHER_CODE = re.compile(r"missing (a|\d+) required |unexpected keyword argument|Error loading|Error locating target")
 
 
@@ -70,14 +71,18 @@ def choices(folder: str | Path) -> dict[str, str]:
 
 @contextmanager
 def built_by_this_code(folder: str | Path) -> Iterator[None]:
-    """Raise InputError if a part of the run in `folder` takes other arguments here than where the run was made."""
+    """Raise InputError if a part of the run in `folder` takes other arguments here than where the run was made.
+
+    What fails in a run of this very commit is a defect, and stays as it is.
+    """
     try:
         yield
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        if isinstance(cause, InputError) or not OTHER_CODE.search(str(cause)):
-            raise
+    except (InstantiationException, TypeError) as error:
+        cause = error.__cause__ or error
         commit = _made(folder).get("git_commit")
+        is_ours = commit is not None and commit == git_commit(CHECKOUT)
+        if is_ours or isinstance(cause, InputError) or not OTHER_CODE.search(str(cause)):
+            raise
         which = f"of commit {commit}" if commit else "that it was made with"
         what = str(cause).splitlines()[0].rstrip(":")
         raise InputError(f"The run in {folder} was made by other code: {what}. Take the bbu_train {which}.") from error
@@ -110,7 +115,7 @@ def _environment() -> dict[str, Any]:
     known = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
     packages = {metadata["Name"]: metadata["Version"] for metadata in known if metadata["Name"]}
     return {
-        "git_commit": git_commit(Path(__file__).resolve().parent.parent),
+        "git_commit": git_commit(CHECKOUT),
         "command": sys.argv,
         "choices": {
             group: choice

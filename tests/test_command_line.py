@@ -298,6 +298,7 @@ def test_a_resumed_run_of_other_code_is_the_users_to_mend(command, tmp_path):
 
     missing = fail(TypeError("build() missing 1 required positional argument: 'width'"))
     command("sweep=a", task=make)
+    (tmp_path / "outputs/a/b" / run_folder.ENVIRONMENT).write_text('{"git_commit": "abc123", "choices": {}}')
     code, said, _ = command("resume=outputs/a/b", task=missing)
     assert (code, "outputs/a/b was made by other code: build() missing" in said) == (2, True)
     assert command("sweep=a", task=missing)[0] == 1  # of this code, and a defect

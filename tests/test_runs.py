@@ -325,6 +325,13 @@ def test_what_is_built_otherwise_now_is_said_with_the_commit_that_knows_it(node,
     assert str(caught.value).endswith("Take the bbu_train of commit abc123.")
 
 
+def test_a_defect_of_this_commit_stays_one(monkeypatch):
+    monkeypatch.setattr(run_folder, "git_commit", lambda checkout: "abc123")
+    folder = made()
+    with pytest.raises(TypeError, match="normalized_shape"), run_folder.built_by_this_code(folder):
+        build(NORM)
+
+
 def test_without_a_commit_it_is_said_all_the_same(tmp_path):
     ending = r"Take the bbu_train that it was made with\.$"
     with pytest.raises(InputError, match=ending), run_folder.built_by_this_code(tmp_path):

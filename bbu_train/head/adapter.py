@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bbu_train.head.layers import sine
 from bbu_train.types import MemoryIndex
+from bbu_train.waves import sine
 
 
 class Adapter(nn.Module):

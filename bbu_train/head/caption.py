@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from bbu_train import vocabulary
 from bbu_train.compiled import compiled
 from bbu_train.head.adapter import Memory
-from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample, sine
+from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample
+from bbu_train.waves import sine
 
 
 class CaptionLayer(DecoderLayer):

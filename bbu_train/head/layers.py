@@ -94,13 +94,6 @@ class DecoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
 
 
-def sine(positions: Float[Tensor, "*n"], size: int) -> Float[Tensor, "*n size"]:
-    """sin and cos of `positions` at `size / 2` wavelengths from 2 pi to 20,000 pi (Vaswani et al. 2017)."""
-    frequencies = 10_000 ** -(torch.arange(size // 2, device=positions.device) / (size // 2))
-    angles = positions[..., None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
 def rank_in_sample(samples: Int[Tensor, "objects"], num_samples: int) -> Int[Tensor, "objects"]:
     """How many objects of the same sample come before each; `samples` ascends."""
     first = torch.searchsorted(samples, torch.arange(num_samples, device=samples.device))

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bbu_train.errors import InputError
+from bbu_train.waves import sine
 
 LONGEST = 64  # times the shortest wavelength of 2 pi image tokens: about 400 of them, 11,000 pixels
 
@@ -27,12 +28,10 @@ def check(amplitude: float, weights: str) -> None:
 
 
 def sines(position_ids: Int[Tensor, "3 tokens"], width: int) -> Float[Tensor, "tokens width"]:
-    """Of the row and the column of image tokens, counted from 0 in each picture: sines and cosines of both at width / 4
-    wavelengths (Vaswani et al. 2017, in two dimensions). `position_ids` are M-RoPE's, of image tokens alone.
+    """Of the row of each image token, and then of its column, both counted from 0 in its picture. `position_ids` are
+    M-RoPE's, of image tokens alone.
 
     `width` must be a multiple of 4, which that of every Qwen2.5-VL is.
     """
     start, *row_and_column = position_ids  # a picture's first token has its time as its row and column
-    rates = LONGEST ** -(torch.arange(width // 4, device=position_ids.device) / (width // 4))
-    angles = (torch.stack(row_and_column) - start)[..., None] * rates
-    return torch.cat([angles.sin(), angles.cos()]).transpose(0, 1).flatten(1)
+    return torch.cat([sine((where - start).float(), width // 2, LONGEST) for where in row_and_column], dim=-1)

@@ -73,6 +73,7 @@ def test_a_run_whose_config_lacks_what_is_needed_now_is_refused(trained, tmp_pat
     (older / "config.yaml").write_text(
         "".join(line for line in config.splitlines(True) if "place_amplitude" not in line)
     )
+    (older / run_folder.ENVIRONMENT).write_text('{"git_commit": "abc123"}')
     assert main([f"run={older}", "checkpoint=last", f"out={tmp_path}/out"]) == 2
     said = capsys.readouterr().err
     assert f"The run in {older} was made by other code: " in said

@@ -1,7 +1,5 @@
 """The head's layers compute what torch's own transformer layers compute with the same weights."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,7 @@ from torch import nn
 from bbu_train.head.adapter import Memory
 from bbu_train.head.caption import CaptionLayer
 from bbu_train.head.detr import QueryLayer
-from bbu_train.head.layers import Attention, sine
+from bbu_train.head.layers import Attention
 from bbu_train.seeds import generator
 
 D_MODEL, NUM_HEADS = 16, 2
@@ -103,10 +101,3 @@ def test_a_caption_layer_is_torchs_causal_decoder_layer_for_each_caption(memory)
     for slot in range(3):
         expected = theirs(captions[:, slot], states, causal, memory_key_padding_mask=(~mask).float() * -1e9)
         torch.testing.assert_close(out[:, slot], expected)
-
-
-def test_sine_is_the_formula_of_vaswani_et_al():
-    out = sine(torch.tensor([0.0, 1.0, 70.5]), 6)
-    for row, position in zip(out.tolist(), (0.0, 1.0, 70.5), strict=True):
-        angles = [position / 10_000 ** (2 * i / 6) for i in range(3)]
-        assert row == pytest.approx([math.sin(a) for a in angles] + [math.cos(a) for a in angles], abs=1e-5)

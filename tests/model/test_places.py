@@ -15,8 +15,7 @@ WIDTH = 24
 def place(row, column):
     """The definition, a number at a time."""
     rates = [64 ** (-4 * i / WIDTH) for i in range(WIDTH // 4)]
-    angles = [[where * rate for rate in rates] for where in (row, column)]
-    return [function(angle) for function in (math.sin, math.cos) for one in angles for angle in one]
+    return [function(where * rate) for where in (row, column) for function in (math.sin, math.cos) for rate in rates]
 
 
 @pytest.mark.parametrize("before", [1, 7])
