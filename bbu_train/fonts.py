@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,13 +77,20 @@ def cjk_font_file() -> Path | None:
 
 
 def use_in_plots(texts: Sequence[str]) -> None:
-    """Let matplotlib fall back to an installed Chinese font, as drawing does, where a text needs one."""
-    if any(map(needs_cjk, texts)) and (path := cjk_font_file()) is not None:
-        from matplotlib import font_manager, rcParams
+    """Let matplotlib fall back to an installed Chinese font, as drawing does, where a text needs one.
 
-        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the font's one weight will do
-        font_manager.fontManager.addfont(path)
-        rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()]
+    Where there is none, its own warning for every character is left out: `WARNING` has said it all.
+    """
+    if not any(map(needs_cjk, texts)):
+        return
+    if (path := cjk_font_file()) is None:
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        return
+    from matplotlib import font_manager, rcParams
+
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the font's one weight will do
+    font_manager.fontManager.addfont(path)
+    rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()]
 
 
 def _known_to_fontconfig() -> list[Path]:

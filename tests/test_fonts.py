@@ -1,6 +1,8 @@
 import logging
+import warnings
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from bbu_train import fonts
@@ -38,6 +40,17 @@ def test_a_missing_chinese_font_is_reported_once_with_the_way_to_get_one(no_chin
 def test_chinese_text_without_a_font_leaves_visible_boxes(no_chinese_font):
     assert any(ink("机柜"))
     assert ink("机柜") == ink("标签")
+
+
+def test_a_plot_without_a_font_says_so_once_and_not_for_every_character(no_chinese_font, caplog, tmp_path):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fonts.use_in_plots(["机柜", "标签"])
+        figure = Figure()
+        figure.suptitle("机柜, 标签")
+        figure.savefig(tmp_path / "plot.png")
+    assert [record.message for record in caplog.records] == [fonts.WARNING]
+    assert not said
 
 
 def test_a_font_in_a_known_folder_is_found_without_fontconfig(no_chinese_font, monkeypatch, tmp_path):
