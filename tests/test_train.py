@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -114,12 +115,15 @@ def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(outputs, run
 
 
 def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outputs, uninterrupted):
-    """In a process of its own, because the types that are checked here cannot be compiled."""
+    """In a process of its own, because the types that are checked here cannot be compiled. Code is made once for all
+    but the blocks, and for them once for each of three kinds."""
     fast = ["model.compile=true", "engine.gradient_checkpointing=selective"]
     arguments = command(outputs, "compiled", *fast, "eval_every=null", "save_every=null")
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    environment = os.environ | {"TORCH_LOGS": "recompiles"}
+    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True, env=environment)
     expected = [row for row in rows(uninterrupted) if "loss/total" in row]
     compare_logs(rows(outputs / "smoke" / "compiled"), expected)
+    assert re.findall(r"Recompiling function (\w+)", done.stderr) == ["forward_with_checkpointing"] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Describes an object query in words."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,8 @@ from bbu_train.compiled import compiled
 from bbu_train.head.adapter import Memory
 from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample
 from bbu_train.waves import sine
+
+SLOTS = 8  # slots come in as many: for one, and for strides that are no multiple of 8, compiled code is made once more
 
 
 class CaptionLayer(DecoderLayer):
@@ -91,6 +94,7 @@ class CaptionDecoder(nn.Module):
         `samples` says whose memory each caption reads, in ascending order; no sample has more than `num_slots`.
         """
         words = embed(caption_ids[:, :-1].clamp(min=0))
+        num_slots = math.ceil(num_slots / SLOTS) * SLOTS
         out = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
         targets = caption_ids.flatten()
         losses = vocabulary.token_losses(out, targets, project, self.vocabulary_chunk, self.cross_entropy)

@@ -88,6 +88,7 @@ def flatten(states: Float[Tensor, "rows heads tokens size"]) -> Float[Tensor, "f
     return states.transpose(1, 2).flatten(0, 1)
 
 
+@torch.compiler.disable
 def sdpa(
     module,
     query: Float[Tensor, "rows heads tokens size"],
@@ -102,7 +103,8 @@ def sdpa(
     """torch's attention over each segment; segments of one length go together in one call.
 
     A vision tower's windows mostly have one size, so a picture needs a few calls instead of hundreds. On a GPU the
-    boundaries must come to the host here; `varlen` and `flash_attention_2` do without.
+    boundaries must come to the host here; `varlen` and `flash_attention_2` do without. Never compiled: code would be
+    made again for every number of segments.
     """
     is_causal = module.is_causal if is_causal is None else is_causal
     bounds = cu_seq_lens_q.tolist()

@@ -65,6 +65,18 @@ def test_every_segment_gets_what_it_would_get_alone(name, is_causal, num_kv_head
     torch.testing.assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
+def test_code_around_it_is_made_once_for_any_segments():
+    inputs = states()
+
+    def twice(bounds):
+        return 2 * sdpa(layer(), *inputs, None, SCALE, bounds)[0]
+
+    compiled = torch.compile(twice, backend="eager", dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for name, bounds in SEGMENTS.items():
+            torch.testing.assert_close(compiled(bounds_of(name)), 2 * segment_wise(*inputs, bounds, True))
+
+
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_segments_equal_transformers_eager_attention_under_a_mask_of_blocks(is_causal):
     inputs = states()
