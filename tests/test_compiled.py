@@ -1,8 +1,10 @@
+import pytest
 import torch
 
 from bbu_train.compiled import compiled
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, of itself
 def test_code_is_made_once_for_lengths_that_are_equal_by_chance_and_for_others():
     function = compiled(lambda samples, layers: samples.sin().sum(0) + layers.cos().sum(0))
     lengths = [(2, 2), (5, 2), (3, 7), (4, 4)]

@@ -13,7 +13,8 @@ from bbu_train.head.adapter import Memory
 from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample
 from bbu_train.waves import sine
 
-SLOTS = 8  # slots come in as many: for one, and for strides that are no multiple of 8, compiled code is made once more
+COMPILED_SLOTS = 8
+"""Slots come in as many where they are compiled: for one, and for strides that 8 does not divide, code is made anew."""
 
 
 class CaptionLayer(DecoderLayer):
@@ -55,6 +56,7 @@ class CaptionDecoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.vocabulary_chunk = vocabulary_chunk
         self.cross_entropy = vocabulary.cross_entropy
+        self.slots_multiple = 1
 
     def speaker(
         self,
@@ -77,6 +79,7 @@ class CaptionDecoder(nn.Module):
     def compile_parts(self) -> None:
         """Fuse what training runs. Describing, whose cache grows with each token, stays as it is."""
         self.teacher_forced = compiled(self.teacher_forced)
+        self.slots_multiple = COMPILED_SLOTS
         self.cross_entropy = compiled(vocabulary.cross_entropy)
 
     def losses(
@@ -94,7 +97,7 @@ class CaptionDecoder(nn.Module):
         `samples` says whose memory each caption reads, in ascending order; no sample has more than `num_slots`.
         """
         words = embed(caption_ids[:, :-1].clamp(min=0))
-        num_slots = math.ceil(num_slots / SLOTS) * SLOTS
+        num_slots = math.ceil(num_slots / self.slots_multiple) * self.slots_multiple
         out = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
         targets = caption_ids.flatten()
         losses = vocabulary.token_losses(out, targets, project, self.vocabulary_chunk, self.cross_entropy)
