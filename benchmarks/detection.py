@@ -1,6 +1,6 @@
 """How well a model from scratch finds what is in a few pictures, beside RT-DETR, in original pixels.
 
-    python benchmarks/detection.py data.root=/data/bccd [seconds=600] [steps=2400] [contenders=ours,peer] [side=640]
+    python benchmarks/detection.py data.root=/data/bccd [seconds=300] [steps=1600] [contenders=ours,peer] [side=640]
                                    [batch=16] [workers=14] [max_new_tokens=2048] [key=value of bbu_train ...]
 
 Both see the views that experiment=bccd_small draws, are scored on validation meanwhile, and with the weights that were
@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()
 OWN_KEYS = {
-    **{"seconds": 600, "steps": 2400, "contenders": "ours,peer", "contender": None, "side": 640, "batch": 16},
+    **{"seconds": 300, "steps": 1600, "contenders": "ours,peer", "contender": None, "side": 640, "batch": 16},
     **{"workers": 14, "max_new_tokens": 2048},
 }
 EXPERIMENT = "experiment=bccd_small"
