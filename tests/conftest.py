@@ -5,7 +5,8 @@ Shapes are checked while the tests run: jaxtyping's annotations, by beartype.
 
 import os
 import pkgutil
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
 
 # Threads that spin while they wait take the cores from the other processes that these tests start.
@@ -29,6 +30,12 @@ build = partial(instantiate, _convert_="all")
 
 def configured(*overrides: str):
     """The config that the command line would compose."""
+    return deepcopy(_composed(*overrides))
+
+
+@cache
+def _composed(*overrides: str):
+    """Once for all tests of a process: it takes Hydra longer than the tiny model its step."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=["sweep=test", "run=test", *overrides])
 
