@@ -3,10 +3,11 @@
     python benchmarks/throughput.py [steps=48] [contenders=ours,packed,padded] [key=value of bbu_train ...]
 
 The standard workload (workload.py), random weights of the true shape, bfloat16 compute over float32 master weights, all
-six losses with the `detr` head for us and the language loss alone for the peers, which are packed and padded. pure is
-ours without masters. frozen is ours without training the vision tower, cached is frozen with what the tower makes of
-teachers' pictures kept: it says how often each was used, and its useful work leaves out what the cache is there to
-spare. 7b and 7b_pure are ours of that shape. Each contender has a process of its own.
+six losses with the `detr` head for us and the language loss alone for the peers, which are packed and padded, and count
+the same steps of the same samples. pure is ours without masters, and takes half the steps. frozen is ours without
+training the vision tower, cached is frozen with what the tower makes of teachers' pictures kept: it says how often each
+was used, and its useful work leaves out what the cache is there to spare. 7b and 7b_pure are ours of that shape, and
+take two fifths of the steps. Each contender has a process of its own.
 Prints a table and writes outputs/benchmarks/throughput.json. Needs a GPU, and the flash-attn package for one peer.
 """
 
@@ -51,7 +52,7 @@ OURS = {  # overrides, and the share of `steps` that is run
     "7b": ((*SEVEN, "engine.num_micro_batches=4", *SMALL), 0.4),
     "7b_pure": ((*SEVEN, "engine.num_micro_batches=2", "engine.precision=pure_bf16"), 0.4),
 }
-PEER_STEPS = {"packed": (10, 4), "padded": (5, 2)}  # steps, and how many of them warm up
+PEER_WARM_STEPS = {"packed": 4, "padded": 2}
 
 
 def configured(steps: int, overrides: list[str]):
@@ -75,8 +76,13 @@ def planned(cfg):
     return source, list(plan.starting_at(0)), preprocessing.picture_format
 
 
+def counted_steps(steps: int) -> range:
+    """The second half of a run, by which every length has been met, up to what the stopwatch looks at the device in."""
+    return range(steps // 2, steps - 3)
+
+
 def ours(cfg) -> dict[str, float]:
-    profiled = cfg.steps - 3
+    first, profiled = counted_steps(cfg.steps).start, counted_steps(cfg.steps).stop
     with open_dict(cfg):
         cfg.tracker.stopwatch = {
             "_target_": "stopwatch.Stopwatch",
@@ -86,7 +92,6 @@ def ours(cfg) -> dict[str, float]:
     train.train(cfg)
     watched = json.loads((Path(cfg.folder) / "stopwatch.json").read_text())
     rows = [json.loads(line) for line in (Path(cfg.folder) / "metrics.jsonl").read_text().splitlines()]
-    first = cfg.steps // 2  # by then every length has been met
     counted = rows[first:profiled]
     times = [watched["times"][str(step)] for step in range(first, profiled + 1)]
     seconds = [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
@@ -122,9 +127,10 @@ def teachers(cfg, first: int, counted: list[dict]) -> dict[str, float]:
 def peer(cfg, layout: str) -> dict[str, float]:
     import peers
 
-    cfg.steps, num_warm = PEER_STEPS[layout]
+    num_warm, counted = PEER_WARM_STEPS[layout], counted_steps(cfg.steps)
     source, steps, picture_format = planned(cfg)
-    encoded = [[source.encode(draw) for row in step for draw in row] for step in steps]
+    taken = [*steps[:num_warm], *steps[counted.start : counted.stop]]
+    encoded = [[source.encode(draw) for row in step for draw in row] for step in taken]
     config = configuration(None, "random", OmegaConf.to_container(cfg.model.shape))
     measured = peers.run(config, layout, encoded, num_warm)
     with torch.device("meta"):
@@ -195,7 +201,7 @@ def main() -> None:
 
 
 def contend(contender: str, steps: int, overrides: list[str]) -> dict[str, float]:
-    if contender in PEER_STEPS:
+    if contender in PEER_WARM_STEPS:
         return peer(configured(steps, overrides), contender)
     its_overrides, share = OURS[contender]
     return ours(configured(int(share * steps), [*its_overrides, *overrides]))

@@ -1,5 +1,7 @@
 """The backbone's norms as one kernel."""
 
+from collections.abc import Iterable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
@@ -21,8 +23,10 @@ class Norm(nn.Module):
         return rms_norm(hidden_states.float(), self.weight.shape, self.weight, self.eps)
 
 
-def replace_norms(backbone: nn.Module) -> None:
+def replace_norms(backbone: nn.Module, but_in: Iterable[nn.Module]) -> None:
+    """All norms but those in the modules `but_in`."""
+    left = {module for its in but_in for module in its.modules()}
     for module in list(backbone.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Qwen2_5_VLRMSNorm):
+            if isinstance(child, Qwen2_5_VLRMSNorm) and child not in left:
                 setattr(module, name, Norm(child))

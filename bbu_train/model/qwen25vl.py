@@ -16,6 +16,7 @@ from bbu_train.compiled import compiled
 from bbu_train.errors import InputError
 from bbu_train.model import attention as attention_choices
 from bbu_train.model import flops, places, recompute
+from bbu_train.model.joined_attention import join_projections
 from bbu_train.model.norms import replace_norms
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
@@ -49,8 +50,7 @@ class GroundingModel(nn.Module):
 
     def compile_parts(self) -> None:
         """The backbone block by block, of which all of a kind share one graph; lengths are symbols in it."""
-        backbone = self.backbone.model
-        for block in (*backbone.visual.blocks, *backbone.language_model.layers):
+        for block in _blocks(self.backbone):
             block.compile(dynamic=True)
         self.cross_entropy = compiled(vocabulary.cross_entropy)
         if self.head is not None:
@@ -188,6 +188,7 @@ def build(
         built_head = head(config.text_config.hidden_size)
     visual = backbone.model.visual
     pad_vision_mlp(visual, vision_mlp_multiple)
+    join_projections(backbone.model.language_model)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     for parameter in (*backbone.parameters(), *_matrices(built_head)):
         if parameter.ndim >= 2:
@@ -199,8 +200,7 @@ def build(
         from bbu_train.model.window_attention import replace_windows  # Triton comes with torch for GPUs only
 
         replace_windows(visual)
-        if not compile:  # which fuses them itself
-            replace_norms(backbone)
+        replace_norms(backbone, but_in=_blocks(backbone) if compile else [])  # compiled ones are fused
     cache = TeacherCache(teacher_cache_gib)
     model = GroundingModel(backbone, built_head, vocabulary_chunk, place_amplitude, cache)
     if compile:
@@ -221,6 +221,10 @@ def _backbone(config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str) ->
     visual = backbone.model.visual
     visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
     return backbone
+
+
+def _blocks(backbone: Qwen2_5_VLForConditionalGeneration) -> list[nn.Module]:
+    return [*backbone.model.visual.blocks, *backbone.model.language_model.layers]
 
 
 def _matrices(head: nn.Module | None) -> list[nn.Parameter]:

@@ -56,7 +56,16 @@ def test_all_norms_of_a_model_are_replaced_and_no_name_changes(make_model):
     model = make_model("head=none")
     names = [name for name, _ in model.named_parameters()]
     kept = dict(model.named_parameters())
-    replace_norms(model.backbone)
+    replace_norms(model.backbone, but_in=[])
     assert not any(isinstance(module, Qwen2_5_VLRMSNorm) for module in model.modules())
     assert [name for name, _ in model.named_parameters()] == names
     assert all(parameter is kept[name] for name, parameter in model.named_parameters())
+
+
+def test_norms_of_compiled_blocks_are_left_as_they_are(make_model):
+    backbone = make_model("head=none").backbone
+    replace_norms(backbone, but_in=backbone.model.language_model.layers)
+    left = {name.rsplit(".")[-1] for name, module in backbone.named_modules() if isinstance(module, Qwen2_5_VLRMSNorm)}
+    assert left == {"input_layernorm", "post_attention_layernorm"}
+    assert isinstance(backbone.model.language_model.norm, Norm)
+    assert isinstance(backbone.model.visual.merger.ln_q, Norm)
