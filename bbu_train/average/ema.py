@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bbu_train.errors import InputError
+from bbu_train.masters import whole
 
 
 class Average:
@@ -15,7 +16,7 @@ class Average:
 
     a <- d_t a + (1 - d_t) w,  d_t = min(decay, (1 + t) / (10 + t))  after step t = 1, 2, ...
 
-    w is the optimizer's float32 master of a weight, where it has one. The average begins at the weights and, as d_t
+    w is a weight in float32, where the optimizer knows it so. The average begins at the weights and, as d_t
     grows, forgets early ones: it covers about the last ninth of the steps, until `decay` is reached.
 
     `weights` are what is evaluated, saved and predicted with, `trained` what training needs besides to go on. Both are
@@ -35,7 +36,9 @@ class Average:
     def update(self, num_steps: int) -> None:
         """After step number `num_steps`. The host does not wait."""
         decay = min(self.decay, (1 + num_steps) / (10 + num_steps))
-        get_ema_multi_avg_fn(decay)(list(self.averages.values()), self._masters(), None)
+        follow = get_ema_multi_avg_fn(decay)
+        for name, parameter in self.parameters.items():  # one after the other: only one float32 copy at a time
+            follow([self.averages[name]], [self._master(parameter)], None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -59,10 +62,11 @@ class Average:
         for name, average in self.averages.items():
             average.copy_(weights[name])
 
-    def _masters(self) -> list[Tensor]:
+    def _master(self, parameter: nn.Parameter) -> Tensor:
         state = self.optimizer.state  # which would make an entry for a parameter that is looked up in vain
-        found = (state[p].get("master", p) if p in state else p for p in self.parameters.values())
-        return [its.detach().float() for its in found]
+        if parameter in state and "rest" in state[parameter]:
+            return whole(parameter.detach(), state[parameter]["rest"])
+        return parameter.detach().float()
 
     @torch.no_grad()
     def _fill(self, values: dict[str, Tensor]) -> None:

@@ -94,11 +94,11 @@ def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.P
 
 
 def state_bytes(optimizer: torch.optim.AdamW) -> int:
-    """Bytes of moments and masters, which the optimizer makes at its first step."""
+    """Bytes of moments and of what masters have beside the weights, which the optimizer makes at its first step."""
 
     def bytes_of(parameter: nn.Parameter, num_moments: int) -> int:
         if isinstance(optimizer, MixedAdamW) and parameter.dtype == torch.bfloat16:
-            return parameter.numel() * (4 * (num_moments + 1) if optimizer.masters else 2 * num_moments)
+            return parameter.numel() * (4 * num_moments + 2 if optimizer.masters else 2 * num_moments)
         return num_moments * parameter.nbytes
 
     # A group with "momentum" is Muon's, which keeps one moment.

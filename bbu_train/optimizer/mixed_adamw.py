@@ -3,17 +3,19 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import BFloat16, Float, Int32
+from jaxtyping import BFloat16, Float, Int16, Int32
 from torch import Tensor, nn
+
+from bbu_train.masters import divided, whole
 
 
 class MixedAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019) whose bfloat16 parameters lose no small update to rounding.
 
-    With `masters` each has a float32 copy, which is what is updated, and float32 moments; the parameter itself is the
-    copy rounded, ready for a product. Without, parameter and moments are bfloat16 alone, and are rounded
-    stochastically, so that an update smaller than a rounding step still counts on average: 6 bytes a number instead of
-    14, and another result. Parameters of other dtypes are left to torch's fused AdamW.
+    With `masters` a float32 number is updated, of which the parameter is the rounded one and the state has the rest
+    (`bbu_train/masters.py`), and moments are float32. Without, parameter and moments are bfloat16 alone, and are
+    rounded stochastically, so that an update smaller than a rounding step still counts on average: 6 bytes a number
+    instead of 12, and another result. Parameters of other dtypes are left to torch's fused AdamW.
 
     As torch's fused optimizers do, it divides gradients by `grad_scale` and changes nothing where `found_inf` is 1,
     both on the device. On a GPU one kernel does all that happens to a parameter, its gradient and its state.
@@ -44,7 +46,7 @@ class MixedAdamW(torch.optim.AdamW):
         super().step()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, which alone would round masters and moments to the parameters' dtype."""
+        """As torch's, which alone would turn rests and moments into the parameters' dtype."""
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
@@ -66,11 +68,11 @@ class MixedAdamW(torch.optim.AdamW):
             moment = torch.zeros_like(parameter, dtype=torch.float32 if self.masters else torch.bfloat16)
             state |= {"step": 0, "exp_avg": moment, "exp_avg_sq": moment.clone()}
             if self.masters:
-                state["master"] = parameter.detach().float()
+                state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
 
     def _update(self, parameter: nn.Parameter, state: dict, settings: Tensor, salt: Tensor) -> None:
-        kept = state.get("master"), state["exp_avg"], state["exp_avg_sq"]
+        kept = state.get("rest"), state["exp_avg"], state["exp_avg_sq"]
         tensors = parameter.detach(), *kept, parameter.grad.contiguous()
         assert all(tensor is None or tensor.is_contiguous() for tensor in tensors), "a weight is laid out in strides"
         self.update(*tensors, settings, self.grad_scale, self.found_inf, salt)
@@ -95,7 +97,7 @@ def _settings(group: dict, step: int, device: torch.device) -> Float[Tensor, "8"
 
 def update(
     weight: BFloat16[Tensor, "*n"],
-    master: Float[Tensor, "*n"] | None,
+    rest: Int16[Tensor, "*n"] | None,
     exp_avg: Float[Tensor, "*n"],
     exp_avg_sq: Float[Tensor, "*n"],
     gradient: BFloat16[Tensor, "*n"],
@@ -109,25 +111,25 @@ def update(
     m <- m + (1 - b1) (g - m),  v <- v + (1 - b2) (g^2 - v),
     w <- (1 - lr decay) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-    Without a master all three are rounded stochastically, from random bits that are a function of t and `salt`.
+    Without a rest all three are rounded stochastically, from random bits that are a function of t and `salt`.
     """
     lr, decay, rate1, rate2, correction1, correction2, eps, t = settings.unbind()
-    stored = weight if master is None else master
+    before = weight.float() if rest is None else whole(weight, rest)
     g = gradient.float() / grad_scale
     m = exp_avg.float() + rate1 * (g - exp_avg.float())
     v = exp_avg_sq.float() + rate2 * (g * g - exp_avg_sq.float())
-    w = (1 - lr * decay) * stored.float() - lr * (m / correction1) / ((v / correction2).sqrt() + eps)
-    if master is None:
+    w = (1 - lr * decay) * before - lr * (m / correction1) / ((v / correction2).sqrt() + eps)
+    if rest is None:
         places = torch.arange(w.numel(), dtype=torch.int32, device=w.device).view(w.shape)
         bits = mix(places + mix(salt * 1_000_003 + t.int()))
         # Each takes 16 of the 32 bits; that some are shared makes no mean wrong.
         w, m, v = (round_stochastically(x, bits >> shift) for x, shift in ((w, 0), (m, 16), (v, 8)))
+        updated = [(weight, w)]
+    else:
+        updated = list(zip((weight, rest), divided(w), strict=True))
     is_refused = found_inf != 0
-    exp_avg.copy_(torch.where(is_refused, exp_avg, m))
-    exp_avg_sq.copy_(torch.where(is_refused, exp_avg_sq, v))
-    stored.copy_(torch.where(is_refused, stored, w))
-    if master is not None:
-        weight.copy_(stored)
+    for kept, new in (*updated, (exp_avg, m), (exp_avg_sq, v)):
+        kept.copy_(torch.where(is_refused, kept, new))
 
 
 def mix(x: Int32[Tensor, "*n"]) -> Int32[Tensor, "*n"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.errors import InputError
+from bbu_train.masters import divided, whole
 from bbu_train.optimizer.groups import torch_groups
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
@@ -76,9 +77,11 @@ class Muon(MixedAdamW):
     def _update_together(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         states = [self._momentum_of(parameter) for parameter in parameters]
         moments = [state["momentum"] for state in states]
-        stored = [state.get("master", p.detach()) for state, p in zip(states, parameters, strict=True)]
+        stored = [parameter.detach() for parameter in parameters]
+        rests = [state["rest"] for state in states if "rest" in state]
         gradients = torch.stack([parameter.grad for parameter in parameters]).float() / self.grad_scale
         before, weights = torch.stack(moments), torch.stack(stored)
+        weights = whole(weights, torch.stack(rests)) if rests else weights
         moment = before.lerp(gradients, 1 - group["momentum"])
         direction = orthogonalized(gradients.lerp(moment, group["momentum"]))
         rate = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(parameters[0].shape))
@@ -86,8 +89,11 @@ class Muon(MixedAdamW):
         is_refused = self.found_inf != 0
         torch._foreach_add_([state["step"] for state in states], 1 - self.found_inf)
         torch._foreach_copy_(moments, list(torch.where(is_refused, before, moment)))
-        torch._foreach_copy_(stored, list(torch.where(is_refused, weights, updated)))
-        torch._foreach_copy_([parameter.detach() for parameter in parameters], stored)
+        updated = torch.where(is_refused, weights, updated)
+        if rests:
+            updated, rest = divided(updated)
+            torch._foreach_copy_(rests, list(rest))
+        torch._foreach_copy_(stored, list(updated))
         for parameter in parameters:
             parameter.grad = None
 
@@ -97,7 +103,7 @@ class Muon(MixedAdamW):
             state["step"] = torch.zeros((), device=parameter.device)  # torch's AdamW wants one when it loads a state
             state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
             if parameter.dtype == torch.bfloat16:
-                state["master"] = parameter.detach().float()
+                state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
 
 

@@ -9,7 +9,7 @@ BLOCK, NUM_WARPS = 1024, 8  # four numbers a thread: 16 bytes of float32
 
 def update(
     weight: Tensor,
-    master: Tensor | None,
+    rest: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     gradient: Tensor,
@@ -20,16 +20,14 @@ def update(
 ) -> None:
     """The arguments of `mixed_adamw.update`, contiguous and on a GPU."""
     size = weight.numel()
-    stored = weight if master is None else master
     scalars = settings, grad_scale, found_inf, salt
-    arguments = weight, stored, exp_avg, exp_avg_sq, gradient, *scalars, size
-    _kernel[(triton.cdiv(size, BLOCK),)](*arguments, master is not None, BLOCK, num_warps=NUM_WARPS)
+    arguments = weight, rest, exp_avg, exp_avg_sq, gradient, *scalars, size
+    _kernel[(triton.cdiv(size, BLOCK),)](*arguments, BLOCK, num_warps=NUM_WARPS)
 
 
 @triton.jit
 def _kernel(
-    weight, stored, exp_avg, exp_avg_sq, gradient, settings, grad_scale, found_inf, salt, size,
-    HAS_MASTER: tl.constexpr, BLOCK: tl.constexpr,
+    weight, rest, exp_avg, exp_avg_sq, gradient, settings, grad_scale, found_inf, salt, size, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if tl.load(found_inf) == 0:
         places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -42,20 +40,29 @@ def _kernel(
         g = tl.load(gradient + places, mask).to(tl.float32) / tl.load(grad_scale)
         m = tl.load(exp_avg + places, mask).to(tl.float32)
         v = tl.load(exp_avg_sq + places, mask).to(tl.float32)
-        w = tl.load(stored + places, mask).to(tl.float32)
+        w = tl.load(weight + places, mask)
+        w = w.to(tl.float32) if rest is None else _whole(w, tl.load(rest + places, mask))
         m += rate1 * (g - m)
         v += rate2 * (g * g - v)
         w = (1 - lr * decay) * w - lr * (m / correction1) / (tl.sqrt(v / correction2) + eps)
-        if HAS_MASTER:
-            tl.store(stored + places, w, mask)
-            tl.store(weight + places, w.to(tl.bfloat16), mask)
-        else:
+        if rest is None:
             seed = _mix(tl.load(salt).to(tl.uint32) * 1_000_003 + t.to(tl.uint32))
             bits = _mix(places.to(tl.uint32) + seed)
             w, m, v = _round(w, bits), _round(m, bits >> 16), _round(v, bits >> 8)
             tl.store(weight + places, w, mask)
+        else:
+            bits = w.to(tl.int32, bitcast=True)
+            high = (bits + 0x8000) >> 16
+            tl.store(weight + places, high.to(tl.int16).to(tl.bfloat16, bitcast=True), mask)
+            tl.store(rest + places, (bits - (high << 16)).to(tl.int16), mask)
         tl.store(exp_avg + places, m, mask)
         tl.store(exp_avg_sq + places, v, mask)
+
+
+@triton.jit
+def _whole(weight, rest):
+    high = weight.to(tl.int16, bitcast=True).to(tl.int32) << 16
+    return (high + rest.to(tl.int32)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

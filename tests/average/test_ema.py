@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from bbu_train.average.ema import Average
 from bbu_train.average.none import Latest
 from bbu_train.errors import InputError
+from bbu_train.masters import whole
 from bbu_train.optimizer import groups
 from bbu_train.seeds import generator
 
@@ -45,7 +46,12 @@ def steps(model, optimizer, first, last):
 
 def masters(model, optimizer):
     """The weights in float32, as exactly as they are known."""
-    return {name: optimizer.state[p].get("master", p).detach().float() for name, p in trainable(model).items()}
+    rests = {p: state["rest"] for p, state in optimizer.state.items() if "rest" in state}
+    weights = {name: p.detach() for name, p in trainable(model).items()}
+    return {
+        name: whole(weights[name], rests[p]) if p in rests else weights[name].float()
+        for name, p in trainable(model).items()
+    }
 
 
 def trainable(model):
