@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from bbu_train.errors import InputError
 from bbu_train.masters import whole
 
+MOST_AT_ONCE = 1 << 26  # numbers that are averaged together: a quarter of a GiB for each temporary
+
 
 class Average:
     """Averages of all parameters that are trained, in float32, beside the weights themselves.
 
     a <- d_t a + (1 - d_t) w,  d_t = min(decay, (1 + t) / (10 + t))  after step t = 1, 2, ...
 
-    w is a weight in float32, where the optimizer knows it so. The average begins at the weights and, as d_t
-    grows, forgets early ones: it covers about the last ninth of the steps, until `decay` is reached.
+    w is a weight in float32, where the optimizer knows it so. The average begins at the weights and, as d_t grows,
+    forgets early ones: it covers about the last ninth of the steps, until `decay` is reached.
 
     `weights` are what is evaluated, saved and predicted with, `trained` what training needs besides to go on. Both are
     true at any time, within `applied` too.
@@ -31,14 +34,16 @@ class Average:
         self.decay = decay
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()}
+        self.together = _together(self.parameters)
         self._kept: dict[str, Tensor] | None = None  # the weights, while the model has the averages
 
     def update(self, num_steps: int) -> None:
         """After step number `num_steps`. The host does not wait."""
         decay = min(self.decay, (1 + num_steps) / (10 + num_steps))
         follow = get_ema_multi_avg_fn(decay)
-        for name, parameter in self.parameters.items():  # one after the other: only one float32 copy at a time
-            follow([self.averages[name]], [self._master(parameter)], None)
+        for names in self.together:
+            averages, parameters = ([its[name] for name in names] for its in (self.averages, self.parameters))
+            follow(averages, self._masters(parameters), None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -62,12 +67,27 @@ class Average:
         for name, average in self.averages.items():
             average.copy_(weights[name])
 
-    def _master(self, parameter: nn.Parameter) -> Tensor:
+    def _masters(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        weights = [parameter.detach() for parameter in parameters]
         state = self.optimizer.state  # which would make an entry for a parameter that is looked up in vain
-        if parameter in state and "rest" in state[parameter]:
-            return whole(parameter.detach(), state[parameter]["rest"])
-        return parameter.detach().float()
+        rests = [state[p].get("rest") if p in state else None for p in parameters]
+        if all(rest is None for rest in rests):
+            return [weight.float() for weight in weights]
+        pairs = zip(weights, rests, strict=True)
+        rests = [torch.zeros_like(weight, dtype=torch.int16) if rest is None else rest for weight, rest in pairs]
+        joined = whole(*(torch.cat([each.flatten() for each in its]) for its in (weights, rests)))
+        parts = joined.split([weight.numel() for weight in weights])
+        return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
     @torch.no_grad()
     def _fill(self, values: dict[str, Tensor]) -> None:
         torch._foreach_copy_(list(self.parameters.values()), list(values.values()))
+
+
+def _together(parameters: dict[str, nn.Parameter]) -> list[list[str]]:
+    """The names of parameters of one dtype, of about MOST_AT_ONCE numbers, in lists."""
+    totals = accumulate(parameter.numel() for parameter in parameters.values())
+    lists: dict[tuple, list[str]] = {}
+    for (name, parameter), total in zip(parameters.items(), totals, strict=True):
+        lists.setdefault((parameter.dtype, total // MOST_AT_ONCE), []).append(name)
+    return list(lists.values())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from bbu_train.average import ema
 from bbu_train.average.ema import Average
 from bbu_train.average.none import Latest
 from bbu_train.errors import InputError
@@ -78,6 +79,32 @@ def test_the_average_is_torchs_of_the_float32_weights(precision, decay):
     for name, expected in torchs.module.items():
         torch.testing.assert_close(average.averages[name.replace("_", ".")], expected.detach())
     assert set(average.averages) == set(trainable(model))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_how_many_are_averaged_together_does_not_matter(precision, monkeypatch):
+    found = []
+    for most in (ema.MOST_AT_ONCE, 1):
+        monkeypatch.setattr(ema, "MOST_AT_ONCE", most)
+        model = small_model(precision)
+        optimizer = trainer(model, precision)
+        average = Average(model, optimizer, 0.9)
+        for step in steps(model, optimizer, 1, 5):
+            average.update(step)
+        found.append(average.averages)
+    assert all(torch.equal(found[0][name], other) for name, other in found[1].items())
+
+
+def test_a_weight_that_was_never_updated_is_averaged_among_others():
+    model = small_model("bf16")
+    optimizer = trainer(model, "bf16")
+    average = Average(model, optimizer, 0.9)
+    before = model[0].weight.detach().float()
+    model[1].weight.grad = torch.ones_like(model[1].weight)
+    optimizer.step()
+    average.update(1)
+    assert torch.equal(average.averages["0.weight"], before)
+    assert not torch.equal(average.averages["1.weight"], model[1].weight.float())
 
 
 def test_a_short_memory_is_that_of_the_last_ninth_and_decay_is_its_limit():
