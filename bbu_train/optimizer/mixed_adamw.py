@@ -6,6 +6,7 @@ import torch
 from jaxtyping import BFloat16, Float, Int16, Int32
 from torch import Tensor, nn
 
+from bbu_train.errors import InputError
 from bbu_train.masters import divided, whole
 
 
@@ -46,15 +47,25 @@ class MixedAdamW(torch.optim.AdamW):
         super().step()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, which alone would turn rests and moments into the parameters' dtype."""
+        """As torch's, which alone would turn rests and moments into the parameters' dtype.
+
+        Raises InputError for a state with rests where this optimizer keeps none, or without them where it does.
+        """
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=True):
             if parameter.dtype == torch.bfloat16 and number in state_dict["state"]:
+                saved = state_dict["state"][number]
+                if ("rest" in saved) != self.masters:
+                    raise InputError(
+                        f"What the optimizer saved of a bfloat16 weight is {', '.join(saved)}; expected is a state "
+                        f"{'with' if self.masters else 'without'} rest. Resume the run with the engine.precision and "
+                        "the version of bbu_train that it began with."
+                    )
                 self.state[parameter] = {
                     name: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-                    for name, value in state_dict["state"][number].items()
+                    for name, value in saved.items()
                 }
 
     def _low(self) -> Iterator[tuple[dict, nn.Parameter]]:

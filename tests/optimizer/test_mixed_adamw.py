@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bbu_train.errors import InputError
 from bbu_train.masters import whole
 from bbu_train.optimizer.groups import state_bytes
 from bbu_train.optimizer.mixed_adamw import MixedAdamW, mix, round_stochastically
@@ -122,6 +123,15 @@ def test_a_saved_state_goes_on_bit_for_bit(masters):
         assert torch.equal(one, same)
         states = tensors(optimizer.state[one]), tensors(other.state[same])
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_a_state_with_masters_is_not_read_as_one_without_or_the_other_way_round(masters):
+    parameters = matrices()
+    optimizer = mixed(parameters, masters)
+    train(optimizer, parameters)
+    with pytest.raises(InputError, match=r"bfloat16 weight is step, exp_avg, exp_avg_sq.*engine\.precision"):
+        mixed(matrices(), not masters).load_state_dict(optimizer.state_dict())
 
 
 def test_without_masters_nothing_but_bfloat16_is_kept():
