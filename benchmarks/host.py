@@ -21,8 +21,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import beside
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+ROOT = Path(__file__).parents[1]
 IMPORTS = "import torch; from transformers import Qwen2_5_VLForConditionalGeneration"
 RUN = ("-m", "bbu_train", "sweep=host", "eval_every=null", "save_every=null")
 NUM_STEPS, NUM_VALUES, STEP_SECONDS = 600, 40, 0.02
@@ -77,13 +80,11 @@ def tracker(outputs: Path, _: int) -> Rows:
     import torch
     from mlflow.entities import Metric
 
-    from bbu_train.tracker.jsonl import Jsonl
-    from bbu_train.tracker.mlflow import Mlflow
-
     torch.set_num_threads(1)
-    folder = outputs / "host" / f"tracker-{time.time_ns()}"
-    place = {"folder": folder, "uri": f"sqlite:///{outputs}/mlflow.db", "artifacts": outputs / "mlflow-artifacts"}
-    trackers = Jsonl(folder), Mlflow(**place, experiment="host", run_name="run", flush_values=1000, flush_seconds=30)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=[f"outputs={outputs}", "sweep=host", f"run=tracker-{time.time_ns()}"])
+    named = instantiate(cfg.tracker, _convert_="all")
+    trackers = named.values()
     for each in trackers:
         each.open({}, 0)
     ours, theirs, matrix = [], [], torch.randn(256, 256)
@@ -98,7 +99,7 @@ def tracker(outputs: Path, _: int) -> Rows:
         ours.append(time.perf_counter() - began)
     for each in trackers:
         each.close("done")
-    stored = trackers[1].stored
+    stored = named["mlflow"].stored
     for step in range(1, NUM_STEPS // 10 + 1):
         metrics = [Metric(f"a_call/name_{i}", 1 / (step + i), 0, step) for i in range(NUM_VALUES)]
         began = time.perf_counter()
