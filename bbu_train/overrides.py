@@ -33,10 +33,11 @@ def check(arguments: Sequence[str], folder: Path) -> Command:
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
     flags = parser.parse_args(list(arguments))
-    if flags.shell_completion:
-        return Command(sweeps=False, shows=True)
+    shows = bool(flags.shell_completion or flags.cfg or flags.info or flags.help or flags.hydra_help)
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
+    if flags.shell_completion or (shows and not flags.overrides):  # composing what is right takes a quarter of a second
+        return Command(sweeps=False, shows=True)
     loader = config_loader(folder, flags.config_dir)
     given = override_keys.parse(flags.overrides, loader)
     groups = [override for override in given if is_group(override, loader)]
@@ -59,7 +60,7 @@ def check(arguments: Sequence[str], folder: Path) -> Command:
     if launching and not sweeping:
         problems.append("hydra/launcher starts the runs of a sweep and needs -m: without it the run would train here.")
     override_keys.refuse([*(_sweep_problems(given) if sweeping else _single_problems(given)), *problems])
-    return Command(sweeping, bool(flags.cfg or flags.info or flags.help or flags.hydra_help))
+    return Command(sweeping, shows)
 
 
 def in_hydras_order(arguments: Sequence[str]) -> list[str]:
