@@ -52,6 +52,7 @@ class GroundingModel(nn.Module):
         """The backbone block by block, of which all of a kind share one graph; lengths are symbols in it."""
         for block in _blocks(self.backbone):
             block.compile(dynamic=True)
+        self.backbone.model.visual.blocks[0].register_forward_pre_hook(_without_view)
         self.cross_entropy = compiled(vocabulary.cross_entropy)
         if self.head is not None:
             self.head.compile_parts()
@@ -221,6 +222,13 @@ def _backbone(config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str) ->
     visual = backbone.model.visual
     visual.patch_embed = StillPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
     return backbone
+
+
+@torch.compiler.disable
+def _without_view(_, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of a view, as the tower's first block is given, code would be made apart, for that block alone."""
+    hidden, *others = inputs
+    return hidden.clone(), *others
 
 
 def _blocks(backbone: Qwen2_5_VLForConditionalGeneration) -> list[nn.Module]:
