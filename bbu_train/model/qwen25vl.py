@@ -52,7 +52,8 @@ class GroundingModel(nn.Module):
         """The backbone block by block, of which all of a kind share one graph; lengths are symbols in it."""
         for block in _blocks(self.backbone):
             block.compile(dynamic=True)
-        self.backbone.model.visual.blocks[0].register_forward_pre_hook(_without_view)
+        for first in (self.backbone.model.visual.blocks[0], self.backbone.model.language_model.layers[0]):
+            first.register_forward_pre_hook(_without_view)
         self.cross_entropy = compiled(vocabulary.cross_entropy)
         if self.head is not None:
             self.head.compile_parts()
@@ -119,7 +120,7 @@ class GroundingModel(nn.Module):
             vision_features = vision_features + placed.to(vision_features.dtype)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
-            inputs_embeds=flat.view_as(embedded).clone(),  # no view, for which the first layer is compiled apart
+            inputs_embeds=flat.view_as(embedded),
             position_ids=batch.position_ids,
             attention_mask=None,
             past_key_values=cache,
@@ -226,7 +227,7 @@ def _backbone(config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str) ->
 
 @torch.compiler.disable
 def _without_view(_, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Of a view, as the tower's first block is given, code would be made apart, for that block alone."""
+    """Of a view, which a first block is given, code would be made apart, for that block alone."""
     hidden, *others = inputs
     return hidden.clone(), *others
 

@@ -194,7 +194,7 @@ def test_the_kernel_does_what_the_lines_say(masters):
                 gradient = numbers("gradient", step, *parameter.shape, shape=tuple(parameter.shape))
                 parameter.grad = gradient.bfloat16().to(device)
             optimizer.step()
-        results.append([x.cpu() for p in parameters for x in exact(p.detach(), optimizer.state[p])])
+        results.append([x.detach().cpu() for p in parameters for x in (p, *exact(p.detach(), optimizer.state[p]))])
     for found, expected in zip(*results, strict=True):  # a bfloat16 number may be the neighbour: 2^-7 of it
         tolerance = 1e-5 if expected.dtype == torch.float32 else 2**-7
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-6)
