@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from bbu_train import run_folder
+from bbu_train.runs import folder as run_folder
 from bbu_train.tracker.mlflow import UNSENT
 
 

@@ -14,27 +14,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bbu_train import (
-    checks,
-    distributed,
-    first_samples,
-    flops,
-    loader,
-    logs,
-    planning,
-    preemption,
-    profiling,
-    report,
-    rows,
-    run_folder,
-    runs,
-)
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.errors import Preempted
+from bbu_train.ops import flops
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
-from bbu_train.transfer import to_host
-from bbu_train.types import Counts, Sizes
-from bbu_train.validation import between, evaluate
+from bbu_train.reporting import final_report, first_samples
+from bbu_train.runs import folder as run_folder
+from bbu_train.runs import identity
+from bbu_train.runtime import distributed, logs, preemption, profiling
+from bbu_train.runtime.host_copy import to_host
+from bbu_train.training import loader, planning, setup, step_metrics
+from bbu_train.training.validation import between, evaluate
+from bbu_train.types.batch import Counts, Sizes
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -55,7 +46,7 @@ def train(cfg: DictConfig) -> None:
 
 def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     early_log = logs.start()
-    cfg.run = distributed.from_main(cfg.run or runs.new_name(cfg))
+    cfg.run = distributed.from_main(cfg.run or identity.new_name(cfg))
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()
@@ -86,11 +77,11 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
 
     # ---- What can be known before the model loads: the data, and whether every step of the run can be planned ----
     data = build(cfg.data)
-    checks.num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
+    setup.num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
-    checks.max_tokens(collator.max_tokens, preprocessing.max_positions)
+    setup.max_tokens(collator.max_tokens, preprocessing.max_positions)
     source, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
     plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
     evaluation_plan = planning.in_order(validation, cfg.eval_samples)
@@ -147,7 +138,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         evaluated_at = step
         if distributed.is_main():
-            publish(report.gallery(folder, step, found[: cfg.gallery], metrics))
+            publish(final_report.gallery(folder, step, found[: cfg.gallery], metrics))
         return metrics, found
 
     def due(every: int | None) -> bool:
@@ -193,15 +184,15 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             average.update(step)
 
             if due(cfg.log_every):
-                row = rows.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
-                row |= rows.under("lr", learning_rates(optimizer)) | rows.under("grad_norm", norms)
+                row = step_metrics.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
+                row |= step_metrics.under("lr", learning_rates(optimizer)) | step_metrics.under("grad_norm", norms)
                 seconds = time.perf_counter() - began
                 useful = model.num_useful_operations(sizes)
-                row |= rows.times(seconds, waited, sizes.tokens, num_slots, useful, best_rate)
-                row |= rows.memory(device)
-                row |= rows.under("time", model.teacher_cache.hits())
+                row |= step_metrics.times(seconds, waited, sizes.tokens, num_slots, useful, best_rate)
+                row |= step_metrics.memory(device)
+                row |= step_metrics.under("time", model.teacher_cache.hits())
                 track(row)
-                progress.set_postfix_str(rows.short(row), refresh=False)
+                progress.set_postfix_str(step_metrics.short(row), refresh=False)
             progress.update()
             if profiler:
                 profiler.step()
@@ -216,9 +207,9 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         if distributed.is_main():
             progress.close()
             found = found or []
-            publish(report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)))
+            publish(final_report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)))
             mlflow_command = trackers["mlflow"].command if "mlflow" in trackers else None
-            print(report.table(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command))
+            print(final_report.table(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command))
         state = "done"
     except BaseException as error:
         ends = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}

@@ -64,9 +64,9 @@ def ours(own, given: Sequence[str]) -> dict:
 def tested(folder: Path, max_new_tokens: int) -> dict:
     """Both routes on the test split, by the checkpoint that was best in validation, and how many parameters it has."""
     from bbu_train.evaluate.split import load
+    from bbu_train.metrics.detection import score
     from bbu_train.predict.run import Run
-    from bbu_train.scoring import score
-    from bbu_train.types import Sample
+    from bbu_train.types.batch import Sample
 
     run = Run(str(folder), "best", "both", num_teachers=0)
     data, test = load(run.cfg, "test")

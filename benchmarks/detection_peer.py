@@ -16,12 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
-from bbu_train import boxes
 from bbu_train.conversation.pixels import read_pixels
+from bbu_train.metrics.detection import Prediction, score
+from bbu_train.ops import boxes
 from bbu_train.optimizer import groups
-from bbu_train.scoring import Prediction, score
-from bbu_train.seeds import generator
-from bbu_train.types import Draw, Picture, Sample, class_of
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import Draw, Picture, Sample, class_of
 
 RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 4e-4, 1e-4, 0.1
 WARM_SHARE = 0.03  # of the time; then a cosine to 0

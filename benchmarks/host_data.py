@@ -9,12 +9,13 @@ import workload
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from bbu_train import loader, planning, train
+from bbu_train import train
 from bbu_train.conversation.patches import read_patches, resized_size
 from bbu_train.conversation.text import Text
-from bbu_train.data.cabinet import draw
+from bbu_train.data.cabinets.cabinet import draw
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
-from bbu_train.types import Encoded, Picture, Sample
+from bbu_train.training import loader, planning
+from bbu_train.types.batch import Encoded, Picture, Sample
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = ((640, 480), (1280, 960))

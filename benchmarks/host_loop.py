@@ -11,7 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from bbu_train import loader, planning, train
+from bbu_train import train
+from bbu_train.training import loader, planning
 
 CONF = Path(__file__).parents[1] / "conf"
 OVERRIDES = (

@@ -25,10 +25,10 @@ from bbu_train import train
 from bbu_train.conversation import patches
 from bbu_train.evaluate.measure import twice_the_longest_answer
 from bbu_train.evaluate.split import load
+from bbu_train.metrics.detection import score
 from bbu_train.model import qwen25vl
 from bbu_train.predict.run import Run
-from bbu_train.scoring import score
-from bbu_train.types import Batch, Sample
+from bbu_train.types.batch import Batch, Sample
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()

@@ -23,9 +23,10 @@ from pathlib import Path
 import hydra
 from omegaconf import OmegaConf
 
-from bbu_train import command_line, overrides
-from launchers import preflight
+from bbu_train.cli import main as command_line
+from bbu_train.cli import overrides
 from launchers.launch import launch
+from launchers.preflight import check as preflight
 
 
 def sweep(seeds: int, rates: int) -> list[str]:

@@ -25,12 +25,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train import flops, loader, planning, train
+from bbu_train import train
 from bbu_train.collator.sizes import sizes
 from bbu_train.conversation.text import Text
 from bbu_train.model.flops import backbone
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
+from bbu_train.ops import flops
+from bbu_train.training import loader, planning
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()

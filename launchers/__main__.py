@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train import command_line
+from bbu_train.cli import main as command_line
 from bbu_train.errors import InputError, Preempted
-from launchers import jobs, search, survey
+from launchers import jobs
+from launchers import status as survey
 from launchers.launch import show, start
 from launchers.ledger import OPEN, Entry, Ledger, locked
-from launchers.trials import recorded
+from launchers.search import start as search
+from launchers.search.trials import recorded
 
 CANCEL_SECONDS = 60  # SLURM kills what has not ended on its own after KillWait, 30 s by default
 

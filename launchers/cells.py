@@ -18,8 +18,9 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bbu_train import override_keys, overrides, runs
+from bbu_train.cli import overrides
 from bbu_train.errors import InputError, all_problems
+from bbu_train.runs import config_keys, identity
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def compose(arguments: Sequence[str], folder: Path, searched: Sequence[str] = ()
     flags = get_args_parser().parse_args(list(arguments))
     loader = overrides.config_loader(folder, flags.config_dir)
     name = flags.config_name or overrides.CONFIG_NAME
-    given = with_sweep_of_config(override_keys.parse(flags.overrides, loader), loader, name)
+    given = with_sweep_of_config(config_keys.parse(flags.overrides, loader), loader, name)
     axes = [_values(override) for override in given]
     set_later = [_is_set_on_copies(override, loader) for override in given]
     swept = [*searched, *(override.key_or_group for override in given if override.is_sweep_override())]
@@ -93,7 +94,7 @@ def with_sweep_of_config(given: list[Override], loader: ConfigLoaderImpl, name: 
     if config.hydra.runtime.choices["hydra/launcher"] == "basic":
         given = [override for override in given if override.key_or_group != "hydra/launcher"]
         added.append("hydra/launcher=here")
-    return [*override_keys.parse(added, loader), *given]
+    return [*config_keys.parse(added, loader), *given]
 
 
 def firsts(given: Sequence[Override]) -> list[str]:
@@ -127,7 +128,7 @@ def _is_set_on_copies(override: Override, loader: ConfigLoaderImpl) -> bool:
 
 def _changed(cfg: DictConfig, texts: Sequence[str]) -> DictConfig:
     changed = copy.deepcopy(cfg)
-    for override in override_keys.parse(texts):
+    for override in config_keys.parse(texts):
         OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     return changed
 
@@ -136,7 +137,7 @@ def _settled(cfg: DictConfig, choices: Mapping[str, Any], texts: Sequence[str], 
     """The config of the run, with places that hold from any folder, as a job may start in another."""
     if cfg.resume is not None:
         raise InputError(f"resume={cfg.resume} goes on with one run, here; a launcher starts the runs of a sweep.")
-    cfg = runs.settle(cfg, runs.experiment_name(choices.get("experiment")), texts, True, swept)
+    cfg = identity.settle(cfg, identity.experiment_name(choices.get("experiment")), texts, True, swept)
     cfg.outputs = str(Path(cfg.outputs).expanduser().absolute())
     return cfg
 

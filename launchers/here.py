@@ -5,8 +5,8 @@ import sys
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from bbu_train import command_line
-from launchers import jobs, ranks, survey
+from bbu_train.cli import main as command_line
+from launchers import jobs, ranks, status
 from launchers.job import Job
 from launchers.ledger import Attempt, Entry, Ledger, locked
 
@@ -40,7 +40,7 @@ class Here:
 
 def _claimed(ledger: Ledger, run: str, states: Collection[str]) -> Attempt | None:
     with locked(ledger.folder):
-        (row,) = survey.rows(ledger, [run])
+        (row,) = status.rows(ledger, [run])
         if not row.may_start(states):
             return None
         attempt = row.entry.claim()

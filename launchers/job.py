@@ -4,7 +4,7 @@ imported here only, when it trains.
 A job that is started again, by itself or by SLURM, gets the same path, and the run goes on where it was saved last.
 """
 
-from bbu_train import preemption
+from bbu_train.runtime import preemption
 
 if __name__ == "__main__":
     preemption.install()  # before the imports, which take time: an early signal must not kill the process
@@ -77,7 +77,7 @@ def _join_ranks() -> tuple[str, bool]:
 
 
 def _search(entry: Entry, cfg: DictConfig) -> None:
-    from launchers.controller import Controller  # which needs Optuna
+    from launchers.search.controller import Controller  # which needs Optuna
 
     Controller(Ledger(entry.folder.parent), cfg).run()
 

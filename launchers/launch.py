@@ -10,13 +10,17 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from bbu_train import preemption
 from bbu_train.errors import InputError
-from launchers import estimate, jobs, preflight, ranks, search, search_command, survey
+from bbu_train.runtime import preemption
+from launchers import jobs, ranks, status
 from launchers.cells import Cell, compose
 from launchers.here import Here
 from launchers.ledger import OPEN, Ledger, locked
 from launchers.local import Local
+from launchers.preflight import check as preflight
+from launchers.preflight import estimate
+from launchers.search import command as search_command
+from launchers.search import start as search
 
 LOOK_SECONDS = 5  # between tables of a command that waits
 
@@ -65,7 +69,7 @@ def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
     """Start those of the runs that are in one of these states, each with the launcher of its own config, until a signal
     ends the sweep."""
     runs_of: dict[str, list[str]] = {}
-    for row in ranks.agreed(partial(survey.rows, ledger, runs)):
+    for row in ranks.agreed(partial(status.rows, ledger, runs)):
         its = runs_of.setdefault(json.dumps(row.entry.cell["launcher"], sort_keys=True), [])
         if row.may_start(states):
             its.append(row.entry.run)
@@ -86,7 +90,7 @@ def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
 
 def show(ledger: Ledger, runs: Sequence[str] | None) -> int:
     """Print the table."""
-    print(survey.table(ledger, survey.rows(ledger, runs)))
+    print(status.table(ledger, status.rows(ledger, runs)))
     print(f"To see how they get on: python -m launchers status {ledger.folder.parent}", flush=True)
     return 0
 
@@ -100,8 +104,8 @@ def watch(ledger: Ledger, runs: Sequence[str]) -> int:
     try:
         while True:
             with patience:
-                found = survey.rows(ledger, runs)
-                text = survey.table(ledger, found)
+                found = status.rows(ledger, runs)
+                text = status.table(ledger, found)
                 if text != shown:
                     print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
                     shown = text

@@ -28,8 +28,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from bbu_train import run_folder
 from bbu_train.errors import InputError
+from bbu_train.runs import folder as run_folder
 from launchers import jobs
 from launchers.cells import Cell
 
@@ -167,7 +167,7 @@ class Ledger:
 
     def add(self, cells: Sequence[Cell]) -> list[Entry]:
         """Write down the cells, or write them anew with the command's present paths, tracker and cluster."""
-        commit = run_folder.git_commit(Path(run_folder.__file__).resolve().parent.parent)
+        commit = run_folder.git_commit(run_folder.CHECKOUT)
         entries, here = [], str(Path.cwd())
         for cell in cells:
             entry = self.entry(cell.cfg.run)

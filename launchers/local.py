@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-from bbu_train import preemption
 from bbu_train.errors import InputError
-from launchers import jobs, survey
+from bbu_train.runtime import preemption
+from launchers import jobs, status
 from launchers.job import Job
 from launchers.ledger import Attempt, Ledger, locked
 
@@ -57,7 +57,7 @@ class Local:
         gpu = None if self.shares_gpus else self.gpus.get()
         try:
             with locked(ledger.folder):
-                (row,) = survey.rows(ledger, [run])
+                (row,) = status.rows(ledger, [run])
                 if is_over.is_set() or preemption.requested() or not row.may_start(states):
                     return None
                 attempt = row.entry.claim()

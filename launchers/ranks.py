@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from bbu_train.command_line import exit_code
+from bbu_train.cli.main import exit_code
 
 Decision = TypeVar("Decision")
 
@@ -22,7 +22,7 @@ def agreed(decide: Callable[[], Decision]) -> Decision:
     all leave with the exit code of its error."""
     if not are_several():
         return decide()
-    from bbu_train import distributed
+    from bbu_train.runtime import distributed
 
     distributed.start()
     try:

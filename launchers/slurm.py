@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from bbu_train import preemption
 from bbu_train.errors import InputError
-from launchers import jobs, survey
+from bbu_train.runtime import preemption
+from launchers import jobs, status
 from launchers.job import Job
 from launchers.ledger import Attempt, Ledger, locked
 
@@ -24,7 +24,7 @@ class Slurm:
         """Submit a new attempt at each of the runs that is in one of these states: one array, or as many as it takes
         where the cluster's arrays are shorter."""
         with locked(ledger.folder):
-            entries = [row.entry for row in survey.rows(ledger, runs) if row.may_start(states)]
+            entries = [row.entry for row in status.rows(ledger, runs) if row.may_start(states)]
             if not entries:
                 return 0
             longest = _longest_array()

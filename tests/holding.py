@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from bbu_train import preemption
+from bbu_train.runtime import preemption
 
 UNTIL_ASKED = "until asked to end"
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launchers import jobs, survey
+from launchers import jobs, status
 from launchers.job import Job
 from launchers.ledger import Attempt, Entry, Ledger, locked
 
@@ -37,7 +37,7 @@ class Formula:
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         with locked(ledger.folder):
-            for row in survey.rows(ledger, runs):
+            for row in status.rows(ledger, runs):
                 if row.may_start(states):
                     attempt = row.entry.claim()
                     process = subprocess.Popen([sys.executable, "-m", "searches", str(attempt.folder)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import whole_runs
 
-from bbu_train.overrides import in_hydras_order
+from bbu_train.cli.overrides import in_hydras_order
 from launchers.cells import compose
 from launchers.ledger import Ledger
 
@@ -18,7 +18,7 @@ SWEEP = ("-m", "hydra/launcher=slurm", "sweep=s", "cluster.time_minutes=10")
 SMALL = ("experiment=smoke", *whole_runs.SMALL_DATA, *whole_runs.SMALL_HEAD, "sampler.num_samples=2", "threads=1")
 SUBMIT = """
 import sys
-from bbu_train import command_line
+from bbu_train.cli import main as command_line
 from launchers.launch import launch
 code = command_line.run(None, command_line.config_folder(), launch)
 assert "torch" not in sys.modules

@@ -11,7 +11,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from bbu_train import run_folder, runs
+from bbu_train.runs import folder as run_folder
+from bbu_train.runs import identity
 
 CONF = Path(__file__).parents[1] / "conf"
 STEPS = 120
@@ -32,7 +33,7 @@ def add_run(outputs: Path, words: Sequence[str], ap50: float, last_step: int = S
     given = [f"steps={STEPS}", "eval_every=20", f"sweep={sweep}", f"outputs={outputs}", *words]
     values = OmegaConf.from_dotlist([word for word in given if word not in groups])
     cfg = OmegaConf.merge(composed(*groups), values)
-    cfg.run = runs.identity(cfg)
+    cfg.run = identity.identity(cfg)
     run_folder.create(cfg.folder, cfg)
     folder = Path(cfg.folder)
     write_rows(folder, curve(ap50, cfg.seed, last_step))

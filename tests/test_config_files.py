@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bbu_train import overrides, runs
+from bbu_train.cli import overrides
+from bbu_train.runs import identity
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -85,5 +86,5 @@ def test_every_experiment_composes_and_sets_only_keys_that_exist(name):
 def test_the_keys_that_config_yaml_says_do_not_decide_the_result_are_the_neutral_ones():
     lines = (CONF / "config.yaml").read_text(encoding="utf-8").split("hydra:\n")[0]
     deciding, neutral = lines.split("# ---- what decides the result ----")[1].split("# ---- what does not ----")
-    assert {key for key in OmegaConf.create(deciding) if runs.is_neutral(key)} == set()
-    assert {key for key in OmegaConf.create(neutral) if not runs.is_neutral(key)} == set()
+    assert {key for key in OmegaConf.create(deciding) if identity.is_neutral(key)} == set()
+    assert {key for key in OmegaConf.create(neutral) if not identity.is_neutral(key)} == set()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bbu_train.types import Counts
+from bbu_train.types.batch import Counts
 
 HEADS = ["head=detr", "head=dino"]
 

@@ -1,6 +1,6 @@
 """No augmentation."""
 
-from bbu_train.types import Sample
+from bbu_train.types.batch import Sample
 
 
 class Unchanged:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bbu_train.errors import all_problems
-from bbu_train.seeds import generator
-from bbu_train.types import Object, Picture, Sample, View
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import Object, Picture, Sample, View
 
 NUM_TRIES = 20  # parts that are drawn before the whole picture is taken, where all of them lose every object
 SHARES = ("left_right", "top_bottom", "crop", "brightness", "contrast", "saturation")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bbu_train.errors import InputError
-from bbu_train.masters import whole
+from bbu_train.ops.split_float32 import whole
 
 MOST_AT_ONCE = 1 << 26  # numbers that are averaged together: a quarter of a GiB for each temporary
 

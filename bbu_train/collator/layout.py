@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bbu_train import vocabulary
 from bbu_train.collator.sizes import sizes
 from bbu_train.collator.vision import lay_pictures
-from bbu_train.types import Batch, Counts, Encoded, MemoryIndex, PictureFormat, Role
+from bbu_train.ops import chunked_cross_entropy
+from bbu_train.types.batch import Batch, Counts, Encoded, MemoryIndex, PictureFormat, Role
 
 PADDING = -1
 
@@ -132,4 +132,4 @@ def _captions(samples: Sequence[Encoded]) -> Tensor:
     captions = [caption for sample in samples for caption in sample.captions]
     if not captions:
         return torch.zeros(0, 1, dtype=torch.long)
-    return pad_sequence(captions, batch_first=True, padding_value=vocabulary.IGNORED)
+    return pad_sequence(captions, batch_first=True, padding_value=chunked_cross_entropy.IGNORED)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from bbu_train.collator.layout import Collator, lay
-from bbu_train.types import Batch, Encoded
+from bbu_train.types.batch import Batch, Encoded
 
 
 class Packed(Collator):

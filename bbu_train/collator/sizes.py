@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from bbu_train.types import Encoded, PictureFormat, Sizes
+from bbu_train.types.batch import Encoded, PictureFormat, Sizes
 
 
 def sizes(samples: Sequence[Encoded], picture_format: PictureFormat) -> Sizes:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bbu_train.collator.layout import Collator, lay
-from bbu_train.types import Batch, Encoded
+from bbu_train.types.batch import Batch, Encoded
 
 
 class Standard(Collator):

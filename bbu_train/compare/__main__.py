@@ -8,11 +8,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bbu_train import arguments, metrics
-from bbu_train.compare import comparison, publish, written
+from bbu_train.cli import arguments
+from bbu_train.compare import comparison, output_files, publish
 from bbu_train.errors import InputError
-from bbu_train.override_keys import refuse
-from bbu_train.tables import as_text
+from bbu_train.metrics import direction
+from bbu_train.reporting.tables import as_text
+from bbu_train.runs.config_keys import refuse
 
 USAGE = """\
 python -m bbu_train.compare sweep=<name> [key=value ...]
@@ -41,15 +42,15 @@ def _settled(cfg: DictConfig) -> DictConfig:
     problems = arguments.wrong_choices(cfg, {"mode": ("max", "min", None), "at": ("last", "best")})
     refuse([*problems, *arguments.wrong_counts(cfg, {"top": 1})])
     cfg.metric = str(cfg.metric)
-    cfg.mode = cfg.mode or metrics.usual_mode(cfg.metric)
+    cfg.mode = cfg.mode or direction.usual_mode(cfg.metric)
     cfg.outputs = str(cfg.outputs or os.environ.get("BBU_OUTPUTS", "outputs"))
     return cfg
 
 
 def compare(cfg: DictConfig) -> None:
     found = comparison.compare(Path(cfg.outputs).expanduser(), str(cfg.sweep), cfg.metric, cfg.mode, cfg.at)
-    folder = written.write(found)  # before the words, which may go to a pipe that nobody reads to its end
-    print("\n".join([*_lines(found, cfg.top), "", f"page    {folder / written.PAGE}"]), flush=True)
+    folder = output_files.write(found)  # before the words, which may go to a pipe that nobody reads to its end
+    print("\n".join([*_lines(found, cfg.top), "", f"page    {folder / output_files.PAGE}"]), flush=True)
     if said := publish.publish([scored.run for scored in found.scored], str(cfg.sweep), folder):
         print(f"MLflow  {said}")
 

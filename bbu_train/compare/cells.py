@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bbu_train import runs
 from bbu_train.compare.sweep import Apart, Run
-from bbu_train.tables import Value
+from bbu_train.reporting.tables import Value
+from bbu_train.runs import identity as runs
 
 SEED = "seed"
 _ABSENT = object()

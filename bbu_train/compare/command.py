@@ -10,11 +10,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bbu_train import override_keys, overrides, runs
-from bbu_train.command_line import config_folder
+from bbu_train.cli import overrides
+from bbu_train.cli.main import config_folder
 from bbu_train.compare.cells import SEED, Cell
 from bbu_train.compare.sweep import Run
 from bbu_train.errors import InputError
+from bbu_train.runs import config_keys, identity
 
 NEEDED = ("data.root",)
 """Keys that cannot change the result, but without which nothing can be trained."""
@@ -29,7 +30,7 @@ def command(cell: Cell) -> tuple[str, list[str]]:
     run = cell.runs[0].run
     typed, composed = _start(run)
     wanted, gone = _missing(run, composed)
-    given = {override_keys.parse([word])[0].key_or_group: word for word in typed} | wanted
+    given = {config_keys.parse([word])[0].key_or_group: word for word in typed} | wanted
     seeds = sorted({int(scored.run.values.get(SEED, 0)) for scored in cell.runs})
     given.pop(SEED, None)
     words = [*given.values(), f"{SEED}={','.join(map(str, seeds))}"]
@@ -46,7 +47,7 @@ def _start(run: Run) -> tuple[list[str], DictConfig]:
             continue
         chosen = composed.hydra.runtime.choices
         others = [
-            group for group in run.choices if chosen.get(group) != run.choices[group] and not runs.is_neutral(group)
+            group for group in run.choices if chosen.get(group) != run.choices[group] and not identity.is_neutral(group)
         ]
         chosen_words = [*words, *(f"{group}={run.choices[group]}" for group in others)]
         if (composed := _composed(chosen_words)) is not None:
@@ -63,11 +64,11 @@ def _typed(run: Run) -> list[str]:
         if "=" not in word or word.startswith("-"):
             continue
         try:
-            (override,) = override_keys.parse([word])
+            (override,) = config_keys.parse([word])
         except InputError:
             continue
         key = override.key_or_group
-        neutral = runs.is_neutral(key.replace("/", ".")) and key not in NEEDED
+        neutral = identity.is_neutral(key.replace("/", ".")) and key not in NEEDED
         if not (override.is_sweep_override() or neutral):
             words.append(word)
     return words
@@ -84,13 +85,13 @@ def _composed(words: Sequence[str]) -> DictConfig | None:
 
 def _missing(run: Run, composed: DictConfig) -> tuple[dict[str, str], list[str]]:
     """Overrides that make `composed` the run's config, by key; and the run's keys that are no more."""
-    have = dict(override_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
+    have = dict(config_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
     words, gone = {}, []
     for key, value in run.raw.items():
-        neutral = runs.is_neutral(key) and key not in NEEDED
+        neutral = identity.is_neutral(key) and key not in NEEDED
         if neutral or key == SEED or (key in have and have[key] == value):
             continue
-        opened = any(key.startswith(f"{mapping}.") for mapping in override_keys.OPEN_MAPPINGS)
+        opened = any(key.startswith(f"{mapping}.") for mapping in config_keys.OPEN_MAPPINGS)
         if key in have:
             words[key] = f"{key}={_spelt(value)}"
         elif opened:
@@ -102,7 +103,7 @@ def _missing(run: Run, composed: DictConfig) -> tuple[dict[str, str], list[str]]
 
 def _taken_away(run: Run, composed: DictConfig) -> dict[str, str]:
     """Entries of open mappings that the run does not have."""
-    opened = override_keys.OPEN_MAPPINGS
+    opened = config_keys.OPEN_MAPPINGS
     names = [f"{mapping}.{name}" for mapping in opened for name in OmegaConf.select(composed, mapping) or {}]
     entries = [name for name in names if not any(f"{key}.".startswith(f"{name}.") for key in run.raw)]
     return {entry: f"~{entry}" for entry in entries}
@@ -119,7 +120,7 @@ def _spelt(value: Any) -> str:
     if not isinstance(value, str):
         return str(value)
     try:
-        (override,) = override_keys.parse([f"key={value}"])
+        (override,) = config_keys.parse([f"key={value}"])
         plain = not override.is_sweep_override() and override.value() == value
     except InputError:
         plain = False

@@ -13,7 +13,7 @@ from bbu_train.compare.command import command
 from bbu_train.compare.effects import Effects, effects
 from bbu_train.compare.sweep import Apart, Run
 from bbu_train.errors import InputError, all_problems
-from bbu_train.tables import Table
+from bbu_train.reporting.tables import Table
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bbu_train.compare.cells import Settings, in_order
-from bbu_train.tables import Value, number
+from bbu_train.reporting.tables import Value, number
 
 MAX_LEVELS = 8
 """A number with more values, as in random search, is looked at in quarters."""

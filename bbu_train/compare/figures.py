@@ -2,7 +2,7 @@
 
 import math
 
-from bbu_train.tables import Value, number
+from bbu_train.reporting.tables import Value, number
 
 
 def short(value: Value, longest: int = 18) -> str:

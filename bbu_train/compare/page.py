@@ -5,8 +5,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train import web_page
-from bbu_train.tables import Table, Value, number
+from bbu_train.reporting import html_page
+from bbu_train.reporting.tables import Table, Value, number
 
 STYLE = """
 h3 { font-size: .95rem; margin: 1rem 0 .3rem; font-family: ui-monospace, monospace; }
@@ -58,7 +58,7 @@ def page(
         parts += [f"<h2>{words}</h2>", f'<img alt="{words}" src="data:image/png;base64,{source}">']
     if apart.rows:
         parts.append(_section(apart))
-    return web_page.page(title, STYLE, "\n".join(parts), SCRIPT)
+    return html_page.page(title, STYLE, "\n".join(parts), SCRIPT)
 
 
 def _note(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bbu_train.compare.cells import in_order
 from bbu_train.compare.figures import short
-from bbu_train.tables import Value, number
+from bbu_train.reporting.tables import Value, number
 
 DECADE = 10
 MAX_TICKS = 9  # labels that can be read on one axis

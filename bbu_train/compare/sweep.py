@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bbu_train import run_folder, runs
 from bbu_train.compare import ledger
 from bbu_train.errors import InputError
-from bbu_train.override_keys import leaves
+from bbu_train.runs import folder as run_folder
+from bbu_train.runs import identity as runs
+from bbu_train.runs.config_keys import leaves
 from bbu_train.tracker.jsonl import read_rows
 
 EVALUATION = "eval/"

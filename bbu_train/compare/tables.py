@@ -6,7 +6,7 @@ from bbu_train.compare.cells import Cell, short_names, swept_keys
 from bbu_train.compare.effects import Effects, Level
 from bbu_train.compare.figures import plus_minus
 from bbu_train.compare.sweep import Apart
-from bbu_train.tables import Table, Value, number
+from bbu_train.reporting.tables import Table, Value, number
 
 
 def leaderboard(cells: Sequence[Cell], metric: str, with_step: bool) -> Table:

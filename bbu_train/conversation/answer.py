@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bbu_train.types import Object
+from bbu_train.types.batch import Object
 
 Order = Callable[[str, Sequence[int]], tuple[Any, ...]]
 """What a written object is sorted by: `bbu_train.conversation.order` has some."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bbu_train import boxes
 from bbu_train.conversation import answer, patches
 from bbu_train.conversation.positions import positions
 from bbu_train.conversation.text import Text
-from bbu_train.types import Conversation, Encoded, Picture, PictureFormat, Role, Sample, Turn
+from bbu_train.ops import boxes
+from bbu_train.types.batch import Conversation, Encoded, Picture, PictureFormat, Role, Sample, Turn
 
 
 class ConversationBuilder:

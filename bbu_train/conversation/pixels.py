@@ -3,8 +3,8 @@
 from PIL import Image, ImageEnhance
 
 from bbu_train.errors import InputError
-from bbu_train.pictures import UnreadablePicture, open_upright
-from bbu_train.types import Picture, View
+from bbu_train.images.files import UnreadablePicture, open_upright
+from bbu_train.types.batch import Picture, View
 
 
 def read_pixels(picture: Picture, width: int, height: int) -> Image.Image:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bbu_train.errors import InputError, all_problems
-from bbu_train.seeds import generator
-from bbu_train.types import Picture, Sample
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import Picture, Sample
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from bbu_train import arguments, logs
-from bbu_train.override_keys import refuse
+from bbu_train.cli import arguments
+from bbu_train.runs.config_keys import refuse
+from bbu_train.runtime import logs
 
 USAGE = """\
 python -m bbu_train.evaluate run=<run folder> [key=value ...]
@@ -59,7 +60,7 @@ def _settled(given: DictConfig) -> DictConfig:
 def evaluate(given: DictConfig) -> None:
     """Everything is looked at before the model loads; then each number of teachers is measured, and all is written."""
     logs.start()
-    from bbu_train.evaluate import publish, written
+    from bbu_train.evaluate import output_files, publish
     from bbu_train.evaluate.measure import Conversations, measured, twice_the_longest_answer
     from bbu_train.evaluate.split import load
     from bbu_train.evaluate.table import Scores
@@ -75,7 +76,7 @@ def evaluate(given: DictConfig) -> None:
     predictor = run.predictor(most, builder.longest_caption(data.train))
     rows = measured(predictor, conversations, given.batch_size, num_workers)
     scores = Scores(given.run, run.saved.step, given.split, tuple(rows))
-    written.write(scores, out)  # and logged, before the words, which may go to a pipe that nobody reads to its end
+    output_files.write(scores, out)  # and logged, before the words, which may go to a pipe that nobody reads to its end
     said = publish.publish(run.cfg, scores, out)
     print(f"{scores.as_text()}\n\ncheckpoint  {run.saved.folder}\nresult      {out}")
     if said:

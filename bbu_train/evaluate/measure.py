@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from bbu_train import loader, planning
 from bbu_train.collator.packed import Packed
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
+from bbu_train.metrics.detection import full_score
 from bbu_train.predict.routes import Found, Predictor
-from bbu_train.scoring import full_score
-from bbu_train.types import Batch, Draw, Role, Sample
+from bbu_train.training import loader, planning
+from bbu_train.types.batch import Batch, Draw, Role, Sample
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from bbu_train.evaluate.measure import Row
 from bbu_train.evaluate.table import Scores
-from bbu_train.fonts import use_in_plots
+from bbu_train.images.fonts import use_in_plots
 
 COLORS = {"head": "#2563eb", "written": "#ea580c"}
 SHIFTS = {"head": 6, "written": -13}  # points from a value's dot to its number

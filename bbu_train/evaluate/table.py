@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bbu_train.evaluate.measure import Row
-from bbu_train.tables import Table, Value, as_text
+from bbu_train.reporting.tables import Table, Value, as_text
 
 BOXES = {
     **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"},

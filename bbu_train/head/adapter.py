@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bbu_train.types import MemoryIndex
-from bbu_train.waves import sine
+from bbu_train.ops.sine_encoding import sine
+from bbu_train.types.batch import MemoryIndex
 
 
 class Adapter(nn.Module):

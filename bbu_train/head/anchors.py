@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bbu_train.types import MemoryIndex
-from bbu_train.waves import sine
+from bbu_train.ops.sine_encoding import sine
+from bbu_train.types.batch import MemoryIndex
 
 SMALLEST = 1e-4  # of a width, a height or a distance from the rim, so that a logit stays finite
 TOKENS_WIDE = 2  # the box that stands for an image token before anything is learned

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bbu_train import vocabulary
-from bbu_train.compiled import compiled
 from bbu_train.head.adapter import Memory
 from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample
-from bbu_train.waves import sine
+from bbu_train.ops import chunked_cross_entropy
+from bbu_train.ops.compile import compiled
+from bbu_train.ops.sine_encoding import sine
 
 COMPILED_SLOTS = 8
 """Slots come in as many where they are compiled: for one, and for strides that 8 does not divide, code is made anew."""
@@ -55,7 +55,7 @@ class CaptionDecoder(nn.Module):
         self.layers = nn.ModuleList(CaptionLayer(d_model, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.vocabulary_chunk = vocabulary_chunk
-        self.cross_entropy = vocabulary.cross_entropy
+        self.cross_entropy = chunked_cross_entropy.cross_entropy
         self.slots_multiple = 1
 
     def speaker(
@@ -80,7 +80,7 @@ class CaptionDecoder(nn.Module):
         """Fuse what training runs. Describing, whose cache grows with each token, stays as it is."""
         self.teacher_forced = compiled(self.teacher_forced)
         self.slots_multiple = COMPILED_SLOTS
-        self.cross_entropy = compiled(vocabulary.cross_entropy)
+        self.cross_entropy = compiled(chunked_cross_entropy.cross_entropy)
 
     def losses(
         self,
@@ -100,7 +100,7 @@ class CaptionDecoder(nn.Module):
         num_slots = math.ceil(num_slots / self.slots_multiple) * self.slots_multiple
         out = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
         targets = caption_ids.flatten()
-        losses = vocabulary.token_losses(out, targets, project, self.vocabulary_chunk, self.cross_entropy)
+        losses = chunked_cross_entropy.token_losses(out, targets, project, self.vocabulary_chunk, self.cross_entropy)
         return losses.view(caption_ids.shape)
 
     def teacher_forced(

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bbu_train import boxes
 from bbu_train.head.layers import rank_in_sample
+from bbu_train.ops import boxes
 
 
 def noised(

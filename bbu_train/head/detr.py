@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bbu_train.compiled import compiled
 from bbu_train.head import flops
 from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp, Objectness
-from bbu_train.types import Detections, MemoryIndex, Sizes, Truth
+from bbu_train.ops.compile import compiled
+from bbu_train.types.batch import Detections, MemoryIndex, Sizes, Truth
 
 
 class QueryLayer(DecoderLayer):

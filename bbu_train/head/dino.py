@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bbu_train.head import anchors, flops, gaze
+from bbu_train.head import anchors, flops, modulated_attention
 from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.denoising import Slots, Starts, beside, noised, slots
 from bbu_train.head.dense import object_of_token
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
-from bbu_train.types import Denoised, Dense, Detections, MemoryIndex, Sizes, Truth
+from bbu_train.types.batch import Denoised, Dense, Detections, MemoryIndex, Sizes, Truth
 
 
 class AnchoredLayer(DecoderLayer):
@@ -20,7 +20,7 @@ class AnchoredLayer(DecoderLayer):
 
     def __init__(self, d_model: int, num_heads: int):
         super().__init__(d_model, num_heads)
-        self.gaze = gaze.Gaze(d_model, num_heads)
+        self.gaze = modulated_attention.Gaze(d_model, num_heads)
 
     def forward(
         self,
@@ -29,7 +29,7 @@ class AnchoredLayer(DecoderLayer):
         boxes_cxcywh: Float[Tensor, "samples groups queries 4"],
         mask: Bool[Tensor, "samples_groups queries"] | None,
         memory: KeysValues,
-        where: gaze.Places,
+        where: modulated_attention.Places,
     ) -> Float[Tensor, "samples groups queries model"]:
         groups = queries.shape[:2]
         normalised = self.norms[0](queries)
@@ -39,7 +39,7 @@ class AnchoredLayer(DecoderLayer):
         # Groups differ in what they read of each other, and to the memory they are one sequence of queries.
         asked = (self.norms[1](queries) + places).flatten(1, 2)
         looks = self.gaze(asked, boxes_cxcywh.flatten(1, 2), where.token_sizes)
-        read = gaze.look(self.cross_attention.asking(asked), *memory, looks, where.entries)
+        read = modulated_attention.look(self.cross_attention.asking(asked), *memory, looks, where.entries)
         queries = queries + self.cross_attention.answer(read).unflatten(1, queries.shape[1:3])
         return queries + self.feed_forward(self.norms[2](queries))
 
@@ -134,7 +134,7 @@ class Dino(nn.Module):
         memory = memory._replace(states=self.memory_norm(memory.states))
         # What is read says where it is, too: a box is told from where its sides were seen.
         read = [layer.cross_attention.keys_values(memory.keys, memory.keys) for layer in self.layers]
-        where = gaze.places(index)
+        where = modulated_attention.places(index)
         seen = memory.states[:, : index.vision.shape[1]]
 
         tokens, proposed, scores = self._propose(seen, index)
@@ -179,7 +179,9 @@ class Dino(nn.Module):
         objects = object_of_token(index.vision_centers, index.vision_mask, truth.boxes_cxcywh, truth.sample_of_object)
         return Dense(boxes.sigmoid(), self.dense_objectness(seen)[..., 0].float(), objects, index.vision_mask)
 
-    def _decode(self, starts: Starts, read: list[KeysValues], where: gaze.Places) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode(
+        self, starts: Starts, read: list[KeysValues], where: modulated_attention.Places
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """States after the last layer, and boxes and objectness after each, before the sigmoid."""
         queries, mask = starts.queries, None if starts.mask is None else starts.mask.flatten(0, 1)
         before = anchor = starts.boxes_logits.detach()

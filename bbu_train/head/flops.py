@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from bbu_train.flops import attention, matrix
-from bbu_train.types import Sizes
+from bbu_train.ops.flops import attention, matrix
+from bbu_train.types.batch import Sizes
 
 
 class Rates(NamedTuple):

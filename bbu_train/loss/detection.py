@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from bbu_train import boxes
-from bbu_train.types import Batch, Detections
+from bbu_train.ops import boxes
+from bbu_train.types.batch import Batch, Detections
 
 ObjectnessLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of logits, which of them answer for an object, and IoU: one of `objectness`."""

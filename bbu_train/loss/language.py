@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bbu_train.types import Batch, Counts, Losses, Outputs, Role
+from bbu_train.types.batch import Batch, Counts, Losses, Outputs, Role
 
 
 class Language:

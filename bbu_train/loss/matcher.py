@@ -5,10 +5,10 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from bbu_train import boxes
-from bbu_train.compiled import compiled
 from bbu_train.errors import InputError
-from bbu_train.types import Batch, Detections
+from bbu_train.ops import boxes
+from bbu_train.ops.compile import compiled
+from bbu_train.types.batch import Batch, Detections
 
 WORST = 1e6  # stands in for a cost that is not finite, which no solver takes; the loss itself then stops the run
 

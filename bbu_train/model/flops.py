@@ -2,8 +2,8 @@
 
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train.flops import attention, matrix
-from bbu_train.types import Sizes
+from bbu_train.ops.flops import attention, matrix
+from bbu_train.types.batch import Sizes
 
 
 def backbone(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:

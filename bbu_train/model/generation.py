@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
 
+from bbu_train.model.greedy_decoding import Writer, Written
 from bbu_train.model.qwen25vl import GroundingModel
-from bbu_train.model.writer import Writer, Written
-from bbu_train.types import Batch, Detections
+from bbu_train.types.batch import Batch, Detections
 
 
 @torch.no_grad()

@@ -11,18 +11,18 @@ from transformers import AutoImageProcessor, Cache, Qwen2_5_VLConfig, Qwen2_5_VL
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from bbu_train import vocabulary
-from bbu_train.compiled import compiled
 from bbu_train.errors import InputError
+from bbu_train.model import activation_checkpointing, flops, image_positions
 from bbu_train.model import attention as attention_choices
-from bbu_train.model import flops, places, recompute
-from bbu_train.model.joined_attention import join_projections
+from bbu_train.model.fused_qkv import join_projections
+from bbu_train.model.linear_patch_embedding import StillPatchEmbedding
 from bbu_train.model.norms import replace_norms
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
-from bbu_train.model.still_patches import StillPatchEmbedding
 from bbu_train.model.teacher_cache import TeacherCache
-from bbu_train.types import Batch, Detections, Outputs, Sizes, VisionInputs
+from bbu_train.ops import chunked_cross_entropy
+from bbu_train.ops.compile import compiled
+from bbu_train.types.batch import Batch, Detections, Outputs, Sizes, VisionInputs
 
 
 class GroundingModel(nn.Module):
@@ -46,7 +46,7 @@ class GroundingModel(nn.Module):
         self.vocabulary_chunk = vocabulary_chunk
         self.place_amplitude = place_amplitude
         self.teacher_cache = teacher_cache
-        self.cross_entropy = vocabulary.cross_entropy
+        self.cross_entropy = chunked_cross_entropy.cross_entropy
 
     def compile_parts(self) -> None:
         """The backbone block by block, of which all of a kind share one graph; lengths are symbols in it."""
@@ -54,7 +54,7 @@ class GroundingModel(nn.Module):
             block.compile(dynamic=True)
         for first in (self.backbone.model.visual.blocks[0], self.backbone.model.language_model.layers[0]):
             first.register_forward_pre_hook(_without_view)
-        self.cross_entropy = compiled(vocabulary.cross_entropy)
+        self.cross_entropy = compiled(chunked_cross_entropy.cross_entropy)
         if self.head is not None:
             self.head.compile_parts()
 
@@ -63,7 +63,7 @@ class GroundingModel(nn.Module):
         hidden = self.read(batch, vision_features)
         supervised = hidden[batch.supervised_positions]
         how = self.backbone.lm_head, self.vocabulary_chunk, self.cross_entropy
-        token_losses = vocabulary.token_losses(supervised, batch.labels, *how)
+        token_losses = chunked_cross_entropy.token_losses(supervised, batch.labels, *how)
         return Outputs(token_losses, self.detect(batch, vision_features, hidden))
 
     def detect(
@@ -116,7 +116,7 @@ class GroundingModel(nn.Module):
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
         if self.place_amplitude:
             positions = batch.position_ids[1:].flatten(1)[:, batch.image_positions]
-            placed = self.place_amplitude * places.sines(positions, vision_features.shape[1])
+            placed = self.place_amplitude * image_positions.sines(positions, vision_features.shape[1])
             vision_features = vision_features + placed.to(vision_features.dtype)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
@@ -158,7 +158,7 @@ class GroundingModel(nn.Module):
 
     def enable_gradient_checkpointing(self, choice: str) -> None:
         """Compute some of each block of the backbone again in the backward pass: "selective" or "full"."""
-        recompute.enable(self.backbone, choice)
+        activation_checkpointing.enable(self.backbone, choice)
 
 
 def build(
@@ -183,7 +183,7 @@ def build(
     kernels, for any length. `teacher_cache_gib` needs a frozen vision tower. Raises InputError for a `place_amplitude`
     that these weights cannot learn with.
     """
-    places.check(place_amplitude, weights)
+    image_positions.check(place_amplitude, weights)
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
         backbone = _backbone(config, checkpoint, weights)

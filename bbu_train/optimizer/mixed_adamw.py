@@ -7,15 +7,15 @@ from jaxtyping import BFloat16, Float, Int16, Int32
 from torch import Tensor, nn
 
 from bbu_train.errors import InputError
-from bbu_train.masters import divided, whole
+from bbu_train.ops.split_float32 import divided, whole
 
 
 class MixedAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019) whose bfloat16 parameters lose no small update to rounding.
 
     With `masters` a float32 number is updated, of which the parameter is the rounded one and the state has the rest
-    (`bbu_train/masters.py`), and moments are float32. Without, parameter and moments are bfloat16 alone, and are
-    rounded stochastically, so that an update smaller than a rounding step still counts on average: 6 bytes a number
+    (`bbu_train/ops/split_float32.py`), and moments are float32. Without, parameter and moments are bfloat16 alone, and
+    are rounded stochastically, so that an update smaller than a rounding step still counts on average: 6 bytes a number
     instead of 12, and another result. Parameters of other dtypes are left to torch's fused AdamW.
 
     As torch's fused optimizers do, it divides gradients by `grad_scale` and changes nothing where `found_inf` is 1,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.errors import InputError
-from bbu_train.masters import divided, whole
+from bbu_train.ops.split_float32 import divided, whole
 from bbu_train.optimizer.groups import torch_groups
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 

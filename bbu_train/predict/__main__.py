@@ -10,8 +10,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from bbu_train import arguments, logs
-from bbu_train.override_keys import refuse
+from bbu_train.cli import arguments
+from bbu_train.runs.config_keys import refuse
+from bbu_train.runtime import logs
 
 USAGE = """\
 python -m bbu_train.predict run=<run folder> images=<file, folder or 'glob'> [key=value ...]

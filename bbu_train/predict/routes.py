@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from bbu_train import loader, validation, written
 from bbu_train.collator.prompts import left_padded
 from bbu_train.conversation.builder import ConversationBuilder
+from bbu_train.metrics.detection import Prediction
 from bbu_train.model import generation
 from bbu_train.model.qwen25vl import GroundingModel
-from bbu_train.scoring import Prediction
-from bbu_train.types import Batch, Sample
-from bbu_train.written import WrittenAnswer
+from bbu_train.predict import generated_answer as written
+from bbu_train.predict.generated_answer import WrittenAnswer
+from bbu_train.training import loader, validation
+from bbu_train.types.batch import Batch, Sample
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from bbu_train import run_folder
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.predict.routes import Predictor
-from bbu_train.types import PictureFormat
+from bbu_train.runs import folder as run_folder
+from bbu_train.types.batch import PictureFormat
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bbu_train import drawing
+from bbu_train.images import overlay
+from bbu_train.metrics.detection import Prediction
 from bbu_train.predict.routes import Found
-from bbu_train.scoring import Prediction
-from bbu_train.types import Picture, class_of
+from bbu_train.types.batch import Picture, class_of
 
 
 def line(found: Found, threshold: float) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def drawn(found: Found, threshold: float) -> Image.Image:
     """The picture once for each route, side by side, true boxes in both."""
     picture, panels = found.sample.student, []
     if found.head is not None:
-        panels.append(drawing.titled(drawing.overlay(picture, found.head, threshold), "head"))
+        panels.append(overlay.titled(overlay.overlay(picture, found.head, threshold), "head"))
     if found.written is not None:
         title = "written (malformed: what could be read)" if found.written.is_malformed else "written"
-        panels.append(drawing.titled(drawing.overlay(picture, found.written.prediction, 0.0), title))
-    return drawing.gallery(panels, columns=2)
+        panels.append(overlay.titled(overlay.overlay(picture, found.written.prediction, 0.0), title))
+    return overlay.gallery(panels, columns=2)

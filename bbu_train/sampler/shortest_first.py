@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from bbu_train.errors import InputError
 from bbu_train.sampler.fixed_samples import FixedSamples
-from bbu_train.types import Draw, Step
+from bbu_train.types.batch import Draw, Step
 
 
 class ShortestFirst:

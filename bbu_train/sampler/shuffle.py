@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bbu_train.seeds import generator
-from bbu_train.types import Draw
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import Draw
 
 
 def shuffled(seed: int, epoch: int, indices: Sequence[int]) -> list[Draw]:

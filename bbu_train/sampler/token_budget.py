@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from bbu_train.errors import InputError, all_problems
+from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.exchange import evened
 from bbu_train.sampler.fill import fill
 from bbu_train.sampler.shuffle import shuffled
-from bbu_train.seeds import generator
-from bbu_train.types import Draw, Step
+from bbu_train.types.batch import Draw, Step
 
 
 @contextmanager

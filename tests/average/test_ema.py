@@ -11,9 +11,9 @@ from bbu_train.average import ema
 from bbu_train.average.ema import Average
 from bbu_train.average.none import Latest
 from bbu_train.errors import InputError
-from bbu_train.masters import whole
+from bbu_train.ops.split_float32 import whole
 from bbu_train.optimizer import groups
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
 

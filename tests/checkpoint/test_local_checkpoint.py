@@ -13,7 +13,7 @@ import torch
 from bbu_train.checkpoint import local
 from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import InputError
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 
 def store(folder: Path, keep_last: int = 2, best_mode: str = "max") -> LocalCheckpoints:

@@ -6,12 +6,12 @@ import torch
 from hydra.utils import instantiate
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu_train import boxes
 from bbu_train.conversation.answer import parse
 from bbu_train.conversation.patches import read_patches
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
-from bbu_train.seeds import generator
-from bbu_train.types import Role, Sample
+from bbu_train.ops import boxes
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import Role, Sample
 
 
 @pytest.fixture(scope="module", params=["english", "chinese"])

@@ -3,7 +3,7 @@ import pytest
 from bbu_train.conversation.text import Text
 from bbu_train.errors import InputError
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 # The checkpoint's tokenizer has these added tokens too; they are not special, so decoding keeps them.
 CODE_TOKENS = ["<|fim_prefix|>", "<|repo_name|>", "<tool_call>"]

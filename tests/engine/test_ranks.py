@@ -7,9 +7,9 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from bbu_train import distributed
-from bbu_train.engine.plain import Plain
+from bbu_train.engine.ddp import Plain
 from bbu_train.errors import InputError
+from bbu_train.runtime import distributed
 
 
 class Scale(nn.Module):

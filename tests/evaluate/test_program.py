@@ -7,9 +7,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from bbu_train import run_folder
 from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.evaluate.__main__ import DEFAULTS, main
+from bbu_train.runs import folder as run_folder
 from bbu_train.tracker.mlflow_store import open_client
 
 FEW_TOKENS = "max_new_tokens=4"

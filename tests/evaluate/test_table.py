@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bbu_train.evaluate import written
+from bbu_train.evaluate import output_files
 from bbu_train.evaluate.measure import Row
 from bbu_train.evaluate.table import Scores
 
@@ -46,7 +46,7 @@ def test_what_is_not_defined_is_a_dash_and_null_and_is_left_out_of_the_plot(scor
     assert lines[0] == "step 7, test: 3 pictures"
     [line] = [line for line in lines if line.startswith("written")][:1]
     assert line.split() == ["written", "0", *["-"] * 11]
-    written.write(scores, tmp_path / "new")
+    output_files.write(scores, tmp_path / "new")
     rows = json.loads((tmp_path / "new/table.json").read_text())["rows"]
     assert (rows[3]["ap50"], rows[3]["malformed"], rows[0]["malformed"]) == (None, 1.0, None)
     assert (tmp_path / "new/table.png").stat().st_size > 10_000
@@ -55,5 +55,5 @@ def test_what_is_not_defined_is_a_dash_and_null_and_is_left_out_of_the_plot(scor
 def test_a_table_without_any_object_is_written_too(tmp_path):
     empty = Scores("run", 7, "validation", (Row("head", 0, 1, {"student_lm": 2.0, "seconds": 0.1}),))
     assert "Classes" not in empty.as_text()
-    written.write(empty, tmp_path / "new")
+    output_files.write(empty, tmp_path / "new")
     assert (tmp_path / "new/table.png").is_file()

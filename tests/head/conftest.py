@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bbu_train.types import MemoryIndex
+from bbu_train.types.batch import MemoryIndex
 
 
 @pytest.fixture(scope="session")

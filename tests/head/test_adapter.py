@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import layer_norm
 
 from bbu_train.head.adapter import Adapter, gather, places
-from bbu_train.seeds import generator
-from bbu_train.types import MemoryIndex
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import MemoryIndex
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from bbu_train.head.adapter import Memory
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 WIDTH, D_MODEL, VOCABULARY, IGNORED = 12, 8, 20, -100
 NUM_SAMPLES, NUM_SLOTS, NUM_TOKENS = 2, 3, 5

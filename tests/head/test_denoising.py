@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy.stats import ks_1samp, uniform
 
-from bbu_train.boxes import cxcywh_to_xyxy
 from bbu_train.head.denoising import noised, slots
-from bbu_train.seeds import generator
+from bbu_train.ops.boxes import cxcywh_to_xyxy
+from bbu_train.runtime.seeds import generator
 
 START = torch.from_numpy(generator("start").random((5, 4), dtype="float32"))
 SAMPLES = torch.tensor([0, 0, 2, 2, 2])

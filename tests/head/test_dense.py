@@ -3,7 +3,7 @@
 import torch
 
 from bbu_train.head.dense import CENTRAL, object_of_token
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 SIDE = 6
 

@@ -8,12 +8,12 @@ from hydra.utils import instantiate
 from torch import nn
 
 from bbu_train.errors import InputError
-from bbu_train.head import anchors, gaze
+from bbu_train.head import anchors, modulated_attention
 from bbu_train.head.denoising import noised
 from bbu_train.head.dino import AnchoredLayer
 from bbu_train.optimizer.groups import parameters_by_group
-from bbu_train.seeds import generator
-from bbu_train.types import MemoryIndex
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import MemoryIndex
 
 D_MODEL, NUM_HEADS = 16, 2
 
@@ -108,10 +108,10 @@ def test_a_layer_is_torchs_decoder_layer_with_its_gaze_as_mask():
         text_positions=text,
     )
     keys_values = layer.cross_attention.keys_values(states, states)
-    out = layer(queries, torch.zeros_like(queries), boxes, None, keys_values, gaze.places(index))
+    out = layer(queries, torch.zeros_like(queries), boxes, None, keys_values, modulated_attention.places(index))
     for group in range(3):  # groups are to each other as the samples of a batch
         looks = layer.gaze(layer_asked(theirs, queries[:, group]), boxes[:, group], index.vision_sizes)
-        mask = gaze.bias(looks, gaze.places(index).entries).flatten(0, 1)
+        mask = modulated_attention.bias(looks, modulated_attention.places(index).entries).flatten(0, 1)
         expected = theirs(queries[:, group], states, memory_mask=mask)
         torch.testing.assert_close(out[:, group], expected)
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from bbu_train.head.detr import Detr
 from bbu_train.head.dino import Dino
-from bbu_train.seeds import generator
-from bbu_train.types import MemoryIndex, Truth
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import MemoryIndex, Truth
 
 WIDTH, VOCABULARY, END, NUM_QUERIES = 16, 20, 19, 5
 VISION = [[2, 3, 4], [7], [9, 10]]  # features of each sample's student picture; those between are of teachers

@@ -8,7 +8,7 @@ from bbu_train.head.adapter import Memory
 from bbu_train.head.caption import CaptionLayer
 from bbu_train.head.detr import QueryLayer
 from bbu_train.head.layers import Attention
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 D_MODEL, NUM_HEADS = 16, 2
 

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from slurm_sweeps import Sweep
 
-from bbu_train import preemption
+from bbu_train.runtime import preemption
 
 SCRIPT = Path(__file__).with_name("slurm_cluster.sh")
 TESTS = SCRIPT.parents[1]

@@ -12,9 +12,9 @@ import pytest
 import whole_runs
 
 import bbu_train.train
-from bbu_train import preemption
 from bbu_train.errors import InputError, Preempted, SweepPreempted
-from launchers import jobs, launch, survey
+from bbu_train.runtime import preemption
+from launchers import jobs, launch, status
 from launchers.__main__ import main
 from launchers.cells import compose
 from launchers.ledger import OPEN, Ledger
@@ -54,7 +54,7 @@ def trained(monkeypatch):
 
 
 def states(ledger) -> Counter:
-    return Counter(row.state.name for row in survey.rows(ledger))
+    return Counter(row.state.name for row in status.rows(ledger))
 
 
 def test_a_sweep_goes_on_after_a_failed_cell_and_names_it(sweep, trained, capsys):
@@ -148,13 +148,13 @@ def test_cancel_gives_a_run_free_whose_process_it_cannot_reach_and_says_so(sweep
     assert main(["cancel", str(ledger.folder.parent)]) == 0
     assert f"{runs[0]}: local/elsewhere/1/1 cannot be reached from here" in capsys.readouterr().out
     assert states(ledger) == {"cancelled": 1, "missing": 2}
-    assert all(row.may_start(OPEN) for row in survey.rows(ledger))
+    assert all(row.may_start(OPEN) for row in status.rows(ledger))
 
 
 RANKS = """
 import sys, types
 from pathlib import Path
-from bbu_train import distributed
+from bbu_train.runtime import distributed
 from launchers.launch import start
 from launchers.ledger import OPEN, Ledger
 

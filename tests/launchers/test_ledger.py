@@ -8,7 +8,7 @@ import pytest
 from launchers import jobs
 from launchers.cells import compose
 from launchers.ledger import OPEN, Ledger, locked
-from launchers.survey import Row
+from launchers.status import Row
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

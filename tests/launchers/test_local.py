@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from slurm_sweeps import wait_for
 
-from bbu_train import preemption
-from launchers import launch, local, survey
+from bbu_train.runtime import preemption
+from launchers import launch, local, status
 from launchers.__main__ import main
 from launchers.cells import compose
 from launchers.ledger import OPEN, Ledger
@@ -51,7 +51,7 @@ def test_a_sweep_runs_two_at_a_time_and_the_same_command_again_runs_only_what_is
 
 TRAINS_UNTIL_ASKED = """
 import sys, time, types
-from bbu_train import preemption
+from bbu_train.runtime import preemption
 from bbu_train.errors import Preempted
 from launchers.job import Job
 
@@ -85,7 +85,7 @@ def test_a_sweep_that_is_asked_to_end_ends_its_runs_and_starts_no_further_one(
         return subprocess.Popen([sys.executable, "-c", TRAINS_UNTIL_ASKED, str(attempt.folder)])
 
     def states() -> Counter:
-        return Counter(row.state.name for row in survey.rows(ledger))
+        return Counter(row.state.name for row in status.rows(ledger))
 
     monkeypatch.setattr(local, "_started", started)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bbu_train.seeds import generator
-from bbu_train.types import Detections
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import Detections
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
 GPU = torch.device("cuda")

@@ -13,10 +13,10 @@ from transformers.loss.loss_for_object_detection import (
     sigmoid_focal_loss,
 )
 
-from bbu_train import boxes
 from bbu_train.loss.detection import box_losses, caption_sum, denoised_sums, dense_sums, layer_sums, on_queries
 from bbu_train.loss.objectness import Focal, Varifocal
-from bbu_train.seeds import generator
+from bbu_train.ops import boxes
+from bbu_train.runtime.seeds import generator
 
 NO_BOXES = torch.zeros(0, 4)
 

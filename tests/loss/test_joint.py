@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 
 from bbu_train.optimizer.groups import parameters_by_group
-from bbu_train.types import Counts
+from bbu_train.types.batch import Counts
 
 WEIGHTS = {
     "teacher_lm": "teacher",

@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu_train.pictures import open_upright
-from bbu_train.types import Role
+from bbu_train.images.files import open_upright
+from bbu_train.types.batch import Role
 
 LAYOUTS = ("packed", "standard")
 

@@ -9,7 +9,7 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher, genera
 
 from bbu_train.errors import InputError
 from bbu_train.loss.matcher import Matcher
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 NO_BOXES = torch.zeros(0, 4)
 

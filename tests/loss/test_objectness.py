@@ -9,7 +9,7 @@ from transformers.loss.loss_for_object_detection import box_iou, sigmoid_focal_l
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from bbu_train.loss.objectness import Focal, Varifocal
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 CHOICES = [(Focal, 0.25), (Varifocal, 0.75)]
 

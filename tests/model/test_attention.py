@@ -10,7 +10,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_f
 
 from bbu_train.errors import InputError
 from bbu_train.model.attention import choose, flash_attention_2, flash_attention_4, sdpa, varlen
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SCALE = 0.3  # not 1 / sqrt(size), so that one that is not passed on shows

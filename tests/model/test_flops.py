@@ -6,9 +6,9 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bbu_train import flops, vocabulary
 from bbu_train.head.layers import Attention
-from bbu_train.types import Sizes
+from bbu_train.ops import chunked_cross_entropy, flops
+from bbu_train.types.batch import Sizes
 
 VISION = "model.visual.patch_embed", "model.visual.blocks"
 MERGER = ("model.visual.merger",)
@@ -26,7 +26,7 @@ FROZEN = {  # parts of the backbone
 @pytest.fixture(autouse=True)
 def _no_logits_twice(monkeypatch):
     """Chunks of logits are computed again in the backward pass, which is not useful."""
-    monkeypatch.setattr(vocabulary, "checkpoint", lambda function, *given, use_reentrant: function(*given))
+    monkeypatch.setattr(chunked_cross_entropy, "checkpoint", lambda function, *given, use_reentrant: function(*given))
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from hydra.utils import instantiate
 
 from bbu_train.collator.prompts import left_padded
-from bbu_train.model import generation, writer
-from bbu_train.types import Role
+from bbu_train.model import generation, greedy_decoding
+from bbu_train.types.batch import Role
 
 NUM_NEW = 12
 
@@ -168,7 +168,7 @@ def test_training_goes_on_after_writing_bit_for_bit(make_model, make_criterion, 
 @pytest.mark.parametrize("room", [1, 4, 11])
 def test_a_cache_that_grows_changes_nothing(model, builder, prompts, monkeypatch, room):
     at_once, _ = write(model, prompts, builder)
-    monkeypatch.setattr(writer, "ROOM", room)
+    monkeypatch.setattr(greedy_decoding, "ROOM", room)
     in_parts, _ = write(model, prompts, builder)
     assert torch.equal(at_once.ids, in_parts.ids)
     torch.testing.assert_close(at_once.probabilities, in_parts.probabilities, rtol=1e-4, atol=1e-6)
@@ -183,7 +183,7 @@ def test_a_recorded_step_writes_what_one_told_kernel_by_kernel_does(config, buil
     network = instantiate(cfg.model.network, _convert_="all")
     model = lively(network(device=gpu, head=instantiate(cfg.head, _convert_="all")))
     batch = left_padded(prompts, builder.picture_format).to(gpu)
-    monkeypatch.setattr(writer, "ROOM", 9)
+    monkeypatch.setattr(greedy_decoding, "ROOM", 9)
 
     def write():
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
@@ -194,7 +194,7 @@ def test_a_recorded_step_writes_what_one_told_kernel_by_kernel_does(config, buil
         return function
 
     recorded = write(), write()
-    monkeypatch.setattr(writer, "done_once", told)
+    monkeypatch.setattr(greedy_decoding, "done_once", told)
     plain = write()
     assert len(plain.ids.unique()) > 10
     for one in recorded:

@@ -7,11 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bbu_train import vocabulary
 from bbu_train.collator.packed import Packed
 from bbu_train.collator.standard import Standard
 from bbu_train.errors import InputError
 from bbu_train.model.teacher_cache import TeacherCache
+from bbu_train.ops import chunked_cross_entropy
 
 MERGED, OUT = 4 * 64, 128  # widths of the tiny model's merger
 
@@ -112,7 +112,7 @@ def test_a_warm_step_does_what_is_counted_and_runs_the_merger_of_the_students_on
     make_frozen, make_criterion, lay, encoded, monkeypatch
 ):
     # Chunks of logits are computed again in the backward pass, which is not useful.
-    monkeypatch.setattr(vocabulary, "checkpoint", lambda function, *given, use_reentrant: function(*given))
+    monkeypatch.setattr(chunked_cross_entropy, "checkpoint", lambda function, *given, use_reentrant: function(*given))
     model, criterion, batch = make_frozen(1, "head=none"), make_criterion("loss=language"), lay(encoded)
     step(model, criterion, batch)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from bbu_train.errors import InputError
-from bbu_train.masters import whole
+from bbu_train.ops.split_float32 import whole
 from bbu_train.optimizer.groups import state_bytes
 from bbu_train.optimizer.mixed_adamw import MixedAdamW, mix, round_stochastically
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8}
 SHAPES = [(48, 64), (7, 5)]  # of matrices: one that is a multiple of a kernel's reads, and one that is not

@@ -9,13 +9,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from bbu_train import overrides
+from bbu_train.cli import overrides
 from bbu_train.errors import InputError
-from bbu_train.masters import whole
+from bbu_train.ops.split_float32 import whole
 from bbu_train.optimizer import muon
 from bbu_train.optimizer.groups import learning_rates, set_learning_rates, state_bytes
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
-from bbu_train.seeds import generator
+from bbu_train.runtime.seeds import generator
 
 CONF = Path(__file__).parents[2] / "conf"
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-8}

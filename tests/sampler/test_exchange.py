@@ -1,7 +1,7 @@
 import pytest
 
+from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.exchange import NUM_TOGETHER, evened
-from bbu_train.seeds import generator
 
 
 def test_samples_of_one_length_change_places_until_rows_cost_the_same():

@@ -1,7 +1,7 @@
 import pytest
 
+from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.fill import fill
-from bbu_train.seeds import generator
 
 
 def lengths_in_rows(lengths, max_row_tokens, dealt):

@@ -1,8 +1,8 @@
 import pytest
 
 from bbu_train.errors import InputError
+from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.token_budget import TokenBudget
-from bbu_train.seeds import generator
 
 BUDGET = 2048
 # Many short samples and few long ones, as turns with an exponential number of objects give.

@@ -1,0 +1,123 @@
+"""From a command to a run: check the overrides, let Hydra compose, call the task, say what went wrong.
+
+Nothing here imports torch, so that `--help` and every mistake are answered at once.
+"""
+
+import functools
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from bbu_train.cli import overrides
+from bbu_train.errors import InputError, Preempted, SweepPreempted
+from bbu_train.runs import folder as run_folder
+
+Task = Callable[[DictConfig, Sequence[str]], None]
+"""What is run: a config, and the overrides that the user gave for it."""
+
+Launch = Callable[[Sequence[str], Path], int]
+"""What starts the runs of a sweep: from the command's arguments and conf/ to the exit code."""
+
+
+def config_folder() -> Path:
+    """conf/ inside the package (an installed wheel) or beside it (a checkout, an editable install)."""
+    package = Path(__file__).resolve().parents[1]
+    return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
+
+
+def run(task: Task, folder: Path, launch: Launch) -> int:
+    """Run `task` with the config that `sys.argv` composes from `folder`, or `launch` a sweep; give the exit code.
+
+    0: done, help included. 2: the user's to mend, in one message without a traceback (`BBU_FULL_ERROR=1` adds it).
+    1: a defect, with its traceback. 75: a signal asked the run to end, and the same command, or the one that is said,
+    goes on with it. 130: interrupted.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
+    try:
+        sys.argv[1:], added = overrides.with_choices_of_resumed(overrides.in_hydras_order(sys.argv[1:]))
+        command = overrides.check(sys.argv[1:], folder)
+        if command.sweeps and not command.shows:
+            return launch(sys.argv[1:], folder)
+        application = hydra.main(
+            version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
+        )
+        application(_reporting(task, added))()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return report(_as_input_error(error))
+    return 0
+
+
+def _reporting(task: Task, added: Sequence[str]) -> Callable[[DictConfig], None]:
+    """The task, which reports its own failure at once and leaves by SystemExit, which Hydra lets through without a line
+    of its own."""
+
+    @functools.wraps(task)
+    def reporting(cfg: DictConfig) -> None:
+        given = [override for override in HydraConfig.get().overrides.task if override not in added]
+        resumed = cfg.get("resume")
+        try:
+            with run_folder.built_by_this_code(resumed) if resumed else nullcontext():
+                task(cfg, given)
+        except Exception as error:
+            raise SystemExit(report(error)) from error
+
+    return reporting
+
+
+def report(error: Exception) -> int:
+    """Print what went wrong to stderr; give the exit code."""
+    code = exit_code(error)
+    if code == 1 or os.environ.get("BBU_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    if code == 2:
+        print(f"error: {_cause(error)}", file=sys.stderr, flush=True)
+    if isinstance(error, Preempted) and os.environ.get("RANK", "0") == "0":
+        print(f"{error} {_how_to_go_on(error)}", file=sys.stderr, flush=True)
+    return code
+
+
+def exit_code(error: Exception) -> int:
+    if isinstance(error, Preempted):
+        return os.EX_TEMPFAIL  # 75, which says: try again
+    return 2 if isinstance(_cause(error), InputError) else 1
+
+
+def _how_to_go_on(error: Preempted) -> str:
+    if isinstance(error, SweepPreempted):
+        return "The same command goes on with it."
+    if not (Path(error.folder) / run_folder.CONFIG).exists():
+        return "Nothing was written: give the same command again."
+    return f"To go on: python -m bbu_train {shlex.quote(f'resume={error.folder}')}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of a component's constructor, which `instantiate` wraps."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _as_input_error(error: Exception) -> Exception:
+    """An error of Hydra's own, or of a YAML file that it reads, is the user's to mend."""
+    if not isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError | ValueError):
+        return error
+    if isinstance(error, InputError):
+        return error
+    says = [str(part).strip() for part in (error, error.__cause__) if part is not None and str(part).strip()]
+    mended = InputError("\n".join(says))
+    mended.__cause__ = error
+    return mended

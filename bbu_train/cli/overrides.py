@@ -1,0 +1,192 @@
+"""What is wrong with a command, judged before Hydra composes its config: groups, sweeps, experiments, keys."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from bbu_train.errors import InputError
+from bbu_train.runs import config_keys, identity
+from bbu_train.runs import folder as run_folder
+
+VERSION_BASE = "1.3"
+CONFIG_NAME = "config"
+
+
+class Command(NamedTuple):
+    """What a command asks for."""
+
+    sweeps: bool
+    shows: bool  # something of the config or of Hydra, and starts nothing
+
+
+def check(arguments: Sequence[str], folder: Path) -> Command:
+    """Refuse what Hydra would misunderstand, all of it in one InputError; say what the command asks for."""
+    parser = get_args_parser()
+    parser.prog = "python -m bbu_train"
+    flags = parser.parse_args(list(arguments))
+    shows = bool(flags.shell_completion or flags.cfg or flags.info or flags.help or flags.hydra_help)
+    if flags.config_path:
+        raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
+    if flags.shell_completion or (shows and not flags.overrides):  # composing what is right takes a quarter of a second
+        return Command(sweeps=False, shows=True)
+    loader = config_loader(folder, flags.config_dir)
+    given = config_keys.parse(flags.overrides, loader)
+    groups = [override for override in given if is_group(override, loader)]
+    keys = [override for override in given if override not in groups]
+    name = flags.config_name or CONFIG_NAME
+    defaults = _compose(loader, name, [])["hydra"]["runtime"]["choices"] if any(map(Override.is_add, groups)) else {}
+    config_keys.refuse([problem for override in groups for problem in _group_problems(override, loader, defaults)])
+
+    mode = [str(key.input_line) for key in keys if key.key_or_group == "hydra.mode"]
+    sweeping, launching, problems = flags.multirun, False, []
+    for chosen in _combinations(groups):
+        config = _compose(loader, name, [*chosen, *mode])
+        sweeping = sweeping or config["hydra"]["mode"] is RunMode.MULTIRUN
+        launching = launching or "launchers" in config
+        if "search" in config and "launchers" not in config:
+            problems.append("A search starts its trials by a launcher: add -m hydra/launcher=local, or slurm.")
+        choices = config["hydra"]["runtime"]["choices"]
+        problems += _experiment_problems(loader, name, config)
+        problems += [problem for key in keys for problem in config_keys.problems_of(key, config, choices)]
+    if launching and not sweeping:
+        problems.append("hydra/launcher starts the runs of a sweep and needs -m: without it the run would train here.")
+    config_keys.refuse([*(_sweep_problems(given) if sweeping else _single_problems(given)), *problems])
+    return Command(sweeping, shows)
+
+
+def in_hydras_order(arguments: Sequence[str]) -> list[str]:
+    """Options first, or Hydra would not take `seed=1,2 -m steps=10`."""
+    return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
+
+
+def with_choices_of_resumed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command with the choices of the run that `resume=<folder>` names, and what was added.
+
+    With them `resume=<folder> data.root=/moved` composes although the default data has no root.
+    """
+    arguments = list(arguments)
+    resume = next((argument for argument in arguments if argument.startswith("resume=")), None)
+    if resume is None or any(argument.startswith("experiment=") for argument in arguments):
+        return arguments, []
+    value = config_keys.parse([resume])[0].value()
+    stored = run_folder.choices(value) if isinstance(value, str) else {}
+    given = {argument.partition("=")[0] for argument in arguments}
+    added = [f"{group}={choice}" for group, choice in stored.items() if group not in given]
+    place = arguments.index(resume)
+    return [*arguments[:place], *added, *arguments[place:]], added
+
+
+def config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
+    """What `hydra.main` will build from the same folders."""
+    hydra.version.setbase(VERSION_BASE)
+    setup_globals()
+    search_path = create_config_search_path(str(folder))
+    if additional is not None:
+        path = Path(additional).resolve()
+        if not path.is_dir():
+            raise InputError(f"--config-dir {additional}: there is no folder {path}.")
+        search_path.prepend("command-line", f"file://{path}", SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(search_path)
+
+
+def _compose(loader: ConfigLoaderImpl, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of these overrides as plain dicts, interpolations unresolved, with Hydra's own part."""
+    plain = OmegaConf.to_container(loader.load_configuration(name, list(overrides), RunMode.RUN), resolve=False)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def is_group(override: Override, loader: ConfigLoaderImpl) -> bool:
+    return "." not in override.key_or_group and bool(loader.get_group_options(override.key_or_group))
+
+
+def _group_problems(override: Override, loader: ConfigLoaderImpl, chosen: Mapping[str, Any]) -> list[str]:
+    group, options = override.key_or_group, loader.get_group_options(override.key_or_group)
+    if override.type is OverrideType.DEL:
+        return [f"~{group} would leave the config without {group}. {group} can be: {', '.join(options)}."]
+    if override.is_add() and group in chosen:
+        return [f"{override.input_line}: {group} has a choice already. Leave out the +."]
+    if isinstance(override.value(), Mapping):
+        return [f"{override.input_line}: {group} is a config group. It can be: {', '.join(options)}."]
+    unknown = [choice for choice in config_keys.choices(override) if choice not in options]
+    return [config_keys.unknown_choice(group, choice, options) for choice in unknown]
+
+
+def _combinations(groups: Sequence[Override]) -> Iterator[tuple[str, ...]]:
+    """Every combination of the choices that a sweep takes from config groups, as overrides; usually there is one."""
+    spelt = [
+        [f"{group.get_key_element()}={choice}" for choice in group.sweep_string_iterator()]
+        if group.is_discrete_sweep()
+        else [str(group.input_line)]
+        for group in groups
+    ]
+    return itertools.product(*spelt)
+
+
+def _single_problems(given: Sequence[Override]) -> list[str]:
+    """What works with `-m` only."""
+    problems = []
+    for override in given:
+        key, line = override.key_or_group, override.input_line
+        if override.is_sweep_override():
+            quoted = f"'{key}=\"{override.get_value_string()}\"'"
+            problems.append(
+                f"{line}: several values are a sweep and need -m. A list is written [a,b]; a comma inside a text is "
+                f"quoted: {quoted}"
+            )
+    return problems
+
+
+def _sweep_problems(given: Sequence[Override]) -> list[str]:
+    """Cells of a sweep that would share one folder, of which all but the first would go on with the first."""
+    swept = [override for override in given if override.is_sweep_override()]
+    problems = []
+    for override in given:
+        key, line = override.key_or_group, override.input_line
+        if key == "run" and swept and override not in swept:
+            problems.append(
+                f"{line} names one run, and a sweep has several. Leave it out: each is named by its config."
+            )
+        if override in swept and key == "hydra/launcher":
+            problems.append(f"{line}: a sweep is started by one launcher.")
+        if override in swept and identity.is_neutral(key) and key not in ("run", "sweep", "resume", "outputs"):
+            problems.append(
+                f"{line}: {key} is no part of what a run is, so these would be one run in one folder. "
+                "Start them one by one, each with its own run=<name>."
+            )
+    return problems
+
+
+def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[str, Any]) -> list[str]:
+    """Keys of an experiment's file that nothing reads, and words for numbers: Hydra merges them without a word."""
+    choices = config["hydra"]["runtime"]["choices"]
+    experiment = choices.get("experiment")
+    if experiment is None:
+        return []
+    without = [
+        f"{group}={choice}"
+        for group, choice in choices.items()
+        if isinstance(choice, str)
+        and group != "experiment"
+        and (group == "hydra/launcher" or not group.startswith("hydra/"))
+    ]
+    plain = _compose(loader, name, without)
+    known, problems = dict(config_keys.leaves(plain)), []
+    for key, value in config_keys.leaves(config):
+        if key.startswith(("hydra.", *(f"{mapping}." for mapping in config_keys.OPEN_MAPPINGS))):
+            continue
+        if key not in known:
+            problems.append(config_keys.unknown_key(key, plain, choices))
+        elif problem := config_keys.kind_problem(key, known[key], value):
+            problems.append(problem)
+    return [f"experiment={experiment} sets {problem}" for problem in problems]

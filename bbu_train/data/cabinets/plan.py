@@ -1,0 +1,202 @@
+"""Where everything stands: the camera, the racks, their rows of equipment, and the places for screws and labels."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bbu_train.data.cabinets.pen import ring
+from bbu_train.data.cabinets.words import MAKES
+from bbu_train.errors import InputError
+
+Random = np.random.Generator
+Points = list[tuple[float, float]]
+
+POST = 0.7  # rack units: the cabinet's upright beside a rail
+EAR = 0.8  # the rail, and the ear of a unit that covers it
+SCREW = 0.33  # radius of a screw
+LABEL = 0.62  # height of a label
+LEAST_UNIT = 6  # pixels of the picture: at smaller rack units screws and texts are no longer to be seen
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A picture of `width` x `height` pixels of a canvas drawn `scale` times as large, turned by `angle` (radians).
+
+    The canvas has `margin` picture pixels more on every side, so that the turned picture is filled to its corners.
+    """
+
+    width: int
+    height: int
+    scale: float
+    margin: int
+    angle: float
+
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        return tuple(round((side + 2 * self.margin) * self.scale) for side in (self.width, self.height))
+
+    def coefficients(self) -> tuple[float, ...]:
+        """PIL's affine map from a point of the picture to one of the canvas."""
+        cos, sin = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
+        x, y = (side / 2 for side in self.canvas_size)
+        half_width, half_height = self.width / 2, self.height / 2
+        offset_x = x - cos * half_width - sin * half_height
+        offset_y = y + sin * half_width - cos * half_height
+        return cos, sin, offset_x, -sin, cos, offset_y
+
+    def hull(self, outline: Points) -> tuple[float, float, float, float]:
+        """The xyxy hull, in the picture's pixels, of an outline on the canvas; it may reach outside the picture."""
+        cos, sin = math.cos(self.angle) / self.scale, math.sin(self.angle) / self.scale
+        centre_x, centre_y = (side / 2 for side in self.canvas_size)
+        xs = [cos * (x - centre_x) - sin * (y - centre_y) + self.width / 2 for x, y in outline]
+        ys = [sin * (x - centre_x) + cos * (y - centre_y) + self.height / 2 for x, y in outline]
+        return min(xs), min(ys), max(xs), max(ys)
+
+    def clip(self, hull: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """The part of a box inside the picture, to a tenth of a pixel."""
+        x1, y1, x2, y2 = hull
+        inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(self.width)), min(y2, float(self.height))
+        return tuple(round(side, 1) for side in inside)
+
+    def sees(self, outline: Points) -> bool:
+        """Whether at least nine tenths of an outline's hull lie inside the picture."""
+        x1, y1, x2, y2 = self.hull(outline)
+        left, top, right, bottom = self.clip((x1, y1, x2, y2))
+        return max(right - left, 0) * max(bottom - top, 0) >= 0.9 * (x2 - x1) * (y2 - y1)
+
+
+@dataclass(frozen=True)
+class Rack:
+    """An upright rack: its upper left corner and rack unit in canvas pixels, and the width of its bodies in units."""
+
+    left: float
+    top: float
+    unit: float
+    body: float
+
+    def outline(self, x: float, y: float, width: float, height: float) -> Points:
+        """The corners, on the canvas, of a rectangle given in rack units from the left edge of the bodies."""
+        left, top = self.left + (POST + EAR + x) * self.unit, self.top + y * self.unit
+        right, bottom = left + width * self.unit, top + height * self.unit
+        return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A place for one unit, `height` rack units high. `kind` is "" for neutral equipment."""
+
+    rack: Rack
+    top: float
+    height: int
+    kind: str
+    levels: tuple[str, ...]
+
+    @property
+    def has_ears(self) -> bool:
+        return not {"empty", "missing"} & set(self.levels)
+
+    def outline(self) -> Points:
+        ear = EAR if self.has_ears else 0
+        return self.rack.outline(-ear, self.top, self.rack.body + 2 * ear, self.height)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place for a screw ("screw", its centre) or a label ("label", its corner), in rack units as in `Rack`."""
+
+    rack: Rack
+    kind: str
+    x: float
+    y: float
+    width: float
+
+    def outline(self) -> Points:
+        if self.kind == "label":
+            return self.rack.outline(self.x, self.y, self.width, LABEL)
+        (left, top), *_ = self.rack.outline(self.x, self.y, 0, 0)
+        return ring(left, top, SCREW * self.rack.unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    racks: list[Rack]
+    rows: list[Row]
+    sites: list[Site]
+
+
+def make_plan(camera: Camera, num_objects: int, random: Random) -> Plan:
+    """Racks, rows and sites with exactly `num_objects` annotated things between them, all inside the picture."""
+    num_racks = 2 if num_objects > 12 and random.random() < 0.6 else 1
+    while True:
+        racks = _place_racks(camera, num_racks, num_objects, random)
+        if racks[0].unit / camera.scale < LEAST_UNIT:
+            raise InputError(
+                f"{num_objects} objects do not fit into a made picture of {camera.width} x {camera.height} pixels. "
+                "Lower data.max_objects, or raise data.width and data.height."
+            )
+        rows = [row for rack in racks for row in _stack(camera, rack, random)]
+        plan = _fill(camera, racks, rows, num_objects, random)
+        if plan:
+            return plan
+        num_racks += 1
+
+
+def _place_racks(camera: Camera, num_racks: int, num_objects: int, random: Random) -> list[Rack]:
+    """Racks side by side; the fewer objects, the nearer the camera and the stockier the units."""
+    body = random.uniform(5.6, 6.6) if num_objects <= 8 else random.uniform(6.5, 9)
+    rack_width = body + 2 * (POST + EAR)
+    room = camera.width * random.uniform(0.9, 0.99) / num_racks
+    unit = room / rack_width * camera.scale
+    first = (camera.canvas_size[0] - num_racks * rack_width * unit) / 2
+    first += random.uniform(-0.3, 0.3) * (camera.width * camera.scale - num_racks * rack_width * unit)
+    top = camera.margin * camera.scale - random.uniform(0, 1) * unit
+    return [Rack(first + index * rack_width * unit, top, unit, body) for index in range(num_racks)]
+
+
+def _stack(camera: Camera, rack: Rack, random: Random) -> list[Row]:
+    """Rows from above the picture to below it, one or two rack units high, all neutral so far."""
+    rows = []
+    top = -math.ceil(rack.top / rack.unit)
+    while rack.top + top * rack.unit < camera.canvas_size[1]:
+        height = 2 if random.random() < 0.5 else 1
+        rows.append(Row(rack, top, height, "", ()))
+        top += height
+    return rows
+
+
+def _fill(camera: Camera, racks: list[Rack], rows: list[Row], num_objects: int, random: Random) -> Plan | None:
+    """Turns some rows into annotated units and chooses sites for the rest; None where there is too little room."""
+    inside = [index for index, row in enumerate(rows) if camera.sees(row.outline())]
+    num_units = min(len(inside), max(round(num_objects * random.uniform(0.3, 0.7)), num_objects > 0))
+    rows = list(rows)
+    for index in random.permutation(inside)[:num_units].tolist():
+        rows[index] = _annotated(rows[index], random)
+    sites = [site for row in rows if row.has_ears for site in _sites(row, random) if camera.sees(site.outline())]
+    if len(sites) < num_objects - num_units:
+        return None
+    chosen = random.permutation(len(sites))[: num_objects - num_units].tolist()
+    return Plan(racks, rows, [sites[index] for index in chosen])
+
+
+def _annotated(row: Row, random: Random) -> Row:
+    """Two-unit rows are mostly BBUs, one-unit rows mostly baffles and spaces."""
+    kinds = ("bbu", "slot", "baffle")
+    kind = kinds[random.choice(3, p=(0.75, 0.2, 0.05) if row.height == 2 else (0.25, 0.35, 0.4))]
+    if kind == "bbu":
+        make = MAKES[random.integers(len(MAKES))]
+        return replace(row, kind=kind, levels=(make, "alarm" if random.random() < 0.3 else "running"))
+    states = ("installed", "missing") if kind == "baffle" else ("empty", "filled")
+    return replace(row, kind=kind, levels=(states[random.integers(2)],))
+
+
+def _sites(row: Row, random: Random) -> list[Site]:
+    """A screw in each ear for each rack unit; a label in the left and in the right half of the body."""
+    body = row.rack.body
+    ears = (-EAR / 2, body + EAR / 2)
+    sites = [Site(row.rack, "screw", x, row.top + step + 0.49, 0) for x in ears for step in range(row.height)]
+    for half in (0, 1):
+        width = random.uniform(1.7, min(2.6, body / 2 - 0.6))
+        x = half * body / 2 + random.uniform(0.25, body / 2 - width - 0.25)
+        sites.append(Site(row.rack, "label", x, row.top + random.uniform(0.12, row.height - LABEL - 0.12), width))
+    return sites

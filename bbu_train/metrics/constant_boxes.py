@@ -1,0 +1,52 @@
+"""The score of a predictor that never looks: what can be had by knowing where things usually are."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy.cluster.vq import kmeans, vq
+
+from bbu_train.metrics.detection import Prediction
+from bbu_train.runtime.seeds import generator
+from bbu_train.types.batch import Picture, class_of
+
+
+def constant_predictions(
+    train_pictures: Sequence[Picture], pictures: Sequence[Picture], num_boxes: int, seed: int
+) -> list[Prediction]:
+    """What can be had without looking: the same boxes for every picture, scaled to its size.
+
+    The boxes of each class are the k-means centres of its training boxes (cxcywh, normalised by width and height),
+    `num_boxes` shared equally by the classes; the score is the centre's share of the training boxes of its class.
+    """
+    by_class = defaultdict(list)
+    for picture in train_pictures:
+        size = np.array([picture.width, picture.height] * 2)
+        for each in picture.objects or ():
+            by_class[class_of(each.description)].append(np.array(each.box_xyxy) / size)
+    boxes, scores, descriptions = [np.zeros((0, 4))], [np.zeros(0)], []
+    for name in sorted(by_class):
+        centres, shares = _clusters(np.array(by_class[name]), max(1, num_boxes // len(by_class)), seed, name)
+        boxes.append(centres)
+        scores.append(shares)
+        descriptions += [name] * len(centres)
+    boxes, scores = np.concatenate(boxes), np.concatenate(scores)
+    return [
+        Prediction(boxes * np.array([picture.width, picture.height] * 2), scores, tuple(descriptions))
+        for picture in pictures
+    ]
+
+
+def _clusters(
+    boxes_xyxy: Float[np.ndarray, "n 4"], num_clusters: int, seed: int, name: str
+) -> tuple[Float[np.ndarray, "k 4"], Float[np.ndarray, "k"]]:
+    """Centres, as xyxy, and the share of the boxes in each; at most as many as there are different boxes."""
+    x1, y1, x2, y2 = boxes_xyxy.T
+    cxcywh = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1)
+    num_clusters = min(num_clusters, len(np.unique(cxcywh, axis=0)))
+    centres, _ = kmeans(cxcywh, num_clusters, iter=3, seed=generator("constant boxes", seed, name))
+    counts = Counter(vq(cxcywh, centres)[0].tolist())
+    shares = np.array([counts[cluster] for cluster in range(len(centres))]) / len(cxcywh)
+    cx, cy, width, height = centres.T
+    return np.stack([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2], axis=1), shares

@@ -1,0 +1,126 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from bbu_train.data.cabinets.cabinet import draw
+from bbu_train.data.cabinets.synthetic import load
+from bbu_train.data.teachers import TeacherDraw
+from bbu_train.errors import InputError
+
+TEACHERS = TeacherDraw(teacher_ratio=0.7, num_teachers=1, num_validation_teachers=1, seed=17)
+VALUES = {
+    "num_train": 4,
+    "num_validation": 2,
+    "width": 112,
+    "height": 84,
+    "min_objects": 1,
+    "max_objects": 3,
+    "language": "english",
+    "seed": 0,
+    "teachers": TEACHERS,
+}
+
+
+def state(folder):
+    """Every file below, but locks, with its time and its bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("language", ["english", "chinese"])
+def test_the_files_are_read_back_as_they_were_drawn(tmp_path, language):
+    splits = load(tmp_path, **{**VALUES, "language": language})
+    assert (len(splits.train), len(splits.validation)) == (4, 2)
+    for split, samples in (("train", splits.train), ("validation", splits.validation)):
+        for index, sample in enumerate(samples):
+            picture = sample.student
+            with Image.open(picture.path) as opened:
+                assert opened.size == (picture.width, picture.height)
+            scene = {key: VALUES[key] for key in ("min_objects", "max_objects")}
+            size = {"width": picture.width, "height": picture.height}
+            _, objects = draw((0, split, index), **size, **scene, language=language)
+            assert picture.objects == objects
+
+
+def test_lines_are_flat_with_a_relative_path(tmp_path):
+    folder = load(tmp_path, **VALUES).train[0].student.path.parents[1]
+    line = json.loads((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert set(line) == {"images", "objects"}
+    assert line["images"] == ["pictures/train_000000.jpg"]
+    assert set(line["objects"][0]) == {"bbox_2d", "desc"}
+
+
+def test_sizes_vary_up_to_the_given_one(tmp_path):
+    pictures = [sample.student for sample in load(tmp_path, **VALUES).train]
+    assert len({(picture.width, picture.height) for picture in pictures}) > 1
+    assert all(95 <= picture.width <= 112 and 71 <= picture.height <= 84 for picture in pictures)
+
+
+def test_a_second_load_writes_nothing(tmp_path):
+    first = load(tmp_path, **VALUES)
+    before = state(tmp_path)
+    assert load(tmp_path, **VALUES) == first
+    assert state(tmp_path) == before
+
+
+def test_other_values_get_another_folder_and_other_teachers_do_not(tmp_path):
+    def folder(**changed):
+        return load(tmp_path, **{**VALUES, **changed}).train[0].student.path.parent
+
+    first = folder()
+    assert folder(seed=1) != first
+    assert folder(max_objects=2) != first
+    assert folder(teachers=TeacherDraw(teacher_ratio=0.0, num_teachers=1, num_validation_teachers=0, seed=1)) == first
+
+
+def test_cores_that_share_the_drawing_draw_the_same(tmp_path, monkeypatch):
+    def drawn(folder):
+        load(folder, **VALUES)
+        return {path.name: path.read_bytes() for path in folder.rglob("*.j*") if path.is_file()}
+
+    alone = drawn(tmp_path / "alone")
+    monkeypatch.setattr("bbu_train.data.cabinets.synthetic.MANY", 2)
+    assert drawn(tmp_path / "shared") == alone
+    assert len(alone) == 8  # pictures and lines
+
+
+def test_the_split_is_part_of_the_drawing(tmp_path):
+    splits = load(tmp_path, **VALUES)
+    pictures = [sample.student.path.read_bytes() for sample in (*splits.train, *splits.validation)]
+    assert len(set(pictures)) == 6
+
+
+def test_an_interrupted_drawing_is_not_taken_for_complete(tmp_path, monkeypatch):
+    save, saved = Image.Image.save, []
+
+    def interrupted_at_the_third(*arguments, **keywords):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(save(*arguments, **keywords))
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Image.Image, "save", interrupted_at_the_third)
+        load(tmp_path, **VALUES)
+    assert len(load(tmp_path, **VALUES).train) == 4
+    assert [path.suffix for path in sorted(tmp_path.iterdir()) if path.is_dir()] == [""]
+
+
+def test_several_that_draw_at_once_all_get_the_whole_set(tmp_path):
+    with ThreadPoolExecutor(3) as threads:
+        splits = list(threads.map(lambda _: load(tmp_path, **VALUES), range(3)))
+    assert splits[0] == splits[1] == splits[2]
+    assert len(splits[0].train) == 4
+
+
+def test_all_wrong_values_are_named_at_once(tmp_path):
+    wrong = {**VALUES, "num_train": 0, "max_objects": -1, "language": "klingon"}
+    with pytest.raises(InputError, match="(?s)data.num_train=0.*data.max_objects=-1.*data.language=klingon"):
+        load(tmp_path, **wrong)
+    assert not any(tmp_path.iterdir())
+
+
+def test_more_objects_at_least_than_at_most_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="data.max_objects=3: less than data.min_objects=5"):
+        load(tmp_path, **{**VALUES, "min_objects": 5})

@@ -1,0 +1,37 @@
+"""Float32 numbers as bfloat16 ones and rests."""
+
+import pytest
+import torch
+
+from bbu_train.ops.split_float32 import divided, whole
+
+BITS = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)  # the lower half of a number
+
+
+@pytest.fixture
+def numbers():
+    """Of every sign and exponent, with even and odd upper halves, and each of BITS below."""
+    high = torch.arange(0, 0x7F80, 0x40 + 1, dtype=torch.int32) << 16
+    bits = (high[:, None] + BITS).flatten()
+    values = bits.view(torch.float32)
+    return torch.cat([values, -values])
+
+
+def test_a_number_comes_back_to_the_last_bit(numbers):
+    assert torch.equal(whole(*divided(numbers)).view(torch.int32), numbers.view(torch.int32))
+
+
+def test_the_weight_is_the_number_rounded_and_of_two_as_near_the_larger(numbers):
+    weight, _ = divided(numbers)
+    is_tie = (numbers.view(torch.int32) & 0xFFFF) == 0x8000
+    assert torch.equal(weight[~is_tie], numbers[~is_tie].bfloat16())
+    above = ((numbers.view(torch.int32) & -0x10000) + 0x10000).view(torch.float32)
+    assert is_tie.any()
+    assert torch.equal(weight[is_tie].float(), above[is_tie])
+
+
+def test_a_bfloat16_number_has_no_rest(numbers):
+    low = numbers.bfloat16()
+    weight, rest = divided(low.float())
+    assert torch.equal(weight, low)
+    assert not rest.any()
