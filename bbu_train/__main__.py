@@ -12,13 +12,13 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from bbu_train.cli import main as command_line
-from bbu_train.runs import identity  # noqa: E402
+from bbu_train.runs import identity, resume  # noqa: E402
 from launchers.launch import launch  # noqa: E402
 
 
 def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
     experiment = identity.experiment_name(HydraConfig.get().runtime.choices.get("experiment"))
-    cfg = identity.settle(cfg, experiment, overrides, in_sweep=False)
+    cfg = resume.resolve_run(cfg, experiment, overrides, in_sweep=False)
 
     if cfg.model.get("checkpoint") is not None:  # said before torch is imported, which takes seconds
         from bbu_train.model import weights

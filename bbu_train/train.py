@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.errors import Preempted
 from bbu_train.ops import flops
+from bbu_train.ops.flops import Sizes
 from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
 from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
@@ -25,7 +26,7 @@ from bbu_train.runtime import distributed, logs, preemption, profiling
 from bbu_train.runtime.host_copy import to_host
 from bbu_train.training import loader, planning, setup, step_metrics
 from bbu_train.training.validation import between, evaluate
-from bbu_train.types.batch import Counts, Sizes
+from bbu_train.types.batch import Counts
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -46,7 +47,7 @@ def train(cfg: DictConfig) -> None:
 
 def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
     early_log = logs.start()
-    cfg.run = distributed.from_main(cfg.run or identity.new_name(cfg))
+    cfg.run = distributed.from_main(cfg.run or identity.new_run_name(cfg))
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()

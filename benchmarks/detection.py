@@ -66,7 +66,7 @@ def tested(folder: Path, max_new_tokens: int) -> dict:
     from bbu_train.evaluate.split import load
     from bbu_train.metrics.detection import score
     from bbu_train.predict.run import Run
-    from bbu_train.types.batch import Sample
+    from bbu_train.types.samples import Sample
 
     run = Run(str(folder), "best", "both", num_teachers=0)
     data, test = load(run.cfg, "test")

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
 from bbu_train.conversation.pixels import read_pixels
-from bbu_train.metrics.detection import Prediction, score
+from bbu_train.metrics.detection import score
 from bbu_train.ops import boxes
 from bbu_train.optimizer import groups
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Draw, Picture, Sample, class_of
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Draw, Picture, Sample, class_of
 
 RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 4e-4, 1e-4, 0.1
 WARM_SHARE = 0.03  # of the time; then a cosine to 0

@@ -15,7 +15,8 @@ from bbu_train.conversation.text import Text
 from bbu_train.data.cabinets.cabinet import draw
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.training import loader, planning
-from bbu_train.types.batch import Encoded, Picture, Sample
+from bbu_train.types.batch import Encoded
+from bbu_train.types.samples import Picture, Sample
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = ((640, 480), (1280, 960))

@@ -29,7 +29,7 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.sampler.token_budget import TokenBudget
 from bbu_train.training import planning
-from bbu_train.types.batch import Draw, Step
+from bbu_train.types.samples import Draw, Step
 
 SEED, NUM_RANKS, NUM_SAMPLES = 17, 8, 64
 SHAPE = Path(__file__).parents[1] / "conf" / "model" / "qwen25vl3b.yaml"

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from bbu_train.types.batch import Encoded, Role
+from bbu_train.types.batch import Encoded
+from bbu_train.types.samples import Role
 
 
 def build(config: Qwen2_5_VLConfig, attention: str) -> tuple:

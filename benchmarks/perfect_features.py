@@ -28,7 +28,8 @@ from bbu_train.evaluate.split import load
 from bbu_train.metrics.detection import score
 from bbu_train.model import qwen25vl
 from bbu_train.predict.run import Run
-from bbu_train.types.batch import Batch, Sample
+from bbu_train.types.batch import Batch
+from bbu_train.types.samples import Sample
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()

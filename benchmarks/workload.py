@@ -15,7 +15,7 @@ from bbu_train.conversation import answer
 from bbu_train.conversation.order import Reading
 from bbu_train.conversation.text import Text
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Object
+from bbu_train.types.samples import Object
 
 WIDTH, HEIGHT = 644, 476
 NUM_SYSTEM_TOKENS, NUM_QUESTION_TOKENS, NUM_OBJECT_TOKENS = 60, 12, 28

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.cli import overrides
 from bbu_train.errors import InputError, all_problems
-from bbu_train.runs import config_keys, identity
+from bbu_train.runs import config_keys, identity, resume
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _settled(cfg: DictConfig, choices: Mapping[str, Any], texts: Sequence[str], 
     """The config of the run, with places that hold from any folder, as a job may start in another."""
     if cfg.resume is not None:
         raise InputError(f"resume={cfg.resume} goes on with one run, here; a launcher starts the runs of a sweep.")
-    cfg = identity.settle(cfg, identity.experiment_name(choices.get("experiment")), texts, True, swept)
+    cfg = resume.resolve_run(cfg, identity.experiment_name(choices.get("experiment")), texts, True, swept)
     cfg.outputs = str(Path(cfg.outputs).expanduser().absolute())
     return cfg
 

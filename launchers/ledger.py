@@ -16,9 +16,7 @@ has one kind of writer. What an attempt says of itself holds as long as its job 
 
 import getpass
 import json
-import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.errors import InputError
 from bbu_train.runs import folder as run_folder
+from bbu_train.runtime.atomic_write import atomic_write
+from bbu_train.runtime.git import git_commit
 from launchers import jobs
 from launchers.cells import Cell
 
@@ -72,8 +72,8 @@ class Attempt:
         except FileNotFoundError:
             return {}
 
-    def write(self, name: str, **values: Any) -> None:
-        write(self.folder / f"{name}.json", json.dumps({**values, "time": time.time()}, ensure_ascii=False))
+    def atomic_write(self, name: str, **values: Any) -> None:
+        atomic_write(self.folder / f"{name}.json", json.dumps({**values, "time": time.time()}, ensure_ascii=False))
 
     @property
     def job(self) -> str | None:
@@ -167,7 +167,7 @@ class Ledger:
 
     def add(self, cells: Sequence[Cell]) -> list[Entry]:
         """Write down the cells, or write them anew with the command's present paths, tracker and cluster."""
-        commit = run_folder.git_commit(run_folder.CHECKOUT)
+        commit = git_commit()
         entries, here = [], str(Path.cwd())
         for cell in cells:
             entry = self.entry(cell.cfg.run)
@@ -175,8 +175,8 @@ class Ledger:
             its = {"overrides": cell.overrides, "choices": cell.choices, "git_commit": commit, "started_in": here}
             its |= {"folder": cell.cfg.folder, "steps": cell.cfg.steps}
             its["launcher"] = OmegaConf.to_container(cell.cfg.launchers, resolve=True)
-            write(entry.folder / "config.yaml", run_folder.as_yaml(cell.cfg))
-            write(entry.folder / "cell.json", json.dumps(its, ensure_ascii=False))
+            atomic_write(entry.folder / "config.yaml", run_folder.as_yaml(cell.cfg))
+            atomic_write(entry.folder / "cell.json", json.dumps(its, ensure_ascii=False))
             entries.append(entry)
         return entries
 
@@ -207,13 +207,3 @@ class _Lock(FileLock):
             raise InputError(
                 f"Another command has held {self.lock_file} for over {LOCK_SECONDS} s. Try again when it is through."
             ) from error
-
-
-def write(path: Path, text: str) -> None:
-    """The whole file or none of it, also after the machine itself has stopped."""
-    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

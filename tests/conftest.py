@@ -69,7 +69,7 @@ def make_picture(tmp_path_factory):
     import numpy as np
     from PIL import Image
 
-    from bbu_train.types.batch import Object, Picture
+    from bbu_train.types.samples import Object, Picture
 
     folder = tmp_path_factory.mktemp("pictures")
 
@@ -87,7 +87,7 @@ def make_picture(tmp_path_factory):
 @pytest.fixture(scope="session")
 def samples(make_picture):
     """Four samples of different lengths: two, one, no and one teachers; the third student is annotated as empty."""
-    from bbu_train.types.batch import Sample
+    from bbu_train.types.samples import Sample
 
     rack = make_picture("rack", 112, 84, ((10, 10, 60, 40), "bbu/huawei/running"), ((70, 50, 100, 80), "screw/wrong"))
     door = make_picture("door", 84, 112, ((5, 60, 80, 100), "wind baffle/missing"))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bbu_train.metrics.detection import Prediction
-from bbu_train.types.batch import Object, Picture
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Object, Picture
 
 
 def picture(*objects, size=(100, 100)):

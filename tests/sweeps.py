@@ -33,7 +33,7 @@ def add_run(outputs: Path, words: Sequence[str], ap50: float, last_step: int = S
     given = [f"steps={STEPS}", "eval_every=20", f"sweep={sweep}", f"outputs={outputs}", *words]
     values = OmegaConf.from_dotlist([word for word in given if word not in groups])
     cfg = OmegaConf.merge(composed(*groups), values)
-    cfg.run = identity.identity(cfg)
+    cfg.run = identity.run_identity(cfg)
     run_folder.create(cfg.folder, cfg)
     folder = Path(cfg.folder)
     write_rows(folder, curve(ap50, cfg.seed, last_step))

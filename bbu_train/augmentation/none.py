@@ -1,6 +1,6 @@
 """No augmentation."""
 
-from bbu_train.types.batch import Sample
+from bbu_train.types.samples import Sample
 
 
 class Unchanged:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bbu_train.errors import all_problems
+from bbu_train.ops.numbers import is_number
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Object, Picture, Sample, View
+from bbu_train.types.samples import Object, Picture, Sample, View
 
 NUM_TRIES = 20  # parts that are drawn before the whole picture is taken, where all of them lose every object
 SHARES = ("left_right", "top_bottom", "crop", "brightness", "contrast", "saturation")
@@ -43,15 +44,15 @@ class RandomViews:
         problems = [
             f"augmentation.{key}={getattr(self, key)}: expected a number from 0 to 1"
             for key in SHARES
-            if not _is_number(getattr(self, key)) or not 0 <= getattr(self, key) <= 1
+            if not is_number(getattr(self, key)) or not 0 <= getattr(self, key) <= 1
         ]
         problems += [
             f"augmentation.{key}={getattr(self, key)}: expected a number above 0, at most 1"
             for key in POSITIVE_SHARES
-            if not _is_number(getattr(self, key)) or not 0 < getattr(self, key) <= 1
+            if not is_number(getattr(self, key)) or not 0 < getattr(self, key) <= 1
         ]
         ends = list(self.scale) if isinstance(self.scale, list | tuple) else []
-        if len(ends) != 2 or not all(map(_is_number, ends)) or not 0 < ends[0] <= ends[1] < math.inf:
+        if len(ends) != 2 or not all(map(is_number, ends)) or not 0 < ends[0] <= ends[1] < math.inf:
             problems.append(f"augmentation.scale={self.scale}: expected [least, most], above 0")
         if problems:
             raise all_problems("augmentation", problems, "Set these keys in conf/augmentation or as overrides.")
@@ -118,7 +119,3 @@ def _moved(objects: Sequence[Object], view: View, width: int, height: int) -> It
         if view.top_bottom:
             y1, y2 = height - y2, height - y1
         yield Object((x1, y1, x2, y2), each.description)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)

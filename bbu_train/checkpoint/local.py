@@ -9,7 +9,6 @@ place of an older one of the same step) and `.deleting-*`.
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from collections import OrderedDict
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bbu_train.errors import InputError
+from bbu_train.runtime.atomic_write import flush
 
 MANIFEST = "manifest.json"
 FILES = WEIGHTS, STATE = "model.safetensors", "state.pt"
@@ -119,7 +119,7 @@ class LocalCheckpoints:
         metrics = {name: float(value) for name, value in metrics.items()}
         (writing / MANIFEST).write_text(json.dumps({"step": step, "metrics": metrics, "files": files}, indent=1))
         for name in (*FILES, MANIFEST, "."):
-            _flush(writing / name)
+            flush(writing / name)
         self._commit(writing, final)
         self._prune(step)
         return final
@@ -151,13 +151,13 @@ class LocalCheckpoints:
         """A folder cannot be renamed onto a full one; `.ready-*` stands in while the old one makes way."""
         if not final.exists():
             writing.rename(final)
-            _flush(self.folder)
+            flush(self.folder)
             return
         ready = writing.rename(self.folder / f".ready-{final.name}")
-        _flush(self.folder)
+        flush(self.folder)
         replaced = _hide(final)
         ready.rename(final)
-        _flush(self.folder)
+        flush(self.folder)
         shutil.rmtree(replaced)
 
     def _prune(self, newest: int) -> None:
@@ -195,15 +195,6 @@ def _committed(folder: Path) -> list[Saved]:
 def _hide(folder: Path) -> Path:
     """A checkpoint loses its name before it is emptied, so that half a checkpoint never bears one."""
     return folder.rename(folder.with_name(f".deleting-{folder.name}"))
-
-
-def _flush(path: Path) -> None:
-    """Wait until the file, or the names in the folder, are on the disk: a power cut may come as well as a kill."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli import main as command_line
 from bbu_train.errors import InputError, all_problems
+from bbu_train.ops.numbers import is_count
 from bbu_train.runs.config_keys import kind_problem, leaves
 
 
@@ -92,10 +93,6 @@ def wrong_counts(given: DictConfig, least: Mapping[str, int]) -> list[str]:
         for key, limit in least.items()
         if not is_count(given[key], limit)
     ]
-
-
-def is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def wrong_checkpoint(checkpoint: object) -> list[str]:

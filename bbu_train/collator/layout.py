@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 from bbu_train.collator.sizes import sizes
 from bbu_train.collator.vision import lay_pictures
 from bbu_train.ops import chunked_cross_entropy
-from bbu_train.types.batch import Batch, Counts, Encoded, MemoryIndex, PictureFormat, Role
+from bbu_train.types.batch import Batch, Counts, Encoded, MemoryIndex
+from bbu_train.types.samples import PictureFormat, Role
 
 PADDING = -1
 

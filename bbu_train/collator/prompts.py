@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from bbu_train.collator.layout import lay
-from bbu_train.types.batch import Batch, Encoded, PictureFormat
+from bbu_train.types.batch import Batch, Encoded
+from bbu_train.types.samples import PictureFormat
 
 
 def left_padded(samples: Sequence[Encoded], picture_format: PictureFormat) -> Batch:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from bbu_train.types.batch import Encoded, PictureFormat, Sizes
+from bbu_train.ops.flops import Sizes
+from bbu_train.types.batch import Encoded
+from bbu_train.types.samples import PictureFormat
 
 
 def sizes(samples: Sequence[Encoded], picture_format: PictureFormat) -> Sizes:

@@ -8,7 +8,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from bbu_train.types.batch import Encoded, PictureFormat, TeacherPicture, VisionInputs
+from bbu_train.types.batch import Encoded, TeacherPicture, VisionInputs
+from bbu_train.types.samples import PictureFormat
 
 
 def lay_pictures(

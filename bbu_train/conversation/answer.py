@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bbu_train.types.batch import Object
+from bbu_train.ops.numbers import is_number
+from bbu_train.types.samples import Object
 
 Order = Callable[[str, Sequence[int]], tuple[Any, ...]]
 """What a written object is sorted by: `bbu_train.conversation.order` has some."""
@@ -140,8 +141,4 @@ def _is_object(row: object) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("label"), str):
         return False
     box = row.get("bbox_2d")
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e9 for x in box)
-    )
+    return isinstance(box, list) and len(box) == 4 and all(is_number(x) and abs(x) < 1e9 for x in box)

@@ -14,7 +14,8 @@ from bbu_train.conversation import answer, patches
 from bbu_train.conversation.positions import positions
 from bbu_train.conversation.text import Text
 from bbu_train.ops import boxes
-from bbu_train.types.batch import Conversation, Encoded, Picture, PictureFormat, Role, Sample, Turn
+from bbu_train.types.batch import Encoded
+from bbu_train.types.samples import Conversation, Picture, PictureFormat, Role, Sample, Turn
 
 
 class ConversationBuilder:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bbu_train.errors import InputError
-from bbu_train.types.batch import class_of
+from bbu_train.types.samples import class_of
 
 
 class Reading:

@@ -8,7 +8,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from bbu_train.conversation.pixels import read_pixels
 from bbu_train.errors import InputError
-from bbu_train.types.batch import Picture, PictureFormat
+from bbu_train.types.samples import Picture, PictureFormat
 
 
 def resized_size(picture: Picture, picture_format: PictureFormat) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from PIL import Image, ImageEnhance
 
 from bbu_train.errors import InputError
 from bbu_train.images.files import UnreadablePicture, open_upright
-from bbu_train.types.batch import Picture, View
+from bbu_train.types.samples import Picture, View
 
 
 def read_pixels(picture: Picture, width: int, height: int) -> Image.Image:

@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.images.files import UnreadablePicture, read_header
-from bbu_train.types.batch import Object, Picture, Sample
+from bbu_train.types.samples import Object, Picture, Sample
 
 logger = logging.getLogger(__name__)
 

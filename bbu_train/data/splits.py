@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bbu_train.data.teachers import TeacherDraw
-from bbu_train.types.batch import Picture, Sample
+from bbu_train.types.samples import Picture, Sample
 
 
 @dataclass(frozen=True)

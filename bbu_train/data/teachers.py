@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bbu_train.errors import InputError, all_problems
+from bbu_train.ops.numbers import is_count, is_number
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Picture, Sample
+from bbu_train.types.samples import Picture, Sample
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,17 @@ class TeacherDraw:
 
     def __post_init__(self):
         problems = []
-        if not _is_number(self.teacher_ratio, float | int) or not 0 <= self.teacher_ratio <= 1:
+        if not is_number(self.teacher_ratio) or not 0 <= self.teacher_ratio <= 1:
             problems.append(f"data.teachers.teacher_ratio={self.teacher_ratio}: expected a number from 0 to 1")
         if not _is_count_or_range(self.num_teachers):
             problems.append(
                 f"data.teachers.num_teachers={self.num_teachers}: expected a number of at least 0, or [least, most]"
             )
-        if not _is_number(self.num_validation_teachers, int) or self.num_validation_teachers < 0:
+        if not is_count(self.num_validation_teachers):
             problems.append(
                 f"data.teachers.num_validation_teachers={self.num_validation_teachers}: expected a number of at least 0"
             )
-        if not _is_number(self.seed, int):
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             problems.append(f"data.teachers.seed={self.seed}: expected a whole number")
         if problems:
             raise all_problems("The draw of teachers", problems, "Set these keys in conf/data or as overrides.")
@@ -84,13 +85,9 @@ class TeacherDraw:
         return least, most
 
 
-def _is_number(value: object, kind) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
 def _is_count_or_range(value: object) -> bool:
     numbers = list(value) if isinstance(value, list | tuple) else [value, value]
-    return len(numbers) == 2 and all(_is_number(number, int) for number in numbers) and 0 <= numbers[0] <= numbers[1]
+    return len(numbers) == 2 and all(map(is_count, numbers)) and numbers[0] <= numbers[1]
 
 
 def _pictures(num: int) -> str:

@@ -21,7 +21,7 @@ from bbu_train.data.annotations import (
 )
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
-from bbu_train.types.batch import Object, Picture, Sample
+from bbu_train.types.samples import Object, Picture, Sample
 
 FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
 from bbu_train.runtime.host_copy import to_host
-from bbu_train.types.batch import Batch, Losses
+from bbu_train.types.batch import Batch
+from bbu_train.types.outputs import Losses
 
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
 

@@ -15,7 +15,8 @@ from bbu_train.errors import InputError
 from bbu_train.metrics.detection import full_score
 from bbu_train.predict.routes import Found, Predictor
 from bbu_train.training import loader, planning
-from bbu_train.types.batch import Batch, Draw, Role, Sample
+from bbu_train.types.batch import Batch
+from bbu_train.types.samples import Draw, Role, Sample
 
 
 @dataclass(frozen=True)

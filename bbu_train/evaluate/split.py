@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.predict.run import build
-from bbu_train.types.batch import Sample
+from bbu_train.types.samples import Sample
 
 
 def load(cfg: DictConfig, split: str) -> tuple[Splits, tuple[Sample, ...]]:

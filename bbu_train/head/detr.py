@@ -11,7 +11,9 @@ from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp, Objectness
 from bbu_train.ops.compile import compiled
-from bbu_train.types.batch import Detections, MemoryIndex, Sizes, Truth
+from bbu_train.ops.flops import Sizes
+from bbu_train.types.batch import MemoryIndex, Truth
+from bbu_train.types.outputs import Detections
 
 
 class QueryLayer(DecoderLayer):

@@ -12,7 +12,9 @@ from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.denoising import Slots, Starts, beside, noised, slots
 from bbu_train.head.dense import object_of_token
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
-from bbu_train.types.batch import Denoised, Dense, Detections, MemoryIndex, Sizes, Truth
+from bbu_train.ops.flops import Sizes
+from bbu_train.types.batch import MemoryIndex, Truth
+from bbu_train.types.outputs import Denoised, Dense, Detections
 
 
 class AnchoredLayer(DecoderLayer):

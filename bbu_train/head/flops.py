@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from bbu_train.ops.flops import attention, matrix
-from bbu_train.types.batch import Sizes
+from bbu_train.ops.flops import Sizes, attention, matrix
 
 
 class Rates(NamedTuple):

@@ -1,19 +1,17 @@
 """What a person looks at: true and predicted boxes on a picture, many pictures on one sheet, the losses of a run."""
 
 import hashlib
-import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from bbu_train.images.files import open_upright
 from bbu_train.images.fonts import font
-from bbu_train.metrics.detection import Prediction
-from bbu_train.types.batch import Picture, class_of
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture, class_of
 
 LEGIBLE = 800  # pixels of the longer side at which lines and letters are planned
 LINE, LETTERS = 2, 15  # pixels at that size
@@ -169,77 +167,3 @@ def _with_legend(image: Image.Image, num_true: int | None, num_found: int, thres
             draw.rectangle(sign, outline=color, width=max(2, round(LINE * 1.5 * unit)))
         draw.text((x + 2.2 * size, y + size / 2), text, font=font(size, text), fill=WHITE, anchor="lm")
     return sheet
-
-
-def titled(image: Image.Image, title: str) -> Image.Image:
-    """The picture below a line of large letters."""
-    size = max(SMALLEST, round(1.4 * LETTERS * max(image.size) / LEGIBLE))
-    sheet = Image.new("RGB", (image.width, image.height + 2 * size), WHITE)
-    sheet.paste(image, (0, 2 * size))
-    ImageDraw.Draw(sheet).text((size // 2, size), title, font=font(size, title), fill=DARK, anchor="lm")
-    return sheet
-
-
-def gallery(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """The images in rows of `columns`, each in the middle of a cell of the largest one's size."""
-    gap = 12
-    width, height = (max(sizes) + gap for sizes in zip(*(image.size for image in images), strict=True))
-    columns = min(columns, len(images))
-    sheet = Image.new("RGB", (columns * width + gap, math.ceil(len(images) / columns) * height + gap), WHITE)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        left, top = gap + column * width, gap + row * height
-        sheet.paste(image, (left + (width - gap - image.width) // 2, top + (height - gap - image.height) // 2))
-    return sheet
-
-
-def plot_losses(metrics_path: Path, image_path: Path) -> None:
-    """Every `loss/*` of metrics.jsonl over the steps, a panel each, with its `eval/loss/*` as dots.
-
-    Many steps are shown by their moving average, with the steps themselves behind it in a lighter tone.
-    """
-    from matplotlib.figure import Figure
-
-    with metrics_path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    names = dict.fromkeys(name.removeprefix("eval/") for row in rows for name in row)
-    names = [name for name in names if name.startswith("loss/")]
-    num_columns = min(3, max(1, len(names)))
-    num_rows = max(1, math.ceil(len(names) / num_columns))
-    figure = Figure(figsize=(12, 0.7 + 2.7 * num_rows), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    panels = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).flat)
-    for panel, name in zip(panels, names, strict=False):
-        _draw_loss(panel, name, _series(rows, name), _series(rows, "eval/" + name))
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
-    if names:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(image_path)
-
-
-def _series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values; `float` reads "NaN" and "Infinity" too, which are drawn as gaps."""
-    points = np.array([(row["step"], float(row[name])) for row in rows if name in row]).reshape(-1, 2)
-    return points[:, 0], np.where(np.isfinite(points[:, 1]), points[:, 1], np.nan)
-
-
-def _draw_loss(panel, name: str, training: tuple[np.ndarray, np.ndarray], evaluation: tuple[np.ndarray, np.ndarray]):
-    steps, values = training
-    window = len(values) // 40
-    if window < 2:
-        panel.plot(steps, values, color="#2563eb", linewidth=1.6, label="training")
-    else:
-        means = np.convolve(values, np.ones(window) / window, mode="valid")
-        panel.plot(steps, values, color="#2563eb", linewidth=0.8, alpha=0.35, label="training, every step logged")
-        panel.plot(
-            steps[window // 2 :][: len(means)], means, color="#2563eb", linewidth=1.8, label=f"mean of {window} steps"
-        )
-    panel.plot(*evaluation, "o", color="#ea580c", markersize=6, label="evaluation")
-    panel.set_title(name, loc="left", fontsize=12, fontweight="bold")
-    if len(values):
-        panel.set_title(f"{values[0]:.3g} \u2192 {values[-1]:.3g}", loc="right", fontsize=11, color="#555555")
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=10, labelbottom=True)
-    panel.set_xlabel("step", fontsize=10)

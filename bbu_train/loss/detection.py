@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from bbu_train.ops import boxes
-from bbu_train.types.batch import Batch, Detections
+from bbu_train.types.batch import Batch
+from bbu_train.types.outputs import Detections
 
 ObjectnessLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of logits, which of them answer for an object, and IoU: one of `objectness`."""

@@ -6,7 +6,8 @@ from bbu_train.loss import detection
 from bbu_train.loss.language import Language
 from bbu_train.loss.matcher import Matcher
 from bbu_train.ops.compile import compiled
-from bbu_train.types.batch import Batch, Detections, Losses, Outputs
+from bbu_train.types.batch import Batch
+from bbu_train.types.outputs import Detections, Losses, Outputs
 
 TERMS = ("bbox_l1", "bbox_giou", "objectness")
 

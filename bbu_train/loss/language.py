@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bbu_train.types.batch import Batch, Counts, Losses, Outputs, Role
+from bbu_train.types.batch import Batch, Counts
+from bbu_train.types.outputs import Losses, Outputs
+from bbu_train.types.samples import Role
 
 
 class Language:

@@ -8,7 +8,8 @@ from torch import Tensor
 from bbu_train.errors import InputError
 from bbu_train.ops import boxes
 from bbu_train.ops.compile import compiled
-from bbu_train.types.batch import Batch, Detections
+from bbu_train.types.batch import Batch
+from bbu_train.types.outputs import Detections
 
 WORST = 1e6  # stands in for a cost that is not finite, which no solver takes; the loss itself then stops the run
 

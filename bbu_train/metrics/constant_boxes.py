@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.cluster.vq import kmeans, vq
 
-from bbu_train.metrics.detection import Prediction
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Picture, class_of
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture, class_of
 
 
 def constant_predictions(

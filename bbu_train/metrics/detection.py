@@ -6,23 +6,14 @@ objects; a prediction of any other class counts in the class-agnostic numbers on
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster, mask
 from jaxtyping import Float, Int
 
-from bbu_train.types.batch import Picture, class_of
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one picture: boxes in pixels of the upright original, a score and a description for each."""
-
-    boxes_xyxy: Float[np.ndarray, "n 4"]
-    scores: Float[np.ndarray, "n"]
-    descriptions: tuple[str, ...]
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture, class_of
 
 
 def score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:

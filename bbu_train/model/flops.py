@@ -2,8 +2,7 @@
 
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train.ops.flops import attention, matrix
-from bbu_train.types.batch import Sizes
+from bbu_train.ops.flops import Sizes, attention, matrix
 
 
 def backbone(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:

@@ -8,7 +8,8 @@ from transformers import DynamicCache
 
 from bbu_train.model.greedy_decoding import Writer, Written
 from bbu_train.model.qwen25vl import GroundingModel
-from bbu_train.types.batch import Batch, Detections
+from bbu_train.types.batch import Batch
+from bbu_train.types.outputs import Detections
 
 
 @torch.no_grad()

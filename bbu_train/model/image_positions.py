@@ -4,13 +4,12 @@ M-RoPE tells how far apart two tokens are, and text, in which a coordinate is to
 Pretrained layers have learned to make coordinates of that; to new ones it is told. Qwen3-VL has learned places.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bbu_train.errors import InputError
+from bbu_train.ops.numbers import is_number
 from bbu_train.ops.sine_encoding import sine
 
 LONGEST = 64  # times the shortest wavelength of 2 pi image tokens: about 400 of them, 11,000 pixels
@@ -18,7 +17,7 @@ LONGEST = 64  # times the shortest wavelength of 2 pi image tokens: about 400 of
 
 def check(amplitude: float, weights: str) -> None:
     """Raise InputError unless weights of that kind, "random" or "pretrained", can learn with `amplitude`."""
-    if isinstance(amplitude, bool) or not isinstance(amplitude, int | float) or not 0 <= amplitude < math.inf:
+    if not is_number(amplitude) or amplitude < 0:
         raise InputError(f"model.place_amplitude={amplitude}: expected a number, 0 (none) or above.")
     if amplitude and weights == "pretrained":
         raise InputError(

@@ -10,7 +10,7 @@ from bbu_train.errors import InputError
 from bbu_train.model import cost
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
-from bbu_train.types.batch import PictureFormat
+from bbu_train.types.samples import PictureFormat
 
 
 @dataclass(frozen=True)

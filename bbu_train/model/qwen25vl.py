@@ -22,7 +22,9 @@ from bbu_train.model.shape import configuration
 from bbu_train.model.teacher_cache import TeacherCache
 from bbu_train.ops import chunked_cross_entropy
 from bbu_train.ops.compile import compiled
-from bbu_train.types.batch import Batch, Detections, Outputs, Sizes, VisionInputs
+from bbu_train.ops.flops import Sizes
+from bbu_train.types.batch import Batch, VisionInputs
+from bbu_train.types.outputs import Detections, Outputs
 
 
 class GroundingModel(nn.Module):

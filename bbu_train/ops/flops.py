@@ -5,9 +5,45 @@ where they are supervised, and of what is frozen no gradients. A multiplication 
 Matrix products and attention count, each part of the model its own; all else is left out.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 SIDE = 8192  # of the square matrices that are multiplied to see how fast a device can be
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how much arithmetic some samples need: plain numbers, in which padding has no part.
+
+    A square is the number of pairs of a query and a key among the tokens of a sample or of a caption, or among the
+    patches of a picture or of a window of the vision tower; a causal mask leaves half of them. `patches` and the
+    squares of pictures and windows are what the tower has to read: with `PictureFormat.teachers_apart` the students'
+    pictures, as a cache is to hold the others. `merged` counts the image tokens of all pictures. `samples` counts those
+    that the head reads, which are the annotated ones, and `memory` the entries of their memories; `caption_memory`
+    counts pairs of a caption's token and an entry of its sample's memory, `object_memory` those of an object and such
+    an entry, and `object_squares` those of two objects of a sample. What ends with `_seen` are those of the entries, or
+    of the pairs, that are of an image token: a head may split it.
+    """
+
+    tokens: int
+    token_squares: int
+    supervised: int
+    patches: int
+    picture_squares: int
+    window_squares: int
+    merged: int
+    samples: int
+    memory: int
+    memory_seen: int
+    captions: int
+    caption_tokens: int
+    caption_squares: int
+    caption_memory: int
+    caption_memory_seen: int
+    object_squares: int
+    object_memory: int
+    object_memory_seen: int
 
 
 def matrix(trains: bool, passes: bool) -> int:

@@ -4,7 +4,6 @@ The groups are ordered, and a parameter belongs to the first whose pattern is fo
 belong to one, and every group has to match something, so that no rate of a sweep is without effect unnoticed.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from bbu_train.errors import InputError, all_problems
+from bbu_train.ops.numbers import is_number
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
 KEYS = ("pattern", "owner", "lr")
@@ -156,7 +156,7 @@ def _wrong_groups(groups: dict[str, dict[str, Any]]) -> list[str]:
         if not isinstance(its, dict) or set(its) != set(KEYS):
             problems.append(f"group {name} is {its}: expected exactly the keys {', '.join(KEYS)}")
             continue
-        if not _is_number(its["lr"]) or its["lr"] < 0:
+        if not is_number(its["lr"]) or its["lr"] < 0:
             problems.append(f"group {name} has lr {its['lr']}: expected a finite number, 0 (frozen) or above")
         if not isinstance(its["owner"], str):
             problems.append(f"group {name} has owner {its['owner']}: expected the name of a submodule, such as head")
@@ -169,14 +169,10 @@ def _wrong_groups(groups: dict[str, dict[str, Any]]) -> list[str]:
 
 def _wrong_numbers(betas: Sequence[float], eps: float, weight_decay: float) -> list[str]:
     problems = []
-    if len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+    if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
         problems.append(f"betas are {list(betas)}: expected two numbers from 0 to below 1")
-    if not _is_number(eps) or eps <= 0:
+    if not is_number(eps) or eps <= 0:
         problems.append(f"eps is {eps}: expected a number above 0")
-    if not _is_number(weight_decay) or weight_decay < 0:
+    if not is_number(weight_decay) or weight_decay < 0:
         problems.append(f"weight_decay is {weight_decay}: expected a number, 0 or above")
     return problems
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from bbu_train.cli import arguments
+from bbu_train.ops.numbers import is_number
 from bbu_train.runs.config_keys import refuse
 from bbu_train.runtime import logs
 
@@ -61,7 +62,7 @@ def _settled(given: DictConfig) -> DictConfig:
     problems += arguments.wrong_checkpoint(given.checkpoint)
     least = {"teachers": 0, "max_new_tokens": 1, "max_caption_tokens": 1, "batch_size": 1}
     problems += arguments.wrong_counts(given, least)
-    if given.threshold is not None and (isinstance(given.threshold, str | bool) or not 0 <= given.threshold <= 1):
+    if given.threshold is not None and not (is_number(given.threshold) and 0 <= given.threshold <= 1):
         problems.append(f"threshold={given.threshold}: threshold is a number from 0 to 1.")
     if given.num_workers is not None:
         problems += arguments.wrong_counts(given, {"num_workers": 0})

@@ -8,8 +8,8 @@ import numpy as np
 from bbu_train.conversation import answer
 from bbu_train.conversation.patches import resized_size
 from bbu_train.conversation.text import Text
-from bbu_train.metrics.detection import Prediction
-from bbu_train.types.batch import Picture, PictureFormat
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture, PictureFormat
 
 
 @dataclass(frozen=True)

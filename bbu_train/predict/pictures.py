@@ -8,7 +8,7 @@ from bbu_train.conversation.patches import resized_size
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, all_problems
 from bbu_train.images.files import UnreadablePicture, read_header
-from bbu_train.types.batch import Picture, PictureFormat, Sample
+from bbu_train.types.samples import Picture, PictureFormat, Sample
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 

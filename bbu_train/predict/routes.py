@@ -8,13 +8,14 @@ import torch
 
 from bbu_train.collator.prompts import left_padded
 from bbu_train.conversation.builder import ConversationBuilder
-from bbu_train.metrics.detection import Prediction
 from bbu_train.model import generation
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.predict import generated_answer as written
 from bbu_train.predict.generated_answer import WrittenAnswer
 from bbu_train.training import loader, validation
-from bbu_train.types.batch import Batch, Sample
+from bbu_train.types.batch import Batch
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Sample
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
-from bbu_train.types.batch import PictureFormat
+from bbu_train.types.samples import PictureFormat
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bbu_train.images import overlay
-from bbu_train.metrics.detection import Prediction
+from bbu_train.images.overlay import overlay
+from bbu_train.images.sheet import gallery as sheet
+from bbu_train.images.sheet import titled
 from bbu_train.predict.routes import Found
-from bbu_train.types.batch import Picture, class_of
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture, class_of
 
 
 def line(found: Found, threshold: float) -> dict[str, Any]:
@@ -48,8 +50,8 @@ def drawn(found: Found, threshold: float) -> Image.Image:
     """The picture once for each route, side by side, true boxes in both."""
     picture, panels = found.sample.student, []
     if found.head is not None:
-        panels.append(overlay.titled(overlay.overlay(picture, found.head, threshold), "head"))
+        panels.append(titled(overlay(picture, found.head, threshold), "head"))
     if found.written is not None:
         title = "written (malformed: what could be read)" if found.written.is_malformed else "written"
-        panels.append(overlay.titled(overlay.overlay(picture, found.written.prediction, 0.0), title))
-    return overlay.gallery(panels, columns=2)
+        panels.append(titled(overlay(picture, found.written.prediction, 0.0), title))
+    return sheet(panels, columns=2)

@@ -4,10 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bbu_train.images import overlay
+from bbu_train.images.overlay import overlay
+from bbu_train.images.sheet import gallery as sheet
+from bbu_train.images.sheet import titled
 from bbu_train.metrics.constant_boxes import constant_predictions
-from bbu_train.metrics.detection import Prediction, score
-from bbu_train.types.batch import Picture, class_of
+from bbu_train.metrics.detection import score
+from bbu_train.reporting.loss_plot import plot_losses
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture, class_of
 
 NUM_OVERLAYS = 6
 GALLERY_SIZE = 900  # pixels of the longer side of a picture, so that many evaluations take little room
@@ -17,11 +21,11 @@ NUM_CONSTANT_BOXES = 100
 def draw(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
     """Write losses.png, and overlay.png if anything was predicted, into the run's folder."""
     paths = [folder / "losses.png"]
-    overlay.plot_losses(folder / "metrics.jsonl", paths[0])
+    plot_losses(folder / "metrics.jsonl", paths[0])
     if found:
-        overlays = [overlay.overlay(picture, prediction, threshold) for picture, prediction in found[:NUM_OVERLAYS]]
+        overlays = [overlay(picture, prediction, threshold) for picture, prediction in found[:NUM_OVERLAYS]]
         paths.append(folder / "overlay.png")
-        overlay.gallery(overlays, columns=3).save(paths[1])
+        sheet(overlays, columns=3).save(paths[1])
     return paths
 
 
@@ -41,14 +45,14 @@ def gallery(
         if metrics.get("eval/f1") == 0:
             best = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
             threshold = float(min(best, default=1))
-        sheets.append(overlay.titled(overlay.overlay(picture, prediction, threshold, classes), picture.path.name))
+        sheets.append(titled(overlay(picture, prediction, threshold, classes), picture.path.name))
         sheets[-1].thumbnail((GALLERY_SIZE, GALLERY_SIZE))
     names = {"eval/ap50": "AP50", "eval/f1": "F1"}
     scores = [f"{word} {metrics[name]:.3f}" for name, word in names.items() if name in metrics]
     path = folder / "gallery" / f"step-{step:08d}.jpg"
     path.parent.mkdir(exist_ok=True)
     title = ", ".join([f"step {step}", *scores])
-    overlay.titled(overlay.gallery(sheets, columns=2), title).save(path, quality=90)
+    titled(sheet(sheets, columns=2), title).save(path, quality=90)
     return [path]
 
 

@@ -15,7 +15,8 @@ from bbu_train.conversation.text import Text
 from bbu_train.reporting import html_page
 from bbu_train.runtime import distributed
 from bbu_train.training import loader
-from bbu_train.types.batch import Batch, Draw, Encoded, Role
+from bbu_train.types.batch import Batch, Encoded
+from bbu_train.types.samples import Draw, Role
 
 log = logging.getLogger(__name__)
 NAME = "samples.html"

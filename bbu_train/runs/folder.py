@@ -3,10 +3,8 @@
 import difflib
 import importlib.metadata
 import json
-import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError
 from bbu_train.runs.config_keys import leaves
+from bbu_train.runtime.atomic_write import atomic_write
+from bbu_train.runtime.git import git_commit
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
-CHECKOUT = Path(__file__).resolve().parents[2]
 OTHER_CODE = re.compile(r"missing (a|\d+) required |unexpected keyword argument|Error loading|Error locating target")
 
 
@@ -56,8 +55,8 @@ def create(folder: str | Path, cfg: DictConfig) -> None:
     stored = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / ENVIRONMENT, json.dumps(_environment(), indent=2, ensure_ascii=False) + "\n")
-        _write(folder / CONFIG, stored)
+        atomic_write(folder / ENVIRONMENT, json.dumps(_environment(), indent=2, ensure_ascii=False) + "\n")
+        atomic_write(folder / CONFIG, stored)
     except OSError as error:
         raise InputError(
             f"The run's folder {folder} cannot be written: {error}. Give another with outputs=."
@@ -80,7 +79,7 @@ def built_by_this_code(folder: str | Path) -> Iterator[None]:
     except (InstantiationException, TypeError) as error:
         cause = error.__cause__ or error
         commit = _made(folder).get("git_commit")
-        is_ours = commit is not None and commit == git_commit(CHECKOUT)
+        is_ours = commit is not None and commit == git_commit()
         if is_ours or isinstance(cause, InputError) or not OTHER_CODE.search(str(cause)):
             raise
         which = f"of commit {commit}" if commit else "that it was made with"
@@ -103,19 +102,13 @@ def as_yaml(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(kept)
 
 
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
 def _environment() -> dict[str, Any]:
     """What the config does not say of how a run was made."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     known = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
     packages = {metadata["Name"]: metadata["Version"] for metadata in known if metadata["Name"]}
     return {
-        "git_commit": git_commit(CHECKOUT),
+        "git_commit": git_commit(),
         "command": sys.argv,
         "choices": {
             group: choice
@@ -126,17 +119,6 @@ def _environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": dict(sorted(packages.items(), key=lambda package: package[0].lower())),
     }
-
-
-def git_commit(checkout: Path) -> str | None:
-    """The commit of the checkout that runs, "-dirty" where files differ from it; None for an installed wheel."""
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _no_run(folder: Path) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from bbu_train.errors import InputError
 from bbu_train.sampler.shuffle import shuffled
-from bbu_train.types.batch import Draw, Step
+from bbu_train.types.samples import Draw, Step
 
 
 class FixedSamples:

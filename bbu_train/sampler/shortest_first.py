@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from bbu_train.errors import InputError
+from bbu_train.ops.numbers import is_number
 from bbu_train.sampler.fixed_samples import FixedSamples
-from bbu_train.types.batch import Draw, Step
+from bbu_train.types.samples import Draw, Step
 
 
 class ShortestFirst:
@@ -16,7 +17,7 @@ class ShortestFirst:
     """
 
     def __init__(self, num_samples: int, share: float | int, num_epochs: int, seed: int):
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise InputError(f"sampler.share={share}: expected a number above 0, at most 1.")
         if type(num_epochs) is not int or num_epochs < 1:
             raise InputError(f"sampler.num_epochs={num_epochs}: expected a whole number, 1 or more.")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Draw
+from bbu_train.types.samples import Draw
 
 
 def shuffled(seed: int, epoch: int, indices: Sequence[int]) -> list[Draw]:

@@ -9,7 +9,7 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.exchange import evened
 from bbu_train.sampler.fill import fill
 from bbu_train.sampler.shuffle import shuffled
-from bbu_train.types.batch import Draw, Step
+from bbu_train.types.samples import Draw, Step
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import BinaryIO
 
 from bbu_train.errors import all_problems
+from bbu_train.runtime.atomic_write import atomic_write
 
 
 class Jsonl:
@@ -62,12 +62,7 @@ def cut_after(path: Path, step: int) -> None:
     kept = b"".join(line for line, row in read_rows(path) if step > 0 and row["step"] <= step)
     if kept == path.read_bytes():
         return
-    shorter = path.with_suffix(".tmp")
-    with shorter.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    shorter.replace(path)
+    atomic_write(path, kept)
 
 
 def read_rows(path: Path) -> list[tuple[bytes, dict]]:

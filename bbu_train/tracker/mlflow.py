@@ -93,7 +93,7 @@ class Mlflow:
         """Says first what is to be sent: a kill while it is being sent then loses nothing of it."""
         self.stored.ending = ending = state, int(1000 * time.time())
         files = [os.path.relpath(file, self.folder) for file in list(self.stored.files)]
-        _write(self.folder / UNSENT, {"ending": ending, "files": files})
+        atomic_write(self.folder / UNSENT, json.dumps({"ending": ending, "files": files}))
         self.sender.close()
         if self.sender.wait(self.wait_seconds) and self.stored.failure is None:
             (self.folder / UNSENT).unlink()
@@ -155,9 +155,3 @@ class Sender(threading.Thread):
             with self.changed:
                 self.answered = asked
                 self.changed.notify_all()
-
-
-def _write(path: Path, content: dict) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(path)

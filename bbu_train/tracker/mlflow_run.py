@@ -3,13 +3,14 @@
 import getpass
 import logging
 import os
-import subprocess
 import time
 import uuid
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+from bbu_train.runtime.atomic_write import atomic_write
+from bbu_train.runtime.git import git_commit
 from bbu_train.tracker.mlflow_points import batches, proper_name
 from bbu_train.tracker.mlflow_store import alone, experiment_id, open_client, transaction
 from bbu_train.tracker.mlflow_sweep import ENDED, PARENT, find_or_make, parent_run, show_progress
@@ -143,9 +144,7 @@ class StoredRun:
         path = self.folder / KEY_FILE
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            unnamed = self.folder / "mlflow_key.tmp"
-            unnamed.write_text(uuid.uuid4().hex)
-            unnamed.replace(path)
+            atomic_write(path, uuid.uuid4().hex)
         return path.read_text()
 
     def _describe(self, client, known: Mapping[str, str]) -> None:
@@ -190,7 +189,7 @@ def _surroundings() -> dict[str, str]:
         user = getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as in some containers
         user = None
-    commit = _git_commit()
+    commit = git_commit()
     tags = {
         "slurm_job_id": job,
         "git_commit": commit,
@@ -205,15 +204,3 @@ def _surroundings() -> dict[str, str]:
 def _cut(value: str) -> str:
     note = f"... (cut: {len(value)} characters; see config.yaml)"
     return value if len(value) <= MAX_CHARACTERS else value[: MAX_CHARACTERS - len(note)] + note
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this file lies in, "-dirty" if it has changes; None where it is installed."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

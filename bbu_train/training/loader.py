@@ -13,7 +13,8 @@ from bbu_train.errors import InputError, all_problems
 from bbu_train.runtime import preemption
 from bbu_train.runtime.seeds import generator
 from bbu_train.training.planning import Part, deal
-from bbu_train.types.batch import Batch, Draw, Encoded, Picture, Sample, Step
+from bbu_train.types.batch import Batch, Encoded
+from bbu_train.types.samples import Draw, Picture, Sample, Step
 
 NUM_KEPT = 4_000_000  # visits of a sample whose length and cost are kept, at 16 bytes each
 Task = TypeVar("Task")

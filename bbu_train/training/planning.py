@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from bbu_train.types.batch import Draw, Step
+from bbu_train.types.samples import Draw, Step
 
 log = logging.getLogger(__name__)
 Part = tuple[Draw, ...]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bbu_train.errors import InputError, all_problems
-from bbu_train.types.batch import Sample
+from bbu_train.types.samples import Sample
 
 
 def num_objects(samples: Sequence[Sample], num_queries: int | None) -> None:

@@ -6,7 +6,8 @@ import sys
 import torch
 
 from bbu_train.runtime import distributed
-from bbu_train.types.batch import Counts, Losses
+from bbu_train.types.batch import Counts
+from bbu_train.types.outputs import Losses
 
 
 def losses(criterion, sums: Losses, counts: Counts) -> dict[str, float]:

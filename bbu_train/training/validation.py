@@ -6,10 +6,12 @@ from itertools import islice
 import torch
 from torch import nn
 
-from bbu_train.metrics.detection import Prediction, score
+from bbu_train.metrics.detection import score
 from bbu_train.ops import boxes
 from bbu_train.runtime import distributed
-from bbu_train.types.batch import Batch, Counts, Detections, Losses, Picture, Sample
+from bbu_train.types.batch import Batch, Counts
+from bbu_train.types.outputs import Detections, Losses, Prediction
+from bbu_train.types.samples import Picture, Sample
 
 
 @torch.no_grad()

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf, open_dict
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime import preemption
+from bbu_train.runtime.atomic_write import atomic_write
 from launchers import jobs, status
 from launchers.cells import Cell
 from launchers.here import Here
-from launchers.ledger import Attempt, Ledger, locked, write
+from launchers.ledger import Attempt, Ledger, locked
 from launchers.preflight import check as preflight
 from launchers.preflight import estimate
 from launchers.search.command import Command, made_study
@@ -80,8 +81,8 @@ def _write_down(ledger: Ledger, command: Command, arguments: Sequence[str], firs
     its = {"arguments": list(arguments), "started_in": str(Path.cwd()), "space": space, "fixed": command.fixed}
     folder = ledger.search.folder
     folder.mkdir(exist_ok=True)
-    write(folder / "config.yaml", run_folder.as_yaml(cfg))
-    write(folder / "command.json", json.dumps(its, ensure_ascii=False))
+    atomic_write(folder / "config.yaml", run_folder.as_yaml(cfg))
+    atomic_write(folder / "command.json", json.dumps(its, ensure_ascii=False))
 
 
 def written_down(ledger: Ledger) -> dict[str, Any]:

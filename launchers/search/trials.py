@@ -6,9 +6,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.tracker.jsonl import read_rows
 from launchers import jobs
-from launchers.ledger import Entry, Ledger, State, write
+from launchers.ledger import Entry, Ledger, State
 
 PRUNED = "pruned"
 
@@ -51,7 +52,7 @@ class Followed:
     def write_down(self) -> None:
         self.entry.folder.mkdir(exist_ok=True)
         said = {"number": self.trial.number, "params": self.trial.params}
-        write(self.entry.folder / "trial.json", json.dumps(said, ensure_ascii=False))
+        atomic_write(self.entry.folder / "trial.json", json.dumps(said, ensure_ascii=False))
 
     def evaluations(self, metric: str) -> Iterator[tuple[float, "Followed", int, float]]:
         """(time, this, step, value) of each that is new. What a resumed run writes again is what it wrote before."""

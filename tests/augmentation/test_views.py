@@ -14,7 +14,7 @@ from bbu_train.conversation.patches import resized_size
 from bbu_train.conversation.pixels import read_pixels
 from bbu_train.errors import InputError
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Object, Picture, Sample
+from bbu_train.types.samples import Object, Picture, Sample
 
 STILL = {
     **{"left_right": 0, "top_bottom": 0, "crop": 0, "min_side": 0.3, "min_visible": 0.5, "scale": [1, 1]},

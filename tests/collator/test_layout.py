@@ -11,7 +11,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from bbu_train.collator.packed import Packed
 from bbu_train.collator.standard import Standard
 from bbu_train.model.shape import configuration
-from bbu_train.types.batch import Counts, Movable, Role
+from bbu_train.types.batch import Counts, Movable
+from bbu_train.types.samples import Role
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import torch
 
 from bbu_train.collator.prompts import left_padded
-from bbu_train.types.batch import Role
+from bbu_train.types.samples import Role
 
 
 def test_prompts_end_together_and_are_the_beginning_of_the_training_conversation(builder, samples, encoded):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bbu_train.collator.sizes import sizes
-from bbu_train.types.batch import Sizes
+from bbu_train.ops.flops import Sizes
 
 NOTHING = Sizes(*[0] * len(fields(Sizes)))
 

@@ -22,7 +22,7 @@ def words(command):
 
 def identity(words):
     with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
-        return runs.identity(compose("config", words))
+        return runs.run_identity(compose("config", words))
 
 
 def test_a_cell_of_several_seeds_is_a_sweep_over_them(found):
@@ -72,7 +72,7 @@ def test_a_group_of_rates_that_was_taken_away_is_taken_away_again(outputs):
     OmegaConf.save(cfg, folder / "config.yaml")
     given = words(best(outputs).command)
     assert "~optimizer.groups.merger" in given
-    assert identity(given) == runs.identity(cfg)
+    assert identity(given) == runs.run_identity(cfg)
 
 
 def test_keys_that_this_version_no_longer_has_are_said(outputs):

@@ -7,7 +7,7 @@ from bbu_train.conversation.order import Reading
 from bbu_train.conversation.text import Text
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Object
+from bbu_train.types.samples import Object
 
 ROW = '{"bbox_2d": [1, 2, 3, 4], "label": "screw/wrong"}'
 SCREW = Object((1.0, 2.0, 3.0, 4.0), "screw/wrong")

@@ -11,7 +11,7 @@ from bbu_train.conversation.patches import read_patches
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.ops import boxes
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Role, Sample
+from bbu_train.types.samples import Role, Sample
 
 
 @pytest.fixture(scope="module", params=["english", "chinese"])

@@ -8,7 +8,7 @@ from conftest import build, configured
 from bbu_train.conversation.answer import render
 from bbu_train.conversation.order import ByColumn, Reading
 from bbu_train.errors import InputError
-from bbu_train.types.batch import Object
+from bbu_train.types.samples import Object
 
 OBJECTS = [
     Object((40.0, 10.0, 50.0, 20.0), "screw/tight"),

@@ -8,7 +8,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from bbu_train.conversation.patches import read_patches, resized_size
 from bbu_train.errors import InputError
-from bbu_train.types.batch import Picture, PictureFormat
+from bbu_train.types.samples import Picture, PictureFormat
 
 FORMAT = PictureFormat(
     patch_size=14, merge_size=2, window_size=112, min_pixels=3136, max_pixels=37632, teachers_apart=False

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from bbu_train.data import jsonl
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
-from bbu_train.types.batch import Object
+from bbu_train.types.samples import Object
 
 NO_TEACHERS = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1)
 SCREW = {"bbox_2d": [1, 2, 3, 4], "desc": "screw/m4"}

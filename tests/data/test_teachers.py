@@ -8,7 +8,7 @@ from PIL import Image
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
-from bbu_train.types.batch import Picture, Sample
+from bbu_train.types.samples import Picture, Sample
 
 ALWAYS_TWO = TeacherDraw(teacher_ratio=1, num_teachers=2, num_validation_teachers=1, seed=5)
 

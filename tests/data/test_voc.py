@@ -8,7 +8,7 @@ from PIL import Image
 from bbu_train.data import voc
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
-from bbu_train.types.batch import Object
+from bbu_train.types.samples import Object
 
 NO_TEACHERS = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1)
 REPOSITORY = Path(__file__).parents[2]

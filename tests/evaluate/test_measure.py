@@ -12,7 +12,7 @@ from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.evaluate.measure import Conversations, measured, twice_the_longest_answer
 from bbu_train.predict.routes import Predictor
-from bbu_train.types.batch import Object, Picture, Sample
+from bbu_train.types.samples import Object, Picture, Sample
 
 
 @pytest.fixture

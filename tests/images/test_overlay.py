@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbu_train.images.overlay import COLORS, gallery, overlay, plot_losses, titled
-from bbu_train.metrics.detection import Prediction
-from bbu_train.types.batch import Object, Picture
+from bbu_train.images.overlay import COLORS, overlay
+from bbu_train.images.sheet import gallery, titled
+from bbu_train.reporting.loss_plot import plot_losses
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Object, Picture
 
 GREY = (90, 90, 90)
 

@@ -46,7 +46,7 @@ def test_a_sweep_has_a_cell_for_every_combination_in_the_order_of_hydra():
 def test_a_cell_is_the_run_that_its_overrides_compose_alone(config, overrides):
     for cell in cells("sweep=test", *overrides):
         alone = config(*(text for text in cell.overrides if not text.startswith("hydra/")))
-        assert cell.cfg.run == identity.identity(cell.cfg) == identity.identity(alone)
+        assert cell.cfg.run == identity.run_identity(cell.cfg) == identity.run_identity(alone)
 
 
 def test_a_cell_lies_in_the_same_place_from_any_folder(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Detections
+from bbu_train.types.outputs import Detections
 
 
 @pytest.fixture(scope="session")

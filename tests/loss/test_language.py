@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu_train.images.files import open_upright
-from bbu_train.types.batch import Role
+from bbu_train.types.samples import Role
 
 LAYOUTS = ("packed", "standard")
 

@@ -9,7 +9,7 @@ from scored import A, B, C, perfect, picture, prediction
 
 from bbu_train.metrics.detection import full_score, score
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Picture, class_of
+from bbu_train.types.samples import Picture, class_of
 
 PICTURES = [picture((A, "螺丝/正确"), (B, "bbu/huawei")), picture(), picture((C, "螺丝"))]
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bbu_train.head.layers import Attention
 from bbu_train.ops import chunked_cross_entropy, flops
-from bbu_train.types.batch import Sizes
+from bbu_train.ops.flops import Sizes
 
 VISION = "model.visual.patch_embed", "model.visual.blocks"
 MERGER = ("model.visual.merger",)

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from bbu_train.collator.prompts import left_padded
 from bbu_train.model import generation, greedy_decoding
-from bbu_train.types.batch import Role
+from bbu_train.types.samples import Role
 
 NUM_NEW = 12
 

@@ -3,7 +3,7 @@ import pytest
 
 from bbu_train.predict import generated_answer
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Object
+from bbu_train.types.samples import Object
 
 
 def read(builder, picture, text, probabilities=None):

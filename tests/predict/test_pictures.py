@@ -7,7 +7,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.predict.pictures import find, settle
-from bbu_train.types.batch import Sample
+from bbu_train.types.samples import Sample
 
 
 @pytest.fixture

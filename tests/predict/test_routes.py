@@ -8,7 +8,7 @@ from bbu_train.images.overlay import COLORS
 from bbu_train.predict.routes import Predictor
 from bbu_train.predict.show import drawn, line
 from bbu_train.training import validation
-from bbu_train.types.batch import Object, Picture, Sample
+from bbu_train.types.samples import Object, Picture, Sample
 
 
 @pytest.fixture

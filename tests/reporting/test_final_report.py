@@ -5,7 +5,7 @@ from scored import prediction
 
 from bbu_train.images.overlay import COLORS
 from bbu_train.reporting import final_report
-from bbu_train.types.batch import Object, Picture
+from bbu_train.types.samples import Object, Picture
 
 BOX = (20.0, 30.0, 120.0, 130.0)
 

@@ -7,7 +7,7 @@ from bbu_train.collator.standard import Standard
 from bbu_train.reporting import first_samples
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.training import loader, planning
-from bbu_train.types.batch import Role, Sample
+from bbu_train.types.samples import Role, Sample
 
 EVIL = "</pre><script>alert(1)</script> & <|im_end|>\"' &amp; 螺丝/错误"
 

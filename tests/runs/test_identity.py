@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.errors import InputError
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs import identity
+from bbu_train.runs import identity, resume
 
 
 def config(**changes) -> DictConfig:
@@ -37,7 +37,7 @@ def config(**changes) -> DictConfig:
 def settled(overrides=(), experiment="default", in_sweep=False, swept=()) -> DictConfig:
     """`settle` with a config in which these overrides are applied, as Hydra does it."""
     changes = dict(OmegaConf.to_container(OmegaConf.create({o.split("=")[0]: _value(o) for o in overrides})))
-    return identity.settle(config(**changes), experiment, list(overrides), in_sweep, swept)
+    return resume.resolve_run(config(**changes), experiment, list(overrides), in_sweep, swept)
 
 
 def _value(override: str):
@@ -70,20 +70,20 @@ def test_the_overrides_of_a_cell_are_noted_swept_ones_first_and_name_it():
     assert about.overrides == ["seed=3", "optimizer.groups.llm.lr=1e-06", "steps=120"]
     assert about.title == "seed=3 lr=1e-06"
     assert about.in_sweep
-    assert about.identity == identity.identity(config(seed=3, **{"optimizer.groups.llm.lr": 1e-6}))
+    assert about.identity == identity.run_identity(config(seed=3, **{"optimizer.groups.llm.lr": 1e-6}))
 
 
 def test_swept_keys_that_end_alike_keep_what_tells_them_apart():
     cfg = config(optimizer={"groups": {"llm": {"lr": 1}, "vision": {"lr": 2}}})
     keys = ["optimizer.groups.llm.lr", "optimizer.groups.vision.lr"]
-    about = identity.settle(
+    about = resume.resolve_run(
         cfg, "default", [f"{keys[0]}=1", f"{keys[1]}=2", "seed=17"], True, [*keys, "seed", "data.seed"]
     ).about
     assert about.title == "llm.lr=1 vision.lr=2 seed=17"
 
 
 def test_choices_mappings_and_references_are_noted_as_they_were_given():
-    about = identity.settle(
+    about = resume.resolve_run(
         config(seed="${steps}", optimizer={"groups": {"llm": {"lr": 1}}}),
         "default",
         ["+experiment=lr_groups", "optimizer.groups={llm: {lr: 1}}", "seed=${steps}", "hydra/launcher=slurm"],
@@ -114,27 +114,27 @@ def test_a_resumed_run_keeps_what_was_noted_of_it():
     ],
 )
 def test_places_names_cadence_and_workers_leave_the_identity(changes):
-    assert identity.identity(config(**changes)) == identity.identity(config())
+    assert identity.run_identity(config(**changes)) == identity.run_identity(config())
 
 
 @pytest.mark.parametrize(
     "changes", [{"seed": 18}, {"optimizer.groups.llm.lr": 2e-5}, {"optimizer.betas": [0.9, 0.99]}, {"data.cache": "/x"}]
 )
 def test_what_can_change_the_result_changes_the_identity(changes):
-    assert identity.identity(config(**changes)) != identity.identity(config())
+    assert identity.run_identity(config(**changes)) != identity.run_identity(config())
 
 
 def test_an_identity_is_eight_digits_and_no_number():
     for seed in range(50):
-        name = identity.identity(config(seed=seed))
+        name = identity.run_identity(config(seed=seed))
         assert len(name) == 8
         assert set(name) <= set("0123456789abcdef")
         assert isinstance(_value(f"run={name}"), str)
 
 
 def test_a_new_name_is_a_time_and_the_identity():
-    name = identity.new_name(config())
-    assert name.endswith(f"-{identity.identity(config())}")
+    name = identity.new_run_name(config())
+    assert name.endswith(f"-{identity.run_identity(config())}")
     assert len(name) == len("20250131-235959-") + 8
 
 
@@ -146,7 +146,7 @@ def test_the_sweep_is_named_after_the_experiment():
 
 
 def test_a_cell_of_a_sweep_is_named_by_its_identity_and_a_single_run_later():
-    assert settled(in_sweep=True).run == identity.identity(config())
+    assert settled(in_sweep=True).run == identity.run_identity(config())
     assert settled().run is None
 
 
@@ -158,7 +158,7 @@ def test_a_name_that_is_no_name_is_refused(name):
 
 def test_values_that_must_be_given_are_named():
     with pytest.raises(InputError, match=r"data\.root must be given"):
-        identity.settle(config(**{"data.root": "???"}), "default", [], in_sweep=False)
+        resume.resolve_run(config(**{"data.root": "???"}), "default", [], in_sweep=False)
 
 
 # ---- the folder ----
@@ -327,7 +327,7 @@ def test_what_is_built_otherwise_now_is_said_with_the_commit_that_knows_it(node,
 
 
 def test_a_defect_of_this_commit_stays_one(monkeypatch):
-    monkeypatch.setattr(run_folder, "git_commit", lambda checkout: "abc123")
+    monkeypatch.setattr(run_folder, "git_commit", lambda: "abc123")
     folder = made()
     with pytest.raises(TypeError, match="normalized_shape"), run_folder.built_by_this_code(folder):
         build(NORM)

@@ -13,7 +13,8 @@ from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.training import loader, planning
-from bbu_train.types.batch import Counts, Draw, Role, Sample
+from bbu_train.types.batch import Counts
+from bbu_train.types.samples import Draw, Role, Sample
 
 
 def own_teachers(sample, epoch):

@@ -11,7 +11,7 @@ from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.sampler.token_budget import TokenBudget
 from bbu_train.training import planning
 from bbu_train.training.loader import Source
-from bbu_train.types.batch import Draw
+from bbu_train.types.samples import Draw
 
 SAMPLERS = [FixedSamples(3, 17), TokenBudget(600, 2, 4, 0.7, 17)]
 

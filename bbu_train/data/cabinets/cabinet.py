@@ -11,7 +11,7 @@ from bbu_train.data.cabinets.plan import EAR, LABEL, POST, SCREW, Camera, Plan, 
 from bbu_train.data.cabinets.units import draw_bbu
 from bbu_train.data.cabinets.words import describe, label_text
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import Object
+from bbu_train.types.samples import Object
 
 Random = np.random.Generator
 Outlines = list[tuple[Points, str]]

@@ -304,7 +304,7 @@ def test_a_trial_is_the_run_that_its_overrides_compose_alone(arguments, config):
     command = search_command.read(arguments("random", "head=none,detr", f"{WEIGHT}=interval(1,5)"), ROOT / "conf")
     cell = command.cell({"head": "none", WEIGHT: 2.5})
     alone = config("head=none", f"{WEIGHT}=2.5", "steps=4", "eval_every=1", "tracker=jsonl")
-    assert cell.cfg.about.identity == search_command.runs.identity(alone)
+    assert cell.cfg.about.identity == search_command.identity.run_identity(alone)
     assert cell.cfg.about.title == "head=none giou=2.5"
     assert not any("search" in text for text in cell.overrides)
 

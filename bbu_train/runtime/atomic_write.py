@@ -1,0 +1,31 @@
+"""Writing a small file so that neither a kill nor a power cut leaves half of it."""
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`, text as UTF-8. Readers see the old file or the new one, never a part of either.
+
+    The new file is flushed to disk before it is renamed, and its folder after: a rename on its own may survive a power
+    cut without the contents of the file. Several processes and hosts may write the same path: the last one wins.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
