@@ -84,8 +84,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     collator = build(cfg.collator)(preprocessing.picture_format)
     setup.max_tokens(collator.max_tokens, preprocessing.max_positions)
     source, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
-    plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
-    evaluation_plan = planning.in_order(validation, cfg.eval_samples)
+    plan = planning.StepPlan(build(cfg.sampler), source, cfg.steps)
+    evaluation_plan = planning.in_order(validation, cfg.eval_batch_size)
     longest_caption = builder.longest_caption(data.train)  # no longer one can be learned
     end_if_asked()
 
@@ -98,7 +98,9 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     average = build(cfg.average)(model, optimizer)
     schedule = build(cfg.schedule)
     engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
-    best_rate = distributed.sum_numbers([flops.best_rate(device, engine.precision)])[0]  # of all devices together
+    peak_matmul_rate = distributed.sum_numbers([flops.peak_matmul_rate(device, engine.precision)])[
+        0
+    ]  # of all devices together
 
     end_if_asked()  # and leave no folder of a run that has not begun
 
@@ -188,8 +190,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
                 row = step_metrics.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
                 row |= step_metrics.under("lr", learning_rates(optimizer)) | step_metrics.under("grad_norm", norms)
                 seconds = time.perf_counter() - began
-                useful = model.num_useful_operations(sizes)
-                row |= step_metrics.times(seconds, waited, sizes.tokens, num_slots, useful, best_rate)
+                useful = model.training_flops(sizes)
+                row |= step_metrics.times(seconds, waited, sizes.tokens, num_slots, useful, peak_matmul_rate)
                 row |= step_metrics.memory(device)
                 row |= step_metrics.under("time", model.teacher_cache.hits())
                 track(row)

@@ -64,15 +64,13 @@ def ours(own, given: Sequence[str]) -> dict:
 def tested(folder: Path, max_new_tokens: int) -> dict:
     """Both routes on the test split, by the checkpoint that was best in validation, and how many parameters it has."""
     from bbu_train.evaluate.split import load
-    from bbu_train.metrics.detection import score
-    from bbu_train.predict.run import Run
     from bbu_train.types.samples import Sample
 
     run = Run(str(folder), "best", "both", num_teachers=0)
     data, test = load(run.cfg, "test")
     samples = [Sample(each.id, each.student, ()) for each in test]
     predictor = run.predictor(max_new_tokens, run.builder().longest_caption(data.train))
-    prompts = predictor.prompts(samples, run.cfg.eval_samples, run.cfg.num_workers)
+    prompts = predictor.prompts(samples, run.cfg.eval_batch_size, run.cfg.num_workers)
     found = [one for some, batch in prompts for one in predictor(some, batch)]
     pictures = [sample.student for sample in samples]
     with safetensors.safe_open(run.saved.folder / "model.safetensors", "pt") as file:

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
 from bbu_train.conversation.pixels import read_pixels
-from bbu_train.metrics.detection import score
 from bbu_train.ops import boxes
 from bbu_train.optimizer import groups
 from bbu_train.runtime.seeds import generator

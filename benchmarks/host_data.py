@@ -49,7 +49,7 @@ def prepared(folder: Path):
     collator = train.build(cfg.collator)(preprocessing.picture_format)
     data, augmentation = train.build(cfg.data), train.build(cfg.augmentation)
     source, _ = loader.sources(data, augmentation, builder, preprocessing.cost, collator)
-    return source, planning.Plan(train.build(cfg.sampler), source, cfg.steps).starting_at(0), builder, collator
+    return source, planning.StepPlan(train.build(cfg.sampler), source, cfg.steps).starting_at(0), builder, collator
 
 
 def measure(folder: Path, num_rounds: int) -> list[dict[str, object]]:

@@ -42,7 +42,7 @@ class BareLoop:
         builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
         collator = build(cfg.collator)(preprocessing.picture_format)
         source, _ = loader.sources(build(cfg.data), build(cfg.augmentation), builder, preprocessing.cost, collator)
-        plan = planning.Plan(build(cfg.sampler), source, cfg.steps).starting_at(0)
+        plan = planning.StepPlan(build(cfg.sampler), source, cfg.steps).starting_at(0)
         torch.manual_seed(cfg.seed)
         self.model = build(cfg.model.network)(device=torch.device("cpu"), head=build(cfg.head))
         self.criterion = build(cfg.loss)

@@ -25,9 +25,7 @@ from bbu_train import train
 from bbu_train.conversation import patches
 from bbu_train.evaluate.measure import twice_the_longest_answer
 from bbu_train.evaluate.split import load
-from bbu_train.metrics.detection import score
 from bbu_train.model import qwen25vl
-from bbu_train.predict.run import Run
 from bbu_train.types.batch import Batch
 from bbu_train.types.samples import Sample
 
@@ -107,7 +105,7 @@ def unread(picture, picture_format) -> Tensor:
 
 def written(folder: Path, number: int) -> tuple[dict[str, float], float]:
     """Scores of the answers to the first pictures of validation by the last checkpoint, and how many are malformed."""
-    run = Run(str(folder), "last", "written", num_teachers=0)
+    run = Run(str(folder), "last", "generated", num_teachers=0)
     data, samples = load(run.cfg, "validation")
     samples = [Sample(each.id, each.student, ()) for each in samples[:number]]
     builder = run.builder()

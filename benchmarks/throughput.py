@@ -73,7 +73,7 @@ def planned(cfg):
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = build(cfg.collator)(preprocessing.picture_format)
     source, _ = loader.sources(build(cfg.data), build(cfg.augmentation), builder, preprocessing.cost, collator)
-    plan = planning.Plan(build(cfg.sampler), source, cfg.steps)
+    plan = planning.StepPlan(build(cfg.sampler), source, cfg.steps)
     return source, list(plan.starting_at(0)), preprocessing.picture_format
 
 
@@ -104,7 +104,7 @@ def ours(cfg) -> dict[str, float]:
         "data_seconds": mean(row["time/data_seconds"] for row in counted),
         "memory_gib": rows[-1]["memory/peak_gib"],
         "tokens": mean(row["time/tokens_per_second"] * row["time/step_seconds"] for row in counted),
-        "useful_tflop": mean(row["time/useful_tflops"] * row["time/step_seconds"] for row in counted),
+        "useful_tflop": mean(row["time/model_tflops"] * row["time/step_seconds"] for row in counted),
     } | (teachers(cfg, first, counted) if cfg.model.teacher_cache_gib else {})
 
 

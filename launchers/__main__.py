@@ -64,7 +64,7 @@ def status(ledger: Ledger) -> int:
     print(survey.table(ledger, found))
     if ledger.search.is_search:
         print(search.line(ledger))
-        found.append(survey.Row(ledger.search, ledger.search.state(jobs.seen())))
+        found.append(survey.RunStatus(ledger.search, ledger.search.state(jobs.seen())))
     if why := survey.reasons(found, ("failed", "lost", "cancelled", "preempted", "pruned")):
         print(f"\n{why}")
     return 0

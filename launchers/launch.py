@@ -22,7 +22,7 @@ from launchers.preflight import estimate
 from launchers.search import command as search_command
 from launchers.search import start as search
 
-LOOK_SECONDS = 5  # between tables of a command that waits
+POLL_SECONDS = 5  # between tables of a command that waits
 
 
 def launch(arguments: Sequence[str], folder: Path) -> int:
@@ -112,7 +112,7 @@ def watch(ledger: Ledger, runs: Sequence[str]) -> int:
                 if not any(row.state.may_change for row in found):
                     return int(any(row.state.name != "done" for row in found))
             preemption.end_sweep_if_asked()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         end = f"python -m launchers cancel {ledger.folder.parent}"
         print(f"\nNo longer looking; the runs go on. To end them: {end}", file=sys.stderr)

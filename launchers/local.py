@@ -17,7 +17,7 @@ from launchers.job import Job
 from launchers.ledger import Attempt, Ledger, locked
 
 LOG = "log.txt"
-LOOK_SECONDS = 0.5  # between looks at whether a signal came
+POLL_SECONDS = 0.5  # between looks at whether a signal came
 
 
 class Local:
@@ -78,7 +78,7 @@ class Local:
 def _result(running: Future) -> Any:
     """Looks in between: what waits without end would not notice a signal."""
     while not running.done():
-        futures.wait([running], LOOK_SECONDS)
+        futures.wait([running], POLL_SECONDS)
     return running.result()
 
 
@@ -86,7 +86,7 @@ def _wait_for(process: subprocess.Popen) -> None:
     """Until it has ended. What asks this process to end, it asks too."""
     while not preemption.requested():
         try:
-            process.wait(LOOK_SECONDS)
+            process.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
             continue
         return

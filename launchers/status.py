@@ -15,7 +15,7 @@ TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True)
-class Row:
+class RunStatus:
     entry: Entry
     state: State
 
@@ -24,19 +24,19 @@ class Row:
         return self.state.name in states and not self.state.in_hand
 
 
-def rows(ledger: Ledger, runs: Sequence[str] | None = None) -> list[Row]:
+def rows(ledger: Ledger, runs: Sequence[str] | None = None) -> list[RunStatus]:
     """Each of these runs with its present state, in this order; or every run, in the order of names."""
     job_state = jobs.seen()
     entries = ledger.entries() if runs is None else [ledger.entry(run) for run in runs]
-    return [Row(entry, entry.state(job_state)) for entry in entries]
+    return [RunStatus(entry, entry.state(job_state)) for entry in entries]
 
 
-def summary(found: Sequence[Row]) -> str:
+def summary(found: Sequence[RunStatus]) -> str:
     counts = Counter(row.state.name for row in found)
     return f"{len(found)} runs: {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
 
 
-def table(ledger: Ledger, found: Sequence[Row]) -> str:
+def table(ledger: Ledger, found: Sequence[RunStatus]) -> str:
     """A line a run: state, job, steps made, what is its own among the overrides, and the reason of its state."""
     cells = [row.entry.cell for row in found]
     shared = set.intersection(*(set(cell["overrides"]) for cell in cells)) if len(cells) > 1 else set()
@@ -50,7 +50,7 @@ def table(ledger: Ledger, found: Sequence[Row]) -> str:
     return "\n".join([f"{ledger.sweep}: {summary(found)}", *text])
 
 
-def reasons(found: Sequence[Row], names: Collection[str]) -> str:
+def reasons(found: Sequence[RunStatus], names: Collection[str]) -> str:
     """Why runs are in these states, with the traceback of those that failed, and where all is that they said."""
     parts = []
     for row in found:

@@ -10,7 +10,7 @@ from bbu_train.types.batch import Counts
 HEADS = ["head=detr", "head=dino"]
 
 
-@pytest.fixture(params=[*HEADS, "head=none", "head=none model.place_amplitude=1"])
+@pytest.fixture(params=[*HEADS, "head=none", "head=none model.image_position_scale=1"])
 def model(make_model, request):
     model = make_model(*request.param.split())
     if model.head is not None:
@@ -79,8 +79,8 @@ def outputs_of(model, batch, sample):
             batch.sample_of_object, queries, batch.caption_ids, max(batch.objects_per_sample)
         )
         said += [detections.boxes_logits[:, sample], detections.objectness_logits[:, sample], captions[mine]]
-        if detections.denoised is not None:
-            said += [detections.denoised.boxes_cxcywh[:, mine], detections.denoised.objectness_logits[:, mine]]
+        if detections.denoising is not None:
+            said += [detections.denoising.boxes_cxcywh[:, mine], detections.denoising.objectness_logits[:, mine]]
         if detections.dense is not None:
             real = detections.dense.mask[sample]
             said += [detections.dense.boxes_cxcywh[sample, real].T, detections.dense.objectness_logits[sample, real]]

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choices", [(), ("head=dino", "loss=quality")], ids=["detr", "dino"])
+@pytest.mark.parametrize("choices", [(), ("head=dino", "loss=varifocal")], ids=["detr", "dino"])
 def test_head_and_written_answers_find_what_was_learned_by_heart(choices, tmp_path):
     folder, out = tmp_path / "overfit/by-heart", tmp_path / "scores"
     its = "experiment=overfit", "run=by-heart", "tracker=jsonl", f"outputs={tmp_path}", *choices

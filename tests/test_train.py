@@ -150,8 +150,8 @@ def amounts(folder, rate):
 
 def test_the_useful_work_of_a_step_is_that_of_its_samples_in_every_layout(run, uninterrupted):
     split = run("padded-parts", "collator=standard", "engine.num_micro_batches=3", "eval_every=null")
-    assert amounts(split, "time/useful_tflops") == pytest.approx(amounts(uninterrupted, "time/useful_tflops"))
-    assert min(amounts(split, "time/useful_tflops")) > 0
+    assert amounts(split, "time/model_tflops") == pytest.approx(amounts(uninterrupted, "time/model_tflops"))
+    assert min(amounts(split, "time/model_tflops")) > 0
 
 
 def test_a_run_on_a_cpu_has_no_rate_to_be_a_share_of(uninterrupted):
@@ -170,7 +170,7 @@ def test_two_ranks_take_the_same_steps_as_one(outputs, run, cache, request):
     one_rank = run(f"one-rank-{request.node.callspec.id}", "sampler.num_samples=3", *cache)
     two_ranks = outputs / "smoke" / name
     compare_logs(rows(two_ranks), rows(one_rank))
-    for rate in ("time/tokens_per_second", "time/useful_tflops"):
+    for rate in ("time/tokens_per_second", "time/model_tflops"):
         assert amounts(two_ranks, rate) == pytest.approx(amounts(one_rank, rate))
     by_rank = zip(*(logged(two_ranks, f"memory/rank{rank}/peak_gib") for rank in range(2)), strict=True)
     assert logged(two_ranks, "memory/peak_gib") == [max(its) for its in by_rank]
@@ -219,7 +219,7 @@ def test_the_losses_of_every_component_are_logged(uninterrupted):
 def test_the_other_choices_of_every_group_run_too(run):
     folder = run(
         *("others", "head=none", "loss=language", "sampler=token_budget", "sampler.max_row_tokens=1024"),
-        *("optimizer=uniform", "schedule=constant", "schedule.num_warmup_steps=0", "collator=standard"),
+        *("optimizer=adamw_uniform", "schedule=constant", "schedule.num_warmup_steps=0", "collator=standard"),
         *("conversation=chinese", "data.language=chinese", "data.teachers.num_validation_teachers=2"),
     )
     first, *_, last = [row["loss/student_lm"] for row in rows(folder) if "loss/total" in row]
@@ -234,7 +234,7 @@ def test_a_checkpoint_in_a_folder_is_trained(run, tmp_path, config, make_model, 
     preprocessing.tokenizer.save_pretrained(tmp_path)
     Qwen2VLImageProcessorPil().save_pretrained(tmp_path)
     start = [f"model.checkpoint={tmp_path}", "model=qwen25vl3b", "head=none", "loss=language", "model.max_pixels=37632"]
-    folder = run("pretrained", *start, "steps=1", "schedule.num_warmup_steps=0", "model.rates.llm=0")
+    folder = run("pretrained", *start, "steps=1", "schedule.num_warmup_steps=0", "model.learning_rates.llm=0")
     saved, trained = dict(backbone.named_parameters()), weights(folder, step=1)
     frozen = "model.language_model.layers.0.self_attn.q_proj.weight"
     moved = "model.visual.blocks.0.attn.qkv.weight"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import whole
+from bbu_train.ops.split_float32 import merge_float32
 
 MOST_AT_ONCE = 1 << 26  # numbers that are averaged together: a quarter of a GiB for each temporary
 
@@ -75,7 +75,7 @@ class Average:
             return [weight.float() for weight in weights]
         pairs = zip(weights, rests, strict=True)
         rests = [torch.zeros_like(weight, dtype=torch.int16) if rest is None else rest for weight, rest in pairs]
-        joined = whole(*(torch.cat([each.flatten() for each in its]) for its in (weights, rests)))
+        joined = merge_float32(*(torch.cat([each.flatten() for each in its]) for its in (weights, rests)))
         parts = joined.split([weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 

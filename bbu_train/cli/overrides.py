@@ -22,14 +22,14 @@ VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 
 
-class Command(NamedTuple):
+class CheckedCommand(NamedTuple):
     """What a command asks for."""
 
     sweeps: bool
     shows: bool  # something of the config or of Hydra, and starts nothing
 
 
-def check(arguments: Sequence[str], folder: Path) -> Command:
+def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
     """Refuse what Hydra would misunderstand, all of it in one InputError; say what the command asks for."""
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
@@ -38,7 +38,7 @@ def check(arguments: Sequence[str], folder: Path) -> Command:
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
     if flags.shell_completion or (shows and not flags.overrides):  # composing what is right takes a quarter of a second
-        return Command(sweeps=False, shows=True)
+        return CheckedCommand(sweeps=False, shows=True)
     loader = config_loader(folder, flags.config_dir)
     given = config_keys.parse(flags.overrides, loader)
     groups = [override for override in given if is_group(override, loader)]
@@ -61,7 +61,7 @@ def check(arguments: Sequence[str], folder: Path) -> Command:
     if launching and not sweeping:
         problems.append("hydra/launcher starts the runs of a sweep and needs -m: without it the run would train here.")
     config_keys.refuse([*(_sweep_problems(given) if sweeping else _single_problems(given)), *problems])
-    return Command(sweeping, shows)
+    return CheckedCommand(sweeping, shows)
 
 
 def in_hydras_order(arguments: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bbu_train.collator.sizes import sizes
 from bbu_train.collator.vision import lay_pictures
-from bbu_train.ops import chunked_cross_entropy
+from bbu_train.ops.chunked_cross_entropy import IGNORED
 from bbu_train.types.batch import Batch, Counts, Encoded, MemoryIndex
 from bbu_train.types.samples import PictureFormat, Role
 
@@ -133,4 +133,4 @@ def _captions(samples: Sequence[Encoded]) -> Tensor:
     captions = [caption for sample in samples for caption in sample.captions]
     if not captions:
         return torch.zeros(0, 1, dtype=torch.long)
-    return pad_sequence(captions, batch_first=True, padding_value=chunked_cross_entropy.IGNORED)
+    return pad_sequence(captions, batch_first=True, padding_value=IGNORED)

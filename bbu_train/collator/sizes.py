@@ -32,15 +32,15 @@ def sizes(samples: Sequence[Encoded], picture_format: PictureFormat) -> Sizes:
         merged=sum(len(sample.image_positions) for sample in samples),
         samples=len(detected),
         memory=sum(memory),
-        memory_seen=sum(seen),
+        memory_image=sum(seen),
         captions=len(captions),
         caption_tokens=sum(captions),
         caption_squares=_squares(captions),
         caption_memory=_pairs(words, memory),
-        caption_memory_seen=_pairs(words, seen),
+        caption_memory_image=_pairs(words, seen),
         object_squares=_squares(objects),
         object_memory=_pairs(objects, memory),
-        object_memory_seen=_pairs(objects, seen),
+        object_memory_image=_pairs(objects, seen),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bbu_train.compare.sweep import Apart, Run
+from bbu_train.compare.sweep import Apart, SweepRun
 from bbu_train.reporting.tables import Value
 from bbu_train.runs import identity as runs
 
@@ -20,14 +20,14 @@ Settings = dict[str, Value]
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    run: Run
+    run: SweepRun
     settings: Settings
     value: float
     step: int
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class RankedCell:
     """Runs that differ in nothing but their seed."""
 
     settings: Settings
@@ -53,7 +53,7 @@ class Cell:
         return f"{len(self.runs)}/{len(self.runs) + self.num_apart}" if self.num_apart else str(len(self.runs))
 
 
-def settings_of(all_runs: Sequence[Run]) -> list[Settings]:
+def settings_of(all_runs: Sequence[SweepRun]) -> list[Settings]:
     """For each run the keys that can change the result and differ between any two, `seed` apart.
 
     A key that only repeats another by reference is left out. A config group whose choice differs stands for the keys
@@ -69,13 +69,13 @@ def settings_of(all_runs: Sequence[Run]) -> list[Settings]:
     ]
 
 
-def _differs(key: str, all_runs: Sequence[Run]) -> bool:
+def _differs(key: str, all_runs: Sequence[SweepRun]) -> bool:
     resolved = {shown(run.values.get(key, _ABSENT)) for run in all_runs}
     written = {shown(run.raw.get(key, _ABSENT)) for run in all_runs}
     return len(resolved) > 1 and len(written) > 1
 
 
-def _groups(all_runs: Sequence[Run]) -> list[str]:
+def _groups(all_runs: Sequence[SweepRun]) -> list[str]:
     """Config groups whose choice is known of every run and differs."""
     known = set.intersection(*(set(run.choices) for run in all_runs))
     return sorted(
@@ -83,7 +83,7 @@ def _groups(all_runs: Sequence[Run]) -> list[str]:
     )
 
 
-def _decided(key: str, group: str, all_runs: Sequence[Run]) -> bool:
+def _decided(key: str, group: str, all_runs: Sequence[SweepRun]) -> bool:
     """Whether runs with the same choice of `group` have the same value of this key of it."""
     pairs = {(run.choices[group], shown(run.values.get(key, _ABSENT))) for run in all_runs}
     return key.startswith(f"{group}.") and len(pairs) == len({choice for choice, _ in pairs})
@@ -100,7 +100,7 @@ def shown(value: Any) -> Value:
 
 
 def scores(
-    ended: Sequence[Run], settings: Mapping[str, Settings], metric: str, mode: str, at: str
+    ended: Sequence[SweepRun], settings: Mapping[str, Settings], metric: str, mode: str, at: str
 ) -> tuple[list[Scored], list[Apart]]:
     """Each run's value of the metric, at its last step or the best over steps; and the runs that have none."""
     scored, apart = [], []
@@ -118,23 +118,23 @@ def scores(
     return scored, apart
 
 
-def ranked(scored: Sequence[Scored], apart: Sequence[Settings], mode: str) -> list[Cell]:
+def ranked(scored: Sequence[Scored], apart: Sequence[Settings], mode: str) -> list[RankedCell]:
     """The cells, best first. `apart` are the settings of the runs that are not compared."""
     by_cell: dict[str, list[Scored]] = {}
     for each in scored:
         by_cell.setdefault(_identity(each.settings.values()), []).append(each)
     num_apart = {key: sum(_identity(other.values()) == key for other in apart) for key in by_cell}
-    cells = [Cell(its[0].settings, tuple(its), num_apart[key], 0) for key, its in by_cell.items()]
+    cells = [RankedCell(its[0].settings, tuple(its), num_apart[key], 0) for key, its in by_cell.items()]
     cells.sort(key=lambda cell: (-cell.mean if mode == "max" else cell.mean, cell.runs[0].run.name))
     means = [cell.mean for cell in cells]
-    return [Cell(cell.settings, cell.runs, cell.num_apart, 1 + means.index(cell.mean)) for cell in cells]
+    return [RankedCell(cell.settings, cell.runs, cell.num_apart, 1 + means.index(cell.mean)) for cell in cells]
 
 
 def _identity(values: Any) -> str:
     return json.dumps(list(values))
 
 
-def swept_keys(cells: Sequence[Cell]) -> list[str]:
+def swept_keys(cells: Sequence[RankedCell]) -> list[str]:
     """The keys that have several values among the cells."""
     return [key for key in cells[0].settings if len({cell.settings[key] for cell in cells}) > 1]
 

@@ -12,8 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli import overrides
 from bbu_train.cli.main import config_folder
-from bbu_train.compare.cells import SEED, Cell
-from bbu_train.compare.sweep import Run
+from bbu_train.compare.cells import SEED, RankedCell
+from bbu_train.compare.sweep import SweepRun
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
 
@@ -21,7 +21,7 @@ NEEDED = ("data.root",)
 """Keys that cannot change the result, but without which nothing can be trained."""
 
 
-def command(cell: Cell) -> tuple[str, list[str]]:
+def command(cell: RankedCell) -> tuple[str, list[str]]:
     """`python -m bbu_train ...` for every seed of the cell, and the keys that this version no longer has.
 
     It begins with what was typed, or with the choices of config groups, and adds every key in which what that composes
@@ -38,7 +38,7 @@ def command(cell: Cell) -> tuple[str, list[str]]:
     return shlex.join([*start, *words]), gone
 
 
-def _start(run: Run) -> tuple[list[str], DictConfig]:
+def _start(run: SweepRun) -> tuple[list[str], DictConfig]:
     """What was typed with the choices that it does not say, or those alone, and what they compose."""
     typed = _typed(run)
     for words in (typed, []):
@@ -57,7 +57,7 @@ def _start(run: Run) -> tuple[list[str], DictConfig]:
     return [], composed
 
 
-def _typed(run: Run) -> list[str]:
+def _typed(run: SweepRun) -> list[str]:
     """Overrides of the recorded command that stand for one value and say what is trained, not where or how."""
     words = []
     for word in run.command[1:]:
@@ -83,7 +83,7 @@ def _composed(words: Sequence[str]) -> DictConfig | None:
         return None
 
 
-def _missing(run: Run, composed: DictConfig) -> tuple[dict[str, str], list[str]]:
+def _missing(run: SweepRun, composed: DictConfig) -> tuple[dict[str, str], list[str]]:
     """Overrides that make `composed` the run's config, by key; and the run's keys that are no more."""
     have = dict(config_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
     words, gone = {}, []
@@ -101,7 +101,7 @@ def _missing(run: Run, composed: DictConfig) -> tuple[dict[str, str], list[str]]
     return words | _taken_away(run, composed), gone
 
 
-def _taken_away(run: Run, composed: DictConfig) -> dict[str, str]:
+def _taken_away(run: SweepRun, composed: DictConfig) -> dict[str, str]:
     """Entries of open mappings that the run does not have."""
     opened = config_keys.OPEN_MAPPINGS
     names = [f"{mapping}.{name}" for mapping in opened for name in OmegaConf.select(composed, mapping) or {}]

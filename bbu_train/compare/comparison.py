@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bbu_train.compare import cells, sweep, tables
-from bbu_train.compare.cells import Cell, Scored
+from bbu_train.compare.cells import RankedCell, Scored
 from bbu_train.compare.command import command
 from bbu_train.compare.effects import Effects, effects
-from bbu_train.compare.sweep import Apart, Run
+from bbu_train.compare.sweep import Apart, SweepRun
 from bbu_train.errors import InputError, all_problems
 from bbu_train.reporting.tables import Table
 
@@ -21,7 +21,7 @@ class Comparison:
     folder: Path
     metric: str
     mode: str
-    ranking: list[Cell]
+    ranking: list[RankedCell]
     scored: list[Scored]
     effects: Effects | None
     """None where no key has several values."""
@@ -71,7 +71,7 @@ def compare(outputs: Path, name: str, metric: str, mode: str, at: str) -> Compar
     )
 
 
-def _refuse_unknown(metric: str, ended: Sequence[Run], apart: Sequence[Apart]) -> None:
+def _refuse_unknown(metric: str, ended: Sequence[SweepRun], apart: Sequence[Apart]) -> None:
     known = sorted({name for run in [*ended, *(each.run for each in apart if each.run)] for name in run.series})
     if not known or metric in known:
         return
@@ -85,7 +85,7 @@ def _summary(
     metric: str,
     mode: str,
     at: str,
-    ranking: Sequence[Cell],
+    ranking: Sequence[RankedCell],
     scored: Sequence[Scored],
     apart: Sequence[Apart],
 ) -> list[str]:
@@ -108,7 +108,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _best(ranking: Sequence[Cell]) -> str:
+def _best(ranking: Sequence[RankedCell]) -> str:
     """How far ahead the best is, against what chance does between seeds."""
     if len(ranking) == 1:
         return ""
@@ -123,7 +123,7 @@ def _best(ranking: Sequence[Cell]) -> str:
     return f"The best leads by {lead:.2g}, {ratio}{' of what seeds make' if error else ''}"
 
 
-def _standard_error(first: Cell, second: Cell, ranking: Sequence[Cell]) -> float | None:
+def _standard_error(first: RankedCell, second: RankedCell, ranking: Sequence[RankedCell]) -> float | None:
     """Of the difference of two means, by the variance between seeds pooled over all cells."""
     several = [[scored.value for scored in cell.runs] for cell in ranking if len(cell.runs) > 1]
     freedom = sum(len(values) - 1 for values in several)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bbu_train.compare.cells import Cell, in_order, short_names, swept_keys
+from bbu_train.compare.cells import RankedCell, in_order, short_names, swept_keys
 from bbu_train.compare.effects import Effects
 from bbu_train.compare.figures import plus_minus, short
 from bbu_train.compare.plots import COLORS, DPI, GREY, colors_of
@@ -47,7 +47,7 @@ def effects(found: Effects, metric: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def heat_map(cells: Sequence[Cell], metric: str, mode: str, path: Path) -> None:
+def heat_map(cells: Sequence[RankedCell], metric: str, mode: str, path: Path) -> None:
     """The mean of every cell of a sweep over two keys, with its spread and its number of runs."""
     keys = swept_keys(cells)
     rows, columns = (in_order(cell.settings[key] for cell in cells) for key in keys)

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bbu_train.compare.cells import Cell, short_names, swept_keys
+from bbu_train.compare.cells import RankedCell, short_names, swept_keys
 from bbu_train.compare.figures import short
 from bbu_train.compare.scales import Scale, linear, scale
 
@@ -23,13 +23,13 @@ GOOD_IS_DARK = "viridis_r"
 """Yellow, which is faint on white, for the worst."""
 
 
-def colors_of(cells: Sequence[Cell], mode: str) -> tuple[Any, Normalize]:
+def colors_of(cells: Sequence[RankedCell], mode: str) -> tuple[Any, Normalize]:
     """A colour map in which the best is the darkest, and the span of the means."""
     means = [cell.mean for cell in cells]
     return colormaps[GOOD_IS_DARK if mode == "max" else "viridis"], Normalize(min(means), max(means))
 
 
-def parallel_coordinates(cells: Sequence[Cell], metric: str, mode: str, path: Path) -> None:
+def parallel_coordinates(cells: Sequence[RankedCell], metric: str, mode: str, path: Path) -> None:
     """A line a cell through its value of each swept key to its mean of the metric; the best one is thick."""
     keys = short_names(swept_keys(cells))
     scales = [scale([cell.settings[key] for cell in cells]) for key in keys]
@@ -69,7 +69,7 @@ def _draw_axis(axes: Any, place: int, its: Scale, last: bool) -> None:
         )
 
 
-def curves(cells: Sequence[Cell], metric: str, path: Path) -> None:
+def curves(cells: Sequence[RankedCell], metric: str, path: Path) -> None:
     """The metric over the steps: the mean of a cell's seeds, their standard deviation as a band; the best in colour."""
     keys = short_names(swept_keys(cells))
     num_named = min(len(cells), MAX_CURVES)
@@ -96,7 +96,7 @@ def curves(cells: Sequence[Cell], metric: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def _over_seeds(cell: Cell, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _over_seeds(cell: RankedCell, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, means and standard deviations (0 where one run has the step), each run smoothed if it has many steps."""
     by_step: dict[int, list[float]] = {}
     for scored in cell.runs:

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train.compare.sweep import Run
+from bbu_train.compare.sweep import SweepRun
 from bbu_train.tracker import mlflow_after
 from bbu_train.tracker.mlflow_sweep import parent_run
 
 FOLDER = "compare"
 
 
-def publish(all_runs: Sequence[Run], sweep: str, folder: Path) -> str:
+def publish(all_runs: Sequence[SweepRun], sweep: str, folder: Path) -> str:
     """Log all files of `folder`; say where they went, or why not. The pages on disk are there in either case."""
     run = next((run for run in all_runs if "mlflow" in (run.config.get("tracker") or {})), None)
     if run is None:

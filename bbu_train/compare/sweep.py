@@ -22,7 +22,7 @@ EVALUATION = "eval/"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class SweepRun:
     name: str
     config: DictConfig
     values: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Apart:
 
     name: str
     reason: str
-    run: Run | None = None
+    run: SweepRun | None = None
 
 
 def find(outputs: Path, sweep: str) -> Path:
@@ -59,7 +59,7 @@ def find(outputs: Path, sweep: str) -> Path:
     raise InputError(f"There are no runs in {folder}. {hint}{listed}")
 
 
-def read(folder: Path) -> tuple[list[Run], list[Apart]]:
+def read(folder: Path) -> tuple[list[SweepRun], list[Apart]]:
     """Runs that have ended, by name, and the others."""
     ended, apart = [], []
     for path in sorted(path for path in folder.iterdir() if (path / run_folder.CONFIG).exists()):
@@ -81,10 +81,10 @@ def read(folder: Path) -> tuple[list[Run], list[Apart]]:
     return ended, [*apart, *(Apart(name, f"not begun, {ledger.last_word(folder, name)}") for name in waiting)]
 
 
-def without_repetitions(ended: Sequence[Run]) -> tuple[list[Run], list[Apart]]:
+def without_repetitions(ended: Sequence[SweepRun]) -> tuple[list[SweepRun], list[Apart]]:
     """Of runs with one config, seed included, the one written last: the same again is no second sample of chance."""
     identities = [runs.identity_of(run.values) for run in ended]
-    latest: dict[str, Run] = {}
+    latest: dict[str, SweepRun] = {}
     for identity, run in zip(identities, ended, strict=True):
         if identity not in latest or latest[identity].written <= run.written:
             latest[identity] = run
@@ -98,12 +98,12 @@ def without_repetitions(ended: Sequence[Run]) -> tuple[list[Run], list[Apart]]:
     return kept, apart
 
 
-def _configured(path: Path) -> Run:
+def _configured(path: Path) -> SweepRun:
     config = run_folder.load(path)
     if not isinstance(config.get("steps"), int | float):
         raise InputError(f"{path / run_folder.CONFIG} has no number of steps, so it is not the config of a run.")
     made = _environment(path / run_folder.ENVIRONMENT)
-    return Run(
+    return SweepRun(
         path.name,
         config,
         runs.result_values(config),
@@ -128,7 +128,7 @@ def _environment(path: Path) -> dict[str, Any]:
     return made
 
 
-def _with_rows(run: Run, path: Path) -> Run:
+def _with_rows(run: SweepRun, path: Path) -> SweepRun:
     metrics = path / "metrics.jsonl"
     series: dict[str, list[tuple[int, float]]] = {}
     for _, row in read_rows(metrics) if metrics.exists() else ():
@@ -136,7 +136,7 @@ def _with_rows(run: Run, path: Path) -> Run:
         for name, value in row.items():
             series.setdefault(name, []).append((step, _number(value, name, step, metrics)))
     written = metrics.stat().st_mtime if metrics.exists() else run.written
-    return Run(**{**vars(run), "series": series, "written": written})
+    return SweepRun(**{**vars(run), "series": series, "written": written})
 
 
 def _number(value: Any, name: str, step: int, path: Path) -> float:
@@ -147,7 +147,7 @@ def _number(value: Any, name: str, step: int, path: Path) -> float:
         raise InputError(f"{path}: {name} at step {step} is {value!r}, which is no number.") from error
 
 
-def _unfinished(run: Run, path: Path, said: str | None) -> str | None:
+def _unfinished(run: SweepRun, path: Path, said: str | None) -> str | None:
     """Why the run has not ended; None if it has, evaluation of the last step included.
 
     train.log knows of errors, and `said` by the ledger, of the scheduler too.

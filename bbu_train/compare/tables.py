@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from bbu_train.compare.cells import Cell, short_names, swept_keys
+from bbu_train.compare.cells import RankedCell, short_names, swept_keys
 from bbu_train.compare.effects import Effects, Level
 from bbu_train.compare.figures import plus_minus
 from bbu_train.compare.sweep import Apart
 from bbu_train.reporting.tables import Table, Value, number
 
 
-def leaderboard(cells: Sequence[Cell], metric: str, with_step: bool) -> Table:
+def leaderboard(cells: Sequence[RankedCell], metric: str, with_step: bool) -> Table:
     """A cell a row, best first, with the keys that differ."""
     keys = short_names(swept_keys(cells))
     head = ["rank", metric, "runs", *keys.values(), *(["step"] if with_step else []), "run"]
@@ -25,7 +25,7 @@ def leaderboard(cells: Sequence[Cell], metric: str, with_step: bool) -> Table:
     return Table("Leaderboard", head, rows, _about_seeds(cells))
 
 
-def _about_seeds(cells: Sequence[Cell]) -> str:
+def _about_seeds(cells: Sequence[RankedCell]) -> str:
     notes = []
     if any(len(cell.runs) > 1 for cell in cells):
         notes.append("± is the standard deviation over seeds.")

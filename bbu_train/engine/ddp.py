@@ -30,7 +30,7 @@ class Supervised(nn.Module):
         return self.criterion(self.model(batch), batch)
 
 
-class Plain:
+class DdpEngine:
     """Forward, backward and update of one step.
 
     `bf16` and `pure_bf16` compute in bfloat16 by autocast; of what the model holds in bfloat16 the optimizer has

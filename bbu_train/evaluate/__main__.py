@@ -22,7 +22,7 @@ teachers are worth. Writes table.csv, table.json and table.png, and logs all of 
   checkpoint      best (the default), last, or a step
   split           validation (the default), train, or the name of another one of the run's data: a file of
                   ImageSets/Main (data=voc) or under data.root (data=jsonl), such as test
-  route           both (the default), head or written
+  route           both (the default), head or generated
   teachers        how many, as a list; default [0,1,2]. They are drawn from the training pictures as in validation
   max_new_tokens  of a written answer; default: twice the longest answer of a training picture. A longer one is cut off
   batch_size      pictures at once; default 8
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
 def _settled(given: DictConfig) -> DictConfig:
     """What can be known without a look at any file."""
     problems = arguments.absent(given, {"run": "a run's folder", "split": "validation, train or another"})
-    problems += arguments.wrong_choices(given, {"route": ("both", "head", "written")})
+    problems += arguments.wrong_choices(given, {"route": ("both", "head", "generated")})
     problems += arguments.wrong_checkpoint(given.checkpoint)
     optional = {"max_new_tokens": 1, "num_workers": 0}
     least = {"batch_size": 1} | {key: limit for key, limit in optional.items() if given[key] is not None}
@@ -64,10 +64,10 @@ def evaluate(given: DictConfig) -> None:
     from bbu_train.evaluate.measure import Conversations, measured, twice_the_longest_answer
     from bbu_train.evaluate.split import load
     from bbu_train.evaluate.table import Scores
-    from bbu_train.predict.run import Run
+    from bbu_train.predict.run import TrainedRun
 
     out = arguments.new_folder(given.out)
-    run = Run(given.run, given.checkpoint, given.route, max(given.teachers))
+    run = TrainedRun(given.run, given.checkpoint, given.route, max(given.teachers))
     data, samples = load(run.cfg, given.split)
     builder = run.builder()
     conversations = [Conversations(data, samples, number, builder, run.preprocessing) for number in given.teachers]

@@ -12,7 +12,7 @@ from bbu_train.collator.packed import Packed
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
-from bbu_train.metrics.detection import full_score
+from bbu_train.metrics.detection import full_detection_metrics
 from bbu_train.predict.routes import Found, Predictor
 from bbu_train.training import loader, planning
 from bbu_train.types.batch import Batch
@@ -20,7 +20,7 @@ from bbu_train.types.samples import Draw, Role, Sample
 
 
 @dataclass(frozen=True)
-class Row:
+class EvaluationRow:
     """What one route found with so many teachers before each picture.
 
     `metrics` are those of `scoring.full_score`; `student_lm`, the cross entropy of the true answers in nats a token,
@@ -52,7 +52,7 @@ class Conversations:
         self.samples = [data.with_validation_teachers(sample, num_teachers) for sample in samples]
         limit = preprocessing.max_positions
         how = builder, preprocessing.cost, limit, "error", data.teachers.seed
-        self.source = loader.Source(self.samples, loader.as_it_is, lambda sample, _: sample.teachers, *how)
+        self.source = loader.SampleSource(self.samples, loader.as_it_is, lambda sample, _: sample.teachers, *how)
         longest = max(self.source.num_tokens(Draw(0, i)) for i in range(len(self.samples)))
         if longest > limit:
             raise InputError(
@@ -75,7 +75,7 @@ def twice_the_longest_answer(builder: ConversationBuilder, samples: Sequence[Sam
 
 def measured(
     predictor: Predictor, conversations: Sequence[Conversations], batch_size: int, num_workers: int
-) -> list[Row]:
+) -> list[EvaluationRow]:
     """A row for each of the predictor's routes and each number of teachers, in this order."""
     rows = {}
     routes = {route: replace(predictor, routes=(route,)) for route in predictor.routes}
@@ -93,7 +93,7 @@ def measured(
                     progress.update(len(samples))
             for route in routes:
                 metrics = _scored(found[route]) | {"student_lm": loss, "seconds": statistics.median(seconds[route])}
-                rows[route, each.num_teachers] = Row(route, each.num_teachers, len(each.samples), metrics)
+                rows[route, each.num_teachers] = EvaluationRow(route, each.num_teachers, len(each.samples), metrics)
     return [rows[route, each.num_teachers] for route in routes for each in conversations]
 
 
@@ -113,8 +113,8 @@ def _student_loss(predictor: Predictor, batches: Iterable[Batch], progress: tqdm
 def _scored(found: Sequence[Found]) -> dict[str, float]:
     """The predictions of one route."""
     pictures = [each.sample.student for each in found]
-    answers = [each.written for each in found if each.written is not None]
+    answers = [each.generated for each in found if each.generated is not None]
     if not answers:
-        return full_score(pictures, [each.head for each in found])
+        return full_detection_metrics(pictures, [each.head for each in found])
     malformed = sum(each.is_malformed for each in answers) / len(answers)
-    return full_score(pictures, [each.prediction for each in answers]) | {"malformed": malformed}
+    return full_detection_metrics(pictures, [each.prediction for each in answers]) | {"malformed": malformed}

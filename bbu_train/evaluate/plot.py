@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bbu_train.evaluate.measure import Row
+from bbu_train.evaluate.measure import EvaluationRow
 from bbu_train.evaluate.table import Scores
 from bbu_train.images.fonts import use_in_plots
 
-COLORS = {"head": "#2563eb", "written": "#ea580c"}
-SHIFTS = {"head": 6, "written": -13}  # points from a value's dot to its number
+COLORS = {"head": "#2563eb", "generated": "#ea580c"}
+SHIFTS = {"head": 6, "generated": -13}  # points from a value's dot to its number
 PANELS = {
     **{"ap": "AP", "ap50": "AP50", "f1": "F1 at IoU 0.5", "recall_100": "average recall, 100 a picture"},
     **{"description/exact": "descriptions exactly right", "malformed": "malformed answers"},
@@ -44,7 +44,7 @@ def draw(scores: Scores, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_line(axes, rows: list[Row], name: str) -> None:
+def _draw_line(axes, rows: list[EvaluationRow], name: str) -> None:
     """A metric of one route over the number of teachers; no line where it is not defined."""
     for row in rows:
         point, shift = (row.num_teachers, row.metrics[name]), SHIFTS[row.route]

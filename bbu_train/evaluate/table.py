@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bbu_train.evaluate.measure import Row
+from bbu_train.evaluate.measure import EvaluationRow
 from bbu_train.reporting.tables import Table, Value, as_text
 
 BOXES = {
@@ -21,7 +21,7 @@ class Scores:
     run: str
     step: int
     split: str
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
 
     @property
     def names(self) -> list[str]:
@@ -85,5 +85,5 @@ class Scores:
         return Table(title, ["route", "teachers", *columns.values()], rows)
 
 
-def _shown(row: Row, name: str) -> Value:
+def _shown(row: EvaluationRow, name: str) -> Value:
     return f"{row.metrics[name]:.3f}" if name in row.metrics else ABSENT

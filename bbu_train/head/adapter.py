@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bbu_train.ops.sine_encoding import sine
+from bbu_train.ops.sine_encoding import sine_encoding
 from bbu_train.types.batch import MemoryIndex
 
 
@@ -55,11 +55,11 @@ def places(index: MemoryIndex, d_model: int) -> Float[Tensor, "samples memory mo
 
     Sines of either kind, as DETR's: half of the channels for y and half for x, the picture spanning 2 pi.
     """
-    text = sine(index.text_positions.float(), d_model)
+    text = sine_encoding(index.text_positions.float(), d_model)
     return torch.cat([in_picture(index.vision_centers, d_model), text], dim=1)
 
 
 def in_picture(centers: Float[Tensor, "*n 2"], d_model: int) -> Float[Tensor, "*n model"]:
     """Of (x, y), the picture being the unit square."""
     x, y = (2 * torch.pi * centers).unbind(-1)
-    return torch.cat([sine(y, d_model // 2), sine(x, d_model // 2)], dim=-1)
+    return torch.cat([sine_encoding(y, d_model // 2), sine_encoding(x, d_model // 2)], dim=-1)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bbu_train.ops.sine_encoding import sine
+from bbu_train.ops.sine_encoding import sine_encoding
 from bbu_train.types.batch import MemoryIndex
 
 SMALLEST = 1e-4  # of a width, a height or a distance from the rim, so that a logit stays finite
@@ -60,4 +60,4 @@ def take(values: Float[Tensor, "samples vision size"], chosen: Int[Tensor, "samp
 
 def wave(boxes_cxcywh: Float[Tensor, "*n 4"], d_model: int) -> Float[Tensor, "*n wide"]:
     """Sines of all four numbers of a box, `d_model / 2` of each (Liu et al. 2022, DAB-DETR)."""
-    return sine(2 * torch.pi * CYCLES * boxes_cxcywh, d_model // 2).flatten(-2)
+    return sine_encoding(2 * torch.pi * CYCLES * boxes_cxcywh, d_model // 2).flatten(-2)

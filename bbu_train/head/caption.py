@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bbu_train.head.adapter import Memory
 from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample
-from bbu_train.ops import chunked_cross_entropy
-from bbu_train.ops.compile import compiled
-from bbu_train.ops.sine_encoding import sine
+from bbu_train.ops.chunked_cross_entropy import chunked_cross_entropy, cross_entropy
+from bbu_train.ops.compile import compile_dynamic
+from bbu_train.ops.sine_encoding import sine_encoding
 
 COMPILED_SLOTS = 8
 """Slots come in as many where they are compiled: for one, and for strides that 8 does not divide, code is made anew."""
@@ -55,7 +55,7 @@ class CaptionDecoder(nn.Module):
         self.layers = nn.ModuleList(CaptionLayer(d_model, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.vocabulary_chunk = vocabulary_chunk
-        self.cross_entropy = chunked_cross_entropy.cross_entropy
+        self.cross_entropy = cross_entropy
         self.slots_multiple = 1
 
     def speaker(
@@ -78,9 +78,9 @@ class CaptionDecoder(nn.Module):
 
     def compile_parts(self) -> None:
         """Fuse what training runs. Describing, whose cache grows with each token, stays as it is."""
-        self.teacher_forced = compiled(self.teacher_forced)
+        self.teacher_forced = compile_dynamic(self.teacher_forced)
         self.slots_multiple = COMPILED_SLOTS
-        self.cross_entropy = compiled(chunked_cross_entropy.cross_entropy)
+        self.cross_entropy = compile_dynamic(cross_entropy)
 
     def losses(
         self,
@@ -100,7 +100,7 @@ class CaptionDecoder(nn.Module):
         num_slots = math.ceil(num_slots / self.slots_multiple) * self.slots_multiple
         out = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
         targets = caption_ids.flatten()
-        losses = chunked_cross_entropy.token_losses(out, targets, project, self.vocabulary_chunk, self.cross_entropy)
+        losses = chunked_cross_entropy(out, targets, project, self.vocabulary_chunk, self.cross_entropy)
         return losses.view(caption_ids.shape)
 
     def teacher_forced(
@@ -148,7 +148,7 @@ class CaptionDecoder(nn.Module):
 
     def _decode(self, states: Tensor, first_position: int, past, memory: list[KeysValues]):
         places = torch.arange(first_position, first_position + states.shape[2], device=states.device)
-        states, present = states + sine(places.float(), states.shape[-1]), []
+        states, present = states + sine_encoding(places.float(), states.shape[-1]), []
         for i, layer in enumerate(self.layers):
             states, keys_values = layer(states, past and past[i], memory[i])
             present.append(keys_values)

@@ -10,9 +10,9 @@ from bbu_train.head import flops
 from bbu_train.head.adapter import Adapter, Memory, gather
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp, Objectness
-from bbu_train.ops.compile import compiled
+from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.flops import Sizes
-from bbu_train.types.batch import MemoryIndex, Truth
+from bbu_train.types.batch import GroundTruth, MemoryIndex
 from bbu_train.types.outputs import Detections
 
 
@@ -69,10 +69,10 @@ class Detr(nn.Module):
 
         There the host is not ahead of the device, which would wait for each small kernel that is launched by itself.
         """
-        self.detect = compiled(self.detect)
+        self.detect = compile_dynamic(self.detect)
         self.captioner.compile_parts()
 
-    def num_useful_operations(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
+    def training_flops(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
         """Of a training step on samples of these sizes; what trains outside of the head is given."""
         return flops.detr(self, sizes, vocabulary_size, features_train, words_train)
 
@@ -81,7 +81,7 @@ class Detr(nn.Module):
         vision_features: Float[Tensor, "merged width"],
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
-        truth: Truth,
+        truth: GroundTruth,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> Detections:

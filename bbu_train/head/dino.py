@@ -13,8 +13,8 @@ from bbu_train.head.denoising import Slots, Starts, beside, noised, slots
 from bbu_train.head.dense import object_of_token
 from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
 from bbu_train.ops.flops import Sizes
-from bbu_train.types.batch import MemoryIndex, Truth
-from bbu_train.types.outputs import Denoised, Dense, Detections
+from bbu_train.types.batch import GroundTruth, MemoryIndex
+from bbu_train.types.outputs import DenoisingOutputs, DenseOutputs, Detections
 
 
 class AnchoredLayer(DecoderLayer):
@@ -55,8 +55,8 @@ class Dino(nn.Module):
     proposals are the first of the layers that come back. As in DINO a layer's losses reach the layer before it too, and
     no farther, and in training true boxes with noise pass through the same decoder, `num_denoising_groups` times each,
     as groups of queries that no other query reads. In training each image token learns by itself, too, to find the
-    object in whose middle it lies (`Dense`): from queries alone, which look everywhere at first, a vision tower of
-    random weights learns little. Unlike in DINO attention is dense, the features have one scale, a query begins with
+    object in whose middle it lies (`DenseOutputs`): from queries alone, which look everywhere at first, a vision tower
+    of random weights learns little. Unlike in DINO attention is dense, the features have one scale, a query begins with
     its token's state besides a learned one, and objectness and captions take the place of classes.
     """
 
@@ -98,7 +98,7 @@ class Dino(nn.Module):
         when it comes to it."""
         self.captioner.compile_parts()
 
-    def num_useful_operations(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
+    def training_flops(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
         """Of a training step on samples of these sizes; what trains outside of the head is given."""
         return flops.dino(self, sizes, vocabulary_size, features_train, words_train)
 
@@ -107,7 +107,7 @@ class Dino(nn.Module):
         vision_features: Float[Tensor, "merged width"],
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
-        truth: Truth,
+        truth: GroundTruth,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> Detections:
@@ -127,8 +127,8 @@ class Dino(nn.Module):
         vision_features: Float[Tensor, "merged width"],
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
-        truth: Truth,
-    ) -> tuple[Memory, Tensor, Tensor, Tensor, Denoised | None, Dense | None]:
+        truth: GroundTruth,
+    ) -> tuple[Memory, Tensor, Tensor, Tensor, DenoisingOutputs | None, DenseOutputs | None]:
         """The memory, the states of the queries after the last layer, boxes and objectness of proposals and layers
         before the sigmoid, in float32, and what exists in training only. `index` is that of the split tokens."""
         vision = self.vision_adapter(vision_features).view(-1, self.d_model)
@@ -164,22 +164,24 @@ class Dino(nn.Module):
         return tokens, boxes, scores.gather(1, chosen)
 
     def _noised(
-        self, truth: Truth, rows: Slots, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
+        self, truth: GroundTruth, rows: Slots, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
     ) -> Starts:
         """Where the groups of noised true boxes begin."""
         boxes = rows.lay(noised(truth.boxes_cxcywh, truth.noise, self.num_denoising_groups))
         tokens = anchors.take(seen, anchors.nearest(boxes.flatten(1, 2), index)).unflatten(1, boxes.shape[1:3])
         return Starts(tokens, anchors.logits(boxes), rows.mask[:, None].expand(boxes.shape[:3]))
 
-    def _denoised(self, rows: Slots, boxes: Tensor, objectness: Tensor) -> Denoised:
+    def _denoised(self, rows: Slots, boxes: Tensor, objectness: Tensor) -> DenoisingOutputs:
         num_slots = rows.mask.shape[1]
         said, seemed = boxes[:, :, 1:, :num_slots], objectness[:, :, 1:, :num_slots]
-        return Denoised(rows.lift(said)[..., 0, :].sigmoid(), rows.lift(seemed[..., None])[..., 0])
+        return DenoisingOutputs(rows.lift(said)[..., 0, :].sigmoid(), rows.lift(seemed[..., None])[..., 0])
 
-    def _each_token(self, truth: Truth, seen: Float[Tensor, "samples vision model"], index: MemoryIndex) -> Dense:
+    def _each_token(
+        self, truth: GroundTruth, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
+    ) -> DenseOutputs:
         boxes = anchors.of_tokens(index) + self.dense_box(seen).float()
         objects = object_of_token(index.vision_centers, index.vision_mask, truth.boxes_cxcywh, truth.sample_of_object)
-        return Dense(boxes.sigmoid(), self.dense_objectness(seen)[..., 0].float(), objects, index.vision_mask)
+        return DenseOutputs(boxes.sigmoid(), self.dense_objectness(seen)[..., 0].float(), objects, index.vision_mask)
 
     def _decode(
         self, starts: Starts, read: list[KeysValues], where: modulated_attention.Places

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from bbu_train.ops.flops import Sizes, attention, matrix
+from bbu_train.ops.flops import Sizes
 
 
 class Rates(NamedTuple):
@@ -41,19 +41,22 @@ def dino(head, sizes: Sizes, vocabulary_size: int, features_train: bool, words_t
     gaze = head.layers[0].gaze.say.weight.numel()
 
     # 1. The proposals: objectness of every part of an image token, boxes of the best; both of every one by itself.
-    proposals = rates.weight * num_parts * sizes.memory_seen * (d_model + _says(d_model))
+    proposals = rates.weight * num_parts * sizes.memory_image * (d_model + _says(d_model))
     proposals += rates.weight * sizes.samples * num_queries * (_says(d_model) - d_model)
 
     # 2. The queries: those that are matched, and two for each object and group, which read those of their group.
     num_read = sizes.samples * num_queries + 2 * groups * sizes.captions
-    place = matrix(rates.trains, passes=False) * 4 * d_model**2 + matrix(rates.trains, rates.trains) * 2 * d_model**2
+    place = (
+        matmul_flops(rates.trains, passes=False) * 4 * d_model**2
+        + matmul_flops(rates.trains, rates.trains) * 2 * d_model**2
+    )
     queries = num_read * (rates.weight * (_layer(d_model) + gaze + _says(d_model)) + place)
     pairs = sizes.samples * num_queries**2 + groups * 4 * sizes.object_squares
-    pairs += num_queries * _split(sizes.memory, sizes.memory_seen, num_parts)
-    pairs += 2 * groups * _split(sizes.object_memory, sizes.object_memory_seen, num_parts)
+    pairs += num_queries * _split(sizes.memory, sizes.memory_image, num_parts)
+    pairs += 2 * groups * _split(sizes.object_memory, sizes.object_memory_image, num_parts)
     queries = num_layers * (queries + rates.pair * pairs * d_model)
 
-    read = _split(sizes.caption_memory, sizes.caption_memory_seen, num_parts)
+    read = _split(sizes.caption_memory, sizes.caption_memory_image, num_parts)
     captions = _captions(head, sizes, read, rates, vocabulary_size, words_train)
     return _memory(head, sizes, num_parts, rates) + proposals + queries + captions
 
@@ -61,8 +64,8 @@ def dino(head, sizes: Sizes, vocabulary_size: int, features_train: bool, words_t
 def _rates(head, features_train: bool) -> Rates:
     trains, adapters_train = head.query.weight.requires_grad, head.vision_adapter.down.weight.requires_grad
     passes = features_train or adapters_train or trains
-    adapted = matrix(adapters_train, features_train or adapters_train)
-    return Rates(trains, passes, adapted, matrix(trains, passes), attention(passes))
+    adapted = matmul_flops(adapters_train, features_train or adapters_train)
+    return Rates(trains, passes, adapted, matmul_flops(trains, passes), attention_flops(passes))
 
 
 def _split(num_all: int, num_seen: int, num_parts: int) -> int:
@@ -84,7 +87,7 @@ def _memory(head, sizes: Sizes, num_parts: int, rates: Rates) -> int:
     """Adapters, and keys and values for every layer that reads the memory."""
     width, bottleneck = head.vision_adapter.up.weight.shape
     d_model, num_readers = head.query.embedding_dim, len(head.layers) + len(head.captioner.layers)
-    entries = _split(sizes.memory, sizes.memory_seen, num_parts)
+    entries = _split(sizes.memory, sizes.memory_image, num_parts)
     adapted = rates.adapted * (sizes.memory * 2 * width * bottleneck + entries * width * d_model)
     return adapted + rates.weight * entries * num_readers * 2 * d_model**2
 
@@ -95,6 +98,6 @@ def _captions(head, sizes: Sizes, read: int, rates: Rates, vocabulary_size: int,
     width, d_model = head.vision_adapter.up.weight.shape[0], head.query.embedding_dim
     pairs = rates.pair * (sizes.caption_squares // 2 + read)
     layers = len(head.captioner.layers) * (rates.weight * sizes.caption_tokens * _layer(d_model) + pairs * d_model)
-    embedded = matrix(rates.trains, words_train) * (sizes.caption_tokens - sizes.captions) * width * d_model
-    logits = matrix(words_train, rates.passes) * sizes.caption_tokens * width * vocabulary_size
+    embedded = matmul_flops(rates.trains, words_train) * (sizes.caption_tokens - sizes.captions) * width * d_model
+    logits = matmul_flops(words_train, rates.passes) * sizes.caption_tokens * width * vocabulary_size
     return layers + embedded + rates.weight * sizes.caption_tokens * d_model * width + logits

@@ -65,7 +65,7 @@ def denoised_sums(
     true_cxcywh: Float[Tensor, "objects 4"],
     objectness: ObjectnessLoss,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The same three of what was made of noised boxes (`Denoised`), in all layers: means over the groups."""
+    """The same three of what was made of noised boxes (`DenoisingOutputs`), in all layers: means over the groups."""
     num_groups = boxes_cxcywh.shape[2]
     l1, giou, iou = box_losses(boxes_cxcywh, true_cxcywh[:, None])
     is_object = torch.arange(2, device=iou.device) == 0
@@ -82,8 +82,8 @@ def dense_sums(
     annotated: Bool[Tensor, "samples"],
     objectness: ObjectnessLoss,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The same three of each image token (`Dense`): for each object means over its tokens, and the objectness of all
-    other tokens of annotated samples."""
+    """The same three of each image token (`DenseOutputs`): for each object means over its tokens, and the objectness of
+    all other tokens of annotated samples."""
     is_object, num_places = objects >= 0, len(true_cxcywh) + 1  # the last is for tokens without an object
     place = objects % num_places
     num_tokens = true_cxcywh.new_zeros(num_places).index_add(0, place.flatten(), is_object.flatten().float())

@@ -5,7 +5,7 @@ from torch import Tensor
 from bbu_train.loss import detection
 from bbu_train.loss.language import Language
 from bbu_train.loss.matcher import Matcher
-from bbu_train.ops.compile import compiled
+from bbu_train.ops.compile import compile_dynamic
 from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Detections, Losses, Outputs
 
@@ -31,9 +31,9 @@ class Joint(Language):
         "aux_bbox_l1": "objects",
         "aux_bbox_giou": "objects",
         "aux_objectness": "samples",
-        "denoised_bbox_l1": "objects",
-        "denoised_bbox_giou": "objects",
-        "denoised_objectness": "objects",
+        "denoising_bbox_l1": "objects",
+        "denoising_bbox_giou": "objects",
+        "denoising_objectness": "objects",
         "dense_bbox_l1": "objects",
         "dense_bbox_giou": "objects",
         "dense_objectness": "objects",
@@ -53,14 +53,14 @@ class Joint(Language):
         by_term = {"bbox_l1": weights["l1"], "bbox_giou": weights["giou"], "objectness": weights["objectness"]}
         self.weights |= by_term | {"caption": weights["caption"]}
         self.weights |= {f"aux_{name}": aux_weight * weight for name, weight in by_term.items()}
-        self.weights |= {f"denoised_{name}": denoising_weight * weight for name, weight in by_term.items()}
+        self.weights |= {f"denoising_{name}": denoising_weight * weight for name, weight in by_term.items()}
         self.weights |= {f"dense_{name}": dense_weight * weight for name, weight in by_term.items()}
         self.matcher = matcher
         self.aux_weight = aux_weight
         self.objectness = objectness
-        self.layer_sums = compiled(detection.layer_sums) if compile else detection.layer_sums
-        self.denoised_sums = compiled(detection.denoised_sums) if compile else detection.denoised_sums
-        self.dense_sums = compiled(detection.dense_sums) if compile else detection.dense_sums
+        self.layer_sums = compile_dynamic(detection.layer_sums) if compile else detection.layer_sums
+        self.denoised_sums = compile_dynamic(detection.denoised_sums) if compile else detection.denoised_sums
+        self.dense_sums = compile_dynamic(detection.dense_sums) if compile else detection.dense_sums
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
         """Sums over the batch. A model without a head has the language terms alone."""
@@ -73,10 +73,10 @@ class Joint(Language):
         losses["caption"] = detection.caption_sum(outputs.detections, queries[-1], batch)
         if self.aux_weight > 0 and len(queries) > 1:
             losses |= {f"aux_{name}": its[:-1].sum() for name, its in sums.items()}
-        if (denoised := outputs.detections.denoised) is not None:
+        if (denoised := outputs.detections.denoising) is not None:
             said = denoised.boxes_cxcywh, denoised.objectness_logits
             its = self.denoised_sums(*said, batch.boxes_cxcywh, self.objectness)
-            losses |= {f"denoised_{name}": loss for name, loss in zip(TERMS, its, strict=True)}
+            losses |= {f"denoising_{name}": loss for name, loss in zip(TERMS, its, strict=True)}
         if (dense := outputs.detections.dense) is not None:
             said = dense.boxes_cxcywh, dense.objectness_logits, dense.objects, dense.mask
             its = self.dense_sums(*said, batch.boxes_cxcywh, batch.annotated, self.objectness)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bbu_train.errors import InputError
 from bbu_train.ops import boxes
-from bbu_train.ops.compile import compiled
+from bbu_train.ops.compile import compile_dynamic
 from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Detections
 
@@ -25,7 +25,7 @@ class Matcher:
         self.l1 = l1
         self.giou = giou
         self.objectness = objectness
-        self.costs = compiled(costs) if compile else costs
+        self.costs = compile_dynamic(costs) if compile else costs
 
     @torch.no_grad()
     def __call__(self, detections: Detections, batch: Batch) -> Int[Tensor, "layers objects"]:

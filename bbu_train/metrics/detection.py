@@ -30,7 +30,7 @@ def score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dic
     return _summary(pairs, classes, _evaluated(pairs, classes, agnostic=False)) if classes else {}
 
 
-def full_score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:
+def full_detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:
     """What `score` says, and more of the same predictions.
 
     `ap_small`, `ap_medium` and `ap_large` are `ap` of true objects below 32 x 32 pixels of the original, up to 96 x 96,

@@ -2,7 +2,7 @@
 
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train.ops.flops import Sizes, attention, matrix
+from bbu_train.ops.flops import Sizes
 
 
 def backbone(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:
@@ -21,9 +21,13 @@ def backbone(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:
     for layer in language.layers:
         trains = layer.self_attn.q_proj.weight.requires_grad
         reached = reached or trains  # its norm, which trains too, lies before its matrices
-        total += matrix(trains, reached) * sizes.tokens * weights
-        total += attention(reached) * sizes.token_squares // 2 * width  # causal: a token reads what lies before it
-    return total + matrix(model.lm_head.weight.requires_grad, reached) * sizes.supervised * width * text.vocab_size
+        total += matmul_flops(trains, reached) * sizes.tokens * weights
+        total += (
+            attention_flops(reached) * sizes.token_squares // 2 * width
+        )  # causal: a token reads what lies before it
+    return (
+        total + matmul_flops(model.lm_head.weight.requires_grad, reached) * sizes.supervised * width * text.vocab_size
+    )
 
 
 def _vision(visual, sizes: Sizes) -> tuple[int, bool]:
@@ -32,15 +36,15 @@ def _vision(visual, sizes: Sizes) -> tuple[int, bool]:
     width = tower.hidden_size
     pixels = tower.in_channels * tower.patch_size**2  # of one frame: a still picture repeats it
     reached = visual.patch_embed.proj.weight.requires_grad
-    total = matrix(reached, passes=False) * sizes.patches * pixels * width
+    total = matmul_flops(reached, passes=False) * sizes.patches * pixels * width
     weights = 4 * width**2 + 3 * width * tower.intermediate_size
     for i, block in enumerate(visual.blocks):
         trains = block.attn.qkv.weight.requires_grad
         reached = reached or trains
         squares = sizes.picture_squares if i in tower.fullatt_block_indexes else sizes.window_squares
-        total += matrix(trains, reached) * sizes.patches * weights + attention(reached) * squares * width
+        total += matmul_flops(trains, reached) * sizes.patches * weights + attention_flops(reached) * squares * width
     trains = visual.merger.mlp[0].weight.requires_grad
     reached = reached or trains
     merged = tower.spatial_merge_size**2 * width  # of the patches that become one image token
-    total += matrix(trains, reached) * sizes.merged * merged * (merged + tower.out_hidden_size)
+    total += matmul_flops(trains, reached) * sizes.merged * merged * (merged + tower.out_hidden_size)
     return total, reached

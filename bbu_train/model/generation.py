@@ -1,4 +1,4 @@
-"""Written answers, for many prompts at once, beside what the head finds in their pictures."""
+"""Generated answers, for many prompts at once, beside what the head finds in their pictures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
 
-from bbu_train.model.greedy_decoding import Writer, Written
+from bbu_train.model.greedy_decoding import GeneratedTokens, Writer
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Detections
@@ -15,7 +15,7 @@ from bbu_train.types.outputs import Detections
 @torch.no_grad()
 def answer(
     model: GroundingModel, batch: Batch, end_token: int, max_new_tokens: int
-) -> tuple[Written, Detections | None]:
+) -> tuple[GeneratedTokens, Detections | None]:
     """Both answers to the prompts of a left-padded batch, from one run of the vision tower.
 
     The prompts are read as in training, attention included; only their keys and values are kept besides. Greedy, until
@@ -26,8 +26,8 @@ def answer(
     language_model, embed = model.backbone.model.language_model, model.backbone.get_input_embeddings()
     with _evaluating(model):
         cache = DynamicCache(config=language_model.config)
-        vision_features = model.see(batch)
-        hidden = model.read(batch, vision_features, cache)
+        vision_features = model.encode_images(batch)
+        hidden = model.hidden_states(batch, vision_features, cache)
         prompts = cache, batch.sample_of_token >= 0, batch.position_ids[1:]
         writer = Writer(language_model, embed, model.project, *prompts, end_token, max_new_tokens)
         with _stock_attention(model):

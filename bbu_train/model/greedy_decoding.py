@@ -12,7 +12,7 @@ from transformers import Cache, StaticCache
 ROOM = 512  # tokens for which a cache is made at once, beyond those it holds
 
 
-class Written(NamedTuple):
+class GeneratedTokens(NamedTuple):
     """Token ids of each row, the end token after its end, and the probability that each token had."""
 
     ids: Int[Tensor, "rows new"]
@@ -50,7 +50,7 @@ class Writer:
         self.num_written = torch.zeros(1, dtype=torch.long, device=is_token.device)
         self.ended = torch.zeros(len(is_token), dtype=torch.bool, device=is_token.device)
 
-    def write(self, hidden: Float[Tensor, "rows width"]) -> Written:
+    def write(self, hidden: Float[Tensor, "rows width"]) -> GeneratedTokens:
         """Until every row has ended or the limit is reached. `hidden` are the last states of the prompts."""
         self._take(hidden)
         max_new_tokens = self.ids.shape[1]
@@ -65,7 +65,7 @@ class Writer:
                     break
                 again()
         num_columns = min(int((self.ids != self.end_token).any(0).sum()) + 1, max_new_tokens)
-        return Written(self.ids[:, :num_columns], self.probabilities[:, :num_columns])
+        return GeneratedTokens(self.ids[:, :num_columns], self.probabilities[:, :num_columns])
 
     def _take(self, hidden: Float[Tensor, "rows width"]) -> None:
         likeliest = self.project(hidden).float().softmax(-1).max(-1)

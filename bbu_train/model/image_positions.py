@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bbu_train.errors import InputError
 from bbu_train.ops.numbers import is_number
-from bbu_train.ops.sine_encoding import sine
+from bbu_train.ops.sine_encoding import sine_encoding
 
 LONGEST = 64  # times the shortest wavelength of 2 pi image tokens: about 400 of them, 11,000 pixels
 
@@ -18,11 +18,11 @@ LONGEST = 64  # times the shortest wavelength of 2 pi image tokens: about 400 of
 def check(amplitude: float, weights: str) -> None:
     """Raise InputError unless weights of that kind, "random" or "pretrained", can learn with `amplitude`."""
     if not is_number(amplitude) or amplitude < 0:
-        raise InputError(f"model.place_amplitude={amplitude}: expected a number, 0 (none) or above.")
+        raise InputError(f"model.image_position_scale={amplitude}: expected a number, 0 (none) or above.")
     if amplitude and weights == "pretrained":
         raise InputError(
-            f"model.place_amplitude={amplitude} with model.weights=pretrained: image tokens would look like nothing "
-            "that these weights have learned. Set model.place_amplitude=0."
+            f"model.image_position_scale={amplitude} with model.weights=pretrained: image tokens would look like "
+            "nothing that these weights have learned. Set model.image_position_scale=0."
         )
 
 
@@ -33,4 +33,4 @@ def sines(position_ids: Int[Tensor, "3 tokens"], width: int) -> Float[Tensor, "t
     `width` must be a multiple of 4, which that of every Qwen2.5-VL is.
     """
     start, *row_and_column = position_ids  # a picture's first token has its time as its row and column
-    return torch.cat([sine((where - start).float(), width // 2, LONGEST) for where in row_and_column], dim=-1)
+    return torch.cat([sine_encoding((where - start).float(), width // 2, LONGEST) for where in row_and_column], dim=-1)

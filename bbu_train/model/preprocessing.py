@@ -31,8 +31,8 @@ def build(
 ) -> Preprocessing:
     """The checkpoint's tokenizer and picture format; with random weights a tokenizer made in code.
 
-    `min_pixels` and `max_pixels` bound the area of a resized picture. Written boxes are pixels of that picture, so a
-    model must predict with the limits that it was trained with. With a cache, teachers' pictures come apart.
+    `min_pixels` and `max_pixels` bound the area of a resized picture. Generated boxes are pixels of that picture, so
+    a model must predict with the limits that it was trained with. With a cache, teachers' pictures come apart.
     """
     config = configuration(checkpoint, weights, shape)
     vision = config.vision_config

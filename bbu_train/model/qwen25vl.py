@@ -20,8 +20,8 @@ from bbu_train.model.norms import replace_norms
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.teacher_cache import TeacherCache
-from bbu_train.ops import chunked_cross_entropy
-from bbu_train.ops.compile import compiled
+from bbu_train.ops.chunked_cross_entropy import chunked_cross_entropy, cross_entropy
+from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import Batch, VisionInputs
 from bbu_train.types.outputs import Detections, Outputs
@@ -31,7 +31,7 @@ class GroundingModel(nn.Module):
     """The stock transformers model, and a head that reads the same features; `head` may be None.
 
     Logits exist only at supervised positions, `vocabulary_chunk` of them at a time. To what the language model sees of
-    an image token its place is added, times `place_amplitude`; 0 is the stock model.
+    an image token its place is added, times `image_position_scale`; 0 is the stock model.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class GroundingModel(nn.Module):
         backbone: Qwen2_5_VLForConditionalGeneration,
         head: nn.Module | None,
         vocabulary_chunk: int,
-        place_amplitude: float,
+        image_position_scale: float,
         teacher_cache: TeacherCache,
     ):
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.vocabulary_chunk = vocabulary_chunk
-        self.place_amplitude = place_amplitude
+        self.image_position_scale = image_position_scale
         self.teacher_cache = teacher_cache
-        self.cross_entropy = chunked_cross_entropy.cross_entropy
+        self.cross_entropy = cross_entropy
 
     def compile_parts(self) -> None:
         """The backbone block by block, of which all of a kind share one graph; lengths are symbols in it."""
@@ -56,16 +56,16 @@ class GroundingModel(nn.Module):
             block.compile(dynamic=True)
         for first in (self.backbone.model.visual.blocks[0], self.backbone.model.language_model.layers[0]):
             first.register_forward_pre_hook(_without_view)
-        self.cross_entropy = compiled(chunked_cross_entropy.cross_entropy)
+        self.cross_entropy = compile_dynamic(cross_entropy)
         if self.head is not None:
             self.head.compile_parts()
 
     def forward(self, batch: Batch) -> Outputs:
-        vision_features = self.see(batch)
-        hidden = self.read(batch, vision_features)
+        vision_features = self.encode_images(batch)
+        hidden = self.hidden_states(batch, vision_features)
         supervised = hidden[batch.supervised_positions]
         how = self.backbone.lm_head, self.vocabulary_chunk, self.cross_entropy
-        token_losses = chunked_cross_entropy.token_losses(supervised, batch.labels, *how)
+        token_losses = chunked_cross_entropy(supervised, batch.labels, *how)
         return Outputs(token_losses, self.detect(batch, vision_features, hidden))
 
     def detect(
@@ -75,9 +75,9 @@ class GroundingModel(nn.Module):
         if self.head is None:
             return None
         embed = self.backbone.get_input_embeddings()
-        return self.head(vision_features, hidden, batch.memory, batch.truth, embed, self.project)
+        return self.head(vision_features, hidden, batch.memory, batch.ground_truth, embed, self.project)
 
-    def see(self, batch: Batch) -> Float[Tensor, "merged width"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "merged width"]:
         """Features of every image token of the batch, in order. The only run of the vision tower in a step, but for
         one for each of `batch.teachers` that the cache lacks: alone, so that what is kept depends on nothing else."""
         if not batch.teachers:
@@ -110,15 +110,15 @@ class GroundingModel(nn.Module):
             max_window_seqlen=vision.max_window_seqlen,
         )
 
-    def read(
+    def hidden_states(
         self, batch: Batch, vision_features: Float[Tensor, "merged width"], cache: Cache | None = None
     ) -> Float[Tensor, "flat width"]:
         """Last hidden states of the flattened rows. Segments are kept apart by `cu_seqlens`, so there is no mask.
         An empty `cache` is filled with the keys and values of all slots of the rows, padding included."""
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
-        if self.place_amplitude:
+        if self.image_position_scale:
             positions = batch.position_ids[1:].flatten(1)[:, batch.image_positions]
-            placed = self.place_amplitude * image_positions.sines(positions, vision_features.shape[1])
+            placed = self.image_position_scale * image_positions.sines(positions, vision_features.shape[1])
             vision_features = vision_features + placed.to(vision_features.dtype)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
@@ -137,7 +137,7 @@ class GroundingModel(nn.Module):
     def project(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocabulary"]:
         return self.backbone.lm_head(hidden)
 
-    def num_useful_operations(self, sizes: Sizes) -> int:
+    def training_flops(self, sizes: Sizes) -> int:
         """Of a training step on samples of these sizes, forward and backward, with what trains now (`flops`)."""
         backbone = flops.backbone(self.backbone, sizes)
         if self.head is None:
@@ -145,7 +145,7 @@ class GroundingModel(nn.Module):
         features_train = any(parameter.requires_grad for parameter in self.backbone.parameters())
         words_train = self.backbone.lm_head.weight.requires_grad
         vocabulary_size = self.backbone.config.text_config.vocab_size
-        return backbone + self.head.num_useful_operations(sizes, vocabulary_size, features_train, words_train)
+        return backbone + self.head.training_flops(sizes, vocabulary_size, features_train, words_train)
 
     def check_teacher_cache(self) -> None:
         """Raise InputError if there is a cache for a vision tower that is trained; its merger may be."""
@@ -155,7 +155,7 @@ class GroundingModel(nn.Module):
             raise InputError(
                 f"model.teacher_cache_gib={self.teacher_cache.max_bytes / 2**30:g} needs a frozen vision tower, but "
                 f"{len(trained)} of its parameters are trained. Set optimizer.groups.vision.lr=0 (with "
-                "optimizer=five_groups) or model.teacher_cache_gib=0."
+                "optimizer=adamw) or model.teacher_cache_gib=0."
             )
 
     def enable_gradient_checkpointing(self, choice: str) -> None:
@@ -171,7 +171,7 @@ def build(
     precision: str,
     vocabulary_chunk: int,
     vision_mlp_multiple: int,
-    place_amplitude: float,
+    image_position_scale: float,
     teacher_cache_gib: float,
     compile: bool,
     device: torch.device,
@@ -182,10 +182,10 @@ def build(
     `precision` is the engine's: unless it is "fp32", matrices are bfloat16, in which published weights come; norms,
     biases and the head's queries, which it adds to, are always float32. `head` takes the backbone's width, and gives
     None for a language model alone. `compile` turns the backbone's blocks, and of the head what it names, into fused
-    kernels, for any length. `teacher_cache_gib` needs a frozen vision tower. Raises InputError for a `place_amplitude`
-    that these weights cannot learn with.
+    kernels, for any length. `teacher_cache_gib` needs a frozen vision tower. Raises InputError for an
+    `image_position_scale` that these weights cannot learn with.
     """
-    image_positions.check(place_amplitude, weights)
+    image_positions.check(image_position_scale, weights)
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
         backbone = _backbone(config, checkpoint, weights)
@@ -206,7 +206,7 @@ def build(
         replace_windows(visual)
         replace_norms(backbone, but_in=_blocks(backbone) if compile else [])  # compiled ones are fused
     cache = TeacherCache(teacher_cache_gib)
-    model = GroundingModel(backbone, built_head, vocabulary_chunk, place_amplitude, cache)
+    model = GroundingModel(backbone, built_head, vocabulary_chunk, image_position_scale, cache)
     if compile:
         model.compile_parts()
     # Weights come in evaluation mode, in which transformers quietly leaves out gradient checkpointing.

@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Written like the made data's answers and the prompts: what the merges should cover.
+# Written like the answers of the synthetic data and the prompts: what the merges should cover.
 TEXT = (
     "system user assistant You are an inspector of telecom equipment rooms.",
     "List every object in this picture as JSON with bbox_2d and label.",

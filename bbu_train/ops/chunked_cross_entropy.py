@@ -15,7 +15,7 @@ def cross_entropy(logits: Float[Tensor, "tokens vocabulary"], labels: Int[Tensor
     return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
 
 
-def token_losses(
+def chunked_cross_entropy(
     hidden: Float[Tensor, "tokens width"],
     labels: Int[Tensor, "tokens"],
     project: Callable[[Tensor], Tensor],

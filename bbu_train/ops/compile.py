@@ -6,7 +6,7 @@ import torch
 from torch.fx.experimental import _config as symbolic_shapes
 
 
-def compiled(function: Callable) -> Callable:
+def compile_dynamic(function: Callable) -> Callable:
     """`function` as fused kernels for tensors of any length: one graph, in which lengths are symbols.
 
     Without the analysis of tilings: that of torch 2.11 stops with an assertion where symbolic lengths are joined and

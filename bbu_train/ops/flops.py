@@ -35,30 +35,30 @@ class Sizes:
     merged: int
     samples: int
     memory: int
-    memory_seen: int
+    memory_image: int
     captions: int
     caption_tokens: int
     caption_squares: int
     caption_memory: int
-    caption_memory_seen: int
+    caption_memory_image: int
     object_squares: int
     object_memory: int
-    object_memory_seen: int
+    object_memory_image: int
 
 
-def matrix(trains: bool, passes: bool) -> int:
+def matmul_flops(trains: bool, passes: bool) -> int:
     """Operations for each weight of a matrix and each token: 2 in the forward pass, 2 for the gradient of the weight
     if it `trains`, and 2 for that of the input if it `passes` one on to what lies before."""
     return 2 + 2 * trains + 2 * passes
 
 
-def attention(passes: bool) -> int:
+def attention_flops(passes: bool) -> int:
     """Operations for each channel of each pair of a query and a key: two products forward, and four backward if
     what lies before needs a gradient."""
     return 4 + 8 * passes
 
 
-def best_rate(device: torch.device, precision: str) -> int:
+def peak_matmul_rate(device: torch.device, precision: str) -> int:
     """Operations a second of a large product in the precision of the run, measured now in about 0.1 s (0.5 s in fp32).
 
     0 on a CPU, whose share is not logged: with this product at their start about one in six resumed runs on a CPU

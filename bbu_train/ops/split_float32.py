@@ -9,12 +9,12 @@ from jaxtyping import BFloat16, Float, Int16
 from torch import Tensor
 
 
-def whole(weight: BFloat16[Tensor, "*n"], rest: Int16[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def merge_float32(weight: BFloat16[Tensor, "*n"], rest: Int16[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """The float32 number, to the last bit."""
     return (weight.view(torch.int16).int().bitwise_left_shift_(16).add_(rest)).view(torch.float32)
 
 
-def divided(master: Float[Tensor, "*n"]) -> tuple[BFloat16[Tensor, "*n"], Int16[Tensor, "*n"]]:
+def split_float32(master: Float[Tensor, "*n"]) -> tuple[BFloat16[Tensor, "*n"], Int16[Tensor, "*n"]]:
     """The nearest bfloat16 number, of two as near the one that is farther from 0, and the rest."""
     bits = master.view(torch.int32)
     high = (bits + 0x8000) >> 16

@@ -58,7 +58,7 @@ def torch_groups(
     if not problems:
         members, problems = _assign(model, groups)
     if problems:
-        remedy = "Mend it in conf/optimizer/five_groups.yaml, or in the choice that you named, or by an override."
+        remedy = "Mend it in conf/optimizer/adamw.yaml, or in the choice that you named, or by an override."
         raise all_problems("optimizer", problems, remedy)
     its_groups = []
     for name, parameters in members.items():

@@ -7,7 +7,7 @@ from jaxtyping import BFloat16, Float, Int16, Int32
 from torch import Tensor, nn
 
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import divided, whole
+from bbu_train.ops.split_float32 import merge_float32, split_float32
 
 
 class MixedAdamW(torch.optim.AdamW):
@@ -125,7 +125,7 @@ def update(
     Without a rest all three are rounded stochastically, from random bits that are a function of t and `salt`.
     """
     lr, decay, rate1, rate2, correction1, correction2, eps, t = settings.unbind()
-    before = weight.float() if rest is None else whole(weight, rest)
+    before = weight.float() if rest is None else merge_float32(weight, rest)
     g = gradient.float() / grad_scale
     m = exp_avg.float() + rate1 * (g - exp_avg.float())
     v = exp_avg_sq.float() + rate2 * (g * g - exp_avg_sq.float())
@@ -137,7 +137,7 @@ def update(
         w, m, v = (round_stochastically(x, bits >> shift) for x, shift in ((w, 0), (m, 16), (v, 8)))
         updated = [(weight, w)]
     else:
-        updated = list(zip((weight, rest), divided(w), strict=True))
+        updated = list(zip((weight, rest), split_float32(w), strict=True))
     is_refused = found_inf != 0
     for kept, new in (*updated, (exp_avg, m), (exp_avg_sq, v)):
         kept.copy_(torch.where(is_refused, kept, new))

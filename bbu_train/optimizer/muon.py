@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import divided, whole
+from bbu_train.ops.split_float32 import merge_float32, split_float32
 from bbu_train.optimizer.groups import torch_groups
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
@@ -37,7 +37,7 @@ def build(
     `groups.build`, but that "pure_bf16" is refused: Muon keeps float32 masters.
     """
     if precision == "pure_bf16":
-        raise InputError("optimizer=muon keeps float32 masters: take engine.precision=bf16, or optimizer=five_groups.")
+        raise InputError("optimizer=muon keeps float32 masters: take engine.precision=bf16, or optimizer=adamw.")
     if not 0 <= momentum < 1:
         raise InputError(f"optimizer.momentum is {momentum}: expected a number from 0 to below 1.")
     try:
@@ -81,7 +81,7 @@ class Muon(MixedAdamW):
         rests = [state["rest"] for state in states if "rest" in state]
         gradients = torch.stack([parameter.grad for parameter in parameters]).float() / self.grad_scale
         before, weights = torch.stack(moments), torch.stack(stored)
-        weights = whole(weights, torch.stack(rests)) if rests else weights
+        weights = merge_float32(weights, torch.stack(rests)) if rests else weights
         moment = before.lerp(gradients, 1 - group["momentum"])
         direction = orthogonalized(gradients.lerp(moment, group["momentum"]))
         rate = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(parameters[0].shape))
@@ -91,7 +91,7 @@ class Muon(MixedAdamW):
         torch._foreach_copy_(moments, list(torch.where(is_refused, before, moment)))
         updated = torch.where(is_refused, weights, updated)
         if rests:
-            updated, rest = divided(updated)
+            updated, rest = split_float32(updated)
             torch._foreach_copy_(rests, list(rest))
         torch._foreach_copy_(stored, list(updated))
         for parameter in parameters:

@@ -25,7 +25,7 @@ original. Pictures of the run's own data show their true boxes, too.
   run             folder of the run, such as outputs/default/20260101-120000-abcdef01
   images          a picture, a folder of them, or a pattern in quotes, such as '/data/**/*.jpg'
   checkpoint      best (the default), last, or a step
-  route           both (the default), head or written
+  route           both (the default), head or generated
   teachers        examples before each picture, drawn from the run's training pictures as in validation; default 0
   threshold       least score of the head's boxes; default: that of the checkpoint's best F1, else 0.5
   max_new_tokens  of a written answer, about 28 an object; default 2048. A longer answer is cut off, and what can be
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
 def _settled(given: DictConfig) -> DictConfig:
     """What can be known without a look at any file."""
     problems = arguments.absent(given, {"run": "a run's folder", "images": "what to look at"})
-    problems += arguments.wrong_choices(given, {"route": ("both", "head", "written")})
+    problems += arguments.wrong_choices(given, {"route": ("both", "head", "generated")})
     problems += arguments.wrong_checkpoint(given.checkpoint)
     least = {"teachers": 0, "max_new_tokens": 1, "max_caption_tokens": 1, "batch_size": 1}
     problems += arguments.wrong_counts(given, least)
@@ -75,11 +75,11 @@ def predict(given: DictConfig) -> None:
     """Everything is looked at before the model loads; then batch after batch is predicted, written and drawn."""
     logs.start()
     from bbu_train.predict.pictures import find, settle
-    from bbu_train.predict.run import Run
+    from bbu_train.predict.run import TrainedRun
 
     out = arguments.new_folder(given.out)
-    run = Run(given.run, given.checkpoint, given.route, given.teachers)
-    samples = settle(find(given.images), run.picture_format, run.data(given.truth), given.teachers)
+    run = TrainedRun(given.run, given.checkpoint, given.route, given.teachers)
+    samples = settle(find(given.images), run.picture_format, run.data(given.ground_truth), given.teachers)
     predictor = run.predictor(given.max_new_tokens, given.max_caption_tokens)
     threshold = run.threshold if given.threshold is None else given.threshold
     out.mkdir(parents=True, exist_ok=True)
@@ -104,12 +104,12 @@ def _write(out: Path, predictor, prompts: Iterable, num_pictures: int, threshold
                 row = line(found, threshold)
                 file.write(json.dumps(row | {"drawn": name}, ensure_ascii=False) + "\n")
                 drawn(found, threshold).save(out / name, quality=92)
-                num_malformed += row.get("written", {}).get("num_malformed", 0)
-                num_boxes += sum(len(row[route]["objects"]) for route in ("head", "written") if route in row)
+                num_malformed += row.get("generated", {}).get("num_malformed", 0)
+                num_boxes += sum(len(row[route]["objects"]) for route in ("head", "generated") if route in row)
             file.flush()
             progress.update(len(results))
     print(f"{num_pictures} pictures, {num_boxes} boxes, {seconds / num_pictures:.2f} s a picture")
-    if "written" in predictor.routes:
+    if "generated" in predictor.routes:
         print(f"{num_malformed} of {num_pictures} written answers are malformed or were cut off")
 
 

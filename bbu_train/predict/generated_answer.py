@@ -1,4 +1,4 @@
-"""Written answers as predictions, which are scored and drawn like those of the head."""
+"""GeneratedTokens answers as predictions, which are scored and drawn like those of the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from bbu_train.types.samples import Picture, PictureFormat
 
 
 @dataclass(frozen=True)
-class WrittenAnswer:
+class GeneratedAnswer:
     """`is_malformed`: something of `text` is no object in the picture. What can be read of it is in `prediction`."""
 
     text: str
@@ -23,7 +23,7 @@ class WrittenAnswer:
 
 def read(
     ids: Sequence[int], probabilities: Sequence[float], picture: Picture, text: Text, picture_format: PictureFormat
-) -> WrittenAnswer:
+) -> GeneratedAnswer:
     """The answer that `ids` spell, up to the end token, its boxes in pixels of the original picture.
 
     The score of a box is the mean probability of the tokens that write its object. Boxes end where the picture does;
@@ -39,7 +39,7 @@ def read(
     scores = _means(pieces, probabilities, parsed.spans)
     descriptions = tuple(item.description for item, good in zip(parsed.objects, has_area, strict=True) if good)
     is_malformed = not (parsed.is_complete and has_area.all())
-    return WrittenAnswer(written, Prediction(boxes[has_area], scores[has_area], descriptions), bool(is_malformed))
+    return GeneratedAnswer(written, Prediction(boxes[has_area], scores[has_area], descriptions), bool(is_malformed))
 
 
 def _means(pieces: list[str], probabilities: Sequence[float], spans: Sequence[tuple[int, int]]) -> np.ndarray:

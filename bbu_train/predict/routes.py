@@ -10,8 +10,8 @@ from bbu_train.collator.prompts import left_padded
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.model import generation
 from bbu_train.model.qwen25vl import GroundingModel
-from bbu_train.predict import generated_answer as written
-from bbu_train.predict.generated_answer import WrittenAnswer
+from bbu_train.predict import generated_answer
+from bbu_train.predict.generated_answer import GeneratedAnswer
 from bbu_train.training import loader, validation
 from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Prediction
@@ -24,12 +24,12 @@ class Found:
 
     sample: Sample
     head: Prediction | None
-    written: WrittenAnswer | None
+    generated: GeneratedAnswer | None
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """`autocast` is that of the run's engine. `routes` holds "head", "written" or both."""
+    """`autocast` is that of the run's engine. `routes` holds "head", "generated" or both."""
 
     model: GroundingModel
     builder: ConversationBuilder
@@ -55,13 +55,16 @@ class Predictor:
         """What is found in the students' pictures of `samples`, by all routes at once."""
         text, picture_format = self.builder.text, self.builder.picture_format
         batch = prompts.to(self.device)
-        answers: list[WrittenAnswer | None] = [None] * len(samples)
+        answers: list[GeneratedAnswer | None] = [None] * len(samples)
         heads: dict[str, Prediction] = {}
         with self.autocast():
-            if "written" in self.routes:
+            if "generated" in self.routes:
                 (ids, probabilities), detections = generation.answer(self.model, batch, text.end, self.max_new_tokens)
                 rows = zip(ids.tolist(), probabilities.tolist(), samples, strict=True)
-                answers = [written.read(*row, sample.student, text, picture_format) for *row, sample in rows]
+                answers = [
+                    generated_answer.parse_generated(*row, sample.student, text, picture_format)
+                    for *row, sample in rows
+                ]
             else:
                 detections = self.model(batch).detections
             if "head" in self.routes:

@@ -17,10 +17,10 @@ from bbu_train.types.samples import PictureFormat
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
-ROUTES = {"both": ("head", "written"), "head": ("head",), "written": ("written",)}
+ROUTES = {"both": ("head", "generated"), "head": ("head",), "generated": ("generated",)}
 
 
-class Run:
+class TrainedRun:
     """`checkpoint` is "best", "last" or a step; `route` a key of ROUTES. Raises InputError for what the run lacks."""
 
     def __init__(self, folder: str, checkpoint: str | int, route: str, num_teachers: int):
@@ -31,7 +31,7 @@ class Run:
         cfg.data.teachers.num_validation_teachers = num_teachers
         self.routes = ROUTES[route]
         if "head" in self.routes and "num_queries" not in cfg.head:
-            raise InputError(f"The run in {folder} has no head (head=none). Take route=written.")
+            raise InputError(f"The run in {folder} has no head (head=none). Take route=generated.")
         self.saved = self._chosen(checkpoint)
         with run_folder.built_by_this_code(folder):
             self.preprocessing = build(cfg.model.preprocessing)

@@ -23,11 +23,11 @@ def line(found: Found, threshold: float) -> dict[str, Any]:
         row["head"] = {
             "objects": _objects(found.head, picture, [i for i in order if found.head.scores[i] >= threshold])
         }
-    if found.written is not None:
-        prediction = found.written.prediction
+    if found.generated is not None:
+        prediction = found.generated.prediction
         objects = _objects(prediction, picture, range(len(prediction.scores)))
-        row["written"] = {"objects": objects, "num_malformed": int(found.written.is_malformed)}
-        row["written"]["answer"] = found.written.text
+        row["generated"] = {"objects": objects, "num_malformed": int(found.generated.is_malformed)}
+        row["generated"]["answer"] = found.generated.text
     if picture.objects is not None:
         row["true"] = [{"bbox_2d": list(each.box_xyxy), "label": each.description} for each in picture.objects]
     return row
@@ -51,7 +51,7 @@ def drawn(found: Found, threshold: float) -> Image.Image:
     picture, panels = found.sample.student, []
     if found.head is not None:
         panels.append(titled(overlay(picture, found.head, threshold), "head"))
-    if found.written is not None:
-        title = "written (malformed: what could be read)" if found.written.is_malformed else "written"
-        panels.append(titled(overlay(picture, found.written.prediction, 0.0), title))
+    if found.generated is not None:
+        title = "written (malformed: what could be read)" if found.generated.is_malformed else "generated"
+        panels.append(titled(overlay(picture, found.generated.prediction, 0.0), title))
     return sheet(panels, columns=2)

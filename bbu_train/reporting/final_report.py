@@ -8,7 +8,6 @@ from bbu_train.images.overlay import overlay
 from bbu_train.images.sheet import gallery as sheet
 from bbu_train.images.sheet import titled
 from bbu_train.metrics.constant_boxes import constant_predictions
-from bbu_train.metrics.detection import score
 from bbu_train.reporting.loss_plot import plot_losses
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of

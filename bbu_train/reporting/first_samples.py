@@ -53,7 +53,7 @@ class Segment(NamedTuple):
 
 
 def show(
-    folder: Path, source: loader.Source, validation: loader.Source, collator, plan, num_micro_batches: int
+    folder: Path, source: loader.SampleSource, validation: loader.SampleSource, collator, plan, num_micro_batches: int
 ) -> Path:
     """Write samples.html into the run's folder. The rows are those of this rank."""
     step = next(plan.starting_at(0))

@@ -16,7 +16,7 @@ from bbu_train.runs.config_keys import leaves
 LOCATION = ("outputs", "sweep", "run", "folder")
 NEUTRAL = (
     *(*LOCATION, "about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
-    *("log_every", "eval_every", "save_every", "eval_samples", "gallery", "profile", "num_workers", "data.root"),
+    *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile", "num_workers", "data.root"),
 )
 """Keys that cannot change the result, each with all that lies under it: places, names, cadence, workers.
 

@@ -21,7 +21,7 @@ Task = TypeVar("Task")
 Made = TypeVar("Made")
 
 
-class Source:
+class SampleSource:
     """The samples of a split, each as it is seen in an epoch and with its teachers of that epoch.
 
     `view_of(sample, epoch)` says how its student is seen, and `teachers_of(sample, epoch)` draws its teachers;
@@ -105,7 +105,7 @@ class Source:
         return num_tokens, self.cost_of(num_tokens, self.builder.num_patches(sample, teachers))
 
 
-def sources(data, view_of, builder, cost_of, collator) -> tuple[Source, Source]:
+def sources(data, view_of, builder, cost_of, collator) -> tuple[SampleSource, SampleSource]:
     """The training and the validation split, of which only training students are seen by `view_of`.
 
     The teachers of both come from the training split's pool, as they are: so what is made of them can be kept. Noise
@@ -113,9 +113,9 @@ def sources(data, view_of, builder, cost_of, collator) -> tuple[Source, Source]:
     """
     how = builder, cost_of, collator.max_tokens, collator.too_long, data.teachers.seed
     pool = data.pool
-    train = Source(data.train, view_of, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
+    train = SampleSource(data.train, view_of, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
     of_validation = data.teachers.draw_validation
-    validation = Source(data.validation, as_it_is, lambda sample, _: of_validation(sample, pool), *how)
+    validation = SampleSource(data.validation, as_it_is, lambda sample, _: of_validation(sample, pool), *how)
     return train, validation
 
 
@@ -173,7 +173,13 @@ def ahead(make: Callable[[Task], Made], tasks: Iterable[Task], num_workers: int)
 
 
 def batches(
-    source: Source, collator, steps: Iterable[Step], num_micro_batches: int, rank: int, num_ranks: int, num_workers: int
+    source: SampleSource,
+    collator,
+    steps: Iterable[Step],
+    num_micro_batches: int,
+    rank: int,
+    num_ranks: int,
+    num_workers: int,
 ) -> Iterator[list[Batch]]:
     """For each step the micro-batches of this rank, read and encoded `ahead`.
 

@@ -15,7 +15,7 @@ def in_order(source, num_samples: int) -> list[Step]:
     return [(tuple(draws[i : i + num_samples]),) for i in range(0, len(draws), num_samples)]
 
 
-class Plan:
+class StepPlan:
     """Every step of a run, planned an epoch at a time: no more than one epoch is held.
 
     All epochs are planned once when the plan is made, to count their steps. So a resumed run begins in its own epoch,

@@ -22,7 +22,7 @@ def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
 
 
 def times(
-    seconds: float, waited: float, num_tokens: int, num_slots: int, num_operations: int, best_rate: int
+    seconds: float, waited: float, num_tokens: int, num_slots: int, num_operations: int, peak_matmul_rate: int
 ) -> dict[str, float]:
     """Of one step: its seconds, of them waiting for data, and over all ranks the tokens, the slots of rows, the useful
     operations, and how many a second the devices can do at best (0: not known, so no share).
@@ -34,9 +34,9 @@ def times(
         "time/data_seconds": waited,
         "time/tokens_per_second": num_tokens / seconds,
         "time/packing_efficiency": num_tokens / num_slots,
-        "time/useful_tflops": num_operations / seconds / 1e12,
+        "time/model_tflops": num_operations / seconds / 1e12,
     }
-    return row | {"time/useful_share": num_operations / seconds / best_rate} if best_rate else row
+    return row | {"time/useful_share": num_operations / seconds / peak_matmul_rate} if peak_matmul_rate else row
 
 
 def memory(device: torch.device) -> dict[str, float]:

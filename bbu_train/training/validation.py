@@ -6,7 +6,6 @@ from itertools import islice
 import torch
 from torch import nn
 
-from bbu_train.metrics.detection import score
 from bbu_train.ops import boxes
 from bbu_train.runtime import distributed
 from bbu_train.types.batch import Batch, Counts
@@ -79,7 +78,7 @@ def _add(sums: Losses, more: Losses) -> None:
 
 def predict(detections: Detections, samples: Sequence[Sample], text, max_caption_tokens: int) -> dict[str, Prediction]:
     """Every query of every sample as a box in pixels of the original picture, its objectness and its caption."""
-    captions = detections.describe(text.end, max_caption_tokens).tolist()
+    captions = detections.generate_captions(text.end, max_caption_tokens).tolist()
     scores = detections.objectness_logits[-1].sigmoid().float().cpu()
     boxes_xyxy = boxes.cxcywh_to_xyxy(detections.boxes_cxcywh[-1]).float().cpu()
     return {

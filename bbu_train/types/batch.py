@@ -133,7 +133,7 @@ class MemoryIndex(Movable):
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """The true boxes of a batch, which a head may learn from in training, and their noise (`Encoded`); `most` is the
     largest number in a sample."""
 
@@ -180,5 +180,5 @@ class Batch(Movable):
     sizes: Sizes
 
     @property
-    def truth(self) -> Truth:
-        return Truth(self.boxes_cxcywh, self.noise, self.sample_of_object, max(self.objects_per_sample))
+    def ground_truth(self) -> GroundTruth:
+        return GroundTruth(self.boxes_cxcywh, self.noise, self.sample_of_object, max(self.objects_per_sample))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Denoised:
+class DenoisingOutputs:
     """What the head makes of true boxes that it was given with noise, `groups` times each.
 
     Of the first of each two the noise was small, and the box is to be found again; of the second it was large, and that
@@ -21,7 +21,7 @@ class Denoised:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseOutputs:
     """What the head makes of each image token of the student's picture by itself. `objects` says whose box it is to
     find, several tokens that of one object and most that of none, which is -1. `mask` is False for padding."""
 
@@ -48,9 +48,9 @@ class Detections:
     boxes_cxcywh: Float[Tensor, "layers samples queries 4"]
     objectness_logits: Float[Tensor, "layers samples queries"]
     caption_losses: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    describe: Callable[[int, int], Tensor]
-    denoised: Denoised | None = None
-    dense: Dense | None = None
+    generate_captions: Callable[[int, int], Tensor]
+    denoising: DenoisingOutputs | None = None
+    dense: DenseOutputs | None = None
 
 
 @dataclass(frozen=True)

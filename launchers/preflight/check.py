@@ -71,7 +71,7 @@ def _alike(resolved: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> list[
 
 def _rate(key: str, value: Any) -> Any:
     """Of a learning rate only whether it is positive matters: 0 freezes a group, and all else is refused."""
-    is_rate = key.endswith(".lr") or key.startswith("model.rates.")
+    is_rate = key.endswith(".lr") or key.startswith("model.learning_rates.")
     return "positive" if is_rate and isinstance(value, int | float) and 0 < value < float("inf") else value
 
 

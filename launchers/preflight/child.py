@@ -22,7 +22,7 @@ NUM_STEPS = 4  # of the plan, over which the arithmetic of a step is a mean: the
 build = partial(instantiate, _convert_="all")
 
 
-def data(cfg: DictConfig) -> tuple[planning.Plan, loader.Source, object]:
+def data(cfg: DictConfig) -> tuple[planning.StepPlan, loader.SampleSource, object]:
     """All that a run finds out before it builds its model, in the same order: the plan, its source, and how pictures
     are taken."""
     loaded = _loaded(OmegaConf.to_yaml(cfg.data, resolve=True))
@@ -32,7 +32,7 @@ def data(cfg: DictConfig) -> tuple[planning.Plan, loader.Source, object]:
     collator = build(cfg.collator)(preprocessing.picture_format)
     setup.max_tokens(collator.max_tokens, preprocessing.max_positions)
     source, _ = loader.sources(loaded, build(cfg.augmentation), builder, preprocessing.cost, collator)
-    return planning.Plan(build(cfg.sampler), source, cfg.steps), source, preprocessing.picture_format
+    return planning.StepPlan(build(cfg.sampler), source, cfg.steps), source, preprocessing.picture_format
 
 
 @lru_cache(maxsize=4)
@@ -66,7 +66,7 @@ def needs(cfg: DictConfig) -> dict[str, float]:
     weights = sum(parameter.nbytes for parameter in model.parameters())
     gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return {
-        "operations": model.num_useful_operations(sizes(encoded, picture_format)) / len(steps),
+        "operations": model.training_flops(sizes(encoded, picture_format)) / len(steps),
         "num_bytes": weights + gradients + state_bytes(optimizer) + sum(its.nbytes for its in averages.values()),
     }
 

@@ -20,7 +20,7 @@ from launchers.cells import Cell
 NUM_RUNS = 50  # the newest, whose configs and logs are read
 NUM_SLOW_STEPS = 2  # at the beginning of a run, which are not like the others
 SEEDS = ("seed", "sampler.seed", "data.teachers.seed", "data.seed", "augmentation.seed")
-WITHOUT = (*SEEDS, "steps", "schedule", "loss", "model.rates")
+WITHOUT = (*SEEDS, "steps", "schedule", "loss", "model.learning_rates")
 PLACES = ("cluster.partition", "cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 
 

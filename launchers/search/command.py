@@ -24,7 +24,7 @@ from launchers.cells import Cell, compose, firsts, is_of_search, with_sweep_of_c
 
 
 @dataclass(frozen=True)
-class Command:
+class SearchCommand:
     """The command of a search: Hydra's options, its overrides less those of the search itself, and these, composed."""
 
     options: tuple[str, ...]
@@ -70,7 +70,7 @@ class Command:
         return cell
 
 
-def read(arguments: Sequence[str], folder: Path) -> Command | None:
+def read(arguments: Sequence[str], folder: Path) -> SearchCommand | None:
     """The search that a command asks for; None if it asks for all cells. `arguments` have passed `overrides.check`."""
     flags = get_args_parser().parse_args(list(arguments))
     loader = overrides.config_loader(folder, flags.config_dir)
@@ -82,7 +82,7 @@ def read(arguments: Sequence[str], folder: Path) -> Command | None:
     named = {"--config-dir": flags.config_dir, "--config-name": flags.config_name}
     options = [word for option, value in named.items() if value is not None for word in (option, value)]
     own = tuple(override for override in given if not is_of_search(override.key_or_group))
-    return Command(("-m", *options), own, _checked(cfg), folder, loader)
+    return SearchCommand(("-m", *options), own, _checked(cfg), folder, loader)
 
 
 def _checked(cfg: DictConfig) -> DictConfig:
@@ -95,8 +95,8 @@ def _checked(cfg: DictConfig) -> DictConfig:
     ]
     if settings.mode not in ("max", "min", None):
         problems.append(f"search.mode={settings.mode}: mode is max or min.")
-    if not isinstance(settings.look_seconds, int | float) or not settings.look_seconds > 0:
-        problems.append(f"search.look_seconds={settings.look_seconds}: look_seconds is a number above 0.")
+    if not isinstance(settings.poll_seconds, int | float) or not settings.poll_seconds > 0:
+        problems.append(f"search.poll_seconds={settings.poll_seconds}: poll_seconds is a number above 0.")
     if str(settings.metric).startswith("eval/") and cfg.eval_every is None:
         problems.append(f"search.metric={settings.metric} is of evaluations, and with eval_every=null there are none.")
     config_keys.refuse(problems)
@@ -104,7 +104,7 @@ def _checked(cfg: DictConfig) -> DictConfig:
     return settings
 
 
-def made_study(command: Command) -> Any:
+def made_study(command: SearchCommand) -> Any:
     """The study before its first trial."""
     from launchers.search.study import Study
 

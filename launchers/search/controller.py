@@ -198,9 +198,9 @@ class Controller:
         preemption.end_sweep_if_asked()
         pending = [its.starting for its in self.running if its.starting and not its.starting.done()]
         if pending:
-            futures.wait(pending, self.settings.look_seconds, futures.FIRST_COMPLETED)
+            futures.wait(pending, self.settings.poll_seconds, futures.FIRST_COMPLETED)
         else:
-            time.sleep(self.settings.look_seconds)
+            time.sleep(self.settings.poll_seconds)
 
     def _say_best(self) -> None:
         metric = self.settings.metric

@@ -26,13 +26,13 @@ from launchers.here import Here
 from launchers.ledger import Attempt, Ledger, locked
 from launchers.preflight import check as preflight
 from launchers.preflight import estimate
-from launchers.search.command import Command, made_study
+from launchers.search.command import SearchCommand, made_study
 from launchers.search.trials import recorded
 
-LOOK_SECONDS = 5  # between tables of a command that waits
+POLL_SECONDS = 5  # between tables of a command that waits
 
 
-def launch(command: Command, arguments: Sequence[str]) -> int:
+def launch(command: SearchCommand, arguments: Sequence[str]) -> int:
     """Start a search, or go on with it; give the exit code. Nothing is started if its first trial could not run."""
     first = command.cell(made_study(command).ask().params)
     if isinstance(instantiate(first.cfg.launchers, _convert_="all"), Here):
@@ -49,7 +49,7 @@ def launch(command: Command, arguments: Sequence[str]) -> int:
     return begin(ledger, command, arguments, first)
 
 
-def begin(ledger: Ledger, command: Command, arguments: Sequence[str], first: Cell) -> int:
+def begin(ledger: Ledger, command: SearchCommand, arguments: Sequence[str], first: Cell) -> int:
     """Start the search, whose `first` cell has been checked."""
     with locked(ledger.folder):
         _refuse(ledger, command)
@@ -73,7 +73,7 @@ def _start(ledger: Ledger, attempt: Attempt) -> int:
     return watch(ledger) if launcher.wait else show(ledger)
 
 
-def _write_down(ledger: Ledger, command: Command, arguments: Sequence[str], first: Cell) -> None:
+def _write_down(ledger: Ledger, command: SearchCommand, arguments: Sequence[str], first: Cell) -> None:
     cfg = first.cfg.copy()
     with open_dict(cfg):
         cfg.search = command.settings
@@ -89,7 +89,7 @@ def written_down(ledger: Ledger) -> dict[str, Any]:
     return json.loads((ledger.search.folder / "command.json").read_text(encoding="utf-8"))
 
 
-def _refuse(ledger: Ledger, command: Command) -> None:
+def _refuse(ledger: Ledger, command: SearchCommand) -> None:
     """Refuse a second controller, and a study that could not learn from the trials that are there."""
     if not ledger.search.is_search:
         return
@@ -150,4 +150,4 @@ def watch(ledger: Ledger) -> int:
             if not any(state.may_change for state in states):
                 return int(states[0].name != "done")
         preemption.end_sweep_if_asked()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)

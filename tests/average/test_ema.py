@@ -11,7 +11,7 @@ from bbu_train.average import ema
 from bbu_train.average.ema import Average
 from bbu_train.average.none import Latest
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import whole
+from bbu_train.ops.split_float32 import merge_float32
 from bbu_train.optimizer import groups
 from bbu_train.runtime.seeds import generator
 
@@ -50,7 +50,7 @@ def masters(model, optimizer):
     rests = {p: state["rest"] for p, state in optimizer.state.items() if "rest" in state}
     weights = {name: p.detach() for name, p in trainable(model).items()}
     return {
-        name: whole(weights[name], rests[p]) if p in rests else weights[name].float()
+        name: merge_float32(weights[name], rests[p]) if p in rests else weights[name].float()
         for name, p in trainable(model).items()
     }
 

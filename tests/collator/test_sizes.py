@@ -61,9 +61,9 @@ def test_the_head_reads_the_memory_of_annotated_samples_and_writes_their_caption
 def test_of_the_memory_the_image_tokens_of_students_are_counted_apart(collate, encoded):
     batch, said = collate("packed", encoded), collate("packed", encoded).sizes
     seen, words = batch.memory.vision_mask.sum(dim=1), (batch.caption_ids >= 0).sum(dim=1)
-    assert said.memory_seen == int(seen.sum())
-    assert said.caption_memory_seen == int(words @ seen[batch.sample_of_object])
-    assert said.object_memory_seen == int(seen[batch.sample_of_object].sum())
+    assert said.memory_image == int(seen.sum())
+    assert said.caption_memory_image == int(words @ seen[batch.sample_of_object])
+    assert said.object_memory_image == int(seen[batch.sample_of_object].sum())
 
 
 def test_sizes_are_plain_numbers_that_no_device_has_to_be_asked_for(encoded, preprocessing):

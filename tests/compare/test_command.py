@@ -31,7 +31,13 @@ def test_a_cell_of_several_seeds_is_a_sweep_over_them(found):
     assert set(given[1:]) == {f"{RATE}=1e-05", f"{GIOU}=5", "steps=120", "seed=17,18,19"}
 
 
-TYPED = ["collator=standard", "optimizer.betas=[0.9,0.99]", "model.rates.llm=null", 'data.root="a b,c"', "seed=5"]
+TYPED = [
+    "collator=standard",
+    "optimizer.betas=[0.9,0.99]",
+    "model.learning_rates.llm=null",
+    'data.root="a b,c"',
+    "seed=5",
+]
 
 
 @pytest.mark.parametrize(

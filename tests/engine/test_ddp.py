@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu_train.engine.ddp import Plain
+from bbu_train.engine.ddp import DdpEngine
 from bbu_train.errors import InputError
 from bbu_train.optimizer.groups import parameters_by_group
 
@@ -19,9 +19,9 @@ CPU = torch.device("cpu")
 IDS = ["train.jsonl:3", "train.jsonl:7"]
 
 
-def plain(model, optimizer, groups, **changes) -> Plain:
+def plain(model, optimizer, groups, **changes) -> DdpEngine:
     settings = {"precision": "fp32", "num_micro_batches": 1, "gradient_checkpointing": "none", "max_grad_norm": None}
-    return Plain(model, None, optimizer, groups, CPU, **settings | changes)
+    return DdpEngine(model, None, optimizer, groups, CPU, **settings | changes)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from bbu_train.engine.ddp import Plain
+from bbu_train.engine.ddp import DdpEngine
 from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
 
@@ -29,7 +29,7 @@ def step_as(rank: int, port: int, folder: str) -> None:
     device = distributed.start()
     model = Scale()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
-    engine = Plain(
+    engine = DdpEngine(
         model=model,
         criterion=lambda outputs, batch: outputs.sum(),
         optimizer=optimizer,

@@ -25,7 +25,7 @@ def data(make_picture):
 @pytest.fixture
 def predictor(make_model, builder):
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=False)
-    return Predictor(make_model(), builder, torch.device("cpu"), autocast, ("written",), 8, 4)
+    return Predictor(make_model(), builder, torch.device("cpu"), autocast, ("generated",), 8, 4)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_true_answers_score_1_on_turned_crowded_and_empty_pictures(
     saying_the_truth([pictures[:2], pictures[2:]])
     [row] = measured(predictor, [Conversations(data, samples, 1, builder, preprocessing)], 2, 0)
     assert len(boxes) == 300
-    assert (row.route, row.num_teachers, row.num_pictures) == ("written", 1, 3)
+    assert (row.route, row.num_teachers, row.num_pictures) == ("generated", 1, 3)
     for name in ("ap50", "f1", "matched", "description/exact", "description/level_2", "recall_100"):
         assert row.metrics[name] == pytest.approx(1.0, abs=0.3 if name == "recall_100" else 1e-9), name
     assert row.metrics["malformed"] == 0.0

@@ -40,7 +40,9 @@ def without_seconds(folder):
 
 def test_the_table_has_a_row_for_each_route_and_number_of_teachers(evaluated):
     rows = table(evaluated)["rows"]
-    assert [(row["route"], row["teachers"]) for row in rows] == [(r, k) for r in ("head", "written") for k in range(3)]
+    assert [(row["route"], row["teachers"]) for row in rows] == [
+        (r, k) for r in ("head", "generated") for k in range(3)
+    ]
     assert all(row["pictures"] == 4 and row["seconds"] > 0 for row in rows)
     assert [row["malformed"] for row in rows] == [None] * 3 + [1.0] * 3
     with (evaluated / "table.csv").open(encoding="utf-8") as file:
@@ -71,13 +73,13 @@ def test_a_run_whose_config_lacks_what_is_needed_now_is_refused(trained, tmp_pat
     shutil.copytree(trained, older)
     config = (older / "config.yaml").read_text()
     (older / "config.yaml").write_text(
-        "".join(line for line in config.splitlines(True) if "place_amplitude" not in line)
+        "".join(line for line in config.splitlines(True) if "image_position_scale" not in line)
     )
     (older / run_folder.ENVIRONMENT).write_text('{"git_commit": "abc123"}')
     assert main([f"run={older}", "checkpoint=last", f"out={tmp_path}/out"]) == 2
     said = capsys.readouterr().err
     assert f"The run in {older} was made by other code: " in said
-    assert "'place_amplitude'" in said
+    assert "'image_position_scale'" in said
 
 
 def test_mlflow_has_every_number_and_every_file(trained, evaluated):
@@ -88,7 +90,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
     gain = found["rows"][0]["student_lm"] - found["rows"][1]["student_lm"]
     assert stored.data.metrics["eval/in_context_gain"] == pytest.approx(gain)
     assert stored.data.metrics["eval/head/teachers_2/ap50"] == found["rows"][2]["ap50"]
-    [point] = client.get_metric_history(stored.info.run_id, "eval/written/teachers_0/malformed")
+    [point] = client.get_metric_history(stored.info.run_id, "eval/generated/teachers_0/malformed")
     assert (point.step, point.value) == (2, 1.0)
     files = [file.path for file in client.list_artifacts(stored.info.run_id, f"evaluations/{evaluated.name}")]
     assert sorted(files) == [f"evaluations/{evaluated.name}/table.{kind}" for kind in ("csv", "json", "png")]
@@ -102,7 +104,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
         ("run=", "Say run="),
         ("run=nowhere", "There is no run in"),
         ("checkpoint=7", "Steps saved there: 2"),
-        ("route=heads", "route is both, head or written"),
+        ("route=heads", "route is both, head or generated"),
         ("teachers=[0,-1]", "a list of whole numbers"),
         ("teachers=many", "a list of whole numbers"),
         ("teachers=[0,99]", "pool"),
@@ -113,7 +115,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
     ],
 )
 def test_what_is_wrong_is_said_before_the_model_loads(trained, capsys, monkeypatch, word, says):
-    monkeypatch.setattr("bbu_train.predict.run.Run.predictor", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("bbu_train.predict.run.TrainedRun.predictor", lambda *_: pytest.fail("the model was loaded"))
     given = {"run": f"run={trained}", "teachers": "teachers=[0]"} | {word.partition("=")[0]: word}
     assert main(list(given.values())) == 2
     assert says in capsys.readouterr().err

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bbu_train.evaluate import output_files
-from bbu_train.evaluate.measure import Row
+from bbu_train.evaluate.measure import EvaluationRow
 from bbu_train.evaluate.table import Scores
 
 
@@ -14,8 +14,8 @@ def scores():
     better = found | {"ap50": 0.5, "f1": 0.7, "student_lm": 1.5}
     best = found | {"ap50": 0.6, "student_lm": 1.25}
     nothing = {"student_lm": 2.0, "malformed": 1.0, "seconds": 2.0}
-    rows = [Row("head", number, 3, its) for number, its in enumerate((found, better, best))]
-    return Scores("outputs/a/b", 7, "test", (*rows, Row("written", 0, 3, nothing)))
+    rows = [EvaluationRow("head", number, 3, its) for number, its in enumerate((found, better, best))]
+    return Scores("outputs/a/b", 7, "test", (*rows, EvaluationRow("generated", 0, 3, nothing)))
 
 
 def test_the_gain_is_the_fall_of_the_loss_and_the_rise_of_each_route(scores):
@@ -44,8 +44,8 @@ def test_metrics_of_validation_are_evaluations_and_those_of_another_split_have_i
 def test_what_is_not_defined_is_a_dash_and_null_and_is_left_out_of_the_plot(scores, tmp_path):
     lines = scores.as_text().splitlines()
     assert lines[0] == "step 7, test: 3 pictures"
-    [line] = [line for line in lines if line.startswith("written")][:1]
-    assert line.split() == ["written", "0", *["-"] * 11]
+    [line] = [line for line in lines if line.startswith("generated")][:1]
+    assert line.split() == ["generated", "0", *["-"] * 11]
     output_files.write(scores, tmp_path / "new")
     rows = json.loads((tmp_path / "new/table.json").read_text())["rows"]
     assert (rows[3]["ap50"], rows[3]["malformed"], rows[0]["malformed"]) == (None, 1.0, None)
@@ -53,7 +53,7 @@ def test_what_is_not_defined_is_a_dash_and_null_and_is_left_out_of_the_plot(scor
 
 
 def test_a_table_without_any_object_is_written_too(tmp_path):
-    empty = Scores("run", 7, "validation", (Row("head", 0, 1, {"student_lm": 2.0, "seconds": 0.1}),))
+    empty = Scores("run", 7, "validation", (EvaluationRow("head", 0, 1, {"student_lm": 2.0, "seconds": 0.1}),))
     assert "Classes" not in empty.as_text()
     output_files.write(empty, tmp_path / "new")
     assert (tmp_path / "new/table.png").is_file()

@@ -134,19 +134,19 @@ def test_noised_boxes_are_no_part_of_the_answer(dino, batch):
 
 
 def test_noised_boxes_exist_in_training_only(dino, batch):
-    assert dino()(batch).detections.denoised.boxes_cxcywh.shape == (3, 6, 4, 4)
-    assert dino().eval()(batch).detections.denoised is None
-    assert dino("head.num_denoising_groups=0")(batch).detections.denoised is None
+    assert dino()(batch).detections.denoising.boxes_cxcywh.shape == (3, 6, 4, 4)
+    assert dino().eval()(batch).detections.denoising is None
+    assert dino("head.num_denoising_groups=0")(batch).detections.denoising is None
 
 
 def test_groups_of_noised_boxes_do_not_read_each_other(dino, batch):
-    few, many = (dino(f"head.num_denoising_groups={n}", taught=True)(batch).detections.denoised for n in (1, 3))
+    few, many = (dino(f"head.num_denoising_groups={n}", taught=True)(batch).detections.denoising for n in (1, 3))
     torch.testing.assert_close(many.boxes_cxcywh[:, :, :1], few.boxes_cxcywh)
     torch.testing.assert_close(many.objectness_logits[:, :, :1], few.objectness_logits)
 
 
 def test_untaught_a_noised_box_stays_where_it_was_put(dino, batch):
-    said = dino()(batch).detections.denoised.boxes_cxcywh
+    said = dino()(batch).detections.denoising.boxes_cxcywh
     little = noised(batch.boxes_cxcywh, batch.noise, 4)[:, :, 0]
     torch.testing.assert_close(said, little.clamp(1e-4, 1 - 1e-4).expand_as(said))
 
@@ -179,7 +179,7 @@ def test_without_any_object_every_parameter_has_a_finite_gradient(dino, collate,
     empty = collate(
         "packed", [replace(its, boxes_cxcywh=its.boxes_cxcywh[:0], noise=its.noise[:0], captions=()) for its in encoded]
     )
-    criterion = make_criterion("loss=quality")
+    criterion = make_criterion("loss=varifocal")
     losses = criterion(model(empty), empty)
     criterion.objective(losses, empty.counts).backward()
     assert losses["objectness"] > 0
@@ -200,7 +200,7 @@ def test_more_objects_than_queries_name_the_sample(dino, batch, make_criterion):
         make_criterion()(dino("head.num_queries=2")(batch), batch)
 
 
-@pytest.mark.parametrize("choice", ["five_groups", "uniform"])
+@pytest.mark.parametrize("choice", ["adamw", "adamw_uniform"])
 def test_every_parameter_has_a_group(choice, dino, config):
     model = dino()
     optimizer = instantiate(config("head=dino", f"optimizer={choice}").optimizer, _convert_="all")(model)

@@ -10,14 +10,14 @@ from torch import nn
 from bbu_train.head.detr import Detr
 from bbu_train.head.dino import Dino
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.batch import MemoryIndex, Truth
+from bbu_train.types.batch import GroundTruth, MemoryIndex
 
 WIDTH, VOCABULARY, END, NUM_QUERIES = 16, 20, 19, 5
 VISION = [[2, 3, 4], [7], [9, 10]]  # features of each sample's student picture; those between are of teachers
 TEXT = [range(4), range(6, 12), range(12, 14)]
 CAPTIONS = torch.tensor([[1, 2, 3], [4, 5, -100], [6, 7, 8], [9, -100, -100]])
 SAMPLES, QUERIES = torch.tensor([0, 0, 1, 2]), torch.tensor([3, 1, 0, 4])
-TRUTH = Truth(
+TRUTH = GroundTruth(
     torch.tensor([[0.4, 0.5, 0.2, 0.3], [0.7, 0.2, 0.1, 0.2], [0.5, 0.5, 0.4, 0.4], [0.1, 0.8, 0.2, 0.1]]),
     torch.full((4, 4), 0.3),
     SAMPLES,
@@ -86,7 +86,7 @@ def said_of(detections, sample) -> list[torch.Tensor]:
     """All that is said of one sample, captions with their losses included."""
     its_objects = sample == SAMPLES
     captions = detections.caption_losses(SAMPLES, QUERIES, CAPTIONS, 2)[its_objects]
-    described = detections.describe(END, 4)
+    described = detections.generate_captions(END, 4)
     spoken = [part[:, sample] for part in (detections.boxes_logits, detections.objectness_logits)]
     return [*spoken, captions, described[sample]]
 

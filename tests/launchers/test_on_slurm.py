@@ -137,7 +137,7 @@ def test_a_terminal_shows_a_live_table_until_ctrl_c_which_ends_no_run(sweep):
 
 
 def test_a_search_is_a_job_that_makes_its_trials_and_queues_itself_again(sweep):
-    space = ("search=random", "search.num_trials=1", "search.look_seconds=0.2", "loss.weights.giou=interval(1,5)")
+    space = ("search=random", "search.num_trials=1", "search.poll_seconds=0.2", "loss.weights.giou=interval(1,5)")
     assert "Submitted the search as job" in sweep.submit("tracker=jsonl", *space)
     search = sweep.outputs / "ledger/search"
     wait_for(lambda: [path for path in search.parent.glob("*/0001/job.json") if path.parents[1] != search])  # submitted

@@ -3,7 +3,6 @@ import pytest
 from scored import A, B, C, picture
 
 from bbu_train.metrics.constant_boxes import constant_predictions
-from bbu_train.metrics.detection import score
 from bbu_train.runtime.seeds import generator
 
 

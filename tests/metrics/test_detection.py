@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scored import A, B, C, perfect, picture, prediction
 
-from bbu_train.metrics.detection import full_score, score
+from bbu_train.metrics.detection import full_detection_metrics
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Picture, class_of
 
@@ -192,7 +192,7 @@ COCO_NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "recall
 @pytest.mark.parametrize("seed", range(3))
 def test_average_precision_and_recall_are_those_of_pycocotools(seed):
     pictures, predictions = random_detections(seed)
-    result = full_score(pictures, predictions)
+    result = full_detection_metrics(pictures, predictions)
     expected = by_pycocotools(pictures, predictions)[:9]
     assert [result[name] for name in COCO_NAMES] == pytest.approx(expected, abs=1e-9)
     assert len(set(expected)) == 9
@@ -200,14 +200,14 @@ def test_average_precision_and_recall_are_those_of_pycocotools(seed):
 
 def test_the_full_score_begins_with_the_short_one():
     pictures, predictions = random_detections(0)
-    short, full = score(pictures, predictions), full_score(pictures, predictions)
+    short, full = score(pictures, predictions), full_detection_metrics(pictures, predictions)
     assert list(full.items())[: len(short)] == list(short.items())
 
 
 def test_descriptions_are_compared_level_by_level_over_the_objects_that_are_found_whatever_their_class():
     truths = [(A, "bbu/zte/alarm"), (B, "bbu/huawei"), (C, "screw"), ((80, 80, 90, 90), "never/found")]
     said = [(A, 0.9, "bbu/zte/running"), (B, 0.8, "label/huawei"), (C, 0.7, "screw"), ((0, 80, 9, 90), 0.6, "screw")]
-    result = full_score([picture(*truths)], [prediction(*said)])
+    result = full_detection_metrics([picture(*truths)], [prediction(*said)])
     assert result["matched"] == 3 / 4
     assert result["description/exact"] == pytest.approx(1 / 3)
     assert result["description/level_1"] == pytest.approx(2 / 3)
@@ -217,15 +217,15 @@ def test_descriptions_are_compared_level_by_level_over_the_objects_that_are_foun
 
 
 def test_what_has_no_object_to_be_measured_on_is_left_out():
-    result = full_score([picture((A, "x"))], [prediction()])
+    result = full_detection_metrics([picture((A, "x"))], [prediction()])
     assert {"ap_medium", "ap_large", "description/exact", "description/level_1"} & set(result) == set()
     assert [result[name] for name in ("ap", "ap_small", "recall_100", "matched", "f1")] == [0.0] * 5
-    assert full_score([picture()], [prediction((A, 0.9, "x"))]) == {}
+    assert full_detection_metrics([picture()], [prediction((A, 0.9, "x"))]) == {}
 
 
 def test_of_300_objects_all_are_described_and_cocos_100_recalled():
     boxes = [(x, y, x + 4, y + 4) for x in range(0, 100, 5) for y in range(0, 75, 5)]
     crowded = picture(*((box, "x/y") for box in boxes))
-    result = full_score([crowded], [perfect(crowded)])
+    result = full_detection_metrics([crowded], [perfect(crowded)])
     assert (result["matched"], result["description/exact"]) == (1.0, 1.0)
     assert [result[f"recall_{most}"] for most in (1, 10, 100)] == pytest.approx([1 / 300, 10 / 300, 100 / 300])

@@ -132,9 +132,9 @@ def test_no_kernel_lets_a_sample_see_another(attention, make, collate, encoded):
     assert (changed != batch.input_ids).any()
     hidden = []
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        features = model.see(batch)
+        features = model.encode_images(batch)
         for ids in (batch.input_ids, changed):
             batch.input_ids.copy_(ids)
-            hidden.append(model.read(batch, features))
+            hidden.append(model.hidden_states(batch, features))
     assert torch.equal(hidden[0][~first], hidden[1][~first])
     assert not torch.equal(hidden[0][first], hidden[1][first])

@@ -37,6 +37,6 @@ def test_a_sample_costs_what_the_tiny_model_computes_for_it(make_model, encoded,
     for sample in encoded:
         batch = collate("packed", [sample])
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model.read(batch, model.see(batch))
+            model.hidden_states(batch, model.encode_images(batch))
         predicted = its(len(sample.input_ids), sample.grid_thw.prod(1).tolist())
         assert 0.97 < predicted / (3 * counter.get_total_flops()) < 1.03

@@ -66,7 +66,7 @@ def test_the_backbone_does_exactly_what_is_counted(make_model, make_criterion, c
         freeze(model.backbone, *FROZEN[frozen])
     batch = collate("packed", encoded)
     expected = counted(model, make_criterion("loss=language"), batch)
-    assert model.num_useful_operations(with_masked_pairs(batch.sizes)) == expected
+    assert model.training_flops(with_masked_pairs(batch.sizes)) == expected
 
 
 @pytest.mark.usefixtures("_no_masks")
@@ -84,20 +84,20 @@ def test_the_model_with_a_head_does_exactly_what_is_counted(
         freeze(model.head, *frozen_head)
     batch = collate("packed", encoded[3:])
     expected = counted(model, make_criterion(), batch)
-    assert model.num_useful_operations(with_masked_pairs(batch.sizes)) == expected - beside_the_memory(model, batch)
+    assert model.training_flops(with_masked_pairs(batch.sizes)) == expected - beside_the_memory(model, batch)
 
 
 def beside_the_memory(model, batch):
     """Operations of the adapters on what the head does not read: teachers' pictures and all that follows the prompt."""
     sizes, head = batch.sizes, model.head
-    unread = sizes.patches // 4 - sizes.memory_seen, sizes.tokens - (sizes.memory - sizes.memory_seen)
+    unread = sizes.patches // 4 - sizes.memory_image, sizes.tokens - (sizes.memory - sizes.memory_image)
     assert min(unread) > 0
     weights = [
         sum(matrix.weight.numel() for matrix in (adapter.down, adapter.up, adapter.project))
         for adapter in (head.vision_adapter, head.language_adapter)
     ]
     trains = head.vision_adapter.down.weight.requires_grad
-    return flops.matrix(trains, passes=True) * sum(rows * its for rows, its in zip(unread, weights, strict=True))
+    return flops.matmul_flops(trains, passes=True) * sum(rows * its for rows, its in zip(unread, weights, strict=True))
 
 
 @pytest.mark.parametrize("head", ["head=detr", "head=dino", "head=none"])
@@ -108,12 +108,12 @@ def test_a_step_is_counted_alike_in_every_layout(make_model, collate, encoded, h
     parts = [encoded[i::num_parts] for i in range(num_parts)] + [[encoded[0].unsupervised()]]
     sizes = [astuple(collate(collator, part).sizes) for part in parts]
     together = Sizes(*map(sum, zip(*sizes, strict=True)))
-    expected = model.num_useful_operations(collate("packed", encoded).sizes)
-    assert model.num_useful_operations(together) == expected > 0
-    assert sum(model.num_useful_operations(Sizes(*its)) for its in sizes) == expected
+    expected = model.training_flops(collate("packed", encoded).sizes)
+    assert model.training_flops(together) == expected > 0
+    assert sum(model.training_flops(Sizes(*its)) for its in sizes) == expected
 
 
 def test_zeros_that_widen_a_matrix_are_not_counted(make_model, collate, encoded):
     sizes = collate("packed", encoded).sizes
     plain, widened = make_model("head=none"), make_model("head=none", "model.vision_mlp_multiple=64")
-    assert widened.num_useful_operations(sizes) == plain.num_useful_operations(sizes)
+    assert widened.training_flops(sizes) == plain.training_flops(sizes)

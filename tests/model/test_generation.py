@@ -15,7 +15,7 @@ NUM_NEW = 12
 
 @pytest.fixture(params=[0, 1])
 def model(make_model, request):
-    return lively(make_model(f"model.place_amplitude={request.param}"))
+    return lively(make_model(f"model.image_position_scale={request.param}"))
 
 
 def lively(model):
@@ -57,7 +57,7 @@ def teacher_forced(model, collate, prompt, ids):
     batch = collate("packed", [with_answer(prompt, ids)])
     student = batch.label_roles == Role.STUDENT
     with torch.no_grad():
-        hidden = model.read(batch, model.see(batch))[batch.supervised_positions[student]]
+        hidden = model.hidden_states(batch, model.encode_images(batch))[batch.supervised_positions[student]]
         return model.project(hidden).float().softmax(-1)
 
 

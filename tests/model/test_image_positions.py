@@ -40,8 +40,8 @@ def features_read(model, batch):
         lambda _, args, kwargs: given.append(kwargs["inputs_embeds"].flatten(0, 1)), with_kwargs=True
     )
     with torch.no_grad():
-        seen = model.see(batch)
-        model.read(batch, seen)
+        seen = model.encode_images(batch)
+        model.hidden_states(batch, seen)
     hook.remove()
     return given[0], seen
 
@@ -49,7 +49,7 @@ def features_read(model, batch):
 def test_they_are_added_to_image_tokens_and_to_nothing_else(make_model, collate, encoded):
     batch = collate("packed", encoded)
     without, _ = features_read(make_model("head=none"), batch)
-    placed, seen = features_read(make_model("head=none", "model.place_amplitude=0.5"), batch)
+    placed, seen = features_read(make_model("head=none", "model.image_position_scale=0.5"), batch)
     ids = batch.position_ids[1:].flatten(1)[:, batch.image_positions]
     expected = without.index_copy(0, batch.image_positions, seen + 0.5 * image_positions.sines(ids, seen.shape[1]))
     torch.testing.assert_close(placed, expected, rtol=0, atol=0)
@@ -58,11 +58,13 @@ def test_they_are_added_to_image_tokens_and_to_nothing_else(make_model, collate,
 
 @pytest.mark.parametrize("amplitude", ["-1", "true", "inf", "nan"])
 def test_an_amplitude_is_a_number_from_0_on(make_model, amplitude):
-    with pytest.raises(InputError, match=r"model.place_amplitude=.*expected a number, 0 \(none\) or above"):
-        make_model(f"model.place_amplitude={amplitude}")
+    with pytest.raises(InputError, match=r"model.image_position_scale=.*expected a number, 0 \(none\) or above"):
+        make_model(f"model.image_position_scale={amplitude}")
 
 
 def test_pretrained_weights_have_not_learned_with_them():
-    with pytest.raises(InputError, match=r"place_amplitude=1 with model.weights=pretrained: .*place_amplitude=0"):
+    with pytest.raises(
+        InputError, match=r"image_position_scale=1 with model.weights=pretrained: .*image_position_scale=0"
+    ):
         image_positions.check(1, "pretrained")
     image_positions.check(0, "pretrained")

@@ -55,7 +55,7 @@ def load(checkpoint):
         precision="fp32",
         vocabulary_chunk=64,
         vision_mlp_multiple=1,
-        place_amplitude=0,
+        image_position_scale=0,
         teacher_cache_gib=0,
         compile=False,
         device=torch.device("cpu"),
@@ -88,8 +88,8 @@ def test_a_loaded_model_sees_and_reads_as_the_saved_one(checkpoint, saved, sampl
     processed = PROCESSOR(images=pictures, return_tensors="pt")
     model = load(checkpoint)
     with torch.no_grad():
-        features = model.see(batch)
-        hidden = model.read(batch, features)
+        features = model.encode_images(batch)
+        hidden = model.hidden_states(batch, features)
         stock = saved.model(
             input_ids=encoded.input_ids[None],
             mm_token_type_ids=(encoded.input_ids == builder.text.image)[None].int(),

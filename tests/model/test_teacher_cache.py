@@ -120,7 +120,7 @@ def test_a_warm_step_does_what_is_counted_and_runs_the_merger_of_the_students_on
     again = 2 * (len(batch.vision.patches) // 4) * MERGED * (MERGED + OUT)
     # torch's plain attention computes the half that a causal mask hides, too.
     unmasked = replace(batch.sizes, token_squares=2 * batch.sizes.token_squares)
-    assert counter.get_total_flops() == model.num_useful_operations(unmasked) + again
+    assert counter.get_total_flops() == model.training_flops(unmasked) + again
 
 
 @pytest.mark.parametrize("num_bytes", [1, 14_000])  # less than any picture; the rack or the door

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bbu_train.ops.chunked_cross_entropy import IGNORED, token_losses
+from bbu_train.ops.chunked_cross_entropy import IGNORED, chunked_cross_entropy
 from bbu_train.runtime.seeds import generator
 
 TOKENS, WIDTH, VOCABULARY = 7, 4, 11
@@ -40,37 +40,37 @@ def test_any_chunk_gives_the_values_and_gradients_of_plain_cross_entropy(hidden,
     project, weights = Projection(), torch.arange(1.0, TOKENS + 1)
     expected = cross_entropy(project(hidden), labels, reduction="none", ignore_index=IGNORED)
     expected_gradients = torch.autograd.grad((weights * expected).sum(), [hidden, project.weight])
-    losses = token_losses(hidden, labels, project, chunk)
+    losses = chunked_cross_entropy(hidden, labels, project, chunk)
     torch.testing.assert_close(losses, expected)
     gradients = torch.autograd.grad((weights * losses).sum(), [hidden, project.weight])
     torch.testing.assert_close(gradients, expected_gradients)
 
 
 def test_an_ignored_token_loses_nothing(hidden, labels):
-    losses = token_losses(hidden, labels, Projection(), 2)
+    losses = chunked_cross_entropy(hidden, labels, Projection(), 2)
     assert (losses == 0).tolist() == (labels == IGNORED).tolist()
 
 
 def test_no_more_logits_than_a_chunk_exist_at_once_forward_or_backward(hidden, labels):
     project = Projection()
-    token_losses(hidden, labels, project, 3).sum().backward()
+    chunked_cross_entropy(hidden, labels, project, 3).sum().backward()
     assert project.calls == [3, 3, 1, 3, 3]  # of the last chunk, with which the backward pass begins, only once
 
 
 def test_no_logits_but_those_of_the_last_chunk_are_kept_for_the_backward_pass(hidden, labels):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
-        token_losses(hidden, labels, Projection(), 3)
+        chunked_cross_entropy(hidden, labels, Projection(), 3)
     logits = [shape for shape in kept if VOCABULARY in shape[1:] and WIDTH not in shape]
     assert {shape[0] for shape in logits} == {1}
 
 
 def test_losses_of_half_precision_states_are_float32(hidden, labels):
     project = Projection().to(torch.bfloat16)
-    assert token_losses(hidden.bfloat16(), labels, project, 3).dtype == torch.float32
+    assert chunked_cross_entropy(hidden.bfloat16(), labels, project, 3).dtype == torch.float32
 
 
 def test_the_loss_of_evaluation_needs_no_gradient(hidden, labels):
     with torch.no_grad():
-        losses = token_losses(hidden, labels, Projection(), 3)
-    torch.testing.assert_close(losses, token_losses(hidden, labels, Projection(), 3).detach())
+        losses = chunked_cross_entropy(hidden, labels, Projection(), 3)
+    torch.testing.assert_close(losses, chunked_cross_entropy(hidden, labels, Projection(), 3).detach())

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from bbu_train.ops.compile import compiled
+from bbu_train.ops.compile import compile_dynamic
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, of itself
 def test_code_is_made_once_for_lengths_that_are_equal_by_chance_and_for_others():
-    function = compiled(lambda samples, layers: samples.sin().sum(0) + layers.cos().sum(0))
+    function = compile_dynamic(lambda samples, layers: samples.sin().sum(0) + layers.cos().sum(0))
     lengths = [(2, 2), (5, 2), (3, 7), (4, 4)]
     with torch._dynamo.config.patch(error_on_recompile=True):
         for num_samples, num_layers in lengths:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bbu_train.ops.split_float32 import divided, whole
+from bbu_train.ops.split_float32 import merge_float32, split_float32
 
 BITS = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)  # the lower half of a number
 
@@ -18,11 +18,11 @@ def numbers():
 
 
 def test_a_number_comes_back_to_the_last_bit(numbers):
-    assert torch.equal(whole(*divided(numbers)).view(torch.int32), numbers.view(torch.int32))
+    assert torch.equal(merge_float32(*split_float32(numbers)).view(torch.int32), numbers.view(torch.int32))
 
 
 def test_the_weight_is_the_number_rounded_and_of_two_as_near_the_larger(numbers):
-    weight, _ = divided(numbers)
+    weight, _ = split_float32(numbers)
     is_tie = (numbers.view(torch.int32) & 0xFFFF) == 0x8000
     assert torch.equal(weight[~is_tie], numbers[~is_tie].bfloat16())
     above = ((numbers.view(torch.int32) & -0x10000) + 0x10000).view(torch.float32)
@@ -32,6 +32,6 @@ def test_the_weight_is_the_number_rounded_and_of_two_as_near_the_larger(numbers)
 
 def test_a_bfloat16_number_has_no_rest(numbers):
     low = numbers.bfloat16()
-    weight, rest = divided(low.float())
+    weight, rest = split_float32(low.float())
     assert torch.equal(weight, low)
     assert not rest.any()

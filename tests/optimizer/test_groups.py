@@ -17,7 +17,7 @@ RATES = {"vision": 2e-6, "merger": 1e-5, "llm": 1e-5, "adapter": 1e-4, "detectio
 
 def chosen(name: str) -> DictConfig:
     """conf/optimizer/<name>.yaml beside a model and an engine, to which it refers."""
-    beside = {"model": {"rates": RATES}, "engine": {"precision": "fp32"}}
+    beside = {"model": {"learning_rates": RATES}, "engine": {"precision": "fp32"}}
     return OmegaConf.create({**beside, "optimizer": OmegaConf.load(CONF / f"{name}.yaml")}).optimizer
 
 
@@ -45,9 +45,9 @@ class Model(nn.Module):
         self.head = head if with_head else None
 
 
-def five_groups(**changes) -> dict:
-    """The arguments that conf/optimizer/five_groups.yaml gives, its groups changed or added to."""
-    arguments = OmegaConf.to_container(chosen("five_groups"), resolve=True)
+def adamw(**changes) -> dict:
+    """The arguments that conf/optimizer/adamw.yaml gives, its groups changed or added to."""
+    arguments = OmegaConf.to_container(chosen("adamw"), resolve=True)
     arguments = {key: value for key, value in arguments.items() if not key.startswith("_")}
     for group, change in changes.items():
         arguments["groups"][group] = {**arguments["groups"].get(group, {}), **change}
@@ -64,16 +64,14 @@ def names_by_group(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 def test_every_parameter_has_exactly_one_group():
     model = Model()
-    members = [
-        parameter for group in parameters_by_group(build(model, **five_groups())).values() for parameter in group
-    ]
+    members = [parameter for group in parameters_by_group(build(model, **adamw())).values() for parameter in group]
     assert len(members) == len({id(parameter) for parameter in members})
     assert {id(parameter) for parameter in members} == {id(parameter) for parameter in model.parameters()}
 
 
 def test_the_merger_is_not_the_vision_towers():
     model = Model()
-    members = names_by_group(model, build(model, **five_groups()))
+    members = names_by_group(model, build(model, **adamw()))
     prefix = "backbone.model.visual."
     assert members["merger"] == {f"{prefix}merger.mlp.weight", f"{prefix}merger.mlp.bias"}
     assert {name.removeprefix(prefix).split(".")[0] for name in members["vision"]} == {"patch_embed", "blocks"}
@@ -84,7 +82,7 @@ def test_the_merger_is_not_the_vision_towers():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_output_matrix_belongs_to_the_language_model_tied_or_not(tied):
     model = Model(tied=tied)
-    members = parameters_by_group(build(model, **five_groups()))
+    members = parameters_by_group(build(model, **adamw()))
     assert any(parameter is model.backbone["lm_head"].weight for parameter in members["llm"])
     assert len(members["llm"]) == (3 if tied else 4)
 
@@ -95,7 +93,7 @@ def test_a_tied_parameter_goes_where_its_first_name_goes_and_both_groups_count_a
         "rest": {"pattern": "", "owner": "backbone", "lr": 1e-4},
     }
     model = Model(tied=True)
-    members = parameters_by_group(build(model, **{**five_groups(), "groups": groups}))
+    members = parameters_by_group(build(model, **{**adamw(), "groups": groups}))
     assert any(parameter is model.backbone["lm_head"].weight for parameter in members["rest"])
     assert "output" not in members
 
@@ -105,27 +103,27 @@ def test_parameters_of_no_group_are_named():
     model.head["query"] = nn.Embedding(2, 2)
     model.extra = linear()
     with pytest.raises(InputError, match=r"2 parameters belong to no group: extra\.weight, extra\.bias\. Add a group"):
-        build(model, **five_groups())
+        build(model, **adamw())
 
 
 def test_a_group_that_matches_nothing_is_named_with_its_pattern():
     with pytest.raises(InputError, match=r'group queries matches nothing: no parameter has "head\.query" in its name'):
-        build(Model(), **five_groups(queries={"pattern": r"head.query", "owner": "head", "lr": 1e-4}))
+        build(Model(), **adamw(queries={"pattern": r"head.query", "owner": "head", "lr": 1e-4}))
 
 
 def test_a_group_that_comes_too_late_is_told_who_took_its_parameters():
     with pytest.raises(InputError, match=r"(?s)group narrow gets nothing.*went to groups before it: detection \(2\)"):
-        build(Model(), **five_groups(narrow={"pattern": r"^head\.decoder", "owner": "head", "lr": 1e-4}))
+        build(Model(), **adamw(narrow={"pattern": r"^head\.decoder", "owner": "head", "lr": 1e-4}))
 
 
 def test_the_groups_of_an_absent_head_may_be_empty():
-    members = parameters_by_group(build(Model(with_head=False), **five_groups()))
+    members = parameters_by_group(build(Model(with_head=False), **adamw()))
     assert list(members) == ["merger", "vision", "llm"]
 
 
 def test_rate_zero_computes_no_gradient_for_the_group_and_lets_gradients_through():
     model = Model()
-    optimizer = build(model, **five_groups(adapter={"lr": 0}))
+    optimizer = build(model, **adamw(adapter={"lr": 0}))
     model.head["vision_adapter"](model.backbone["model"]["visual"]["blocks"][0](torch.ones(1, 2))).sum().backward()
     assert model.head["vision_adapter"].weight.grad is None
     assert model.backbone["model"]["visual"]["blocks"][0].weight.grad.abs().sum() > 0
@@ -135,23 +133,23 @@ def test_rate_zero_computes_no_gradient_for_the_group_and_lets_gradients_through
 def test_what_the_model_froze_itself_stays_frozen():
     model = Model()
     model.head["decoder"].weight.requires_grad_(False)
-    members = names_by_group(model, build(model, **five_groups()))
+    members = names_by_group(model, build(model, **adamw()))
     assert members["detection"] == {"head.decoder.bias"}
     assert not model.head["decoder"].weight.requires_grad
 
 
 def test_norms_and_biases_do_not_decay():
     model = Model()
-    optimizer = build(model, **five_groups())
+    optimizer = build(model, **adamw())
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for parameter in model.parameters():
         assert decay[id(parameter)] == (0.01 if parameter.ndim >= 2 else 0)
 
 
 def test_a_model_that_is_frozen_throughout_is_refused():
-    frozen = {name: {"lr": 0.0} for name in five_groups()["groups"]}
+    frozen = {name: {"lr": 0.0} for name in adamw()["groups"]}
     with pytest.raises(InputError, match="every parameter is frozen"):
-        build(Model(), **five_groups(**frozen))
+        build(Model(), **adamw(**frozen))
 
 
 def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_frozen():
@@ -160,12 +158,12 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_frozen():
     with pytest.raises(
         InputError, match=r"(?s)5 problems.*betas.*merger has pattern.*vision has lr -1.*llm has lr nan.*new"
     ):
-        build(model, **{**five_groups(**changes, new={"pattern": "x"}), "betas": [0.9]})
+        build(model, **{**adamw(**changes, new={"pattern": "x"}), "betas": [0.9]})
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_rates_follow_the_multiplier_by_name():
-    optimizer = build(Model(), **five_groups())
+    optimizer = build(Model(), **adamw())
     before = learning_rates(optimizer)
     set_learning_rates(optimizer, 0.25)
     set_learning_rates(optimizer, 0.5)
@@ -175,7 +173,7 @@ def test_rates_follow_the_multiplier_by_name():
 
 def test_each_group_moves_by_its_own_rate():
     model = Model()
-    optimizer = build(model, **{**five_groups(), "weight_decay": 0.0})
+    optimizer = build(model, **{**adamw(), "weight_decay": 0.0})
     before = {group: [p.detach().clone() for p in its] for group, its in parameters_by_group(optimizer).items()}
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -186,7 +184,7 @@ def test_each_group_moves_by_its_own_rate():
         torch.testing.assert_close(moved, expected, rtol=0.05, atol=1e-8)
 
 
-@pytest.mark.parametrize("choice", ["five_groups", "uniform"])
+@pytest.mark.parametrize("choice", ["adamw", "adamw_uniform"])
 def test_the_yaml_builds_an_optimizer_for_the_very_model_it_is_given(choice):
     model = Model()
     optimizer = instantiate(chosen(choice), _convert_="all")(model)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import whole
+from bbu_train.ops.split_float32 import merge_float32
 from bbu_train.optimizer.groups import state_bytes
 from bbu_train.optimizer.mixed_adamw import MixedAdamW, mix, round_stochastically
 from bbu_train.runtime.seeds import generator
@@ -56,7 +56,7 @@ def test_masters_go_where_torchs_adamw_takes_float32_weights(expected):
     train(optimizer, parameters)
     for parameter, weight, its in zip(parameters, *expected, strict=True):
         state = optimizer.state[parameter]
-        torch.testing.assert_close(whole(parameter.detach(), state["rest"]), weight.detach())
+        torch.testing.assert_close(merge_float32(parameter.detach(), state["rest"]), weight.detach())
         for moment in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(state[moment], its[moment])
 
@@ -66,7 +66,7 @@ def test_a_weight_is_its_master_rounded():
     optimizer = mixed(parameters)
     train(optimizer, parameters)
     for parameter in parameters:
-        assert torch.equal(parameter, whole(parameter.detach(), optimizer.state[parameter]["rest"]).bfloat16())
+        assert torch.equal(parameter, merge_float32(parameter.detach(), optimizer.state[parameter]["rest"]).bfloat16())
 
 
 def test_float32_parameters_among_them_are_updated_as_torch_does():
@@ -85,7 +85,7 @@ def test_gradients_are_divided_by_the_scale_on_the_device(expected):
             parameter.grad = 4 * numbers("gradient", step, *parameter.shape, shape=tuple(parameter.shape)).bfloat16()
         optimizer.step()
     for parameter, weight in zip(parameters, expected[0], strict=True):
-        master = whole(parameter.detach(), optimizer.state[parameter]["rest"])
+        master = merge_float32(parameter.detach(), optimizer.state[parameter]["rest"])
         torch.testing.assert_close(master, weight.detach())
 
 
@@ -178,7 +178,7 @@ def test_the_hash_sends_no_two_numbers_to_one():
 
 def exact(weight, state):
     """The weight as exactly as it is known, and its moments."""
-    weight = whole(weight, state["rest"]) if "rest" in state else weight
+    weight = merge_float32(weight, state["rest"]) if "rest" in state else weight
     return weight, state["exp_avg"], state["exp_avg_sq"]
 
 

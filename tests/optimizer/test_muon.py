@@ -11,7 +11,7 @@ from torch import nn
 
 from bbu_train.cli import overrides
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import whole
+from bbu_train.ops.split_float32 import merge_float32
 from bbu_train.optimizer import muon
 from bbu_train.optimizer.groups import learning_rates, set_learning_rates, state_bytes
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
@@ -77,7 +77,7 @@ def test_bfloat16_matrices_have_masters_that_go_where_float32_ones_do():
     train(optimizer, low)
     train(optimizer_of(full), full)
     for parameter, expected in zip(low, full, strict=True):
-        assert torch.equal(whole(parameter.detach(), optimizer.state[parameter]["rest"]), expected)
+        assert torch.equal(merge_float32(parameter.detach(), optimizer.state[parameter]["rest"]), expected)
         assert torch.equal(parameter, expected.bfloat16())
 
 

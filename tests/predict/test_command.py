@@ -48,7 +48,7 @@ def test_each_picture_gets_a_line_and_a_drawing(run, pictures, tmp_path):
     found = rows(tmp_path / "new")
     assert [(row["width"], row["height"]) for row in found[1:]] == [(200, 300), (64, 64)]
     assert ["true" in row for row in found] == [True, False, False]
-    assert all(len(row["head"]["objects"]) == 12 and row["written"]["num_malformed"] == 1 for row in found)
+    assert all(len(row["head"]["objects"]) == 12 and row["generated"]["num_malformed"] == 1 for row in found)
     for row in found:
         with Image.open(tmp_path / "new" / row["drawn"]) as drawn:
             assert drawn.width > 1000
@@ -81,7 +81,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
     ("word", "says"),
     [
         ("rout=head", "rout is no key. Did you mean route"),
-        ("route=heads", "route is both, head or written"),
+        ("route=heads", "route is both, head or generated"),
         ("run=nowhere", "There is no run in"),
         ("checkpoint=7", "Steps saved there: 1, 2"),
         ("checkpoint=newest", "checkpoint is best, last or a step"),
@@ -96,7 +96,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
     ],
 )
 def test_what_is_wrong_is_said_before_the_model_loads(run, pictures, capsys, monkeypatch, word, says):
-    monkeypatch.setattr("bbu_train.predict.run.Run.predictor", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("bbu_train.predict.run.TrainedRun.predictor", lambda *_: pytest.fail("the model was loaded"))
     given = {"run": f"run={run}", "images": f"images={pictures}"}
     code, error = said(capsys, *(given | {word.partition("=")[0]: word}).values())
     assert code == 2
@@ -107,9 +107,9 @@ def test_a_run_without_a_head_predicts_by_the_written_route_only(config, picture
     cfg = config("head=none", "loss=language", *FEW, *STEPS, f"outputs={tmp_path}", "run=bare")
     train(cfg)
     words = [f"run={cfg.folder}", f"images={pictures}/c-white.png", "max_new_tokens=1"]
-    assert said(capsys, *words)[1].count("Take route=written")
-    assert said(capsys, *words, "route=written")[1].count("Take checkpoint=last")
-    assert main([*words, "route=written", "checkpoint=last", "truth=false"]) == 0
+    assert said(capsys, *words)[1].count("Take route=generated")
+    assert said(capsys, *words, "route=generated")[1].count("Take checkpoint=last")
+    assert main([*words, "route=generated", "checkpoint=last", "truth=false"]) == 0
 
 
 def test_help_names_every_key(capsys):

@@ -9,7 +9,7 @@ from bbu_train.types.samples import Object
 def read(builder, picture, text, probabilities=None):
     ids = [*builder.text.ids(text), builder.text.end]
     values = [0.5] * len(ids) if probabilities is None else probabilities(ids)
-    return generated_answer.read(ids, values, picture, builder.text, builder.picture_format)
+    return generated_answer.parse_generated(ids, values, picture, builder.text, builder.picture_format)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_an_answer_that_was_cut_off_gives_what_is_whole_and_counts(builder, pict
     text = builder.answer(picture)
     ids = builder.text.ids(text)
     for cut in range(len(ids)):
-        answer = generated_answer.read(ids[:cut], [0.5] * cut, picture, builder.text, builder.picture_format)
+        answer = generated_answer.parse_generated(ids[:cut], [0.5] * cut, picture, builder.text, builder.picture_format)
         assert answer.is_malformed
         assert len(answer.prediction.scores) == answer.text.count("}")
 
@@ -77,7 +77,9 @@ def test_300_objects_are_read(builder, make_picture):
 def test_any_tokens_can_be_read(builder, picture, seed):
     random = generator("any tokens", seed)
     ids = random.integers(0, 800, 400).tolist()
-    answer = generated_answer.read(ids, random.random(400).tolist(), picture, builder.text, builder.picture_format)
+    answer = generated_answer.parse_generated(
+        ids, random.random(400).tolist(), picture, builder.text, builder.picture_format
+    )
     assert answer.is_malformed
     assert (answer.prediction.scores <= 1).all()
 

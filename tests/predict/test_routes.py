@@ -24,7 +24,7 @@ def found_by(predictor, samples):
 
 
 def test_the_head_says_what_it_says_in_evaluation(predictor, samples, encoded, collate, builder):
-    predictor = predictor("head", "written")
+    predictor = predictor("head", "generated")
     with torch.no_grad():
         detections = predictor.model(collate("packed", encoded)).detections
     expected = validation.predict(detections, samples, builder.text, 4)
@@ -35,23 +35,23 @@ def test_the_head_says_what_it_says_in_evaluation(predictor, samples, encoded, c
         assert found.head.descriptions == reference.descriptions
 
 
-@pytest.mark.parametrize("route", ["head", "written"])
+@pytest.mark.parametrize("route", ["head", "generated"])
 def test_a_route_by_itself_says_what_it_says_beside_the_other(predictor, samples, route):
     for alone, both in zip(
-        found_by(predictor(route), samples), found_by(predictor("head", "written"), samples), strict=True
+        found_by(predictor(route), samples), found_by(predictor("head", "generated"), samples), strict=True
     ):
         one, other = (line(found, 0.0) for found in (alone, both))
-        assert {"head", "written"} & set(one) == {route}
+        assert {"head", "generated"} & set(one) == {route}
         assert one[route].keys() == other[route].keys()
         assert len(one[route]["objects"]) == len(other[route]["objects"])
         assert [each["label"] for each in one[route]["objects"]] == [each["label"] for each in other[route]["objects"]]
 
 
 def test_an_untrained_model_is_malformed_and_shown_nevertheless(predictor, samples):
-    found = found_by(predictor("head", "written"), samples[:1])[0]
+    found = found_by(predictor("head", "generated"), samples[:1])[0]
     row = line(found, 1.0)
-    assert row["head"]["objects"] == row["written"]["objects"] == []
-    assert row["written"]["num_malformed"] == 1
+    assert row["head"]["objects"] == row["generated"]["objects"] == []
+    assert row["generated"]["num_malformed"] == 1
     assert len(row["true"]) == 3
     assert len(row["teachers"]) == 2
     assert drawn(found, 1.0).width > 1600
@@ -67,7 +67,7 @@ def test_what_the_head_finds_lies_in_the_picture_and_comes_best_first(predictor,
     scores = [each["score"] for each in row["head"]["objects"]]
     assert scores == sorted(scores, reverse=True)
     assert "true" not in row
-    assert "written" not in row
+    assert "generated" not in row
 
 
 def test_a_written_answer_comes_out_in_pixels_of_the_original_and_in_the_colours_of_its_classes(
@@ -76,18 +76,18 @@ def test_a_written_answer_comes_out_in_pixels_of_the_original_and_in_the_colours
     """The model's words are put into its mouth: those of the true answer, in Chinese."""
     boxes = ((20, 30, 220, 130), "螺丝/符合要求"), ((100, 200, 400, 330), "机柜空间/空")
     picture = make_picture("chinese", 448, 336, *boxes)
-    predictor = predictor("written")
+    predictor = predictor("generated")
     ids = torch.tensor([[*builder.text.ids(builder.answer(picture)), builder.text.end]])
     said = (ids, torch.full(ids.shape, 0.5)), None
     monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: said)
     (found,) = found_by(predictor, [Sample("x", picture, ())])
     row = line(found, 0.5)
-    assert [each["label"] for each in row["written"]["objects"]] == ["螺丝/符合要求", "机柜空间/空"]
-    assert [each["class"] for each in row["written"]["objects"]] == ["螺丝", "机柜空间"]
-    assert [each["score"] for each in row["written"]["objects"]] == [0.5, 0.5]
-    for each, (box, _) in zip(row["written"]["objects"], boxes, strict=True):
+    assert [each["label"] for each in row["generated"]["objects"]] == ["螺丝/符合要求", "机柜空间/空"]
+    assert [each["class"] for each in row["generated"]["objects"]] == ["螺丝", "机柜空间"]
+    assert [each["score"] for each in row["generated"]["objects"]] == [0.5, 0.5]
+    for each, (box, _) in zip(row["generated"]["objects"], boxes, strict=True):
         assert each["bbox_2d"] == pytest.approx(box, abs=2)
-    assert row["written"]["num_malformed"] == 0
+    assert row["generated"]["num_malformed"] == 0
     pixels = np.unique(np.asarray(drawn(found, 0.5)).reshape(-1, 3), axis=0)
     assert len(set(map(tuple, pixels.tolist())) & set(COLORS)) == 2
 
@@ -97,7 +97,7 @@ def test_300_objects_are_written_and_drawn(predictor, make_picture, monkeypatch,
     crowded = make_picture("crowded", 224, 168, *((box, f"class{i % 20}") for i, box in enumerate(boxes)))
     ids = torch.tensor([[*builder.text.ids(builder.answer(crowded)), builder.text.end]])
     monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: ((ids, torch.ones(ids.shape)), None))
-    (found,) = found_by(predictor("written"), [Sample("x", crowded, ())])
-    assert len(line(found, 0.5)["written"]["objects"]) == 300
+    (found,) = found_by(predictor("generated"), [Sample("x", crowded, ())])
+    assert len(line(found, 0.5)["generated"]["objects"]) == 300
     assert drawn(found, 0.5).height < 1200
     assert Object(boxes[0], "class0") in crowded.objects

@@ -37,7 +37,7 @@ def sources(builder, make_picture):
     evil = make_picture("evil", 84, 56, ((5, 6, 40, 50), EVIL))
     samples = [Sample("train.jsonl:1 <b>", evil, (teacher,)), Sample("train.jsonl:2", teacher, ())]
     how = loader.as_it_is, (lambda sample, _: sample.teachers), builder, (lambda tokens, _: tokens), 8192, "error", 17
-    return loader.Source(samples, *how), loader.Source([Sample("validation.jsonl:1", evil, ())], *how)
+    return loader.SampleSource(samples, *how), loader.SampleSource([Sample("validation.jsonl:1", evil, ())], *how)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def shown(sources, preprocessing, tmp_path, caplog):
 
     def show(name):
         collator = {"packed": Packed, "standard": Standard}[name](preprocessing.picture_format, 8192, "error")
-        plan = planning.Plan(FixedSamples(2, seed=1), sources[0], 1)
+        plan = planning.StepPlan(FixedSamples(2, seed=1), sources[0], 1)
         caplog.set_level("DEBUG", logger="bbu_train.reporting.first_samples")
         path = first_samples.show(tmp_path, *sources, collator, plan, 1)
         page = Page()

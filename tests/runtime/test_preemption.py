@@ -24,7 +24,7 @@ from bbu_train.runtime import preemption
 A_STEP = "bbu_train.train.rows.losses"  # called once in each
 A_BATCH_OF_AN_EVALUATION = "bbu_train.training.validation.predict"
 # Two batches an evaluation, in which the model has the average; step 3 is saved between two of them.
-OFTEN = "eval_samples=2", "eval_every=4", "checkpoint.keep_last=9", "average=ema"
+OFTEN = "eval_batch_size=2", "eval_every=4", "checkpoint.keep_last=9", "average=ema"
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def ranks(rank, ports, outputs):
 
     def run(name):
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.pop())}
-        run_here(outputs, name, "threads=1", "eval_samples=1", "steps=4")
+        run_here(outputs, name, "threads=1", "eval_batch_size=1", "steps=4")
 
     run("two-ranks")
     for where, step in ((A_STEP, 1), (A_BATCH_OF_AN_EVALUATION, 3)):

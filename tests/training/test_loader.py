@@ -32,7 +32,7 @@ def cost_of(num_tokens, num_patches):
 @pytest.fixture
 def make_source(builder, samples):
     def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers, view_of=as_it_is, seed=17):
-        return loader.Source(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long, seed)
+        return loader.SampleSource(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long, seed)
 
     return make
 
@@ -57,7 +57,7 @@ def draws_of(step):
     return [draw for row in step for draw in row]
 
 
-# Source
+# SampleSource
 
 
 def test_an_encoded_sample_is_as_long_as_the_plan_says(make_source, lengths):
@@ -174,7 +174,7 @@ def test_ranks_and_micro_batches_together_visit_exactly_the_samples_of_each_step
     make_source, packed, samples, num_ranks, num_micro_batches
 ):
     source = make_source()
-    steps = list(planning.Plan(FixedSamples(3, 17), source, 2).starting_at(0))
+    steps = list(planning.StepPlan(FixedSamples(3, 17), source, 2).starting_at(0))
     ranks = [loaded(source, packed, steps, num_micro_batches, rank, num_ranks) for rank in range(num_ranks)]
     for i, step in enumerate(steps):
         micro_batches = [batch for rank in ranks for batch in rank[i]]
@@ -232,7 +232,7 @@ def assert_identical(a, b):
 @pytest.mark.parametrize("kind", [Packed, Standard])
 def test_batches_are_the_same_bits_with_any_number_of_workers(make_source, collators, kind, crops):
     source = make_source(view_of=crops)
-    steps = list(planning.Plan(FixedSamples(3, 17), source, 4).starting_at(0))
+    steps = list(planning.StepPlan(FixedSamples(3, 17), source, 4).starting_at(0))
     alone, helped = (loaded(source, collators[kind], steps, 2, num_workers=num_workers) for num_workers in (0, 2))
     assert len(alone) == len(helped) == 4
     for a, b in zip(alone, helped, strict=True):

@@ -10,7 +10,7 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.sampler.token_budget import TokenBudget
 from bbu_train.training import planning
-from bbu_train.training.loader import Source
+from bbu_train.training.loader import SampleSource
 from bbu_train.types.samples import Draw
 
 SAMPLERS = [FixedSamples(3, 17), TokenBudget(600, 2, 4, 0.7, 17)]
@@ -24,7 +24,7 @@ def make_source(builder, samples):
         return (samples[3].student,) * (epoch % 2)
 
     def make(max_tokens=8192, too_long="error"):
-        return Source(
+        return SampleSource(
             samples,
             lambda sample, _: sample,
             teachers_of,
@@ -43,7 +43,7 @@ def draws_of(step):
 
 
 def planned(sampler, source, num_steps, first=0):
-    return list(planning.Plan(sampler, source, num_steps).starting_at(first))
+    return list(planning.StepPlan(sampler, source, num_steps).starting_at(first))
 
 
 # The plan
@@ -92,7 +92,7 @@ class Watched:
 
 def test_epochs_are_planned_one_at_a_time_and_let_go(make_source):
     sampler = Watched()
-    plan = planning.Plan(sampler, make_source(), 12)
+    plan = planning.StepPlan(sampler, make_source(), 12)
     gc.collect()
     assert [steps() for steps in sampler.plans] == [None] * 3
     for i, _ in enumerate(plan.starting_at(0)):
@@ -103,17 +103,17 @@ def test_epochs_are_planned_one_at_a_time_and_let_go(make_source):
 
 def test_a_resumed_run_plans_no_epoch_before_its_own(make_source):
     sampler = Watched()
-    assert len(list(planning.Plan(sampler, make_source(), 12).starting_at(9))) == 3
+    assert len(list(planning.StepPlan(sampler, make_source(), 12).starting_at(9))) == 3
     assert sampler.epochs == [0, 1, 2, 2]
 
 
 def test_a_sample_that_is_too_long_in_a_later_epoch_is_found_when_the_plan_is_made(make_source, builder, samples):
     longest = max(builder.num_tokens(sample, ()) for sample in samples)
-    planning.Plan(FixedSamples(4, 17), make_source(longest), 1)
+    planning.StepPlan(FixedSamples(4, 17), make_source(longest), 1)
     with pytest.raises(InputError, match="tokens in epoch 1"):
-        planning.Plan(FixedSamples(4, 17), make_source(longest), 2)
+        planning.StepPlan(FixedSamples(4, 17), make_source(longest), 2)
     with pytest.raises(InputError, match=r"sampler.max_row_tokens=\d+: \d problems(.|\n)*tokens in epoch 1"):
-        planning.Plan(TokenBudget(longest, 2, 4, 0.7, 17), make_source(), 99)
+        planning.StepPlan(TokenBudget(longest, 2, 4, 0.7, 17), make_source(), 99)
 
 
 def test_what_is_left_out_is_in_no_step_and_is_counted_once_an_epoch(make_source, builder, samples, caplog):

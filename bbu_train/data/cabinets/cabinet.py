@@ -7,7 +7,19 @@ from PIL import Image, ImageDraw
 
 from bbu_train.data.cabinets import parts
 from bbu_train.data.cabinets.pen import Pen, shade
-from bbu_train.data.cabinets.plan import EAR, LABEL, POST, SCREW, Camera, Plan, Points, Rack, Row, Site, make_plan
+from bbu_train.data.cabinets.plan import (
+    EAR,
+    LABEL,
+    POST,
+    SCREW,
+    CabinetPlan,
+    Camera,
+    Points,
+    Rack,
+    RackRow,
+    Site,
+    make_plan,
+)
 from bbu_train.data.cabinets.units import draw_bbu
 from bbu_train.data.cabinets.words import describe, label_text
 from bbu_train.runtime.seeds import generator
@@ -62,7 +74,7 @@ def _paint_room(pencil: ImageDraw.ImageDraw, camera: Camera, random: Random) -> 
     Pen(pencil, 0, 0, 1).gradient(0, 0, width, height, wall, contrast=0.12)
 
 
-def _paint_racks(pencil: ImageDraw.ImageDraw, camera: Camera, plan: Plan, random: Random) -> None:
+def _paint_racks(pencil: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, random: Random) -> None:
     """Posts, the dark inside, rails, and bundles of cables tied along the posts."""
     post = ((48, 50, 54), (196, 198, 194), (84, 90, 98))[random.integers(3)]
     rail = shade((150, 154, 156), random.uniform(0.8, 1.1))
@@ -89,7 +101,7 @@ def _paint_bundle(pen: Pen, height: float, random: Random) -> None:
         pen.line(points, 0.1, colour)
 
 
-def _paint_rows(pencil: ImageDraw.ImageDraw, rows: list[Row], language: str, random: Random) -> Outlines:
+def _paint_rows(pencil: ImageDraw.ImageDraw, rows: list[RackRow], language: str, random: Random) -> Outlines:
     outlines = []
     ear = shade((176, 179, 180), random.uniform(0.75, 1.1))
     for row in rows:
@@ -103,7 +115,7 @@ def _paint_rows(pencil: ImageDraw.ImageDraw, rows: list[Row], language: str, ran
     return outlines
 
 
-def _paint_unit(pen: Pen, row: Row, random: Random) -> None:
+def _paint_unit(pen: Pen, row: RackRow, random: Random) -> None:
     width, height = row.rack.body, row.height - 0.02
     match row.kind, row.levels:
         case "bbu", (make, state):
@@ -136,7 +148,7 @@ def _paint_site(pencil: ImageDraw.ImageDraw, site: Site, language: str, random: 
 
 
 def _paint_cables(
-    pencil: ImageDraw.ImageDraw, camera: Camera, plan: Plan, outlines: list[Points], random: Random
+    pencil: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, outlines: list[Points], random: Random
 ) -> None:
     """Cables from the fronts of units to a post, over everything; one that would hide an object is left out."""
     reduction = 4 * camera.scale
@@ -157,7 +169,7 @@ def _paint_cables(
                 parts.draw_cable(_pen(pencil, row.rack), points, width, colour)
 
 
-def _cable_path(row: Row, random: Random) -> Points:
+def _cable_path(row: RackRow, random: Random) -> Points:
     """A cubic Bezier curve: hanging from a socket, bending to a post, then down out of the picture; in rack units."""
     body = row.rack.body
     start_x, start_y = random.uniform(0.8, body - 0.8), row.top + random.uniform(0.3, 0.8) * row.height

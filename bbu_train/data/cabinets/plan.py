@@ -83,7 +83,7 @@ class Rack:
 
 
 @dataclass(frozen=True)
-class Row:
+class RackRow:
     """A place for one unit, `height` rack units high. `kind` is "" for neutral equipment."""
 
     rack: Rack
@@ -119,13 +119,13 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CabinetPlan:
     racks: list[Rack]
-    rows: list[Row]
+    rows: list[RackRow]
     sites: list[Site]
 
 
-def make_plan(camera: Camera, num_objects: int, random: Random) -> Plan:
+def make_plan(camera: Camera, num_objects: int, random: Random) -> CabinetPlan:
     """Racks, rows and sites with exactly `num_objects` annotated things between them, all inside the picture."""
     num_racks = 2 if num_objects > 12 and random.random() < 0.6 else 1
     while True:
@@ -154,18 +154,20 @@ def _place_racks(camera: Camera, num_racks: int, num_objects: int, random: Rando
     return [Rack(first + index * rack_width * unit, top, unit, body) for index in range(num_racks)]
 
 
-def _stack(camera: Camera, rack: Rack, random: Random) -> list[Row]:
+def _stack(camera: Camera, rack: Rack, random: Random) -> list[RackRow]:
     """Rows from above the picture to below it, one or two rack units high, all neutral so far."""
     rows = []
     top = -math.ceil(rack.top / rack.unit)
     while rack.top + top * rack.unit < camera.canvas_size[1]:
         height = 2 if random.random() < 0.5 else 1
-        rows.append(Row(rack, top, height, "", ()))
+        rows.append(RackRow(rack, top, height, "", ()))
         top += height
     return rows
 
 
-def _fill(camera: Camera, racks: list[Rack], rows: list[Row], num_objects: int, random: Random) -> Plan | None:
+def _fill(
+    camera: Camera, racks: list[Rack], rows: list[RackRow], num_objects: int, random: Random
+) -> CabinetPlan | None:
     """Turns some rows into annotated units and chooses sites for the rest; None where there is too little room."""
     inside = [index for index, row in enumerate(rows) if camera.sees(row.outline())]
     num_units = min(len(inside), max(round(num_objects * random.uniform(0.3, 0.7)), num_objects > 0))
@@ -176,10 +178,10 @@ def _fill(camera: Camera, racks: list[Rack], rows: list[Row], num_objects: int, 
     if len(sites) < num_objects - num_units:
         return None
     chosen = random.permutation(len(sites))[: num_objects - num_units].tolist()
-    return Plan(racks, rows, [sites[index] for index in chosen])
+    return CabinetPlan(racks, rows, [sites[index] for index in chosen])
 
 
-def _annotated(row: Row, random: Random) -> Row:
+def _annotated(row: RackRow, random: Random) -> RackRow:
     """Two-unit rows are mostly BBUs, one-unit rows mostly baffles and spaces."""
     kinds = ("bbu", "slot", "baffle")
     kind = kinds[random.choice(3, p=(0.75, 0.2, 0.05) if row.height == 2 else (0.25, 0.35, 0.4))]
@@ -190,7 +192,7 @@ def _annotated(row: Row, random: Random) -> Row:
     return replace(row, kind=kind, levels=(states[random.integers(2)],))
 
 
-def _sites(row: Row, random: Random) -> list[Site]:
+def _sites(row: RackRow, random: Random) -> list[Site]:
     """A screw in each ear for each rack unit; a label in the left and in the right half of the body."""
     body = row.rack.body
     ears = (-EAR / 2, body + EAR / 2)

@@ -16,7 +16,7 @@ def needs(uninterrupted):
 
 def test_the_arithmetic_of_a_step_is_what_a_run_logs(needs, uninterrupted):
     rows = map(json.loads, (uninterrupted / "metrics.jsonl").read_text().splitlines())
-    done = [row["time/useful_tflops"] * row["time/step_seconds"] for row in rows if "loss/total" in row]
+    done = [row["time/model_tflops"] * row["time/step_seconds"] for row in rows if "loss/total" in row]
     assert needs["operations"] / 1e12 == pytest.approx(sum(done[: child.NUM_STEPS]) / child.NUM_STEPS)
 
 

@@ -82,7 +82,7 @@ def test_a_command_that_is_no_search_is_refused(given, says):
     [
         ("search.num_trials=0", "search.num_trials=0: num_trials is a whole number, 1 or more"),
         ("search.mode=up", "search.mode=up: mode is max or min"),
-        ("search.look_seconds=0", "look_seconds is a number above 0"),
+        ("search.poll_seconds=0", "poll_seconds is a number above 0"),
         ("eval_every=null", "search.metric=eval/ap50 is of evaluations, and with eval_every=null there are none"),
     ],
 )

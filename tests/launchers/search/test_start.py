@@ -60,7 +60,7 @@ def ledger(own):
 @pytest.fixture
 def arguments(own):
     """A function from overrides to the arguments of a search of two trials of four steps."""
-    small = ("search.num_trials=2", "search.look_seconds=0.02", "steps=4", "eval_every=1", "sweep=s")
+    small = ("search.num_trials=2", "search.poll_seconds=0.02", "steps=4", "eval_every=1", "sweep=s")
     options = ("-m", "--config-dir", str(own), "hydra/launcher=formula", "tracker=jsonl")
     return lambda *overrides: [
         *options,
@@ -274,7 +274,7 @@ def test_real_runs_go_on_without_their_controller_and_a_poor_one_is_pruned(own, 
     (own / "experiment").mkdir()
     (own / "experiment/good.yaml").write_text("# @package _global_\nsteps: 2\n")
     (own / "experiment/poor.yaml").write_text("# @package _global_\nsteps: 1000\nloss: {weights: {l1: 1000}}\n")
-    settings = ("search.num_trials=2", "search.seed=2", "search.look_seconds=0.2", "search.pruner.n_startup_trials=1")
+    settings = ("search.num_trials=2", "search.seed=2", "search.poll_seconds=0.2", "search.pruner.n_startup_trials=1")
     small = ("data.num_train=8", "data.num_validation=2", "sampler.num_samples=2", "threads=1", "tracker=jsonl")
     small = (
         *small,
