@@ -64,9 +64,11 @@ def ours(own, given: Sequence[str]) -> dict:
 def tested(folder: Path, max_new_tokens: int) -> dict:
     """Both routes on the test split, by the checkpoint that was best in validation, and how many parameters it has."""
     from bbu_train.evaluate.split import load
+    from bbu_train.metrics.detection import detection_metrics
+    from bbu_train.predict.run import TrainedRun
     from bbu_train.types.samples import Sample
 
-    run = Run(str(folder), "best", "both", num_teachers=0)
+    run = TrainedRun(str(folder), "best", "both", num_teachers=0)
     data, test = load(run.cfg, "test")
     samples = [Sample(each.id, each.student, ()) for each in test]
     predictor = run.predictor(max_new_tokens, run.builder().longest_caption(data.train))
@@ -77,8 +79,8 @@ def tested(folder: Path, max_new_tokens: int) -> dict:
         num_parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 (it is no dict)
     return {
         "parameters": num_parameters,
-        "test": score(pictures, [one.head for one in found]),
-        "test_written": score(pictures, [one.written.prediction for one in found]),
+        "test": detection_metrics(pictures, [one.head for one in found]),
+        "test_generated": detection_metrics(pictures, [one.generated.prediction for one in found]),
     }
 
 
@@ -118,8 +120,8 @@ def table(results: dict[str, dict]) -> str:
         for each in its["validation"]:
             lines.append(f"{head} validation | {each['seconds']:.0f} | {cells(each)} |")
         lines.append(f"{head} test | | {cells(its['test'])} |")
-        if "test_written" in its:
-            written = its["test_written"]
+        if "test_generated" in its:
+            written = its["test_generated"]
             lines.append(f"{head} test, written (F1 {written['f1']:.3f}) | | {cells(written)} |")
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
 from bbu_train.conversation.pixels import read_pixels
+from bbu_train.metrics.detection import detection_metrics
 from bbu_train.ops import boxes
 from bbu_train.optimizer import groups
 from bbu_train.runtime.seeds import generator
@@ -170,7 +171,7 @@ class Peer:
             said = model(pixel_values=self._inputs(pixels(some, self.side)))
             found += map(self._prediction, said.logits.sigmoid().cpu(), said.pred_boxes.cpu(), some)
         model.train()
-        return score(pictures, found)
+        return detection_metrics(pictures, found)
 
     def _prediction(self, scores: torch.Tensor, boxes_cxcywh: torch.Tensor, picture: Picture) -> Prediction:
         """The best pairs of a query and a class, as in RT-DETR's own post-processing."""

@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 
 from bbu_train.evaluate.split import load
 from bbu_train.optimizer.groups import parameters_by_group
+from bbu_train.predict.run import TrainedRun
 
 
 def main() -> None:
     own = OmegaConf.merge({"run": None, "pictures": 16}, OmegaConf.from_cli())
-    run = Run(own.run, "last", "generated", num_teachers=0)
+    run = TrainedRun(own.run, "last", "generated", num_teachers=0)
     build = {key: instantiate(run.cfg[key], _convert_="all") for key in ("loss", "collator", "optimizer")}
     _, samples = load(run.cfg, "validation")
     builder, predictor = run.builder(), run.predictor(1, 1)

@@ -25,7 +25,9 @@ from bbu_train import train
 from bbu_train.conversation import patches
 from bbu_train.evaluate.measure import twice_the_longest_answer
 from bbu_train.evaluate.split import load
+from bbu_train.metrics.detection import detection_metrics
 from bbu_train.model import qwen25vl
+from bbu_train.predict.run import TrainedRun
 from bbu_train.types.batch import Batch
 from bbu_train.types.samples import Sample
 
@@ -105,14 +107,14 @@ def unread(picture, picture_format) -> Tensor:
 
 def written(folder: Path, number: int) -> tuple[dict[str, float], float]:
     """Scores of the answers to the first pictures of validation by the last checkpoint, and how many are malformed."""
-    run = Run(str(folder), "last", "generated", num_teachers=0)
+    run = TrainedRun(str(folder), "last", "generated", num_teachers=0)
     data, samples = load(run.cfg, "validation")
     samples = [Sample(each.id, each.student, ()) for each in samples[:number]]
     builder = run.builder()
     predictor = run.predictor(twice_the_longest_answer(builder, data.train), builder.longest_caption(data.train))
     prompts = predictor.prompts(samples, len(samples), run.cfg.num_workers)
-    answers = [one.written for some, batch in prompts for one in predictor(some, batch)]
-    scores = score([each.student for each in samples], [answer.prediction for answer in answers])
+    answers = [one.generated for some, batch in prompts for one in predictor(some, batch)]
+    scores = detection_metrics([each.student for each in samples], [answer.prediction for answer in answers])
     return scores, sum(answer.is_malformed for answer in answers) / len(answers)
 
 

@@ -72,7 +72,7 @@ class Attempt:
         except FileNotFoundError:
             return {}
 
-    def atomic_write(self, name: str, **values: Any) -> None:
+    def write(self, name: str, **values: Any) -> None:
         atomic_write(self.folder / f"{name}.json", json.dumps({**values, "time": time.time()}, ensure_ascii=False))
 
     @property

@@ -83,7 +83,7 @@ def read(folder: Path) -> tuple[list[SweepRun], list[Apart]]:
 
 def without_repetitions(ended: Sequence[SweepRun]) -> tuple[list[SweepRun], list[Apart]]:
     """Of runs with one config, seed included, the one written last: the same again is no second sample of chance."""
-    identities = [runs.identity_of(run.values) for run in ended]
+    identities = [runs.hash_values(run.values) for run in ended]
     latest: dict[str, SweepRun] = {}
     for identity, run in zip(identities, ended, strict=True):
         if identity not in latest or latest[identity].written <= run.written:

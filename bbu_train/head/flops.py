@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from bbu_train.ops.flops import Sizes
+from bbu_train.ops.flops import Sizes, attention_flops, matmul_flops
 
 
 class Rates(NamedTuple):

@@ -16,7 +16,7 @@ from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of
 
 
-def score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:
+def detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:
     """Average precision and F1 of one prediction a picture; pictures that nobody annotated are left out.
 
     `ap` is the mean over IoU 0.50 to 0.95 and over classes, `ap50` and `ap75` that at one IoU, `ap50/<class>` that of
@@ -31,7 +31,7 @@ def score(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dic
 
 
 def full_detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:
-    """What `score` says, and more of the same predictions.
+    """What `detection_metrics` says, and more of the same predictions.
 
     `ap_small`, `ap_medium` and `ap_large` are `ap` of true objects below 32 x 32 pixels of the original, up to 96 x 96,
     and above. `recall_1`, `recall_10` and `recall_100` are COCO's average recall, with so many predictions of a

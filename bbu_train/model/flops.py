@@ -2,7 +2,7 @@
 
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train.ops.flops import Sizes
+from bbu_train.ops.flops import Sizes, attention_flops, matmul_flops
 
 
 def backbone(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:

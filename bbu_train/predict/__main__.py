@@ -79,7 +79,7 @@ def predict(given: DictConfig) -> None:
 
     out = arguments.new_folder(given.out)
     run = TrainedRun(given.run, given.checkpoint, given.route, given.teachers)
-    samples = settle(find(given.images), run.picture_format, run.data(given.ground_truth), given.teachers)
+    samples = settle(find(given.images), run.picture_format, run.data(given.truth), given.teachers)
     predictor = run.predictor(given.max_new_tokens, given.max_caption_tokens)
     threshold = run.threshold if given.threshold is None else given.threshold
     out.mkdir(parents=True, exist_ok=True)

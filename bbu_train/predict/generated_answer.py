@@ -21,7 +21,7 @@ class GeneratedAnswer:
     is_malformed: bool
 
 
-def read(
+def parse_generated(
     ids: Sequence[int], probabilities: Sequence[float], picture: Picture, text: Text, picture_format: PictureFormat
 ) -> GeneratedAnswer:
     """The answer that `ids` spell, up to the end token, its boxes in pixels of the original picture.

@@ -52,6 +52,6 @@ def drawn(found: Found, threshold: float) -> Image.Image:
     if found.head is not None:
         panels.append(titled(overlay(picture, found.head, threshold), "head"))
     if found.generated is not None:
-        title = "written (malformed: what could be read)" if found.generated.is_malformed else "generated"
+        title = "generated (malformed: what could be read)" if found.generated.is_malformed else "generated"
         panels.append(titled(overlay(picture, found.generated.prediction, 0.0), title))
     return sheet(panels, columns=2)

@@ -8,6 +8,7 @@ from bbu_train.images.overlay import overlay
 from bbu_train.images.sheet import gallery as sheet
 from bbu_train.images.sheet import titled
 from bbu_train.metrics.constant_boxes import constant_predictions
+from bbu_train.metrics.detection import detection_metrics
 from bbu_train.reporting.loss_plot import plot_losses
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of
@@ -68,7 +69,7 @@ def table(
     names = ("eval/ap", "eval/ap50", "eval/agnostic_ap50", "eval/f1")
     scored = [name for name in names if evaluations and name in evaluations[-1]]
     if scored:
-        constant = score(pictures, constant_predictions(train_pictures, pictures, NUM_CONSTANT_BOXES, seed))
+        constant = detection_metrics(pictures, constant_predictions(train_pictures, pictures, NUM_CONSTANT_BOXES, seed))
         lines += ["", f"{'validation':24}{'before':>12}{'after':>12}{'constant boxes':>18}"]
         for name in scored:
             values = float(evaluations[0][name]), float(evaluations[-1][name]), constant[name.removeprefix("eval/")]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.tracker.mlflow_run import StoredRun
 from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet
 

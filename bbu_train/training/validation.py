@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from torch import nn
 
+from bbu_train.metrics.detection import detection_metrics
 from bbu_train.ops import boxes
 from bbu_train.runtime import distributed
 from bbu_train.types.batch import Batch, Counts
@@ -67,7 +68,7 @@ def _report(criterion, samples: Sequence[Sample], parts) -> tuple[dict[str, floa
     metrics["loss/total"] = criterion.objective(sums, counts)
     found = [(sample.student, predictions[sample.id]) for sample in samples if sample.id in predictions]
     if found:
-        metrics |= score(*zip(*found, strict=True))
+        metrics |= detection_metrics(*zip(*found, strict=True))
     return {f"eval/{name}": float(value) for name, value in metrics.items()}, found
 
 

@@ -159,12 +159,12 @@ def test_tokens_find_objects_by_themselves_in_training_only(dino, batch):
     assert dino().eval()(batch).detections.dense is None
 
 
-@pytest.mark.parametrize("kind", ["denoised", "dense"])
+@pytest.mark.parametrize("kind", ["denoising", "dense"])
 def test_the_losses_of_training_alone_count_by_their_weight(dino, batch, make_criterion, kind):
     model = dino(taught=True)
     with torch.no_grad():
         outputs = model(batch)
-    key = {"denoised": "denoising_weight", "dense": "dense_weight"}[kind]
+    key = {"denoising": "denoising_weight", "dense": "dense_weight"}[kind]
     never, once, twice = (make_criterion(f"loss.{key}={weight}") for weight in (0, 1, 2))
     losses = once(outputs, batch)
     for term in ("bbox_l1", "bbox_giou", "objectness"):
@@ -183,7 +183,7 @@ def test_without_any_object_every_parameter_has_a_finite_gradient(dino, collate,
     losses = criterion(model(empty), empty)
     criterion.objective(losses, empty.counts).backward()
     assert losses["objectness"] > 0
-    assert {loss.item() for name, loss in losses.items() if name.startswith("denoised")} == {0.0}
+    assert {loss.item() for name, loss in losses.items() if name.startswith("denoising")} == {0.0}
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 

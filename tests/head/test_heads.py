@@ -101,7 +101,7 @@ def test_permuting_the_samples_permutes_what_is_said(detect, features):
     expected, said = detect(*features, index), detect(*features, permuted)
     torch.testing.assert_close(said.boxes_logits, expected.boxes_logits[:, order])
     torch.testing.assert_close(said.objectness_logits, expected.objectness_logits[:, order])
-    assert torch.equal(said.describe(END, 4), expected.describe(END, 4)[order])
+    assert torch.equal(said.generate_captions(END, 4), expected.generate_captions(END, 4)[order])
 
 
 @pytest.mark.parametrize("sample", [0, 1, 2])

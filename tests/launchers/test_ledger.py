@@ -8,7 +8,7 @@ import pytest
 from launchers import jobs
 from launchers.cells import compose
 from launchers.ledger import OPEN, Ledger, locked
-from launchers.status import Row
+from launchers.status import RunStatus
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -56,10 +56,10 @@ def test_a_job_that_slurm_starts_again_is_preempted_until_it_runs(entry):
 def test_a_run_that_saved_and_did_not_queue_itself_again_is_preempted_and_may_be_started_again(entry):
     attempt = entry.claim()
     attempt.write("state", state="preempted", job="7_0", reason="SIGUSR2; saved at step 5")
-    assert Row(entry, entry.state(lambda job: "waiting")).may_start(OPEN) is False
+    assert RunStatus(entry, entry.state(lambda job: "waiting")).may_start(OPEN) is False
     ended = entry.state(lambda job: "COMPLETED")
     assert (ended.name, ended.reason) == ("preempted", "SIGUSR2; saved at step 5")
-    assert Row(entry, ended).may_start(OPEN) is True
+    assert RunStatus(entry, ended).may_start(OPEN) is True
 
 
 def test_a_submission_that_crashed_before_it_knew_its_job_is_lost(entry):

@@ -170,7 +170,7 @@ def test_earlier_layers_lose_what_they_would_lose_as_the_last(make_model, make_c
         for layer in range(2):
             parts = (said.boxes_logits, said.boxes_cxcywh, said.objectness_logits)
             as_last = [part[layer : layer + 1] for part in parts]
-            detections = type(said)(*as_last, said.caption_losses, said.describe)
+            detections = type(said)(*as_last, said.caption_losses, said.generate_captions)
             expected += criterion(replace(outputs, detections=detections), batch)[name]
         torch.testing.assert_close(losses[f"aux_{name}"], expected)
 

@@ -3,6 +3,7 @@ import pytest
 from scored import A, B, C, picture
 
 from bbu_train.metrics.constant_boxes import constant_predictions
+from bbu_train.metrics.detection import detection_metrics
 from bbu_train.runtime.seeds import generator
 
 
@@ -28,4 +29,4 @@ def test_constant_boxes_are_those_of_their_seed_and_as_many_as_asked():
 
 def test_without_training_objects_the_constant_prediction_is_empty():
     constant = constant_predictions([picture()], [picture((A, "x"))], 10, seed=1)
-    assert score([picture((A, "x"))], constant)["ap"] == 0.0
+    assert detection_metrics([picture((A, "x"))], constant)["ap"] == 0.0

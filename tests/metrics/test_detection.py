@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scored import A, B, C, perfect, picture, prediction
 
-from bbu_train.metrics.detection import full_detection_metrics
+from bbu_train.metrics.detection import detection_metrics, full_detection_metrics
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Picture, class_of
 
@@ -19,7 +19,7 @@ def test_the_class_is_the_first_level_of_the_description():
 
 
 def test_perfect_predictions_score_1():
-    result = score(PICTURES, [perfect(each) for each in PICTURES])
+    result = detection_metrics(PICTURES, [perfect(each) for each in PICTURES])
     assert result.pop("f1_threshold") == 0.9
     assert result == pytest.approx(dict.fromkeys(result, 1.0))
     assert {"ap", "ap50", "ap75", "ap50/bbu", "ap50/螺丝", "agnostic_ap", "agnostic_ap50", "f1"} == set(result)
@@ -27,7 +27,7 @@ def test_perfect_predictions_score_1():
 
 def test_boxes_in_the_wrong_place_and_no_boxes_at_all_score_0():
     for found in ([((70, 70, 80, 80), 0.9, "bbu")], []):
-        result = score(PICTURES, [prediction(*found)] * 3)
+        result = detection_metrics(PICTURES, [prediction(*found)] * 3)
         assert result.pop("f1_threshold") == 1.0
         assert set(result.values()) == {0.0}
 
@@ -38,7 +38,7 @@ def test_a_mixed_case_worked_out_by_hand():
     pictures = [picture((A, "x")), picture((A, "x"))]
     predictions = [prediction((A, 0.9, "x"), (C, 0.8, "x")), prediction(((0, 0, 10, 6.2), 0.7, "x"))]
     loose, strict = (51 + 50 * 2 / 3) / 101, 51 / 101
-    result = score(pictures, predictions)
+    result = detection_metrics(pictures, predictions)
     assert result["ap50"] == pytest.approx(loose)
     assert result["ap75"] == pytest.approx(strict)
     assert result["ap"] == pytest.approx((3 * loose + 7 * strict) / 10)
@@ -47,34 +47,34 @@ def test_a_mixed_case_worked_out_by_hand():
 
 def test_average_precision_is_the_mean_over_classes_not_over_objects():
     pictures = [picture((A, "x"), (B, "x"), (C, "y"))]
-    result = score(pictures, [prediction((A, 0.9, "x"), (B, 0.9, "x"))])
+    result = detection_metrics(pictures, [prediction((A, 0.9, "x"), (B, 0.9, "x"))])
     assert (result["ap50/x"], result["ap50/y"], result["ap50"]) == pytest.approx((1, 0, 0.5))
 
 
 def test_a_prediction_of_another_class_counts_in_the_agnostic_numbers_only():
     pictures = [picture((A, "x"), (B, "y"))]
     found = [(A, 0.9, "x"), (B, 0.8, "y")]
-    with_unknown = score(pictures, [prediction(*found, (C, 0.95, "screw"))])
+    with_unknown = detection_metrics(pictures, [prediction(*found, (C, 0.95, "screw"))])
     assert with_unknown["ap"] == with_unknown["f1"] == 1.0
     assert with_unknown["agnostic_ap50"] == pytest.approx(2 / 3)
-    swapped = score(pictures, [prediction((A, 0.9, "y"), (B, 0.8, "x"))])
+    swapped = detection_metrics(pictures, [prediction((A, 0.9, "y"), (B, 0.8, "x"))])
     assert (swapped["ap50"], swapped["agnostic_ap50"]) == (0.0, 1.0)
 
 
 def test_without_any_true_object_nothing_is_defined():
-    assert score([picture()], [prediction((A, 0.9, "x"))]) == {}
+    assert detection_metrics([picture()], [prediction((A, 0.9, "x"))]) == {}
 
 
 def test_pictures_that_nobody_annotated_are_left_out():
     unknown = Picture(Path("b.png"), 100, 100, None)
     found = prediction((A, 0.9, "x"))
-    assert score([picture((A, "x")), unknown], [found, found])["agnostic_ap50"] == 1.0
+    assert detection_metrics([picture((A, "x")), unknown], [found, found])["agnostic_ap50"] == 1.0
 
 
 def test_of_300_objects_in_a_picture_cocos_100_count():
     boxes = [(x, y, x + 4, y + 4) for x in range(0, 100, 5) for y in range(0, 75, 5)]
     crowded = picture(*((box, "x") for box in boxes))
-    result = score([crowded], [perfect(crowded)])
+    result = detection_metrics([crowded], [perfect(crowded)])
     assert result["ap"] == pytest.approx(34 / 101)  # recall points 0.00 to 0.33
     assert result["f1"] == 1.0
 
@@ -82,7 +82,7 @@ def test_of_300_objects_in_a_picture_cocos_100_count():
 def test_class_names_become_metric_names_that_mlflow_takes_and_stay_apart():
     names = ["螺丝 (M6)", "a+b", "a*b", "", "..", "x" * 300]
     pictures = [picture(*((A, name) for name in names))]
-    result = score(pictures, [perfect(pictures[0])])
+    result = detection_metrics(pictures, [perfect(pictures[0])])
     assert sum(name.startswith("ap50/") for name in result) == len(names)
     for name in result:
         _validate_metric_name("eval/" + name)
@@ -130,7 +130,7 @@ def test_f1_equals_a_matching_made_anew_at_every_threshold(seed):
         found = [(box, round(random.random(), 1), random.choice(["x", "y"])) for box in boxes(random.integers(1, 8))]
         predictions.append(prediction(*found))
     assert {class_of(o.description) for p in pictures for o in p.objects} == {"x", "y"}
-    assert score(pictures, predictions)["f1"] == pytest.approx(brute_force_f1(pictures, predictions))
+    assert detection_metrics(pictures, predictions)["f1"] == pytest.approx(brute_force_f1(pictures, predictions))
 
 
 def random_detections(seed):
@@ -200,7 +200,7 @@ def test_average_precision_and_recall_are_those_of_pycocotools(seed):
 
 def test_the_full_score_begins_with_the_short_one():
     pictures, predictions = random_detections(0)
-    short, full = score(pictures, predictions), full_detection_metrics(pictures, predictions)
+    short, full = detection_metrics(pictures, predictions), full_detection_metrics(pictures, predictions)
     assert list(full.items())[: len(short)] == list(short.items())
 
 
