@@ -70,12 +70,12 @@ class Average:
     def _masters(self, parameters: list[nn.Parameter]) -> list[Tensor]:
         weights = [parameter.detach() for parameter in parameters]
         state = self.optimizer.state  # which would make an entry for a parameter that is looked up in vain
-        rests = [state[p].get("rest") if p in state else None for p in parameters]
-        if all(rest is None for rest in rests):
+        low_bits = [state[p].get("low_bits") if p in state else None for p in parameters]
+        if all(bits is None for bits in low_bits):
             return [weight.float() for weight in weights]
-        pairs = zip(weights, rests, strict=True)
-        rests = [torch.zeros_like(weight, dtype=torch.int16) if rest is None else rest for weight, rest in pairs]
-        joined = merge_float32(*(torch.cat([each.flatten() for each in its]) for its in (weights, rests)))
+        pairs = zip(weights, low_bits, strict=True)
+        low_bits = [torch.zeros_like(weight, dtype=torch.int16) if bits is None else bits for weight, bits in pairs]
+        joined = merge_float32(*(torch.cat([each.flatten() for each in its]) for its in (weights, low_bits)))
         parts = joined.split([weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 

@@ -47,10 +47,10 @@ def steps(model, optimizer, first, last):
 
 def masters(model, optimizer):
     """The weights in float32, as exactly as they are known."""
-    rests = {p: state["rest"] for p, state in optimizer.state.items() if "rest" in state}
+    low_bits = {p: state["low_bits"] for p, state in optimizer.state.items() if "low_bits" in state}
     weights = {name: p.detach() for name, p in trainable(model).items()}
     return {
-        name: merge_float32(weights[name], rests[p]) if p in rests else weights[name].float()
+        name: merge_float32(weights[name], low_bits[p]) if p in low_bits else weights[name].float()
         for name, p in trainable(model).items()
     }
 

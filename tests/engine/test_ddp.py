@@ -169,7 +169,7 @@ def test_bf16_keeps_masters_and_moments_in_float32_and_matrices_ready_for_produc
     made.engine.step(IDS)
     states = [made.optimizer.state[parameter] for parameter in made.model.parameters()]
     assert {state[moment].dtype for state in states for moment in ("exp_avg", "exp_avg_sq")} == {torch.float32}
-    assert {made.optimizer.state[made.model.get_parameter(name)]["rest"].dtype for name in low} == {torch.int16}
+    assert {made.optimizer.state[made.model.get_parameter(name)]["low_bits"].dtype for name in low} == {torch.int16}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
