@@ -76,7 +76,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def from_main(value: Any) -> Any:
+def broadcast_from_main(value: Any) -> Any:
     """Rank 0's value on every rank; anything that can be pickled. The others' own value is ignored."""
     if not dist.is_initialized():
         return value
