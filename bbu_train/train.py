@@ -98,7 +98,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     average = build(cfg.average)(model, optimizer)
     schedule = build(cfg.schedule)
     engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
-    peak_matmul_rate = distributed.sum_numbers([flops.peak_matmul_rate(device, engine.precision)])[
+    peak_matmul_rate = distributed.sum_integers([flops.peak_matmul_rate(device, engine.precision)])[
         0
     ]  # of all devices together
 
@@ -236,6 +236,6 @@ def _summed(micro_batches) -> tuple[Counts, Sizes, int, bool]:
     slots of its rows, padding included; and whether any rank was asked to end, which needs no exchange of its own."""
     parts = [(*astuple(batch.counts), *astuple(batch.sizes), batch.input_ids.numel()) for batch in micro_batches]
     mine = [*(sum(its) for its in zip(*parts, strict=True)), preemption.requested()]
-    *numbers, num_slots, num_asked = distributed.sum_numbers(mine)
+    *numbers, num_slots, num_asked = distributed.sum_integers(mine)
     num_counts = len(fields(Counts))
     return Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_slots, num_asked > 0

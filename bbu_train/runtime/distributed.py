@@ -102,14 +102,14 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
-def sum_numbers(values: Sequence[int]) -> list[int]:
+def sum_integers(values: Sequence[int]) -> list[int]:
     """Whole numbers summed over the ranks, position by position, exactly, and without a word to the device."""
     return sum_over_ranks(torch.tensor(values, dtype=torch.int64)).tolist()
 
 
 def any_rank(its: bool) -> bool:
     """Whether it is so on one rank or more; every rank gets the same answer, at once and without the device."""
-    return sum_numbers([its])[0] > 0
+    return sum_integers([its])[0] > 0
 
 
 def gather_numbers(values: Sequence[int]) -> list[list[int]]:

@@ -24,7 +24,7 @@ def answers() -> dict:
         "gather": distributed.gather(("rank", own)),
         "sum": distributed.sum_over_ranks(weights),
         "own": weights.detach(),
-        "numbers": distributed.sum_numbers([own + 1, 2**60, 0]),
+        "numbers": distributed.sum_integers([own + 1, 2**60, 0]),
         "everyones": distributed.gather_numbers([own, 2**60]),
     }
 
