@@ -112,7 +112,7 @@ def any_rank(its: bool) -> bool:
     return sum_integers([its])[0] > 0
 
 
-def gather_numbers(values: Sequence[int]) -> list[list[int]]:
+def gather_integers(values: Sequence[int]) -> list[list[int]]:
     """Every rank's whole numbers, as many on each, in the order of ranks; exactly, and without a word to the device."""
     mine = torch.tensor(values, dtype=torch.int64)
     if not dist.is_initialized():

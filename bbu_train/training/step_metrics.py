@@ -45,7 +45,7 @@ def memory(device: torch.device) -> dict[str, float]:
     On a GPU allocated and reserved now and allocated at most, on a CPU resident at most.
     """
     sizes = _memory_of(device)
-    by_rank = distributed.gather_numbers(list(sizes.values()))
+    by_rank = distributed.gather_integers(list(sizes.values()))
     row = {f"memory/{name}_gib": max(its) / 2**30 for name, its in zip(sizes, zip(*by_rank, strict=True), strict=True)}
     if len(by_rank) > 1:
         for rank, its in enumerate(by_rank):

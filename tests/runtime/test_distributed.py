@@ -25,7 +25,7 @@ def answers() -> dict:
         "sum": distributed.sum_over_ranks(weights),
         "own": weights.detach(),
         "numbers": distributed.sum_integers([own + 1, 2**60, 0]),
-        "everyones": distributed.gather_numbers([own, 2**60]),
+        "everyones": distributed.gather_integers([own, 2**60]),
     }
 
 
