@@ -52,7 +52,7 @@ def end_sweep_if_asked() -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Around a fork: the child begins with the signals blocked, so that none meets it before `serve_parent`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -167,7 +167,7 @@ def ahead(make: Callable[[Task], Made], tasks: Iterable[Task], num_workers: int)
         multiprocessing_context="fork" if num_workers else None,
         worker_init_fn=preemption.serve_parent,
     )
-    with preemption.held_back():
+    with preemption.signals_blocked():
         made = iter(loader)  # starts the workers now, not at the first step
     return map(_made_or_raise, made)
 

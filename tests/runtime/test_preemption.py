@@ -223,7 +223,7 @@ def worker(connection):
 def started_worker():
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    with preemption.held_back():
+    with preemption.signals_blocked():
         process = context.Process(target=worker, args=(theirs,), daemon=True)
         process.start()
     ours.recv()
