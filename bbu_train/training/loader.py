@@ -165,7 +165,7 @@ def ahead(make: Callable[[Task], Made], tasks: Iterable[Task], num_workers: int)
         pin_memory=torch.cuda.is_available(),
         # Forked workers share the samples' memory instead of each loading a copy.
         multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=preemption.serve_parent,
+        worker_init_fn=preemption.end_with_parent,
     )
     with preemption.signals_blocked():
         made = iter(loader)  # starts the workers now, not at the first step
