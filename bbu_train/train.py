@@ -23,7 +23,7 @@ from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling
-from bbu_train.runtime.host_copy import to_host
+from bbu_train.runtime.host_copy import copy_to_host
 from bbu_train.training import loader, planning, setup, step_metrics
 from bbu_train.training.validation import between, evaluate
 from bbu_train.types.batch import Counts
@@ -181,7 +181,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
                     losses = engine(batch)  # sums, never means
                     engine.backward(criterion.objective(losses, counts))
                 sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
-            arrived = to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))  # before the step is
+            arrived = copy_to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))  # before the step is
             norms = engine.step(source.names(planned))  # refuses a non-finite update, on every rank alike
             step += 1
             average.update(step)

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
-from bbu_train.runtime.host_copy import to_host
+from bbu_train.runtime.host_copy import copy_to_host
 from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Losses
 
@@ -95,7 +95,7 @@ class DdpEngine:
         norms = {name: self._norm(its) for name, its in gradients.items()}
         total_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.total)])
-        arrived = to_host(values)
+        arrived = copy_to_host(values)
         self._update(total_norm, is_broken=~values.isfinite().all())
         # The host waits for the gradients only, and prepares the next step while the device does the update.
         report = dict(zip([*norms, "total", "objective"], arrived().tolist(), strict=True))
