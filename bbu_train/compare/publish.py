@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train.compare.sweep import SweepRun
-from bbu_train.tracker import mlflow_after
+from bbu_train.tracker import mlflow_finished_run
 from bbu_train.tracker.mlflow_sweep import parent_run
 
 FOLDER = "compare"
@@ -22,4 +22,4 @@ def publish(all_runs: Sequence[SweepRun], sweep: str, folder: Path) -> str:
         client.log_artifacts(run_id, str(folder), FOLDER)
         return f"run {run_id}, artifacts under {FOLDER}/"
 
-    return mlflow_after.add(settings, send)
+    return mlflow_finished_run.log_to_store(settings, send)

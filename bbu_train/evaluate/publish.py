@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bbu_train.evaluate.table import Scores
-from bbu_train.tracker import mlflow_after
+from bbu_train.tracker import mlflow_finished_run
 from bbu_train.tracker.mlflow_points import proper_name
 from bbu_train.tracker.mlflow_run import KEY_FILE
 from bbu_train.tracker.mlflow_sweep import with_key
@@ -40,4 +40,4 @@ def publish(cfg: DictConfig, scores: Scores, folder: Path) -> str:
         client.log_artifacts(run_id, str(folder), f"{FOLDER}/{folder.name}")
         return f"run {run_id}, artifacts under {FOLDER}/{folder.name}/"
 
-    return mlflow_after.add(cfg.tracker.mlflow, send)
+    return mlflow_finished_run.log_to_store(cfg.tracker.mlflow, send)

@@ -9,7 +9,7 @@ from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet, experiment_id
 from bbu_train.tracker.mlflow_sweep import PARENT, show_progress, with_key
 
 
-def add(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -> str:
+def log_to_store(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -> str:
     """What `send(client, experiment_id)` says of a store that exists; else why nothing was logged.
 
     `settings` are those of a run's MLflow tracker.
@@ -29,8 +29,8 @@ def add(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -> str:
         return f"not logged: {uri} does not answer: {' '.join(str(error).split())[:200]}"
 
 
-def prune(settings: Mapping[str, Any], folder: Path) -> str:
-    """Say that the run in `folder`, which seems to wait to go on, never will; what this says is as of `add`."""
+def mark_pruned(settings: Mapping[str, Any], folder: Path) -> str:
+    """Say that the run in `folder`, which seems to wait to go on, never will; what this says is as of `log_to_store`."""
     key = folder / KEY_FILE
 
     def send(client, experiment: str) -> str:
@@ -45,4 +45,4 @@ def prune(settings: Mapping[str, Any], folder: Path) -> str:
                 show_progress(client, experiment, parent_id)
         return f"run {run_id}"
 
-    return add(settings, send)
+    return log_to_store(settings, send)
