@@ -17,7 +17,7 @@ def parent_run(client, experiment_id: str, sweep: str) -> str:
     key = f"sweep-{hashlib.sha256(sweep.encode()).hexdigest()[:16]}"  # a name may hold what a filter cannot quote
     with alone(client.tracking_uri):
         tags = {"sweep": sweep, "mlflow.source.name": "bbu_train", "mlflow.note.content": _note(experiment_id)}
-        return find_or_make(client, experiment_id, key, sweep, tags).info.run_id
+        return find_or_create_run(client, experiment_id, key, sweep, tags).info.run_id
 
 
 def _note(experiment_id: str) -> str:
@@ -29,7 +29,7 @@ def _note(experiment_id: str) -> str:
     )
 
 
-def find_or_make(client, experiment_id: str, key: str, name: str, tags: dict[str, str]):
+def find_or_create_run(client, experiment_id: str, key: str, name: str, tags: dict[str, str]):
     """The run whose tag KEY has this value.
 
     The key is part of the run from the moment it is made: a process that is killed right then, or hears no answer,
