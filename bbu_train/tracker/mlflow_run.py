@@ -13,7 +13,7 @@ from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.runtime.git import git_commit
 from bbu_train.tracker.mlflow_points import batches, proper_name
 from bbu_train.tracker.mlflow_store import alone, experiment_id, open_client, transaction
-from bbu_train.tracker.mlflow_sweep import ENDED, PARENT, find_or_create_run, parent_run, show_progress
+from bbu_train.tracker.mlflow_sweep import ENDED, PARENT, find_or_create_parent, find_or_create_run, show_progress
 
 STATUS = {
     "done": "FINISHED",
@@ -164,7 +164,7 @@ class StoredRun:
         """The parent is looked up each time: of two made at once, the younger may have been taken at first."""
         if self.sweep is None:
             return
-        parent_id = parent_run(self.client, self.experiment_id, self.sweep)
+        parent_id = find_or_create_parent(self.client, self.experiment_id, self.sweep)
         with transaction(self.uri):
             self.client.set_tag(self.run_id, PARENT, parent_id)
             show_progress(self.client, self.experiment_id, parent_id)

@@ -9,7 +9,7 @@ KEY = "mlflow.bbu_train.key"  # MLflow's pages leave out tags that begin so
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
-def parent_run(client, experiment_id: str, sweep: str) -> str:
+def find_or_create_parent(client, experiment_id: str, sweep: str) -> str:
     """The id of the run that stands for the sweep, made at the first call. To be called with no lock of the store held.
 
     Several jobs may call it at the same moment.

@@ -21,7 +21,7 @@ def test_the_page_becomes_an_artifact_of_the_sweeps_parent_run(outputs, page):
     client = open_client(f"sqlite:///{outputs}/mlflow.db")
     experiment = experiment_id(client, "made", outputs / "mlflow-artifacts")
     said = publish(read(outputs / "made")[0], "made", page)
-    parent = sweep.parent_run(client, experiment, "made")
+    parent = sweep.find_or_create_parent(client, experiment, "made")
     assert parent in said
     assert [file.path for file in client.list_artifacts(parent, module.FOLDER)] == ["compare/index.html"]
 

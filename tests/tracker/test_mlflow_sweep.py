@@ -7,7 +7,7 @@ from tracked_runs import arguments, begin, log
 
 from bbu_train.tracker import mlflow_finished_run
 from bbu_train.tracker.mlflow_store import experiment_id, open_client
-from bbu_train.tracker.mlflow_sweep import KEY, PARENT, parent_run
+from bbu_train.tracker.mlflow_sweep import KEY, PARENT, find_or_create_parent
 
 
 @pytest.fixture
@@ -100,7 +100,9 @@ def test_jobs_that_ask_for_the_parent_at_once_are_given_the_same(outputs):
     uri, names, found = f"sqlite:///{outputs}/mlflow.db", ["it's", 'a "b"', "排序"], []
     experiment = experiment_id(open_client(uri), "several sweeps", None)
     asking = [
-        threading.Thread(target=lambda name=name: found.append((name, parent_run(open_client(uri), experiment, name))))
+        threading.Thread(
+            target=lambda name=name: found.append((name, find_or_create_parent(open_client(uri), experiment, name)))
+        )
         for name in names * 3
     ]
     for thread in asking:
