@@ -6,7 +6,7 @@ from typing import Any
 
 from bbu_train.tracker.mlflow_run import KEY_FILE
 from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet, experiment_id, open_client, transaction
-from bbu_train.tracker.mlflow_sweep import PARENT, runs_with_key, show_progress
+from bbu_train.tracker.mlflow_sweep import PARENT, find_runs_by_key, show_progress
 
 
 def log_to_store(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -> str:
@@ -34,7 +34,7 @@ def mark_pruned(settings: Mapping[str, Any], folder: Path) -> str:
     key = folder / KEY_FILE
 
     def send(client, experiment: str) -> str:
-        known = runs_with_key(client, experiment, key.read_text()) if key.exists() else []
+        known = find_runs_by_key(client, experiment, key.read_text()) if key.exists() else []
         if not known:
             return "not logged: MLflow has no run of this folder."
         run_id = known[0].info.run_id

@@ -35,16 +35,16 @@ def find_or_create_run(client, experiment_id: str, key: str, name: str, tags: di
     The key is part of the run from the moment it is made: a process that is killed right then, or hears no answer,
     finds its run when it tries again. Where several made one at once, all take the oldest and the others are deleted.
     """
-    runs = runs_with_key(client, experiment_id, key)
+    runs = find_runs_by_key(client, experiment_id, key)
     if not runs:
         client.create_run(experiment_id, run_name=name, tags={KEY: key, **tags})
-        runs = runs_with_key(client, experiment_id, key)
+        runs = find_runs_by_key(client, experiment_id, key)
     for younger in runs[1:]:
         _delete(client, younger.info.run_id)
     return runs[0]
 
 
-def runs_with_key(client, experiment_id: str, key: str) -> list:
+def find_runs_by_key(client, experiment_id: str, key: str) -> list:
     """The runs whose tag KEY has this value, oldest first."""
     runs = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
