@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu_train.tracker.mlflow_run import KEY_FILE
-from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet, experiment_id, open_client, transaction
+from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet, find_or_create_experiment, open_client, transaction
 from bbu_train.tracker.mlflow_sweep import PARENT, find_runs_by_key, show_progress
 
 
@@ -24,7 +24,7 @@ def log_to_store(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -
     try:
         client = open_client(uri)
         artifacts = None if settings["artifacts"] is None else Path(settings["artifacts"]).absolute()
-        return send(client, experiment_id(client, settings["experiment"], artifacts))
+        return send(client, find_or_create_experiment(client, settings["experiment"], artifacts))
     except (MlflowException, SQLAlchemyError, OSError) as error:
         return f"not logged: {uri} does not answer: {' '.join(str(error).split())[:200]}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.runtime.git import git_commit
 from bbu_train.tracker.mlflow_points import batches, proper_name
-from bbu_train.tracker.mlflow_store import alone, experiment_id, open_client, transaction
+from bbu_train.tracker.mlflow_store import alone, find_or_create_experiment, open_client, transaction
 from bbu_train.tracker.mlflow_sweep import ENDED, PARENT, find_or_create_parent, find_or_create_run, show_progress
 
 STATUS = {
@@ -128,7 +128,7 @@ class StoredRun:
         """Find or make the run, and say what it is."""
         client = open_client(self.uri)
         with alone(self.uri):
-            self.experiment_id = experiment_id(client, self.experiment, self.artifacts)
+            self.experiment_id = find_or_create_experiment(client, self.experiment, self.artifacts)
             run = find_or_create_run(client, self.experiment_id, self._key(), self.name, {"state": "running"})
         self.run_id = run.info.run_id
         self.offset = 0  # it may be another run: somebody may have deleted the first

@@ -6,7 +6,7 @@ import pytest
 from tracked_runs import arguments, begin, log
 
 from bbu_train.tracker import mlflow_finished_run
-from bbu_train.tracker.mlflow_store import experiment_id, open_client
+from bbu_train.tracker.mlflow_store import find_or_create_experiment, open_client
 from bbu_train.tracker.mlflow_sweep import KEY, PARENT, find_or_create_parent
 
 
@@ -98,7 +98,7 @@ def test_a_cell_finds_its_parent_again_where_two_were_made(outputs):
 
 def test_jobs_that_ask_for_the_parent_at_once_are_given_the_same(outputs):
     uri, names, found = f"sqlite:///{outputs}/mlflow.db", ["it's", 'a "b"', "排序"], []
-    experiment = experiment_id(open_client(uri), "several sweeps", None)
+    experiment = find_or_create_experiment(open_client(uri), "several sweeps", None)
     asking = [
         threading.Thread(
             target=lambda name=name: found.append((name, find_or_create_parent(open_client(uri), experiment, name)))
