@@ -30,7 +30,7 @@ def small_model(precision):
 
 
 def trainer(model, precision):
-    only = {"all": {"pattern": "", "owner": "0", "lr": 0.1}}
+    only = {"all": {"pattern": "", "submodule": "0", "lr": 0.1}}
     return groups.build(model, only, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, precision=precision)
 
 
