@@ -1,7 +1,7 @@
-"""Named groups of parameters, each with a rate of its own, and AdamW over them.
+"""Named groups of parameters, each with its own learning rate, and AdamW over them.
 
-The groups are ordered, and a parameter belongs to the first whose pattern is found in its name. Every parameter has to
-belong to one, and every group has to match something, so that no rate of a sweep is without effect unnoticed.
+The groups are ordered: a parameter belongs to the first group whose pattern is found in its name. Every parameter must
+belong to a group and every group must match something, so that a sweep cannot vary a rate that has no effect.
 """
 
 import re
@@ -17,7 +17,7 @@ from bbu_train.ops.numbers import is_number
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
 KEYS = ("pattern", "submodule", "lr")
-NUM_NAMES_SHOWN = 10
+MAX_NAMES_SHOWN = 10
 
 
 def build(
@@ -29,38 +29,40 @@ def build(
     weight_decay: float,
     precision: str,
 ) -> torch.optim.AdamW:
-    """Freeze the groups of rate 0 and give the others to AdamW.
+    """Freeze the groups with rate 0 and build AdamW over the others.
 
-    `groups` is that of `torch_groups`. `precision` is the engine's: with "bf16" bfloat16 parameters get float32
-    masters, with "pure_bf16" none.
+    `groups` is described in `make_param_groups`. `precision` is the engine's: with "bf16" every bfloat16 parameter has
+    a float32 master, with "pure_bf16" none has.
     """
-    its_groups = torch_groups(model, groups, betas, eps, weight_decay)
-    # Either clips and refuses on the device, as it updates (engine/plain.py).
+    param_groups = make_param_groups(model, groups, betas, eps, weight_decay)
+    # Both optimizers scale gradients and skip a refused update on the device (engine/ddp.py).
     if precision == "fp32":
-        return torch.optim.AdamW(its_groups, betas=tuple(betas), eps=eps, fused=True)
-    return MixedAdamW(its_groups, masters=precision == "bf16", betas=tuple(betas), eps=eps)
+        return torch.optim.AdamW(param_groups, betas=(betas[0], betas[1]), eps=eps, fused=True)
+    return MixedAdamW(param_groups, has_masters=precision == "bf16", betas=(betas[0], betas[1]), eps=eps)
 
 
-def torch_groups(
+def make_param_groups(
     model: nn.Module, groups: dict[str, dict[str, Any]], betas: Sequence[float], eps: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Freeze the groups of rate 0, and give the others as torch's optimizers take them.
+    """Freeze the groups with rate 0 and return the others as torch's `param_groups`.
 
-    `groups` maps a name to `pattern` (found anywhere in the parameter's name), `submodule` (a submodule of the model: where
-    the model has none of that name, or None, the group may stay empty) and `lr`. A tied parameter has several names;
-    each counts as matched, and it belongs to the group of the first, in the model's order, that has one.
+    `groups` maps a group's name to three keys: `pattern`, a regular expression that is searched in parameter names;
+    `submodule`, a part of the model (if the model lacks it or has None there, the group may be empty); and `lr`. A tied
+    parameter has several names. Each of them counts as a match, and the parameter belongs to the group of its first
+    name, in the model's order, that has a group.
 
-    Decay applies to matrices only (norms and biases have fewer than 2 dimensions), so a named group becomes up to two
-    of torch's, with "name", "decays" and "initial_lr" in each. What the model itself froze stays frozen, and is left
-    out. All that is wrong raises one InputError, before anything is frozen.
+    Weight decay applies to matrices only (norms and biases have fewer than 2 dimensions), so one named group becomes up
+    to two param groups, each with the keys "name", "decays" and "initial_lr". Parameters that the model itself froze
+    stay frozen and are left out. All problems are raised in one InputError, before anything is frozen.
     """
-    problems = [*_wrong_numbers(betas, eps, weight_decay), *_wrong_groups(groups)]
+    problems = [*_check_numbers(betas, eps, weight_decay), *_check_groups(groups)]
+    members: dict[str, list[nn.Parameter]] = {}
     if not problems:
         members, problems = _assign(model, groups)
     if problems:
-        remedy = "Mend it in conf/optimizer/adamw.yaml, or in the choice that you named, or by an override."
+        remedy = "Fix it in conf/optimizer/adamw.yaml, in the file of the optimizer you chose, or by an override."
         raise all_problems("optimizer", problems, remedy)
-    its_groups = []
+    param_groups = []
     for name, parameters in members.items():
         rate = float(groups[name]["lr"])
         if rate == 0:
@@ -70,23 +72,25 @@ def torch_groups(
             if chosen:
                 decay = weight_decay if decays else 0.0
                 settings = {"lr": rate, "initial_lr": rate, "weight_decay": decay, "name": name, "decays": decays}
-                its_groups.append({"params": chosen, **settings})
-    if not its_groups:
+                param_groups.append({"params": chosen, **settings})
+    if not param_groups:
         raise InputError("optimizer: every parameter is frozen. Give at least one group an lr above 0.")
-    return its_groups
+    return param_groups
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
+    """Set each group's rate to its initial rate times `multiplier`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * multiplier
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The present rate of each group that is not frozen."""
+    """Return the current rate of each group that is not frozen."""
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 
 def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of each named group, those with and without weight decay together."""
     members: dict[str, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
         members.setdefault(group["name"], []).extend(group["params"])
@@ -94,14 +98,14 @@ def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.P
 
 
 def state_bytes(optimizer: torch.optim.AdamW) -> int:
-    """Bytes of moments and of what masters have beside the weights, which the optimizer makes at its first step."""
+    """Return the bytes of moments and of the masters' low bits, which the optimizer allocates at its first step."""
 
     def bytes_of(parameter: nn.Parameter, num_moments: int) -> int:
         if isinstance(optimizer, MixedAdamW) and parameter.dtype == torch.bfloat16:
-            return parameter.numel() * (4 * num_moments + 2 if optimizer.masters else 2 * num_moments)
+            return parameter.numel() * (4 * num_moments + 2 if optimizer.has_masters else 2 * num_moments)
         return num_moments * parameter.nbytes
 
-    # A group with "momentum" is Muon's, which keeps one moment.
+    # A group with "momentum" belongs to Muon, which keeps one moment.
     sizes = ((p, 1 if "momentum" in group else 2) for group in optimizer.param_groups for p in group["params"])
     return sum(bytes_of(parameter, num_moments) for parameter, num_moments in sizes)
 
@@ -113,63 +117,63 @@ def _freeze(parameters: list[nn.Parameter]) -> None:
 
 
 def _assign(model: nn.Module, groups: dict[str, dict[str, Any]]) -> tuple[dict[str, list[nn.Parameter]], list[str]]:
-    """The parameters of each group, and what is wrong with the assignment."""
-    group_of_name = {}
+    """Return the parameters of each group, and the problems of the assignment."""
+    group_of_name: dict[str, str | None] = {}
     group_of_parameter: dict[nn.Parameter, str] = {}
-    names: dict[nn.Parameter, str] = {}
+    first_names: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, name)
-        found = next((group for group, its in groups.items() if re.search(its["pattern"], name)), None)
-        group_of_name[name] = found
-        if found is not None:
-            group_of_parameter.setdefault(parameter, found)
-    homeless = [name for parameter, name in names.items() if parameter not in group_of_parameter]
-    problems = [_homeless_problem(homeless)] if homeless else []
-    for group, its in groups.items():
-        if getattr(model, its["submodule"], None) is not None and group not in group_of_name.values():
-            problems.append(_empty_problem(group, its["pattern"], group_of_name))
-    members = {group: [p for p, its_group in group_of_parameter.items() if its_group == group] for group in groups}
+        first_names.setdefault(parameter, name)
+        first_match = next((group for group, config in groups.items() if re.search(config["pattern"], name)), None)
+        group_of_name[name] = first_match
+        if first_match is not None:
+            group_of_parameter.setdefault(parameter, first_match)
+    unassigned = [name for parameter, name in first_names.items() if parameter not in group_of_parameter]
+    problems = [_describe_unassigned(unassigned)] if unassigned else []
+    for group, config in groups.items():
+        if getattr(model, config["submodule"], None) is not None and group not in group_of_name.values():
+            problems.append(_describe_empty_group(group, config["pattern"], group_of_name))
+    members = {name: [p for p, group in group_of_parameter.items() if group == name] for name in groups}
     return members, problems
 
 
-def _homeless_problem(names: list[str]) -> str:
+def _describe_unassigned(names: list[str]) -> str:
     count = "1 parameter belongs" if len(names) == 1 else f"{len(names)} parameters belong"
-    shown = ", ".join(names[:NUM_NAMES_SHOWN])
-    more = f" and {len(names) - NUM_NAMES_SHOWN} more" if len(names) > NUM_NAMES_SHOWN else ""
+    shown = ", ".join(names[:MAX_NAMES_SHOWN])
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     return f"{count} to no group: {shown}{more}. Add a group, or widen a pattern; lr 0 freezes a group"
 
 
-def _empty_problem(group: str, pattern: str, group_of_name: dict[str, str | None]) -> str:
-    takers = Counter(taker for name, taker in group_of_name.items() if re.search(pattern, name))
-    if not takers:
-        return f'group {group} matches nothing: no parameter has "{pattern}" in its name'
-    who = ", ".join(f"{taker} ({number})" for taker, number in takers.items())
+def _describe_empty_group(name: str, pattern: str, group_of_name: dict[str, str | None]) -> str:
+    counts = Counter(group for parameter, group in group_of_name.items() if re.search(pattern, parameter))
+    if not counts:
+        return f'group {name} matches nothing: no parameter has "{pattern}" in its name'
+    takers = ", ".join(f"{group} ({number})" for group, number in counts.items())
     return (
-        f'group {group} gets nothing: all that "{pattern}" matches went to groups before it: {who}. The first pattern '
-        f"that matches wins, and a group added on the command line comes last: write {group} above them in a YAML"
+        f'group {name} is empty: every parameter that "{pattern}" matches belongs to an earlier group: {takers}. The '
+        f"first matching pattern wins, and a group added on the command line comes last: write {name} above them in a "
+        "YAML file"
     )
 
 
-def _wrong_groups(groups: dict[str, dict[str, Any]]) -> list[str]:
+def _check_groups(groups: dict[str, dict[str, Any]]) -> list[str]:
     problems = []
-    for name, its in groups.items():
-        if not isinstance(its, dict) or set(its) != set(KEYS):
-            problems.append(f"group {name} is {its}: expected exactly the keys {', '.join(KEYS)}")
+    for name, config in groups.items():
+        if not isinstance(config, dict) or set(config) != set(KEYS):
+            problems.append(f"group {name} is {config}: expected exactly the keys {', '.join(KEYS)}")
             continue
-        if not is_number(its["lr"]) or its["lr"] < 0:
-            problems.append(f"group {name} has lr {its['lr']}: expected a finite number, 0 (frozen) or above")
-        if not isinstance(its["submodule"], str):
-            problems.append(
-                f"group {name} has submodule {its['submodule']}: expected the name of a submodule, such as head"
-            )
+        lr, submodule, pattern = config["lr"], config["submodule"], config["pattern"]
+        if not is_number(lr) or lr < 0:
+            problems.append(f"group {name} has lr {lr}: expected a finite number, 0 (frozen) or above")
+        if not isinstance(submodule, str):
+            problems.append(f"group {name} has submodule {submodule}: expected a submodule's name, such as head")
         try:
-            re.compile(its["pattern"])
+            re.compile(pattern)
         except (re.error, TypeError) as error:
-            problems.append(f'group {name} has pattern "{its["pattern"]}": not a regular expression ({error})')
+            problems.append(f'group {name} has pattern "{pattern}": not a regular expression ({error})')
     return problems
 
 
-def _wrong_numbers(betas: Sequence[float], eps: float, weight_decay: float) -> list[str]:
+def _check_numbers(betas: Sequence[float], eps: float, weight_decay: float) -> list[str]:
     problems = []
     if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
         problems.append(f"betas are {list(betas)}: expected two numbers from 0 to below 1")

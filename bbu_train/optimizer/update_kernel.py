@@ -1,10 +1,10 @@
-"""`mixed_adamw.update` as one kernel: each number is read once and written once."""
+"""`mixed_adamw.update` as one Triton kernel, which reads and writes each number once."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, NUM_WARPS = 1024, 8  # four numbers a thread: 16 bytes of float32
+BLOCK, NUM_WARPS = 1024, 8  # four numbers per thread: 16 bytes of float32
 
 
 def update(
@@ -13,60 +13,59 @@ def update(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     gradient: Tensor,
-    settings: Tensor,
+    scalars: Tensor,
     grad_scale: Tensor,
     found_inf: Tensor,
     salt: Tensor,
 ) -> None:
-    """The arguments of `mixed_adamw.update`, contiguous and on a GPU."""
+    """Take the arguments of `mixed_adamw.update`, contiguous and on a GPU."""
     size = weight.numel()
-    scalars = settings, grad_scale, found_inf, salt
-    arguments = weight, low_bits, exp_avg, exp_avg_sq, gradient, *scalars, size
+    arguments = weight, low_bits, exp_avg, exp_avg_sq, gradient, scalars, grad_scale, found_inf, salt, size
     _kernel[(triton.cdiv(size, BLOCK),)](*arguments, BLOCK, num_warps=NUM_WARPS)
 
 
 @triton.jit
 def _kernel(
-    weight, low_bits, exp_avg, exp_avg_sq, gradient, settings, grad_scale, found_inf, salt, size, BLOCK: tl.constexpr,
+    weight, low_bits, exp_avg, exp_avg_sq, gradient, scalars, grad_scale, found_inf, salt, size, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if tl.load(found_inf) == 0:
-        places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        mask = places < size
-        lr, decay = tl.load(settings), tl.load(settings + 1)
-        rate1, rate2 = tl.load(settings + 2), tl.load(settings + 3)
-        correction1, correction2 = tl.load(settings + 4), tl.load(settings + 5)
-        eps, t = tl.load(settings + 6), tl.load(settings + 7)
+        offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        mask = offsets < size
+        lr, decay = tl.load(scalars), tl.load(scalars + 1)
+        rate1, rate2 = tl.load(scalars + 2), tl.load(scalars + 3)
+        correction1, correction2 = tl.load(scalars + 4), tl.load(scalars + 5)
+        eps, t = tl.load(scalars + 6), tl.load(scalars + 7)
 
-        g = tl.load(gradient + places, mask).to(tl.float32) / tl.load(grad_scale)
-        m = tl.load(exp_avg + places, mask).to(tl.float32)
-        v = tl.load(exp_avg_sq + places, mask).to(tl.float32)
-        w = tl.load(weight + places, mask)
-        w = w.to(tl.float32) if low_bits is None else _whole(w, tl.load(low_bits + places, mask))
+        g = tl.load(gradient + offsets, mask).to(tl.float32) / tl.load(grad_scale)
+        m = tl.load(exp_avg + offsets, mask).to(tl.float32)
+        v = tl.load(exp_avg_sq + offsets, mask).to(tl.float32)
+        w = tl.load(weight + offsets, mask)
+        w = w.to(tl.float32) if low_bits is None else _merge_float32(w, tl.load(low_bits + offsets, mask))
         m += rate1 * (g - m)
         v += rate2 * (g * g - v)
         w = (1 - lr * decay) * w - lr * (m / correction1) / (tl.sqrt(v / correction2) + eps)
         if low_bits is None:
-            seed = _mix(tl.load(salt).to(tl.uint32) * 1_000_003 + t.to(tl.uint32))
-            bits = _mix(places.to(tl.uint32) + seed)
+            seed = _lowbias32(tl.load(salt).to(tl.uint32) * 1_000_003 + t.to(tl.uint32))
+            bits = _lowbias32(offsets.to(tl.uint32) + seed)
             w, m, v = _round(w, bits), _round(m, bits >> 16), _round(v, bits >> 8)
-            tl.store(weight + places, w, mask)
+            tl.store(weight + offsets, w, mask)
         else:
             bits = w.to(tl.int32, bitcast=True)
             high = (bits + 0x8000) >> 16
-            tl.store(weight + places, high.to(tl.int16).to(tl.bfloat16, bitcast=True), mask)
-            tl.store(low_bits + places, (bits - (high << 16)).to(tl.int16), mask)
-        tl.store(exp_avg + places, m, mask)
-        tl.store(exp_avg_sq + places, v, mask)
+            tl.store(weight + offsets, high.to(tl.int16).to(tl.bfloat16, bitcast=True), mask)
+            tl.store(low_bits + offsets, (bits - (high << 16)).to(tl.int16), mask)
+        tl.store(exp_avg + offsets, m, mask)
+        tl.store(exp_avg_sq + offsets, v, mask)
 
 
 @triton.jit
-def _whole(weight, low_bits):
+def _merge_float32(weight, low_bits):
     high = weight.to(tl.int16, bitcast=True).to(tl.int32) << 16
     return (high + low_bits.to(tl.int32)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _mix(x):
+def _lowbias32(x):
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)

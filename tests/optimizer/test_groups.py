@@ -1,4 +1,4 @@
-"""Parameter groups: exactly one group a parameter, no group without effect, and the rates by name."""
+"""Parameter groups: every parameter has one group, no group is without effect, and rates are set by name."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ CONF = Path(__file__).parents[2] / "conf" / "optimizer"
 RATES = {"vision": 2e-6, "merger": 1e-5, "llm": 1e-5, "adapter": 1e-4, "detection": 1e-4}
 
 
-def chosen(name: str) -> DictConfig:
-    """conf/optimizer/<name>.yaml beside a model and an engine, to which it refers."""
-    beside = {"model": {"learning_rates": RATES}, "engine": {"precision": "fp32"}}
-    return OmegaConf.create({**beside, "optimizer": OmegaConf.load(CONF / f"{name}.yaml")}).optimizer
+def load_config(name: str) -> DictConfig:
+    """Return conf/optimizer/<name>.yaml, with the model and engine settings that it refers to."""
+    others = {"model": {"learning_rates": RATES}, "engine": {"precision": "fp32"}}
+    return OmegaConf.create({**others, "optimizer": OmegaConf.load(CONF / f"{name}.yaml")}).optimizer
 
 
 def named(**modules: nn.Module) -> nn.Module:
-    """A module with these submodules: the tree of names is all that groups look at."""
+    """Return a module with these submodules: the groups look at names only."""
     return nn.ModuleDict(modules)
 
 
@@ -31,7 +31,7 @@ def linear() -> nn.Linear:
 
 
 class Model(nn.Module):
-    """The names of the real model, with one small layer each."""
+    """The module names of the real model, with one small layer each."""
 
     def __init__(self, with_head: bool = True, tied: bool = True):
         super().__init__()
@@ -46,8 +46,8 @@ class Model(nn.Module):
 
 
 def adamw(**changes) -> dict:
-    """The arguments that conf/optimizer/adamw.yaml gives, its groups changed or added to."""
-    arguments = OmegaConf.to_container(chosen("adamw"), resolve=True)
+    """Return the arguments in conf/optimizer/adamw.yaml, with changed or added groups."""
+    arguments = OmegaConf.to_container(load_config("adamw"), resolve=True)
     arguments = {key: value for key, value in arguments.items() if not key.startswith("_")}
     for group, change in changes.items():
         arguments["groups"][group] = {**arguments["groups"].get(group, {}), **change}
@@ -69,7 +69,7 @@ def test_every_parameter_has_exactly_one_group():
     assert {id(parameter) for parameter in members} == {id(parameter) for parameter in model.parameters()}
 
 
-def test_the_merger_is_not_the_vision_towers():
+def test_the_merger_has_its_own_group_and_is_not_in_vision():
     model = Model()
     members = names_by_group(model, build(model, **adamw()))
     prefix = "backbone.model.visual."
@@ -90,11 +90,11 @@ def test_the_output_matrix_belongs_to_the_language_model_tied_or_not(tied):
 def test_a_tied_parameter_goes_where_its_first_name_goes_and_both_groups_count_as_matched():
     groups = {
         "output": {"pattern": "lm_head", "submodule": "backbone", "lr": 1e-3},
-        "rest": {"pattern": "", "submodule": "backbone", "lr": 1e-4},
+        "others": {"pattern": "", "submodule": "backbone", "lr": 1e-4},
     }
     model = Model(tied=True)
     members = parameters_by_group(build(model, **{**adamw(), "groups": groups}))
-    assert any(parameter is model.backbone["lm_head"].weight for parameter in members["rest"])
+    assert any(parameter is model.backbone["lm_head"].weight for parameter in members["others"])
     assert "output" not in members
 
 
@@ -111,8 +111,8 @@ def test_a_group_that_matches_nothing_is_named_with_its_pattern():
         build(Model(), **adamw(queries={"pattern": r"head.query", "submodule": "head", "lr": 1e-4}))
 
 
-def test_a_group_that_comes_too_late_is_told_who_took_its_parameters():
-    with pytest.raises(InputError, match=r"(?s)group narrow gets nothing.*went to groups before it: detection \(2\)"):
+def test_a_group_that_comes_too_late_is_told_which_groups_took_its_parameters():
+    with pytest.raises(InputError, match=r"(?s)group narrow is empty.*belongs to an earlier group: detection \(2\)"):
         build(Model(), **adamw(narrow={"pattern": r"^head\.decoder", "submodule": "head", "lr": 1e-4}))
 
 
@@ -130,7 +130,7 @@ def test_rate_zero_computes_no_gradient_for_the_group_and_lets_gradients_through
     assert "adapter" not in learning_rates(optimizer)
 
 
-def test_what_the_model_froze_itself_stays_frozen():
+def test_parameters_that_the_model_froze_stay_frozen():
     model = Model()
     model.head["decoder"].weight.requires_grad_(False)
     members = names_by_group(model, build(model, **adamw()))
@@ -146,13 +146,13 @@ def test_norms_and_biases_do_not_decay():
         assert decay[id(parameter)] == (0.01 if parameter.ndim >= 2 else 0)
 
 
-def test_a_model_that_is_frozen_throughout_is_refused():
+def test_a_model_with_every_group_frozen_is_refused():
     frozen = {name: {"lr": 0.0} for name in adamw()["groups"]}
     with pytest.raises(InputError, match="every parameter is frozen"):
         build(Model(), **adamw(**frozen))
 
 
-def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_frozen():
+def test_all_problems_are_reported_at_once_and_nothing_is_frozen():
     model = Model()
     changes = {"vision": {"lr": -1.0}, "llm": {"lr": float("nan")}, "merger": {"pattern": "("}, "adapter": {"lr": 0}}
     with pytest.raises(
@@ -174,7 +174,7 @@ def test_rates_follow_the_multiplier_by_name():
 def test_each_group_moves_by_its_own_rate():
     model = Model()
     optimizer = build(model, **{**adamw(), "weight_decay": 0.0})
-    before = {group: [p.detach().clone() for p in its] for group, its in parameters_by_group(optimizer).items()}
+    before = {group: [p.detach().clone() for p in params] for group, params in parameters_by_group(optimizer).items()}
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -185,8 +185,8 @@ def test_each_group_moves_by_its_own_rate():
 
 
 @pytest.mark.parametrize("choice", ["adamw", "adamw_uniform"])
-def test_the_yaml_builds_an_optimizer_for_the_very_model_it_is_given(choice):
+def test_the_yaml_builds_an_optimizer_over_all_parameters_of_the_model(choice):
     model = Model()
-    optimizer = instantiate(chosen(choice), _convert_="all")(model)
+    optimizer = instantiate(load_config(choice), _convert_="all")(model)
     members = [parameter for group in parameters_by_group(optimizer).values() for parameter in group]
     assert {id(parameter) for parameter in members} == {id(parameter) for parameter in model.parameters()}

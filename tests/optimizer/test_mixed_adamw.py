@@ -1,4 +1,4 @@
-"""AdamW over bfloat16 weights, compared with torch's own over float32 ones."""
+"""AdamW over bfloat16 weights, compared with torch's AdamW over float32 weights."""
 
 import pytest
 import torch
@@ -7,61 +7,61 @@ from torch import nn
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32
 from bbu_train.optimizer.groups import state_bytes
-from bbu_train.optimizer.mixed_adamw import MixedAdamW, mix, round_stochastically
+from bbu_train.optimizer.mixed_adamw import MixedAdamW, lowbias32, round_stochastically
 from bbu_train.runtime.seeds import generator
 
 SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8}
-SHAPES = [(48, 64), (7, 5)]  # of matrices: one that is a multiple of a kernel's reads, and one that is not
+SHAPES = [(48, 64), (7, 5)]  # of matrices: one whose size is a multiple of the kernel's block, and one that is not
 
 
-def numbers(*name, shape, scale=1.0):
+def random_normal(*name, shape, scale=1.0):
     values = generator("mixed adamw", *name).standard_normal(shape, dtype="float32")
     return torch.from_numpy(values * scale)
 
 
 def matrices(dtype=torch.bfloat16):
-    """Parameters whose numbers are bfloat16 ones, whatever they are kept in."""
-    return [nn.Parameter(numbers(*shape, shape=shape).bfloat16().to(dtype)) for shape in SHAPES]
+    """Return parameters of `dtype` whose values are exact in bfloat16."""
+    return [nn.Parameter(random_normal(*shape, shape=shape).bfloat16().to(dtype)) for shape in SHAPES]
 
 
 def groups(parameters, lr=1e-3):
     return [{"params": parameters, "lr": lr, "weight_decay": 0.1, "name": "all"}]
 
 
-def mixed(parameters, masters=True, lr=1e-3):
-    return MixedAdamW(groups(parameters, lr), masters=masters, **SETTINGS)
+def mixed(parameters, has_masters=True, lr=1e-3):
+    return MixedAdamW(groups(parameters, lr), has_masters=has_masters, **SETTINGS)
 
 
 def train(optimizer, parameters, num_steps=5, first=0):
-    """Steps along the same bfloat16 gradients for everyone."""
+    """Take steps along bfloat16 gradients that depend on the step and the shape only."""
     for step in range(first, first + num_steps):
         for parameter in parameters:
-            gradient = numbers("gradient", step, *parameter.shape, shape=tuple(parameter.shape))
+            gradient = random_normal("gradient", step, *parameter.shape, shape=tuple(parameter.shape))
             parameter.grad = gradient.bfloat16().to(parameter.dtype)
         optimizer.step()
 
 
 @pytest.fixture
 def expected():
-    """What torch's AdamW makes of float32 weights and the same gradients: the weights, and its state."""
+    """The weights and states of torch's AdamW with float32 weights and the same gradients."""
     parameters = matrices(torch.float32)
     optimizer = torch.optim.AdamW(groups(parameters), fused=True, **SETTINGS)
     train(optimizer, parameters)
     return parameters, [optimizer.state[parameter] for parameter in parameters]
 
 
-def test_masters_go_where_torchs_adamw_takes_float32_weights(expected):
+def test_masters_equal_the_float32_weights_of_torchs_adamw(expected):
     parameters = matrices()
     optimizer = mixed(parameters)
     train(optimizer, parameters)
-    for parameter, weight, its in zip(parameters, *expected, strict=True):
+    for parameter, weight, expected_state in zip(parameters, *expected, strict=True):
         state = optimizer.state[parameter]
         torch.testing.assert_close(merge_float32(parameter.detach(), state["low_bits"]), weight.detach())
         for moment in ("exp_avg", "exp_avg_sq"):
-            torch.testing.assert_close(state[moment], its[moment])
+            torch.testing.assert_close(state[moment], expected_state[moment])
 
 
-def test_a_weight_is_its_master_rounded():
+def test_each_weight_is_its_rounded_master():
     parameters = matrices()
     optimizer = mixed(parameters)
     train(optimizer, parameters)
@@ -71,8 +71,8 @@ def test_a_weight_is_its_master_rounded():
         )
 
 
-def test_float32_parameters_among_them_are_updated_as_torch_does():
-    bias, other = (nn.Parameter(numbers("bias", shape=16)) for _ in range(2))
+def test_float32_parameters_are_updated_as_by_torch():
+    bias, other = (nn.Parameter(random_normal("bias", shape=16)) for _ in range(2))
     train(mixed([*matrices(), bias]), [bias])
     train(torch.optim.AdamW(groups([other]), fused=True, **SETTINGS), [other])
     assert torch.equal(bias, other)
@@ -84,17 +84,19 @@ def test_gradients_are_divided_by_the_scale_on_the_device(expected):
     optimizer.grad_scale = torch.tensor(4.0)
     for step in range(5):
         for parameter in parameters:
-            parameter.grad = 4 * numbers("gradient", step, *parameter.shape, shape=tuple(parameter.shape)).bfloat16()
+            parameter.grad = (
+                4 * random_normal("gradient", step, *parameter.shape, shape=tuple(parameter.shape)).bfloat16()
+            )
         optimizer.step()
     for parameter, weight in zip(parameters, expected[0], strict=True):
         master = merge_float32(parameter.detach(), optimizer.state[parameter]["low_bits"])
         torch.testing.assert_close(master, weight.detach())
 
 
-@pytest.mark.parametrize("masters", [True, False])
-def test_a_refused_step_changes_no_number(masters):
+@pytest.mark.parametrize("has_masters", [True, False])
+def test_a_refused_step_changes_nothing(has_masters):
     parameters = matrices()
-    optimizer = mixed(parameters, masters)
+    optimizer = mixed(parameters, has_masters)
     train(optimizer, parameters)
     kept = [[x.clone() for x in (p, *tensors(optimizer.state[p]))] for p in parameters]
     optimizer.found_inf = torch.ones(())
@@ -110,15 +112,15 @@ def tensors(state):
     return [value for value in state.values() if isinstance(value, torch.Tensor)]
 
 
-@pytest.mark.parametrize("masters", [True, False])
-def test_a_saved_state_goes_on_bit_for_bit(masters):
+@pytest.mark.parametrize("has_masters", [True, False])
+def test_training_from_a_saved_state_continues_bit_for_bit(has_masters):
     parameters, resumed = matrices(), matrices()
-    optimizer = mixed(parameters, masters)
+    optimizer = mixed(parameters, has_masters)
     train(optimizer, parameters, num_steps=3)
-    other = mixed(resumed, masters)
+    other = mixed(resumed, has_masters)
     other.load_state_dict(optimizer.state_dict())
-    for parameter, its in zip(resumed, parameters, strict=True):
-        parameter.data.copy_(its)
+    for parameter, trained in zip(resumed, parameters, strict=True):
+        parameter.data.copy_(trained)
     train(optimizer, parameters, num_steps=2, first=3)
     train(other, resumed, num_steps=2, first=3)
     for one, same in zip(parameters, resumed, strict=True):
@@ -127,26 +129,26 @@ def test_a_saved_state_goes_on_bit_for_bit(masters):
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(*states, strict=True))
 
 
-@pytest.mark.parametrize("masters", [True, False])
-def test_a_state_with_masters_is_not_read_as_one_without_or_the_other_way_round(masters):
+@pytest.mark.parametrize("has_masters", [True, False])
+def test_a_state_with_masters_is_not_loaded_as_one_without_nor_the_reverse(has_masters):
     parameters = matrices()
-    optimizer = mixed(parameters, masters)
+    optimizer = mixed(parameters, has_masters)
     train(optimizer, parameters)
-    with pytest.raises(InputError, match=r"bfloat16 weight is step, exp_avg, exp_avg_sq.*engine\.precision"):
-        mixed(matrices(), not masters).load_state_dict(optimizer.state_dict())
+    with pytest.raises(InputError, match=r"bfloat16 weight has step, exp_avg, exp_avg_sq.*engine\.precision"):
+        mixed(matrices(), not has_masters).load_state_dict(optimizer.state_dict())
 
 
-def test_without_masters_nothing_but_bfloat16_is_kept():
+def test_without_masters_weights_and_moments_are_bfloat16():
     parameters = matrices()
-    optimizer = mixed(parameters, masters=False)
+    optimizer = mixed(parameters, has_masters=False)
     train(optimizer, parameters)
     assert {x.dtype for p in parameters for x in (p, *tensors(optimizer.state[p]))} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("masters", [True, False])
-def test_the_size_of_the_state_is_known_before_it_is_there(masters):
-    parameters = [*matrices(), nn.Parameter(numbers("bias", shape=16))]
-    optimizer = mixed(parameters, masters)
+@pytest.mark.parametrize("has_masters", [True, False])
+def test_state_bytes_predicts_the_size_of_the_state(has_masters):
+    parameters = [*matrices(), nn.Parameter(random_normal("bias", shape=16))]
+    optimizer = mixed(parameters, has_masters)
     expected = state_bytes(optimizer)
     train(optimizer, parameters)
     kept = [value for p in parameters for name, value in optimizer.state[p].items() if name != "step"]
@@ -155,11 +157,11 @@ def test_the_size_of_the_state_is_known_before_it_is_there(masters):
 
 def test_small_updates_without_masters_add_up_on_average():
     parameters, exact = [nn.Parameter(torch.ones(256, 64).bfloat16())], [nn.Parameter(torch.ones(256, 64))]
-    optimizer = mixed(parameters, masters=False, lr=1e-5)
+    optimizer = mixed(parameters, has_masters=False, lr=1e-5)
     reference = torch.optim.AdamW(groups(exact, lr=1e-5), fused=True, **SETTINGS)
     for _ in range(50):
-        for its in (parameters, exact):
-            its[0].grad = torch.ones_like(its[0])
+        for parameter in (parameters[0], exact[0]):
+            parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         reference.step()
     moved = 1 - parameters[0].float().mean().item()
@@ -167,36 +169,36 @@ def test_small_updates_without_masters_add_up_on_average():
     assert moved > 0
 
 
-def test_stochastic_rounding_gives_both_neighbours_and_their_mean():
+def test_stochastic_rounding_gives_both_neighbours_and_the_right_mean():
     x = torch.full((100_000,), 1 + 1 / 512)  # a quarter of the way from 1 to the next bfloat16 number
-    rounded = round_stochastically(x, mix(torch.arange(100_000, dtype=torch.int32))).float()
+    rounded = round_stochastically(x, lowbias32(torch.arange(100_000, dtype=torch.int32))).float()
     assert sorted(set(rounded.tolist())) == [1, 1 + 1 / 128]
     assert (rounded > 1).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
-def test_the_hash_sends_no_two_numbers_to_one():
-    assert len(mix(torch.arange(1 << 20, dtype=torch.int32)).unique()) == 1 << 20
+def test_the_hash_has_no_collisions():
+    assert len(lowbias32(torch.arange(1 << 20, dtype=torch.int32)).unique()) == 1 << 20
 
 
 def exact(weight, state):
-    """The weight as exactly as it is known, and its moments."""
+    """Return the float32 weight, if the state has its low bits, and the moments."""
     weight = merge_float32(weight, state["low_bits"]) if "low_bits" in state else weight
     return weight, state["exp_avg"], state["exp_avg_sq"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
-@pytest.mark.parametrize("masters", [True, False])
-def test_the_kernel_does_what_the_lines_say(masters):
+@pytest.mark.parametrize("has_masters", [True, False])
+def test_the_kernel_does_the_same_as_the_torch_code(has_masters):
     results = []
     for device in ("cpu", "cuda"):
         parameters = [nn.Parameter(parameter.detach().to(device)) for parameter in matrices()]
-        optimizer = mixed(parameters, masters)
+        optimizer = mixed(parameters, has_masters)
         for step in range(3):
             for parameter in parameters:
-                gradient = numbers("gradient", step, *parameter.shape, shape=tuple(parameter.shape))
+                gradient = random_normal("gradient", step, *parameter.shape, shape=tuple(parameter.shape))
                 parameter.grad = gradient.bfloat16().to(device)
             optimizer.step()
         results.append([x.detach().cpu() for p in parameters for x in (p, *exact(p.detach(), optimizer.state[p]))])
-    for found, expected in zip(*results, strict=True):  # a bfloat16 number may be the neighbour: 2^-7 of it
+    for actual, expected in zip(*results, strict=True):  # a bfloat16 value may be off by one rounding step, 2^-7
         tolerance = 1e-5 if expected.dtype == torch.float32 else 2**-7
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-6)
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Muon compared with torch's own, and what it adds to it."""
+"""Muon, compared with torch.optim.Muon, and what it adds: masters, gradient scale, refused steps."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -23,140 +23,140 @@ SHAPES = [(48, 64), (64, 48), (48, 64), (40, 8)]
 DECAY = 0.1
 
 
-def numbers(*name, shape, scale=1.0):
+def random_normal(*name, shape, scale=1.0):
     return torch.from_numpy(generator("muon", *name).standard_normal(shape, dtype="float32") * scale)
 
 
 def matrices(dtype=torch.float32):
-    """Parameters and gradients are bfloat16 numbers, whatever they are kept in."""
-    return [nn.Parameter(numbers(i, *s, shape=s).bfloat16().to(dtype)) for i, s in enumerate(SHAPES)]
+    """Return parameters of `dtype` whose values are exact in bfloat16, as those of the gradients are."""
+    return [nn.Parameter(random_normal(i, *s, shape=s).bfloat16().to(dtype)) for i, s in enumerate(SHAPES)]
 
 
 def biases():
-    return [nn.Parameter(numbers("bias", shape=16))]
+    return [nn.Parameter(random_normal("bias", shape=16))]
 
 
-def optimizer_of(its, others=(), lr=1e-2):
-    groups = [{"params": its, "lr": lr, "weight_decay": DECAY, "name": "all", "momentum": 0.9}]
-    if others:
-        groups.append({"params": list(others), "lr": lr, "weight_decay": DECAY, "name": "all"})
-    return muon.Muon(groups, masters=True, **ADAMW)
+def make_optimizer(for_muon, for_adamw=(), lr=1e-2):
+    groups = [{"params": for_muon, "lr": lr, "weight_decay": DECAY, "name": "all", "momentum": 0.9}]
+    if for_adamw:
+        groups.append({"params": list(for_adamw), "lr": lr, "weight_decay": DECAY, "name": "all"})
+    return muon.Muon(groups, has_masters=True, **ADAMW)
 
 
 def train(optimizer, parameters, num_steps=4, first=0, scale=1.0):
     for step in range(first, first + num_steps):
         for i, parameter in enumerate(parameters):
-            gradient = numbers("gradient", step, i, shape=tuple(parameter.shape)).bfloat16()
+            gradient = random_normal("gradient", step, i, shape=tuple(parameter.shape)).bfloat16()
             parameter.grad = (scale * gradient).to(parameter.dtype)
         optimizer.step()
 
 
 def tensors(optimizer, parameters):
-    kept = [value for p in parameters for value in optimizer.state[p].values() if isinstance(value, torch.Tensor)]
-    return [*(p.detach() for p in parameters), *kept]
+    state = [value for p in parameters for value in optimizer.state[p].values() if isinstance(value, torch.Tensor)]
+    return [*(p.detach() for p in parameters), *state]
 
 
-def same(one, other):
+def are_equal(one, other):
     return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")
-def test_weights_go_where_torchs_muon_takes_them():
-    found, expected, before = matrices(), matrices(), matrices()
-    train(optimizer_of(found), found)
+def test_weights_move_as_with_torchs_muon():
+    actual, expected, initial = matrices(), matrices(), matrices()
+    train(make_optimizer(actual), actual)
     settings = {"lr": 1e-2, "momentum": 0.9, "weight_decay": DECAY, "adjust_lr_fn": "match_rms_adamw"}
     train(torch.optim.Muon(expected, **settings), expected)
-    for its, other, start in zip(found, expected, before, strict=True):
+    for one, other, start in zip(actual, expected, initial, strict=True):
         moved = (other - start).norm()
-        assert (its - other).norm() < 0.02 * moved  # torch iterates in bfloat16: 2^-8 of a number
+        assert (one - other).norm() < 0.02 * moved  # torch iterates in bfloat16, whose relative error is 2^-8
 
 
-def test_bfloat16_matrices_have_masters_that_go_where_float32_ones_do():
-    low, full = matrices(torch.bfloat16), matrices()
-    optimizer = optimizer_of(low)
-    train(optimizer, low)
-    train(optimizer_of(full), full)
-    for parameter, expected in zip(low, full, strict=True):
+def test_masters_of_bfloat16_matrices_equal_float32_weights():
+    bf16, fp32 = matrices(torch.bfloat16), matrices()
+    optimizer = make_optimizer(bf16)
+    train(optimizer, bf16)
+    train(make_optimizer(fp32), fp32)
+    for parameter, expected in zip(bf16, fp32, strict=True):
         assert torch.equal(merge_float32(parameter.detach(), optimizer.state[parameter]["low_bits"]), expected)
         assert torch.equal(parameter, expected.bfloat16())
 
 
-def test_the_others_are_updated_as_without_muon():
-    found, expected = biases(), biases()
-    its = matrices()
-    train(optimizer_of(its, found), [*found, *its])
+def test_other_parameters_are_updated_as_without_muon():
+    actual, expected = biases(), biases()
+    for_muon = matrices()
+    train(make_optimizer(for_muon, actual), [*actual, *for_muon])
     group = {"params": expected, "lr": 1e-2, "weight_decay": DECAY, "name": "all"}
-    train(MixedAdamW([group], masters=True, **ADAMW), expected)
-    assert same(found, expected)
+    train(MixedAdamW([group], has_masters=True, **ADAMW), expected)
+    assert are_equal(actual, expected)
 
 
-def test_how_many_are_updated_together_does_not_matter(monkeypatch):
+def test_the_batch_size_of_an_update_does_not_matter(monkeypatch):
     together, apart = matrices(), matrices()
-    train(optimizer_of(together), together)
-    monkeypatch.setattr(muon, "MOST_AT_ONCE", 1)
-    train(optimizer_of(apart), apart)
+    train(make_optimizer(together), together)
+    monkeypatch.setattr(muon, "MAX_BATCH_NUMBERS", 1)
+    train(make_optimizer(apart), apart)
     for one, other in zip(together, apart, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_all_directions_of_a_matrix_become_as_large():
-    x = numbers("orthogonal", shape=(3, 24, 64))
+def test_orthogonalize_brings_all_singular_values_near_1():
+    x = random_normal("orthogonal", shape=(3, 24, 64))
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     assert (s / torch.linalg.matrix_norm(x)[:, None]).min() > 0.01
-    along = u.mT @ muon.orthogonalized(x) @ vh.mT
+    along = u.mT @ muon.orthogonalize(x) @ vh.mT
     assert along.diagonal(dim1=1, dim2=2).min() > 0.65
     assert along.diagonal(dim1=1, dim2=2).max() < 1.25
     assert (along - torch.diag_embed(along.diagonal(dim1=1, dim2=2))).abs().max() < 1e-4
 
 
 def test_gradients_are_divided_by_the_scale_on_the_device():
-    found, expected = matrices(), matrices()
-    optimizer, other = optimizer_of(found), optimizer_of(expected)
+    actual, expected = matrices(), matrices()
+    optimizer, other = make_optimizer(actual), make_optimizer(expected)
     for step, scale in enumerate((1.0, 4.0, 2.0)):  # a common factor would change no direction
         optimizer.grad_scale = torch.tensor(scale)
-        train(optimizer, found, num_steps=1, first=step, scale=scale)
+        train(optimizer, actual, num_steps=1, first=step, scale=scale)
         train(other, expected, num_steps=1, first=step)
-    for one, its in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, its)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
-def test_a_refused_step_changes_no_number():
-    its = matrices(torch.bfloat16)
-    optimizer = optimizer_of(its)
-    train(optimizer, its)
-    before = [x.clone() for x in tensors(optimizer, its)]
+def test_a_refused_step_changes_nothing():
+    parameters = matrices(torch.bfloat16)
+    optimizer = make_optimizer(parameters)
+    train(optimizer, parameters)
+    before = [x.clone() for x in tensors(optimizer, parameters)]
     optimizer.found_inf = torch.ones(())
-    for parameter in its:
+    for parameter in parameters:
         parameter.grad = torch.full_like(parameter, float("nan"))
     optimizer.step()
-    assert same(tensors(optimizer, its), before)
+    assert are_equal(tensors(optimizer, parameters), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_saved_state_goes_on_bit_for_bit(dtype):
-    its, resumed = [*matrices(dtype), *biases()], [*matrices(dtype), *biases()]
-    optimizer, other = (optimizer_of(x[:-1], x[-1:]) for x in (its, resumed))
-    train(optimizer, its, num_steps=3)
-    other.load_state_dict(deepcopy(optimizer.state_dict()))  # torch shares the tensors that it is given
-    for parameter, trained in zip(resumed, its, strict=True):
+def test_training_from_a_saved_state_continues_bit_for_bit(dtype):
+    original, resumed = [*matrices(dtype), *biases()], [*matrices(dtype), *biases()]
+    optimizer, other = (make_optimizer(x[:-1], x[-1:]) for x in (original, resumed))
+    train(optimizer, original, num_steps=3)
+    other.load_state_dict(deepcopy(optimizer.state_dict()))  # torch keeps references to the tensors it is given
+    for parameter, trained in zip(resumed, original, strict=True):
         parameter.data.copy_(trained)
-    for one, parameters in ((optimizer, its), (other, resumed)):
+    for one, parameters in ((optimizer, original), (other, resumed)):
         train(one, parameters, num_steps=2, first=3)
-    assert same(tensors(optimizer, its), tensors(other, resumed))
+    assert are_equal(tensors(optimizer, original), tensors(other, resumed))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_size_of_the_state_is_known_before_it_is_there(dtype):
-    its = [*matrices(dtype), *biases()]
-    optimizer = optimizer_of(its[:-1], its[-1:])
+def test_state_bytes_predicts_the_size_of_the_state(dtype):
+    parameters = [*matrices(dtype), *biases()]
+    optimizer = make_optimizer(parameters[:-1], parameters[-1:])
     expected = state_bytes(optimizer)
-    train(optimizer, its)
-    kept = [value for p in its for name, value in optimizer.state[p].items() if name != "step"]
+    train(optimizer, parameters)
+    kept = [value for p in parameters for name, value in optimizer.state[p].items() if name != "step"]
     assert sum(value.nbytes for value in kept) == expected
 
 
 class Layers(nn.Module):
-    """With the names of a backbone that the patterns of conf/ look for."""
+    """A model with the module names that the patterns in conf/ look for."""
 
     def __init__(self):
         super().__init__()
@@ -168,24 +168,24 @@ class Layers(nn.Module):
 
 
 def arguments(**changes):
-    """What conf/optimizer/muon.yaml gives, changed."""
+    """Return the arguments in conf/optimizer/muon.yaml, with changes."""
     with initialize_config_dir(str(CONF), version_base=overrides.VERSION_BASE):
-        chosen = compose("config", ["optimizer=muon", "engine.precision=fp32"])
-    its = OmegaConf.to_container(chosen.optimizer, resolve=True)
-    return {key: value for key, value in its.items() if not key.startswith("_")} | changes
+        cfg = compose("config", ["optimizer=muon", "engine.precision=fp32"])
+    config = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    return {key: value for key, value in config.items() if not key.startswith("_")} | changes
 
 
-def test_the_choice_gives_muon_the_matrices_of_the_layers_and_nothing_else():
+def test_the_yaml_gives_muon_the_matrices_of_the_layers_and_nothing_else():
     model = Layers()
     optimizer = muon.build(model, **arguments())
-    its = {p for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
-    names = {name for name, parameter in model.named_parameters() if parameter in its}
+    for_muon = {p for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if parameter in for_muon}
     prefix = "backbone.model"
     assert names == {f"{prefix}.visual.blocks.0.weight", f"{prefix}.language_model.layers.0.mlp.weight"}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
-def test_the_schedule_reaches_both_parts_of_a_group():
+def test_the_schedule_sets_the_rate_of_both_parts_of_a_group():
     optimizer = muon.build(Layers(), **arguments())
     rates = learning_rates(optimizer)
     set_learning_rates(optimizer, 0.5)
@@ -194,14 +194,14 @@ def test_the_schedule_reaches_both_parts_of_a_group():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"precision": "pure_bf16"}, "engine.precision=bf16"),
         ({"momentum": 1.0}, "optimizer.momentum is 1.0"),
         ({"matrices": "("}, "not a regular expression"),
-        ({"matrices": "norm"}, "the name of no matrix that is trained"),
+        ({"matrices": "norm"}, "no trained matrix has it in its name"),
     ],
 )
-def test_what_cannot_be_is_refused(changes, said):
-    with pytest.raises(InputError, match=said):
+def test_unusable_settings_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
         muon.build(Layers(), **arguments(**changes))
