@@ -1,9 +1,9 @@
-"""Checkpoints in a folder: committed by one rename, verified by checksum, the last few and the best kept.
+"""Checkpoints in a folder: committed by a rename, verified by checksum; the last few and the best are kept.
 
-A kill may come at any moment. A checkpoint is written under a hidden name, flushed to the disk, and only then renamed
-to `step-00000100`; so whatever bears such a name was once complete, and what is wrong with it now is damage, which is
-reported and never skipped. Hidden names are `.writing-*` (not complete), `.ready-*` (complete, and about to take the
-place of an older one of the same step) and `.deleting-*`.
+The process may be killed at any moment. A checkpoint is written under a hidden name, flushed to disk and only then
+renamed to `step-00000100`. A folder with such a name was therefore complete once; if it is not now, it is damaged, and
+damage is reported, never skipped. Hidden names are `.writing-*` (incomplete), `.ready-*` (complete, about to replace a
+checkpoint of the same step) and `.deleting-*`.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ FILES = WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A committed checkpoint. Nothing is read before it is asked for; damage raises InputError when it is read."""
+class Checkpoint:
+    """A committed checkpoint. Its files are read on demand, and a damaged file raises InputError when it is read."""
 
     folder: Path
     step: int
@@ -39,12 +39,12 @@ class Saved:
         return self._manifest()["metrics"]
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors on the CPU, after their file's size and checksum were compared with the manifest's."""
-        return safetensors.torch.load_file(self._verified(WEIGHTS), device="cpu")
+        """Read the weights to the CPU, after checking the file's size and checksum against the manifest."""
+        return safetensors.torch.load_file(self._verify(WEIGHTS), device="cpu")
 
     def state(self) -> dict[str, Any]:
-        """The nest that was saved, tensors on the CPU, after its file was compared with the manifest."""
-        return torch.load(self._verified(STATE), map_location="cpu", weights_only=True)
+        """Read the nested state to the CPU, after checking the file's size and checksum against the manifest."""
+        return torch.load(self._verify(STATE), map_location="cpu", weights_only=True)
 
     def _manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
@@ -53,44 +53,44 @@ class Saved:
             complete = manifest["step"] == self.step and isinstance(manifest["metrics"], dict)
             complete = complete and all(manifest["files"][name].keys() == {"bytes", "sha256"} for name in FILES)
         except FileNotFoundError:
-            raise self._damaged(path, "it is missing") from None
+            raise self._damage_error(path, "it is missing") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             complete = False
         if not complete:
-            raise self._damaged(path, "it is not the manifest that was written")
+            raise self._damage_error(path, "it is not a manifest as it was written")
         return manifest
 
-    def _verified(self, name: str) -> Path:
+    def _verify(self, name: str) -> Path:
         path = self.folder / name
         expected = self._manifest()["files"][name]
         if not path.is_file():
-            raise self._damaged(path, "it is missing")
+            raise self._damage_error(path, "it is missing")
         if (size := path.stat().st_size) != expected["bytes"]:
-            raise self._damaged(path, f"it has {size} bytes, and {expected['bytes']} were written")
+            raise self._damage_error(path, f"it has {size} bytes, expected {expected['bytes']}")
         if _sha256(path) != expected["sha256"]:
-            raise self._damaged(path, "its contents are not what was written (another SHA-256)")
+            raise self._damage_error(path, "its contents have changed (the SHA-256 differs)")
         return path
 
-    def _damaged(self, path: Path, what: str) -> InputError:
-        older = [saved for saved in _committed(self.folder.parent) if saved.step < self.step]
+    def _damage_error(self, path: Path, problem: str) -> InputError:
+        older = [checkpoint for checkpoint in _list_committed(self.folder.parent) if checkpoint.step < self.step]
         remedy = (
-            f"The next older checkpoint is {older[-1].folder}: to use that one, delete the folder {self.folder}"
+            f"The next older checkpoint is {older[-1].folder}: to use it, delete the folder {self.folder}"
             if older
             else f"There is no older checkpoint: restore the file from a copy, or delete the folder {self.folder} "
-            "and begin anew"
+            "and start again"
         )
-        return InputError(f"The checkpoint of step {self.step} is damaged: {path}: {what}. {remedy}.")
+        return InputError(f"The checkpoint of step {self.step} is damaged: {path}: {problem}. {remedy}.")
 
 
 class LocalCheckpoints:
-    """The checkpoints of one run, in `folder`. Any number of processes may read; only one may save.
+    """The checkpoints of one run, in `folder`. Any number of processes may read, and one may save.
 
-    `best_metric` is a name in the saved metrics, and `best_mode` ("max" or "min") says which of its values is best.
+    `best_metric` is a name in the saved metrics, and `best_mode` says whether its best value is the "max" or the "min".
     """
 
-    def __init__(self, folder: Path | str, keep_last: int, best_metric: str, best_mode: str):
+    def __init__(self, folder: Path | str, keep_last: int, best_metric: str, best_mode: str) -> None:
         if keep_last < 1:
-            raise InputError(f"checkpoint.keep_last is {keep_last}: at least the newest (1) has to be kept.")
+            raise InputError(f"checkpoint.keep_last is {keep_last}: expected at least 1, the newest.")
         if best_mode not in ("max", "min"):
             raise InputError(f'checkpoint.best_mode is "{best_mode}": expected "max" or "min".')
         self.folder = Path(folder)
@@ -99,19 +99,19 @@ class LocalCheckpoints:
         self.best_mode = best_mode
 
     def save(self, step: int, weights: dict[str, Tensor], state: dict[str, Any], metrics: dict[str, float]) -> Path:
-        """Commit a checkpoint, then delete those that are neither among the last nor the best.
+        """Commit a checkpoint, then delete those that are neither among the last `keep_last` nor the best.
 
-        `state` is a nest of dicts, lists, tensors, numbers, strings and None. Checkpoints of later steps are deleted:
-        they were written before the run went back to an older one, and would else pass for the newest. A damaged
-        manifest of an older checkpoint raises InputError, after the commit, since the best is then not known.
+        `state` may nest dicts, lists, tensors, numbers, strings and None. Checkpoints of later steps are deleted: they
+        were written before the run went back to an older checkpoint, and would otherwise count as the newest. A damaged
+        manifest of an older checkpoint raises InputError after the commit, because the best is then unknown.
         """
         _check_weights(weights)
         _check_state(state, "state")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._finish_what_a_kill_left()
+        self._clean_up_after_a_kill()
         writing, final = (self.folder / f"{prefix}step-{step:08d}" for prefix in (".writing-", ""))
         writing.mkdir()
-        # Rows of a slice, or a transposed matrix, are not contiguous, and safetensors takes only what is.
+        # safetensors takes contiguous tensors only, and slices and transposed matrices are not.
         contiguous = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
         safetensors.torch.save_file(contiguous, writing / WEIGHTS)
         torch.save(state, writing / STATE)
@@ -124,31 +124,37 @@ class LocalCheckpoints:
         self._prune(step)
         return final
 
-    def latest(self) -> Saved | None:
-        """The newest, damaged or not; None where nothing was saved."""
-        return max(_committed(self.folder), key=lambda saved: saved.step, default=None)
+    def latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint, damaged or not, or None if there is none."""
+        return max(_list_committed(self.folder), key=lambda checkpoint: checkpoint.step, default=None)
 
-    def best(self) -> Saved | None:
-        """The best by `best_metric`, of equals the newest. Those without the metric, or with NaN, do not count: such
-        as one that was saved between two evaluations."""
+    def best(self) -> Checkpoint | None:
+        """Return the best checkpoint by `best_metric`, the newer one of equals, or None.
+
+        Checkpoints without the metric, such as those saved between two evaluations, or with NaN do not count.
+        """
         sign = 1 if self.best_mode == "max" else -1
         candidates = [
-            (sign * value, saved.step, saved)
-            for saved in _committed(self.folder)
-            if not math.isnan(value := saved.metrics.get(self.best_metric, math.nan))
+            (sign * value, checkpoint.step, checkpoint)
+            for checkpoint in _list_committed(self.folder)
+            if not math.isnan(value := checkpoint.metrics.get(self.best_metric, math.nan))
         ]
         return max(candidates, default=(0, 0, None))[2]
 
-    def at(self, step: int) -> Saved:
-        """The checkpoint of this step; InputError, with the steps that there are, if there is none."""
-        committed = {saved.step: saved for saved in _committed(self.folder)}
+    def at(self, step: int) -> Checkpoint:
+        """Return the checkpoint of this step. If there is none, raise InputError with the steps that were saved."""
+        committed = {checkpoint.step: checkpoint for checkpoint in _list_committed(self.folder)}
         if step not in committed:
             steps = ", ".join(map(str, committed)) or "none"
             raise InputError(f"{self.folder} has no checkpoint of step {step}. Steps saved there: {steps}.")
         return committed[step]
 
     def _commit(self, writing: Path, final: Path) -> None:
-        """A folder cannot be renamed onto a full one; `.ready-*` stands in while the old one makes way."""
+        """Rename the folder `writing` to `final`.
+
+        A folder cannot be renamed onto one that has files. So a checkpoint that replaces another one is called
+        `.ready-*` until the old one has been renamed.
+        """
         if not final.exists():
             writing.rename(final)
             flush(self.folder)
@@ -161,15 +167,17 @@ class LocalCheckpoints:
         shutil.rmtree(replaced)
 
     def _prune(self, newest: int) -> None:
-        for saved in _committed(self.folder):
-            if saved.step > newest:
-                shutil.rmtree(_hide(saved.folder))
+        """Delete the checkpoints after step `newest`, and the older ones except the last few and the best."""
+        for checkpoint in _list_committed(self.folder):
+            if checkpoint.step > newest:
+                shutil.rmtree(_hide(checkpoint.folder))
         best = self.best()
-        for saved in _committed(self.folder)[: -self.keep_last]:
-            if saved != best:
-                shutil.rmtree(_hide(saved.folder))
+        for checkpoint in _list_committed(self.folder)[: -self.keep_last]:
+            if checkpoint != best:
+                shutil.rmtree(_hide(checkpoint.folder))
 
-    def _finish_what_a_kill_left(self) -> None:
+    def _clean_up_after_a_kill(self) -> None:
+        """Finish the second rename of `_commit` where a kill prevented it, and delete incomplete folders."""
         for ready in self.folder.glob(".ready-*"):
             final = self.folder / ready.name.removeprefix(".ready-")
             if not final.exists():
@@ -179,21 +187,24 @@ class LocalCheckpoints:
                 shutil.rmtree(leftover)
 
 
-def _committed(folder: Path) -> list[Saved]:
-    """Oldest first. A `.ready-*` counts where a kill left it alone between the two renames of `_commit`."""
+def _list_committed(folder: Path) -> list[Checkpoint]:
+    """List the committed checkpoints, oldest first.
+
+    A `.ready-*` folder counts if there is no other of its step: a kill came between the two renames of `_commit`.
+    """
     if not folder.is_dir():
         return []
-    found = {}
+    by_step: dict[int, Checkpoint] = {}
     for path in folder.iterdir():
         if (match := re.fullmatch(r"(\.ready-)?step-(\d+)", path.name)) and path.is_dir():
             step, is_ready = int(match[2]), match[1] is not None
-            if not (is_ready and step in found):
-                found[step] = Saved(path, step)
-    return [found[step] for step in sorted(found)]
+            if not (is_ready and step in by_step):
+                by_step[step] = Checkpoint(path, step)
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _hide(folder: Path) -> Path:
-    """A checkpoint loses its name before it is emptied, so that half a checkpoint never bears one."""
+    """Rename a checkpoint before it is deleted, so that no half-deleted folder has a checkpoint's name."""
     return folder.rename(folder.with_name(f".deleting-{folder.name}"))
 
 
@@ -207,15 +218,16 @@ def _sha256(path: Path) -> str:
 
 
 def _check_weights(weights: dict[str, Tensor]) -> None:
-    owners: dict[tuple, str] = {}
+    """Check that no tensor is passed under two names, which safetensors refuses."""
+    first_names: dict[tuple[torch.device, int], str] = {}
     for name, tensor in weights.items():
         if tensor.numel():
-            owner = owners.setdefault((tensor.device, tensor.data_ptr()), name)
-            assert owner == name, f"{owner} and {name} are one tensor under two names: pass tied parameters once"
+            first = first_names.setdefault((tensor.device, tensor.data_ptr()), name)
+            assert first == name, f"{first} and {name} are one tensor under two names: pass tied parameters once"
 
 
 def _check_state(value: Any, where: str) -> None:
-    """What `torch.load(weights_only=True)` would refuse must fail when it is saved, not when it is needed."""
+    """Check that `torch.load(weights_only=True)` will accept `value`: fail when it is saved, not when it is needed."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             assert type(key) in (str, int), f"{where} has the key {key!r}: keys are strings or integers"
@@ -224,5 +236,7 @@ def _check_state(value: Any, where: str) -> None:
         for position, item in enumerate(value):
             _check_state(item, f"{where}[{position}]")
     else:
-        plain = isinstance(value, Tensor) or type(value) in (int, float, bool, str, type(None))
-        assert plain, f"{where} is a {type(value).__name__}: expected dicts, lists, tensors, numbers, strings or None"
+        is_loadable = isinstance(value, Tensor) or type(value) in (int, float, bool, str, type(None))
+        assert is_loadable, (
+            f"{where} is a {type(value).__name__}: expected dicts, lists, tensors, numbers, strings or None"
+        )

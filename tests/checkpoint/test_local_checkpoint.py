@@ -1,11 +1,15 @@
-"""Checkpoints: what is saved comes back, damage is named, and a kill at any moment costs nothing that was committed."""
+"""Checkpoints: they load as they were saved, damage is reported, and a kill at any moment loses no committed one."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -29,20 +33,20 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir() if path.name.startswith("step-"))
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path):
+def test_a_checkpoint_loads_as_it_was_saved(tmp_path):
     weights = {"a": torch.randn(3, 2, dtype=torch.bfloat16), "b": torch.arange(3.0)}
     state = {"step": 7, "optimizer": {0: {"moment": torch.randn(2)}}, "names": ["x", "y"], "rate": 0.1, "none": None}
     store(tmp_path).save(7, weights, state, {"eval/ap50": 0.5})
-    saved = store(tmp_path).latest()
-    assert (saved.step, saved.metrics) == (7, {"eval/ap50": 0.5})
-    torch.testing.assert_close(saved.weights(), weights, rtol=0, atol=0)
-    torch.testing.assert_close(saved.state()["optimizer"], state["optimizer"], rtol=0, atol=0)
-    assert {k: v for k, v in saved.state().items() if k != "optimizer"} == {
+    loaded = store(tmp_path).latest()
+    assert (loaded.step, loaded.metrics) == (7, {"eval/ap50": 0.5})
+    torch.testing.assert_close(loaded.weights(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.state()["optimizer"], state["optimizer"], rtol=0, atol=0)
+    assert {k: v for k, v in loaded.state().items() if k != "optimizer"} == {
         k: v for k, v in state.items() if k != "optimizer"
     }
 
 
-def test_a_transposed_matrix_is_saved_as_it_reads(tmp_path):
+def test_a_transposed_matrix_keeps_its_values(tmp_path):
     matrix = torch.arange(6.0).view(2, 3).T
     store(tmp_path).save(1, {"a": matrix}, {}, {})
     assert torch.equal(store(tmp_path).latest().weights()["a"], matrix)
@@ -54,7 +58,7 @@ def test_a_tied_parameter_under_two_names_is_refused(tmp_path):
         store(tmp_path).save(1, {"embed": weight, "lm_head": weight}, {}, {})
 
 
-def test_state_that_could_not_be_loaded_again_is_refused_when_it_is_saved(tmp_path):
+def test_a_state_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(AssertionError, match=r"state\['data'\]\[1\] is a PosixPath"):
         store(tmp_path).save(1, {}, {"data": [0, Path("/")]}, {})
 
@@ -71,13 +75,13 @@ def test_the_last_few_and_the_best_are_kept(tmp_path):
     assert steps(tmp_path) == [20, 40, 50]
 
 
-def test_the_best_may_be_the_smallest(tmp_path):
+def test_with_mode_min_the_smallest_value_is_best(tmp_path):
     for step, ap50 in [(10, 0.1), (20, 0.9)]:
         save(store(tmp_path), step, eval_ap50=ap50)
     assert store(tmp_path, best_mode="min").best().step == 10
 
 
-def test_of_equally_good_checkpoints_the_newer_is_best(tmp_path):
+def test_the_newer_of_equally_good_checkpoints_is_best(tmp_path):
     for step in (10, 20):
         save(store(tmp_path), step, eval_ap50=0.5)
     assert store(tmp_path).best().step == 20
@@ -90,7 +94,7 @@ def test_a_checkpoint_without_the_metric_is_never_the_best(tmp_path):
     assert store(tmp_path).best().step == 10
 
 
-def test_a_step_that_was_not_saved_is_answered_with_those_that_were(tmp_path):
+def test_asking_for_a_step_that_was_not_saved_lists_the_saved_steps(tmp_path):
     save(store(tmp_path), 10)
     assert store(tmp_path).at(10).step == 10
     with pytest.raises(InputError, match=r"no checkpoint of step 11\. Steps saved there: 10"):
@@ -104,7 +108,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
 
 
-def test_a_run_that_went_back_leaves_no_later_checkpoint(tmp_path):
+def test_saving_an_earlier_step_deletes_later_checkpoints(tmp_path):
     for step in (10, 20, 30):
         save(store(tmp_path, keep_last=3), step)
     save(store(tmp_path, keep_last=3), 15)
@@ -112,7 +116,7 @@ def test_a_run_that_went_back_leaves_no_later_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
-def test_a_flipped_byte_is_found_and_the_older_checkpoint_is_named(tmp_path, name):
+def test_a_flipped_byte_is_detected_and_the_older_checkpoint_is_named(tmp_path, name):
     save(store(tmp_path), 10)
     damaged = save(store(tmp_path), 20) / name
     contents = bytearray(damaged.read_bytes())
@@ -124,10 +128,10 @@ def test_a_flipped_byte_is_found_and_the_older_checkpoint_is_named(tmp_path, nam
         newest.weights() if name == "model.safetensors" else newest.state()
 
 
-def test_a_cut_file_is_named_with_its_size(tmp_path):
+def test_a_truncated_file_is_named_with_its_size(tmp_path):
     path = save(store(tmp_path), 10) / "state.pt"
     os.truncate(path, 5)
-    with pytest.raises(InputError, match=r"state\.pt: it has 5 bytes, and \d+ were written\. There is no older"):
+    with pytest.raises(InputError, match=r"state\.pt: it has 5 bytes, expected \d+\. There is no older"):
         store(tmp_path).latest().state()
 
 
@@ -139,13 +143,13 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("contents", ["", "[]", '{"step": 10}', '{"step": 11, "metrics": {}, "files": {}}'])
-def test_a_manifest_that_is_not_the_one_written_is_named(tmp_path, contents):
+def test_a_changed_manifest_is_named(tmp_path, contents):
     (save(store(tmp_path), 10) / "manifest.json").write_text(contents)
-    with pytest.raises(InputError, match=r"manifest\.json: it is not the manifest that was written"):
+    with pytest.raises(InputError, match=r"manifest\.json: it is not a manifest as it was written"):
         store(tmp_path).latest().weights()
 
 
-def test_a_damaged_manifest_never_passes_for_no_best(tmp_path):
+def test_a_damaged_manifest_is_never_taken_for_one_without_the_metric(tmp_path):
     (save(store(tmp_path), 10, eval_ap50=0.9) / "manifest.json").write_text("")
     with pytest.raises(InputError, match=r"step-00000010/manifest\.json"):
         save(store(tmp_path), 20, eval_ap50=0.1)
@@ -159,9 +163,9 @@ def test_unusable_settings_are_refused(tmp_path):
         store(tmp_path, best_mode="least")
 
 
-# ---- kills ----
+# Kills. The server is a fresh, single-threaded process that can fork in milliseconds.
 
-processes = multiprocessing.get_context("forkserver")  # a fresh, single-threaded process that can fork in milliseconds
+processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["bbu_train.checkpoint.local", "pytest"])
 
 
@@ -173,8 +177,8 @@ def assert_the_newest_loads(folder: Path, at_least: int) -> int:
     return newest.step
 
 
-def save_each_step_twice(folder: Path, first: int, begun) -> None:
-    begun.send(None)
+def save_each_step_twice(folder: Path, first: int, ready: Connection) -> None:
+    ready.send(None)
     for step in range(first, first + 100_000):
         save(store(folder), step, eval_ap50=float(step % 7))
         save(store(folder), step, eval_ap50=float(step % 7))
@@ -196,15 +200,15 @@ def test_a_kill_at_a_random_moment_leaves_the_newest_loadable(tmp_path):
 
 
 def save_and_die_at_each_line(folder: Path, step: int) -> None:
-    """Fork a writer that kills itself before the n-th line that it would run in local.py, for every n that there is.
+    """Fork writers that kill themselves before the n-th line that they would run in local.py, for n = 1, 2, ...
 
-    Once a writer got as far as the commit, those after it replace what it committed.
+    Once a writer has committed the checkpoint, the later writers replace it.
     """
     newest, num_lines, status = 0, 0, signal.SIGKILL
     while status == signal.SIGKILL:
         num_lines += 1
         if (pid := os.fork()) == 0:
-            sys.settrace(killer(num_lines))
+            sys.settrace(make_killer(num_lines))
             save(store(folder), step)
             os._exit(0)
         status = os.waitpid(pid, 0)[1]
@@ -213,7 +217,8 @@ def save_and_die_at_each_line(folder: Path, step: int) -> None:
     assert num_lines > 50
 
 
-def killer(num_lines: int):
+def make_killer(num_lines: int) -> Callable[[FrameType, str, object], Any]:
+    """Return a trace function that kills the process before its `num_lines`-th line in local.py."""
     remaining = num_lines
 
     def trace(frame, event, _):
