@@ -1,4 +1,7 @@
-"""One process or many, told apart here and nowhere else. Every function also works, at once, in a single process."""
+"""Communication between the processes of a run. In a single process every function returns at once.
+
+No other module asks whether there are several processes.
+"""
 
 import os
 from collections.abc import Sequence
@@ -16,26 +19,27 @@ _joins = count()
 
 
 def start() -> torch.device:
-    """Join the other processes, where torchrun (or a launcher that sets the same variables) started several.
+    """Join the other processes, if torchrun (or a launcher that sets the same variables) started several.
 
-    Gives this process's device: the GPU of its LOCAL_RANK where there are GPUs, the only or first GPU without torchrun,
-    else the CPU. On GPUs, tensors there go by NCCL, and tensors on the CPU and Python objects by gloo, which does not
-    make the host wait for the device.
+    Returns this process's device: the GPU of its LOCAL_RANK, or the first GPU without torchrun, or the CPU where there
+    is no GPU. Tensors on GPUs are sent by NCCL; tensors on the CPU and Python objects by gloo, which does not make the
+    host wait for the device. Raises InputError if the variables are incomplete or there are fewer GPUs than processes.
     """
     on_gpus = torch.cuda.is_available()
     if on_gpus:
-        # cuDNN's attention makes a plan for every new shape, 14 ms of the host each, and every step has new shapes.
+        # cuDNN's attention builds a plan for every new shape, 14 ms on the host each, and every step has new shapes.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         return torch.device("cuda" if on_gpus else "cpu")
     if missing := [name for name in VARIABLES if name not in os.environ]:
         raise InputError(
-            f"The environment says that this is one of several processes, but lacks {', '.join(missing)}. Start with "
-            "torchrun, which sets all of them, or unset RANK and WORLD_SIZE to run a single process."
+            f"RANK or WORLD_SIZE is set, so this is one of several processes, but the environment lacks "
+            f"{', '.join(missing)}. Start with torchrun, which sets all of them, or unset RANK and WORLD_SIZE to run a "
+            "single process."
         )
     device = _device_of_rank(int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device("cpu")
     store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"join {next(_joins)}", store)  # torchrun's keeps what was said when they joined before
+    store = dist.PrefixStore(f"join {next(_joins)}", store)  # torchrun's store still has the keys of an earlier join
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return device
@@ -45,16 +49,16 @@ def _device_of_rank(local_rank: int) -> torch.device:
     num_gpus = torch.cuda.device_count()
     if local_rank >= num_gpus:
         raise InputError(
-            f"Process {local_rank} (from 0) of this machine finds no GPU of its own: {num_gpus} can be seen. Give "
-            "torchrun an --nproc-per-node of at most that, or make more visible with CUDA_VISIBLE_DEVICES."
+            f"Process {local_rank} (from 0) of this machine has no GPU of its own: {num_gpus} are visible. Give "
+            "torchrun at most that many with --nproc-per-node, or make more visible with CUDA_VISIBLE_DEVICES."
         )
     device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)  # NCCL uses the current device, which is the first on every rank otherwise
+    torch.cuda.set_device(device)  # NCCL uses the current device, which would otherwise be the first on every rank
     return device
 
 
 def finish() -> None:
-    """Leave the other processes; a later `start` may join them anew."""
+    """Leave the other processes. `start` may be called again later."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -77,16 +81,16 @@ def barrier() -> None:
 
 
 def broadcast_from_main(value: Any) -> Any:
-    """Rank 0's value on every rank; anything that can be pickled. The others' own value is ignored."""
+    """Return rank 0's value on every rank. It may be anything that can be pickled; other ranks' values are ignored."""
     if not dist.is_initialized():
         return value
-    box = [value if is_main() else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value if is_main() else None]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on every rank; anything that can be pickled."""
+    """Return every rank's value, ordered by rank, on every rank. They may be anything that can be pickled."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -95,7 +99,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """A new tensor, without gradient: the sum over the ranks, each of which gives one of the same shape and dtype."""
+    """Return the sum over ranks as a new tensor without gradient. Every rank passes the same shape and dtype."""
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -103,20 +107,20 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def sum_integers(values: Sequence[int]) -> list[int]:
-    """Whole numbers summed over the ranks, position by position, exactly, and without a word to the device."""
+    """Return the elementwise sum over ranks, exactly and without involving the GPU."""
     return sum_over_ranks(torch.tensor(values, dtype=torch.int64)).tolist()
 
 
-def any_rank(its: bool) -> bool:
-    """Whether it is so on one rank or more; every rank gets the same answer, at once and without the device."""
-    return sum_integers([its])[0] > 0
+def any_rank(condition: bool) -> bool:
+    """Whether the condition is true on any rank. Every rank gets the same answer, without involving the GPU."""
+    return sum_integers([condition])[0] > 0
 
 
 def gather_integers(values: Sequence[int]) -> list[list[int]]:
-    """Every rank's whole numbers, as many on each, in the order of ranks; exactly, and without a word to the device."""
-    mine = torch.tensor(values, dtype=torch.int64)
+    """Return every rank's integers, ordered by rank, without involving the GPU. Every rank passes equally many."""
+    own = torch.tensor(values, dtype=torch.int64)
     if not dist.is_initialized():
-        return [mine.tolist()]
-    everyones = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyones, mine)
-    return [its.tolist() for its in everyones]
+        return [own.tolist()]
+    by_rank = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(by_rank, own)
+    return [integers.tolist() for integers in by_rank]

@@ -1,4 +1,4 @@
-"""The commit of the code that runs."""
+"""The git commit of the running code."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with "-dirty" if files differ from it; None for an installed wheel."""
+    """Return the commit of this checkout, with "-dirty" if files were changed, or None if it is not a checkout."""
     if not (CHECKOUT / ".git").exists():
         return None
     command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]

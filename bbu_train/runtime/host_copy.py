@@ -1,4 +1,4 @@
-"""Numbers on their way from the device to the host."""
+"""Copying tensors from the device to the host without blocking."""
 
 from collections.abc import Callable
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 def copy_to_host(values: Tensor) -> Callable[[], Tensor]:
-    """Send `values`, without gradient, to the host; what comes back waits for them alone, and gives them.
+    """Start copying `values`, without gradient, to the host. Return a function that waits for the copy and returns it.
 
-    What the device is told to do in between, it does meanwhile. `tolist` and `item` would wait for that, too.
+    That function does not wait for work that the device was given later, as `tolist` and `item` would.
     """
     on_host = values.detach().to("cpu", non_blocking=True)
     if not values.is_cuda:
         return lambda: on_host
-    arrived = torch.cuda.Event()
-    arrived.record()
+    copied = torch.cuda.Event()
+    copied.record()
 
     def wait() -> Tensor:
-        arrived.synchronize()
+        copied.synchronize()
         return on_host
 
     return wait

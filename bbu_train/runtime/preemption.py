@@ -1,7 +1,7 @@
-"""A request to end that is no failure: SIGUSR2 or SIGTERM sets a flag, and the training looks at it where it can end.
+"""Ending on request: SIGUSR2 or SIGTERM sets a flag, which training checks wherever it can stop.
 
-SLURM sends them before a time limit and when it takes a job's nodes for another. No torch here: until `install` is
-called such a signal kills the process, so it comes before the slow imports.
+SLURM sends these signals before a time limit and when it preempts a job. Until `install` is called they kill the
+process, so it is called before the slow imports, and this module does not import torch.
 """
 
 import os
@@ -9,51 +9,52 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from bbu_train.errors import SweepPreempted
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
-LOOKS_FOR_PARENT_EVERY = 2.0  # seconds, of a data worker
+PARENT_POLL_SECONDS = 2.0  # how often a data worker checks whether its parent is alive
 
 _received: list[str] = []
 
 
 def install() -> None:
-    """From here on these signals only set the flag, however many come. SIGINT keeps its meaning. May be called again.
+    """Let these signals only set the flag, however many come. SIGINT is unchanged. It may be called again.
 
-    The process that calls this must look at the flag: nothing short of SIGKILL ends it otherwise.
+    The process that calls this must check the flag: otherwise only SIGKILL or SIGINT ends it.
     """
     for number in SIGNALS:
-        signal.signal(number, _note)
-        signal.siginterrupt(number, False)  # what a library is reading or writing just then is not cut short
+        signal.signal(number, _set_flag)
+        signal.siginterrupt(number, False)  # restart system calls: a library's read or write is not cut short
 
 
 def uninstall() -> None:
-    """From here on these signals end the process at once: nothing trains in it."""
+    """Let these signals end the process at once again, for a process that does not train."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
 def requested() -> bool:
-    """Whether this process was asked to end. Other ranks may not have been: they have to agree."""
+    """Whether this process was asked to end. Other ranks may not have been, so the ranks have to agree."""
     return bool(_received)
 
 
 def signal_name() -> str | None:
-    """The first signal that came, such as "SIGTERM"."""
+    """Return the name of the first signal that came, such as "SIGTERM", or None."""
     return _received[0] if _received else None
 
 
 def end_sweep_if_asked() -> None:
-    """Raise SweepPreempted if this process was asked to end, which starts runs or waits for them."""
+    """Raise SweepPreempted if this process, which starts runs or waits for them, was asked to end."""
     if (name := signal_name()) is not None:
         raise SweepPreempted(name)
 
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Around a fork: the child begins with the signals blocked, so that none meets it before `end_with_parent`."""
+    """Block the signals around a fork, so that the child gets none before it calls `end_with_parent`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -62,22 +63,22 @@ def signals_blocked() -> Iterator[None]:
 
 
 def end_with_parent(_worker: int) -> None:
-    """What a data worker does, forked while signals were held back: it ends when its parent says so.
+    """Let a data worker, forked within `signals_blocked`, end only when its parent terminates it or is gone.
 
-    A signal often goes to all processes of a job, and the parent, which ends at its next step, needs the batches up to
-    there. So SIGTERM ends a worker only if the parent sent it, as Python does at exit. Once the parent is gone, it ends
-    by itself: torch has it wait until somebody reads what it has made.
+    A signal often goes to all processes of a job, and the parent still needs batches until it ends at its next step. So
+    SIGTERM ends a worker only if the parent sent it, as Python does at exit. A worker whose parent is gone ends by
+    itself, because torch would let it wait until somebody reads its batches.
     """
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _wait_for_end(parent: int) -> None:
     while True:
-        came = signal.sigtimedwait(SIGNALS, LOOKS_FOR_PARENT_EVERY)
-        asked = came is not None and came.si_signo == signal.SIGTERM and came.si_pid == parent
-        if asked or os.getppid() != parent:
+        info = signal.sigtimedwait(SIGNALS, PARENT_POLL_SECONDS)
+        is_terminated = info is not None and info.si_signo == signal.SIGTERM and info.si_pid == parent
+        if is_terminated or os.getppid() != parent:
             os._exit(0)
 
 
-def _note(number: int, _frame) -> None:
+def _set_flag(number: int, _frame: FrameType | None) -> None:
     _received.append(signal.Signals(number).name)

@@ -1,4 +1,4 @@
-"""A trace of a few steps: what the host and the device did, and when."""
+"""Recording a trace of a few steps: what the host and the device did, and when."""
 
 import logging
 from pathlib import Path
@@ -7,22 +7,22 @@ from torch.profiler import profile, schedule
 
 log = logging.getLogger(__name__)
 NUM_STEPS = 3
-MOST_WAITED = 8  # steps before it, in which kernels are compiled and memory is taken
+MAX_STEPS_BEFORE = 8  # steps that are not recorded: kernels are compiled and memory is allocated in them
 
 
 def start(path: Path, num_steps_left: int) -> profile:
-    """A profiler whose `step()` is to be called after each step, and `stop()` at the end.
+    """Start a profiler. Call its `step()` after each training step, and `stop()` at the end.
 
-    It writes one trace of NUM_STEPS steps to `path`, in the format of chrome://tracing, gzipped. A run of fewer steps
-    than that, and one to warm up, gives a shorter trace.
+    It writes a trace of NUM_STEPS steps to `path`, gzipped, in the format of chrome://tracing. The trace is shorter if
+    the run has too few steps left for that and one step of warm-up.
     """
-    waited = min(MOST_WAITED, max(0, num_steps_left - NUM_STEPS - 1))
+    num_before = min(MAX_STEPS_BEFORE, max(0, num_steps_left - NUM_STEPS - 1))
 
     def write(profiler: profile) -> None:
         profiler.export_chrome_trace(str(path))
         log.info("the trace is in %s; open it in https://ui.perfetto.dev", path)
 
-    when = schedule(wait=waited, warmup=1, active=NUM_STEPS, repeat=1)
-    profiler = profile(schedule=when, on_trace_ready=write)
+    steps = schedule(wait=num_before, warmup=1, active=NUM_STEPS, repeat=1)
+    profiler = profile(schedule=steps, on_trace_ready=write)
     profiler.start()
     return profiler

@@ -1,4 +1,4 @@
-"""Randomness as a function of what it is for, never of how often somebody drew before."""
+"""Random generators that depend on the purpose of a draw, never on how many draws came before."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def generator(*key: int | str) -> np.random.Generator:
-    """A generator that depends on `key` alone, such as `("teachers", seed, epoch, sample_id)`.
+    """Return a generator that depends on `key` alone, such as `("teachers", seed, epoch, sample_id)`.
 
     Equal keys give equal draws in any process, on any rank, in any order and on any platform.
     """

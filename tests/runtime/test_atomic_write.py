@@ -6,7 +6,7 @@ import pytest
 from bbu_train.runtime.atomic_write import atomic_write
 
 
-def test_a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it(tmp_path):
+def test_a_file_is_replaced_and_no_temporary_file_is_left(tmp_path):
     path = tmp_path / "state.json"
     for content, expected in (("ä", "ä".encode()), (b"\xff", b"\xff")):
         atomic_write(path, content)
@@ -14,7 +14,7 @@ def test_a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_is_on_disk_before_its_name_and_the_name_before_the_call_returns(tmp_path, monkeypatch):
+def test_the_contents_are_flushed_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
     path, flushed = tmp_path / "state.json", []
 
     def fsync(descriptor):
@@ -22,19 +22,19 @@ def test_the_file_is_on_disk_before_its_name_and_the_name_before_the_call_return
 
     monkeypatch.setattr(os, "fsync", fsync)
     atomic_write(path, "new")
-    (file, named_before), (folder, named_after) = flushed
-    assert (file.parent, named_before) == (tmp_path, False)
-    assert (folder, named_after) == (tmp_path, True)
+    (file, was_renamed_before), (folder, was_renamed_after) = flushed
+    assert (file.parent, was_renamed_before) == (tmp_path, False)
+    assert (folder, was_renamed_after) == (tmp_path, True)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "state.json"
     atomic_write(path, "old")
 
-    def full(_):
+    def fail(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
         atomic_write(path, "new")
     assert path.read_text() == "old"

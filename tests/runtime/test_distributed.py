@@ -11,8 +11,8 @@ from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
 
 
-def answers() -> dict:
-    """What each function says on this rank; each rank has its own rank as a number to give."""
+def call_all() -> dict:
+    """Return what each function returns on this rank. The values it passes differ between ranks."""
     own = distributed.rank()
     weights = torch.full((2,), float(own + 1), requires_grad=True)
     distributed.barrier()
@@ -22,21 +22,21 @@ def answers() -> dict:
         "is_main": distributed.is_main(),
         "broadcast_from_main": distributed.broadcast_from_main({"run": f"named by {own}"}),
         "gather": distributed.gather(("rank", own)),
-        "sum": distributed.sum_over_ranks(weights),
+        "sum_over_ranks": distributed.sum_over_ranks(weights),
         "own": weights.detach(),
-        "numbers": distributed.sum_integers([own + 1, 2**60, 0]),
-        "everyones": distributed.gather_integers([own, 2**60]),
+        "sum_integers": distributed.sum_integers([own + 1, 2**60, 0]),
+        "gather_integers": distributed.gather_integers([own, 2**60]),
     }
 
 
-def answer_as(rank: int, port: int, folder: str) -> None:
+def run_rank(rank: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     device = distributed.start()
-    said = answers() | {"device": device.type}
+    results = call_all() | {"device": device.type}
     distributed.finish()
-    said["world_size_after"] = distributed.world_size()
-    torch.save(said, f"{folder}/{rank}.pt")
+    results["world_size_after"] = distributed.world_size()
+    torch.save(results, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def two_ranks(tmp_path_factory) -> list[dict]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(answer_as, args=(port, str(folder)), nprocs=2)
+    torch.multiprocessing.spawn(run_rank, args=(port, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -62,13 +62,13 @@ def test_without_torchrun_there_is_one_process_and_no_group(no_torchrun):
     distributed.finish()
 
 
-def test_a_single_process_is_the_main_one_and_answers_itself():
-    said = answers()
-    assert (said["rank"], said["world_size"], said["is_main"]) == (0, 1, True)
-    assert said["broadcast_from_main"] == {"run": "named by 0"}
-    assert said["gather"] == [("rank", 0)]
-    assert said["numbers"] == [1, 2**60, 0]
-    assert said["everyones"] == [[0, 2**60]]
+def test_a_single_process_is_the_main_one_and_gets_its_own_values():
+    results = call_all()
+    assert (results["rank"], results["world_size"], results["is_main"]) == (0, 1, True)
+    assert results["broadcast_from_main"] == {"run": "named by 0"}
+    assert results["gather"] == [("rank", 0)]
+    assert results["sum_integers"] == [1, 2**60, 0]
+    assert results["gather_integers"] == [[0, 2**60]]
 
 
 def test_a_sum_is_a_new_tensor_without_gradient():
@@ -78,35 +78,38 @@ def test_a_sum_is_a_new_tensor_without_gradient():
     assert total.data_ptr() != weights.data_ptr()
 
 
-def test_each_of_two_ranks_knows_itself(two_ranks):
-    assert [(said["rank"], said["world_size"], said["is_main"]) for said in two_ranks] == [(0, 2, True), (1, 2, False)]
-    assert [said["device"] for said in two_ranks] == ["cpu", "cpu"]
+def test_each_of_two_ranks_knows_its_rank(two_ranks):
+    assert [(results["rank"], results["world_size"], results["is_main"]) for results in two_ranks] == [
+        (0, 2, True),
+        (1, 2, False),
+    ]
+    assert [results["device"] for results in two_ranks] == ["cpu", "cpu"]
 
 
-def test_every_rank_hears_what_the_main_one_says(two_ranks):
-    assert [said["broadcast_from_main"] for said in two_ranks] == [{"run": "named by 0"}] * 2
+def test_every_rank_gets_the_value_of_the_main_one(two_ranks):
+    assert [results["broadcast_from_main"] for results in two_ranks] == [{"run": "named by 0"}] * 2
 
 
-def test_every_rank_gets_everyones_value_in_order(two_ranks):
-    assert [said["gather"] for said in two_ranks] == [[("rank", 0), ("rank", 1)]] * 2
-    assert [said["everyones"] for said in two_ranks] == [[[0, 2**60], [1, 2**60]]] * 2
+def test_every_rank_gets_all_values_in_order(two_ranks):
+    assert [results["gather"] for results in two_ranks] == [[("rank", 0), ("rank", 1)]] * 2
+    assert [results["gather_integers"] for results in two_ranks] == [[[0, 2**60], [1, 2**60]]] * 2
 
 
-def test_tensors_are_summed_over_ranks_and_left_as_they_were(two_ranks):
-    for own, said in enumerate(two_ranks):
-        assert said["sum"].tolist() == [3.0, 3.0]
-        assert said["own"].tolist() == [own + 1.0] * 2
+def test_tensors_are_summed_over_ranks_and_not_changed(two_ranks):
+    for own, results in enumerate(two_ranks):
+        assert results["sum_over_ranks"].tolist() == [3.0, 3.0]
+        assert results["own"].tolist() == [own + 1.0] * 2
 
 
-def test_whole_numbers_are_summed_exactly(two_ranks):
-    assert [said["numbers"] for said in two_ranks] == [[3, 2**61, 0]] * 2
+def test_integers_are_summed_exactly(two_ranks):
+    assert [results["sum_integers"] for results in two_ranks] == [[3, 2**61, 0]] * 2
 
 
-def test_after_finish_the_process_is_alone_again(two_ranks):
-    assert [said["world_size_after"] for said in two_ranks] == [1, 1]
+def test_after_finish_there_is_one_process_again(two_ranks):
+    assert [results["world_size_after"] for results in two_ranks] == [1, 1]
 
 
-def test_half_an_environment_is_refused_with_what_it_lacks(no_torchrun, monkeypatch):
+def test_an_incomplete_environment_is_refused_with_the_missing_variables(no_torchrun, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT.*torchrun"):
