@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from bbu_train.evaluate.table import Scores
 from bbu_train.tracker import mlflow_finished_run
-from bbu_train.tracker.mlflow_points import proper_name
+from bbu_train.tracker.mlflow_points import valid_name
 from bbu_train.tracker.mlflow_run import KEY_FILE
 from bbu_train.tracker.mlflow_sweep import find_runs_by_key
 
@@ -33,7 +33,7 @@ def publish(cfg: DictConfig, scores: Scores, folder: Path) -> str:
             return "not logged: MLflow has no run of this folder. Send it with python -m bbu_train.replay first."
         run_id, now = known[0].info.run_id, int(1000 * time.time())
         there = {(point.key, point.value, point.step) for point in known[0].data.to_proto().metrics}
-        named = ((proper_name(name), value) for name, value in scores.metrics.items())
+        named = ((valid_name(name), value) for name, value in scores.metrics.items())
         points = (Metric(*pair, now, scores.step) for pair in named if (*pair, scores.step) not in there)
         while batch := list(islice(points, MAX_METRICS)):
             client.log_batch(run_id, metrics=batch)

@@ -60,10 +60,10 @@ def _points(row: dict) -> list[Point]:
     """MLflow has no NaN that can be plotted, and stores infinity as 1.8e308: neither becomes a point."""
     step, time_ms = row.pop("step"), int(1000 * row.pop("time/logged", time.time()))
     values = ((metric, float(value)) for metric, value in row.items())
-    return [Point(proper_name(metric), value, time_ms, step) for metric, value in values if math.isfinite(value)]
+    return [Point(valid_name(metric), value, time_ms, step) for metric, value in values if math.isfinite(value)]
 
 
 @cache
-def proper_name(text: str) -> str:
+def valid_name(text: str) -> str:
     """`text` as MLflow takes it: letters of any script, digits and `_-./: `, "_" for the rest; and a proper path."""
     return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", text)[:MAX_NAME]).lstrip("./") or "_"

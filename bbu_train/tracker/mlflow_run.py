@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.runtime.git import git_commit
-from bbu_train.tracker.mlflow_points import batches, proper_name
+from bbu_train.tracker.mlflow_points import batches, valid_name
 from bbu_train.tracker.mlflow_store import alone, find_or_create_experiment, open_client, transaction
 from bbu_train.tracker.mlflow_sweep import ENDED, PARENT, find_or_create_parent, find_or_create_run, show_progress
 
@@ -155,7 +155,7 @@ class StoredRun:
         if self.ending is None:
             tags["state"] = "running"
         client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags.items()])
-        proper = {proper_name(key): _cut(value) for key, value in self.parameters.items()}
+        proper = {valid_name(key): _cut(value) for key, value in self.parameters.items()}
         parameters = iter(Param(*pair) for pair in proper.items() if pair[0] not in known)
         while batch := list(islice(parameters, MAX_PARAMETERS)):
             client.log_batch(self.run_id, params=batch)
