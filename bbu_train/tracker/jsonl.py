@@ -1,39 +1,40 @@
-"""metrics.jsonl: one JSON object a line, `{"step": 12, "time/logged": 1767225600.123, "loss/total": 3.1, ...}`."""
+"""metrics.jsonl: one JSON object per line, `{"step": 12, "time/logged": 1767225600.123, "loss/total": 3.1, ...}`."""
 
 import json
 import math
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bbu_train.errors import all_problems
 from bbu_train.runtime.atomic_write import atomic_write
 
 
 class Jsonl:
-    """Appends every row to <folder>/metrics.jsonl, so that a kill costs at most the row that was being written.
+    """Append every row to <folder>/metrics.jsonl, so that a kill costs at most the row that was being written.
 
-    A step may have several rows (training, evaluation). `time/logged` is in seconds since 1970: who sends the rows on
-    later, such as the MLflow tracker, can say when they were made. Values that JSON has no number for are the strings
+    A step may have several rows (training, evaluation). `time/logged` is in seconds since 1970, so that the MLflow
+    tracker, which may send a row later, knows when it was logged. Values that JSON has no number for are the strings
     "NaN", "Infinity" and "-Infinity": every JSON reader accepts them, and `float` turns them back.
     """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         self.file: BinaryIO | None = None
 
-    def open(self, config: dict, step: int) -> None:
-        """Cut off what the run will write again: the rows after `step`, and with `step` 0 all of them.
+    def open(self, config: dict[str, Any], step: int) -> None:
+        """Open the file and remove the rows that the run will write again: those after `step`, or all if `step` is 0.
 
-        The row of an evaluation at `step` stays: what is saved says whether it was made. A run that begins at 0
-        evaluates at its start, so it writes its row of step 0 again.
+        The row of an evaluation at `step` stays: the checkpoint records whether that evaluation was done. A run that
+        starts at 0 evaluates first, so it writes its row of step 0 again.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            cut_after(self.path, step)
+            _remove_rows_after(self.path, step)
         self.file = self.path.open("ab")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        assert self.file is not None, "open() comes first"
         row = {"step": step, "time/logged": round(time.time(), 3)} | {
             name: _json_value(value) for name, value in metrics.items()
         }
@@ -41,9 +42,10 @@ class Jsonl:
         self.file.flush()
 
     def artifact(self, path: Path) -> None:
-        """Nothing to do: the file lies in the run's folder already."""
+        """Do nothing: the file is in the run's folder already."""
 
     def close(self, state: str) -> None:
+        assert self.file is not None, "open() comes first"
         self.file.close()
 
 
@@ -54,20 +56,21 @@ def _json_value(value: float) -> float | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Rewrite `path` with the rows up to `step` (none if `step` is 0), byte for byte, or leave it alone if it ends so.
-
-    The new file takes the old one's place at once: a kill leaves one or the other.
-    """
+def _remove_rows_after(path: Path, step: int) -> None:
+    """Replace `path`, atomically, by its rows up to `step` (none if `step` is 0), unchanged byte for byte."""
     kept = b"".join(line for line, row in read_rows(path) if step > 0 and row["step"] <= step)
-    if kept == path.read_bytes():
-        return
-    atomic_write(path, kept)
+    if kept != path.read_bytes():
+        atomic_write(path, kept)
 
 
-def read_rows(path: Path) -> list[tuple[bytes, dict]]:
-    """Each complete line and the row in it. A last line without its end was cut short by a kill: it is left out."""
-    rows, problems = [], []
+def read_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Read each complete line and its row.
+
+    A last line without a newline was cut short by a kill and is left out. Raises InputError that lists all lines that
+    are not rows.
+    """
+    rows: list[tuple[bytes, dict[str, Any]]] = []
+    problems = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -80,7 +83,7 @@ def read_rows(path: Path) -> list[tuple[bytes, dict]]:
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append((line, row))
             else:
-                problems.append(f'{path}:{number}: expected an object with a whole "step", found {line[:80]!r}')
+                problems.append(f'{path}:{number}: expected an object with an integer "step", found {line[:80]!r}')
     if problems:
         raise all_problems(str(path), problems, "Only this program writes the file: remove the lines named.")
     return rows

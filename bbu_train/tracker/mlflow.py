@@ -1,4 +1,4 @@
-"""MLflow: the same rows, where runs can be compared. It may be slow or out of reach: training does not wait for it."""
+"""Sending the rows of metrics.jsonl to MLflow, where runs can be compared. Training never waits for it."""
 
 import json
 import logging
@@ -9,21 +9,22 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.tracker.mlflow_run import StoredRun
-from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet
+from bbu_train.tracker.mlflow_store import absolute_uri, silence_mlflow
 
 UNSENT = "mlflow_unsent.json"
 LOGGER = logging.getLogger(__name__)
 
 
 class Mlflow:
-    """A thread of its own sends what metrics.jsonl has, which the JSONL tracker writes before (`StoredRun`).
+    """Send the rows of metrics.jsonl, which the JSONL tracker writes first, from a separate thread (`StoredRun`).
 
-    Only the start and the end of a run wait for the store, and no longer than `wait_seconds`. A run that ends with
-    something unsent leaves <folder>/mlflow_unsent.json; `python -m bbu_train.replay` sends it, and so does whoever
-    resumes the run.
+    Only the start and the end of a run wait for the store, and for at most `wait_seconds`. A run that ends with
+    something unsent leaves <folder>/mlflow_unsent.json. `python -m bbu_train.replay` sends it, and so does resuming the
+    run.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Mlflow:
         flush_values: int,
         flush_seconds: float,
         wait_seconds: float,
-    ):
+    ) -> None:
         self.folder = Path(folder).absolute()
         self.uri = absolute_uri(uri)
         self.flush_values = flush_values
@@ -63,15 +64,14 @@ class Mlflow:
 
     @property
     def command(self) -> str:
-        """What a person types to see the runs, in whatever environment; for a server, where to look."""
-        served = self.uri.startswith("http")
-        return (
-            self.uri if served else shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.uri])
-        )
+        """The command that shows the runs, valid in any folder and environment; for a server, its address."""
+        if self.uri.startswith("http"):
+            return self.uri
+        return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.uri])
 
-    def open(self, config: dict, step: int) -> None:
-        """Connects before it returns: MLflow's import, under one's feet, would slow the first steps down."""
-        be_quiet()
+    def open(self, config: dict[str, Any], step: int) -> None:
+        """Connect to the store. MLflow is imported here, because in the thread it would slow down the first steps."""
+        silence_mlflow()
         import mlflow  # noqa: F401
 
         (self.folder / UNSENT).unlink(missing_ok=True)
@@ -91,7 +91,7 @@ class Mlflow:
         self.sender.flush()
 
     def close(self, state: str) -> None:
-        """Says first what is to be sent: a kill while it is being sent then loses nothing of it."""
+        """Send what is left. It is recorded in a file first, so that a kill while it is being sent loses nothing."""
         self.stored.ending = ending = state, int(1000 * time.time())
         files = [os.path.relpath(file, self.folder) for file in list(self.stored.files)]
         atomic_write(self.folder / UNSENT, json.dumps({"ending": ending, "files": files}))
@@ -101,7 +101,7 @@ class Mlflow:
             return
         LOGGER.warning(
             "MLflow (%s) lacks the end of this run, with %d values: %s. metrics.jsonl has every value. When MLflow "
-            "answers, send what is missing: python -m bbu_train.replay %s",
+            "answers again, send what is missing: python -m bbu_train.replay %s",
             self.uri,
             self.stored.num_unsent(),
             self.stored.failure or f"no answer within {self.wait_seconds} seconds",
@@ -109,8 +109,8 @@ class Mlflow:
         )
 
     def replay(self) -> bool:
-        """Send what a run that has ended left unsent; whether MLflow has all of it now. Waits for the store."""
-        be_quiet()
+        """Send what an ended run left unsent, and return whether MLflow has all of it now. Waits for the store."""
+        silence_mlflow()
         unsent = json.loads((self.folder / UNSENT).read_text())
         state, time_ms = unsent["ending"]
         self.stored.ending = state, time_ms
@@ -122,37 +122,42 @@ class Mlflow:
 
 
 class Sender(threading.Thread):
-    """Sends every `seconds`, and when asked to. A daemon: a store that hangs does not keep the process alive."""
+    """A thread that sends every `seconds` and when asked to.
 
-    def __init__(self, stored: StoredRun, seconds: float):
+    It is a daemon thread, so that a store that hangs does not keep the process alive.
+    """
+
+    def __init__(self, stored: StoredRun, seconds: float) -> None:
         super().__init__(name="mlflow", daemon=True)
         self.stored = stored
         self.seconds = seconds
         self.changed = threading.Condition()
-        self.asked = self.answered = 0
-        self.closing = False
+        self.num_requested = self.num_handled = 0  # flushes
+        self.is_closing = False
 
     def flush(self) -> None:
+        """Request a send, without waiting for it."""
         with self.changed:
-            self.asked += 1
+            self.num_requested += 1
             self.changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
-        """Whether all that was asked for has been tried within so many seconds."""
+        """Wait for at most `seconds`, and return whether everything requested so far has been tried."""
         with self.changed:
-            asked = self.asked
-            return self.changed.wait_for(lambda: self.answered >= asked, seconds)
+            num_requested = self.num_requested
+            return self.changed.wait_for(lambda: self.num_handled >= num_requested, seconds)
 
     def close(self) -> None:
-        self.closing = True
+        """Let the thread end when it has tried to send everything."""
+        self.is_closing = True
         self.flush()
 
     def run(self) -> None:
-        while not (self.closing and self.answered == self.asked):
+        while not (self.is_closing and self.num_handled == self.num_requested):
             with self.changed:
-                self.changed.wait_for(lambda: self.asked > self.answered, self.seconds)
-                asked = self.asked
+                self.changed.wait_for(lambda: self.num_requested > self.num_handled, self.seconds)
+                num_requested = self.num_requested
             self.stored.send()
             with self.changed:
-                self.answered = asked
+                self.num_handled = num_requested
                 self.changed.notify_all()

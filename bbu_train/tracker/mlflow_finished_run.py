@@ -1,23 +1,32 @@
-"""What is added to MLflow when runs have ended, by programs that came after them."""
+"""Adding to the MLflow run of a training run that has ended, from other programs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bbu_train.tracker.mlflow_run import KEY_FILE
-from bbu_train.tracker.mlflow_store import absolute_uri, be_quiet, find_or_create_experiment, open_client, transaction
-from bbu_train.tracker.mlflow_sweep import PARENT, find_runs_by_key, show_progress
+from bbu_train.tracker.mlflow_store import (
+    absolute_uri,
+    find_or_create_experiment,
+    open_client,
+    silence_mlflow,
+    transaction,
+)
+from bbu_train.tracker.mlflow_sweep import PARENT, find_runs_by_key, update_parent_status
+
+if TYPE_CHECKING:
+    import mlflow
 
 
-def log_to_store(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -> str:
-    """What `send(client, experiment_id)` says of a store that exists; else why nothing was logged.
+def log_to_store(settings: Mapping[str, Any], send: Callable[["mlflow.MlflowClient", str], str]) -> str:
+    """Return the message of `send(client, experiment_id)`, or why nothing was logged if the store does not answer.
 
-    `settings` are those of a run's MLflow tracker.
+    `settings` are those of a run's MLflow tracker. A local store that does not exist is not created.
     """
     uri = absolute_uri(settings["uri"])
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return f"not logged: there is no {uri}"
-    be_quiet()
+    silence_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,19 +39,19 @@ def log_to_store(settings: Mapping[str, Any], send: Callable[[Any, str], str]) -
 
 
 def mark_pruned(settings: Mapping[str, Any], folder: Path) -> str:
-    """Say that the run in `folder`, which seems to wait to go on, never will; what this says is as of `log_to_store`."""
+    """Mark the preempted run in `folder` as pruned, as it will not be resumed. Return `log_to_store`'s message."""
     key = folder / KEY_FILE
 
-    def send(client, experiment: str) -> str:
-        known = find_runs_by_key(client, experiment, key.read_text()) if key.exists() else []
-        if not known:
+    def send(client: "mlflow.MlflowClient", experiment: str) -> str:
+        runs = find_runs_by_key(client, experiment, key.read_text()) if key.exists() else []
+        if not runs:
             return "not logged: MLflow has no run of this folder."
-        run_id = known[0].info.run_id
+        run_id = runs[0].info.run_id
         with transaction(client.tracking_uri):
             client.set_tag(run_id, "state", "pruned")
             client.set_terminated(run_id, "KILLED")
-            if (parent_id := known[0].data.tags.get(PARENT)) is not None:
-                show_progress(client, experiment, parent_id)
+            if (parent_id := runs[0].data.tags.get(PARENT)) is not None:
+                update_parent_status(client, experiment, parent_id)
         return f"run {run_id}"
 
     return log_to_store(settings, send)

@@ -1,4 +1,4 @@
-"""The points of metrics.jsonl, in batches that MLflow's stores take."""
+"""The points of metrics.jsonl, in batches of the size that MLflow's stores accept."""
 
 import json
 import math
@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-MAX_METRICS = 1000  # of one log_batch; this and the next are limits of MLflow's stores
-MAX_NAME = 250
+MAX_METRICS = 1000  # per log_batch; this and the next are limits of MLflow's stores
+MAX_NAME_CHARACTERS = 250
 
 
 class Point(NamedTuple):
@@ -22,13 +22,13 @@ class Point(NamedTuple):
 
 
 def batches(path: Path, start: int) -> Iterator[tuple[list[Point], int]]:
-    """Points of the rows from byte `start` on, and where to start when they are sent.
+    """Yield the points of the rows from byte `start` on, and the byte to start from once they are sent.
 
-    A batch ends where a row ends, or the row is longer than a batch may be: then the rest of it follows, and until
-    that is sent it starts at that row.
+    A batch ends at the end of a row. A row with more points than a batch may have is split, and until its last part is
+    sent, the byte to start from is the beginning of that row.
     """
     collected: list[Point] = []
-    for begin, end, row in _rows(path, start):
+    for begin, end, row in _read_rows(path, start):
         points = _points(row)
         if collected and len(collected) + len(points) > MAX_METRICS:
             yield collected, begin
@@ -42,8 +42,8 @@ def batches(path: Path, start: int) -> Iterator[tuple[list[Point], int]]:
         yield collected, start
 
 
-def _rows(path: Path, start: int) -> Iterator[tuple[int, int, dict]]:
-    """(first byte, byte after the last, row). A last line without its end is being written."""
+def _read_rows(path: Path, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield (first byte, byte after the last, row). A last line without a newline is still being written."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -56,8 +56,8 @@ def _rows(path: Path, start: int) -> Iterator[tuple[int, int, dict]]:
             start = end
 
 
-def _points(row: dict) -> list[Point]:
-    """MLflow has no NaN that can be plotted, and stores infinity as 1.8e308: neither becomes a point."""
+def _points(row: dict[str, Any]) -> list[Point]:
+    """Return the row's finite values as points. MLflow cannot plot NaN, and stores infinity as 1.8e308."""
     step, time_ms = row.pop("step"), int(1000 * row.pop("time/logged", time.time()))
     values = ((metric, float(value)) for metric, value in row.items())
     return [Point(valid_name(metric), value, time_ms, step) for metric, value in values if math.isfinite(value)]
@@ -65,5 +65,8 @@ def _points(row: dict) -> list[Point]:
 
 @cache
 def valid_name(text: str) -> str:
-    """`text` as MLflow takes it: letters of any script, digits and `_-./: `, "_" for the rest; and a proper path."""
-    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", text)[:MAX_NAME]).lstrip("./") or "_"
+    """Return `text` as a name that MLflow accepts: a normal path of letters of any script, digits and `_-./: `.
+
+    Other characters become "_".
+    """
+    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", text)[:MAX_NAME_CHARACTERS]).lstrip("./") or "_"

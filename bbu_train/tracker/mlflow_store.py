@@ -1,4 +1,4 @@
-"""Opening MLflow's store: without noise, and safely where many processes do it at once."""
+"""Opening MLflow's store quietly, and safely where many processes do it at once."""
 
 import logging
 import os
@@ -7,63 +7,68 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-LOCK_SECONDS = 120  # a process holds the lock for some tenths of a second
+if TYPE_CHECKING:
+    import mlflow
 
-QUIET = {
+LOCK_TIMEOUT_SECONDS = 120  # a process holds the lock for a few tenths of a second
+
+QUIET_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what fails is said here, once, and not with a traceback at every try
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the next flush is the next try
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; MLflow waits 120 and tries 7 times
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # the tracker reports a failure itself, once, without a traceback
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the next flush tries again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; MLflow's defaults are 120 seconds and 7 retries
 }
-"""MLflow reads these when it is imported, and they must not print over the progress bar. The user's own come first."""
+"""MLflow reads these variables when it is imported. Its messages would break the progress bar."""
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Without this tag MLflow shows the experiment as a language-model application, with judges and prompts."""
 
-TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Without this tag the page of an experiment opens as that of a language-model application, with judges and prompts."""
-
-_in_database = threading.RLock()
-# A process that is forked in the middle of a transaction would have half of it: forks wait for its end.
+_transaction_lock = threading.RLock()
+# A process that is forked in the middle of a transaction would inherit half of it, so forks wait for its end.
 os.register_at_fork(
-    before=_in_database.acquire, after_in_parent=_in_database.release, after_in_child=_in_database.release
+    before=_transaction_lock.acquire,
+    after_in_parent=_transaction_lock.release,
+    after_in_child=_transaction_lock.release,
 )
 
 
-def be_quiet() -> None:
-    """To be called before mlflow is imported. The settings do not replace the user's own."""
-    for name, value in QUIET.items():
+def silence_mlflow() -> None:
+    """Set QUIET_ENVIRONMENT, where the user has not set a variable. Call it before mlflow is imported."""
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each try
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at each try
 
 
 def absolute_uri(uri: str) -> str:
-    """SQLite's `sqlite:///relative/path` as `sqlite:////whole/path`, so that it holds from any folder."""
+    """Return SQLite's `sqlite:///relative/path` as `sqlite:////absolute/path`; other URIs are unchanged."""
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
 
 
 @contextmanager
 def transaction(uri: str) -> Iterator[None]:
-    """Around each call of a client: no process is forked inside, if the store is a database that this process opens.
+    """Let no process be forked within a client's call, if this process itself opens the store's database.
 
-    A server that hangs holds up no fork, and so no data worker.
+    With a server, forks do not wait: a server that hangs must not delay a data worker.
     """
     if uri.startswith("http"):
         yield
     else:
-        with _in_database:
+        with _transaction_lock:
             yield
 
 
 @contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """One process at a time, if the store is SQLite: to make it, or what must exist once in it. Forks wait for the end.
+def exclusive_transaction(uri: str) -> Iterator[None]:
+    """Let one process at a time in, if the store is SQLite: to create it, or what must exist once in it.
 
-    They do not wait for the lock, which another process may hold.
+    Forks wait for the end of the transaction, as in `transaction`, but not while another process holds the lock.
     """
     if not uri.startswith("sqlite:///"):
         with transaction(uri):
@@ -71,10 +76,10 @@ def alone(uri: str) -> Iterator[None]:
         return
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
-    lock, deadline = FileLock(f"{database}.lock"), time.monotonic() + LOCK_SECONDS
+    lock, deadline = FileLock(f"{database}.lock"), time.monotonic() + LOCK_TIMEOUT_SECONDS
     while True:
         with transaction(uri):
-            if _locked(lock, deadline):
+            if _try_to_lock(lock, deadline):
                 try:
                     yield
                 finally:
@@ -83,7 +88,7 @@ def alone(uri: str) -> Iterator[None]:
         time.sleep(0.02)
 
 
-def _locked(lock: FileLock, deadline: float) -> bool:
+def _try_to_lock(lock: FileLock, deadline: float) -> bool:
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -93,26 +98,29 @@ def _locked(lock: FileLock, deadline: float) -> bool:
     return True
 
 
-def open_client(uri: str):
-    """A client whose store exists. Processes that make one SQLite store at once break it for good: one at a time."""
+def open_client(uri: str) -> "mlflow.MlflowClient":
+    """Return a client, and create its store if it does not exist.
+
+    Processes that create one SQLite store at the same time would corrupt it, so they do it one at a time.
+    """
     from mlflow import MlflowClient
 
-    with alone(uri):
+    with exclusive_transaction(uri):
         client = MlflowClient(uri)
         if uri.startswith("sqlite:///"):
             client.search_experiments(max_results=1)
         return client
 
 
-def find_or_create_experiment(client, name: str, artifacts: Path | None) -> str:
-    """The experiment of that name. One that was deleted by hand is restored, for MLflow keeps its name."""
+def find_or_create_experiment(client: "mlflow.MlflowClient", name: str, artifacts: Path | None) -> str:
+    """Return the id of the experiment of that name. A deleted one is restored, because MLflow reserves its name."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
             location = artifacts and artifacts.as_uri()
-            return client.create_experiment(name, artifact_location=location, tags=TRAINING)
+            return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

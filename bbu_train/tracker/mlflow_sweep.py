@@ -1,39 +1,48 @@
-"""A sweep in MLflow: one parent run, its cells below it. Whatever must exist once is found or made here."""
+"""A sweep in MLflow: a parent run with the sweep's cells below it. Runs that must exist once are created here."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
-from bbu_train.tracker.mlflow_store import alone
+from bbu_train.tracker.mlflow_store import exclusive_transaction
+
+if TYPE_CHECKING:
+    import mlflow
+    import mlflow.entities
 
 PARENT = "mlflow.parentRunId"
-KEY = "mlflow.bbu_train.key"  # MLflow's pages leave out tags that begin so
+KEY = "mlflow.bbu_train.key"  # MLflow's pages hide tags with the prefix mlflow.
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
-def find_or_create_parent(client, experiment_id: str, sweep: str) -> str:
-    """The id of the run that stands for the sweep, made at the first call. To be called with no lock of the store held.
+def find_or_create_parent(client: "mlflow.MlflowClient", experiment_id: str, sweep: str) -> str:
+    """Return the id of the sweep's run, which the first call creates. Several jobs may call it at the same time.
 
-    Several jobs may call it at the same moment.
+    The caller must hold no lock of the store.
     """
-    key = f"sweep-{hashlib.sha256(sweep.encode()).hexdigest()[:16]}"  # a name may hold what a filter cannot quote
-    with alone(client.tracking_uri):
+    key = f"sweep-{hashlib.sha256(sweep.encode()).hexdigest()[:16]}"  # a filter cannot quote every name
+    with exclusive_transaction(client.tracking_uri):
         tags = {"sweep": sweep, "mlflow.source.name": "bbu_train", "mlflow.note.content": _note(experiment_id)}
         return find_or_create_run(client, experiment_id, key, sweep, tags).info.run_id
 
 
 def _note(experiment_id: str) -> str:
-    """Links to all cells at once. MLflow opens a sweep folded, without its curves; sorted by a metric it is flat."""
+    """Return links to all cells. MLflow shows a sweep collapsed, without curves, unless it is sorted by a metric."""
     sorted_runs = f"#/experiments/{experiment_id}/runs?orderByKey=metrics.%60eval%2Fap50%60&orderByAsc=false"
     return (
         f"The cells of this sweep, best `eval/ap50` first: [curves]({sorted_runs}&compareRunsMode=CHART), "
-        f"[table]({sorted_runs}). Parameters are what the command gave; all is in `config.yaml` among the artifacts."
+        f"[table]({sorted_runs}). Parameters are the overrides of the command; "
+        "the whole config is `config.yaml` among the artifacts."
     )
 
 
-def find_or_create_run(client, experiment_id: str, key: str, name: str, tags: dict[str, str]):
-    """The run whose tag KEY has this value.
+def find_or_create_run(
+    client: "mlflow.MlflowClient", experiment_id: str, key: str, name: str, tags: dict[str, str]
+) -> "mlflow.entities.Run":
+    """Return the run whose tag KEY has this value.
 
-    The key is part of the run from the moment it is made: a process that is killed right then, or hears no answer,
-    finds its run when it tries again. Where several made one at once, all take the oldest and the others are deleted.
+    A run has its key from the moment it is created. So a process that is killed at that moment, or gets no answer,
+    finds its run at the next try. If several processes created one at the same time, all take the oldest and the others
+    are deleted.
     """
     runs = find_runs_by_key(client, experiment_id, key)
     if not runs:
@@ -44,24 +53,25 @@ def find_or_create_run(client, experiment_id: str, key: str, name: str, tags: di
     return runs[0]
 
 
-def find_runs_by_key(client, experiment_id: str, key: str) -> list:
-    """The runs whose tag KEY has this value, oldest first."""
+def find_runs_by_key(client: "mlflow.MlflowClient", experiment_id: str, key: str) -> list["mlflow.entities.Run"]:
+    """Return the runs whose tag KEY has this value, oldest first."""
     runs = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def _delete(client, run_id: str) -> None:
+def _delete(client: "mlflow.MlflowClient", run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
         client.delete_run(run_id)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # another was quicker
+        # Another process may have deleted it first.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
 
 
-def show_progress(client, experiment_id: str, parent_id: str) -> None:
-    """The parent runs while a cell of it runs, or waits to go on. Failed cells do not make it fail."""
+def update_parent_status(client: "mlflow.MlflowClient", experiment_id: str, parent_id: str) -> None:
+    """Set the parent to running while any cell runs or waits to be resumed, else to finished, even if cells failed."""
     not_ended = " and ".join(f"attributes.status != '{status}'" for status in ENDED)
     cells = client.search_runs([experiment_id], f"tags.{PARENT} = '{parent_id}' and {not_ended}", max_results=1)
     if cells:
