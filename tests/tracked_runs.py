@@ -1,13 +1,31 @@
-"""Runs as the trackers see them, with curves that are known, for the tests of MLflow."""
+"""Tracked runs with known curves, for the tests of MLflow."""
 
 import sqlite3
 import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from bbu_train.tracker.jsonl import Jsonl
 from bbu_train.tracker.mlflow import Mlflow
 
 
-def arguments(outputs, run="run", **changed):
+class TrackedRun(NamedTuple):
+    """The two trackers of a run, in the order in which a run calls them."""
+
+    jsonl: Jsonl
+    mlflow: Mlflow
+
+    def log(self, step: int, **metrics: float) -> None:
+        for tracker in self:
+            tracker.log(step, {"loss/total": 1 / (step + 1), "lr/llm": 1e-5} | metrics)
+
+    def stored(self) -> Any:
+        """Return the MLflow run as the store has it."""
+        return self.mlflow.stored.client.get_run(self.mlflow.stored.run_id)
+
+
+def mlflow_arguments(outputs: Path, run: str = "run", **changes: Any) -> dict[str, Any]:
     return {
         "folder": str(outputs / "sweep" / run),
         "uri": f"sqlite:///{outputs}/mlflow.db",
@@ -22,58 +40,50 @@ def arguments(outputs, run="run", **changed):
         "flush_values": 1000,
         "flush_seconds": 3600,
         "wait_seconds": 60,
-    } | changed
+    } | changes
 
 
-def trackers(outputs, run="run", **changed):
-    return Jsonl(outputs / "sweep" / run), Mlflow(**arguments(outputs, run, **changed))
+def make_run(outputs: Path, run: str = "run", **changes: Any) -> TrackedRun:
+    return TrackedRun(Jsonl(outputs / "sweep" / run), Mlflow(**mlflow_arguments(outputs, run, **changes)))
 
 
-def begin(outputs, step=0, **changed):
-    both = trackers(outputs, **changed)
-    for tracker in both:
+def begin(outputs: Path, step: int = 0, **changes: Any) -> TrackedRun:
+    """Make a run and open its trackers; with `step`, resume it."""
+    tracked = make_run(outputs, **changes)
+    for tracker in tracked:
         tracker.open({}, step)
-    return both
+    return tracked
 
 
-def log(both, step, **metrics):
-    for tracker in both:
-        tracker.log(step, {"loss/total": 1 / (step + 1), "lr/llm": 1e-5} | metrics)
-
-
-def points(outputs, run=None):
-    """(run, metric, step, value) of the whole store or a run, in order."""
+def read_points(outputs: Path, run: str | None = None) -> list[tuple[str, str, int, float]]:
+    """Return (run, metric, step, value) of all runs in the store or of one, sorted."""
     with sqlite3.connect(outputs / "mlflow.db") as database:
         query = "select r.name, key, step, value from metrics m join runs r on m.run_uuid = r.run_uuid"
         return sorted(point for point in database.execute(query) if run in (None, point[0]))
 
 
-def expected(steps, run="run"):
+def count_points(outputs: Path) -> int:
+    """Count the points of a store that another process may be creating at this moment."""
+    try:
+        return len(read_points(outputs))
+    except sqlite3.OperationalError:
+        return 0
+
+
+def expected_points(steps: Iterable[int], run: str = "run") -> list[tuple[str, str, int, float]]:
     return sorted((run, *point) for s in steps for point in [("loss/total", s, 1 / (s + 1)), ("lr/llm", s, 1e-5)])
 
 
-def the_run(both):
-    stored = both[1].stored
-    return stored.client.get_run(stored.run_id)
-
-
-def comes_true(condition):
-    deadline = time.monotonic() + 60
+def becomes_true(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    """Wait until the condition is true, for at most `seconds`."""
+    deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()
 
 
-def num_points(outputs):
-    """Of a store that another process may be making at this moment."""
-    try:
-        return len(points(outputs))
-    except sqlite3.OperationalError:
-        return 0
-
-
-def log_without_end(outputs, **changed):
-    both, step = begin(outputs, flush_values=8, **changed), 0
+def log_forever(outputs: Path, **changes: Any) -> None:
+    tracked, step = begin(outputs, flush_values=8, **changes), 0
     while True:
-        log(both, step := step + 1)
+        tracked.log(step := step + 1)
         time.sleep(0.001)

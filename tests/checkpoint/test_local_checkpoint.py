@@ -1,6 +1,5 @@
 """Checkpoints: they load as they were saved, damage is reported, and a kill at any moment loses no committed one."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import processes
 
 from bbu_train.checkpoint import local
 from bbu_train.checkpoint.local import LocalCheckpoints
@@ -163,10 +163,7 @@ def test_unusable_settings_are_refused(tmp_path):
         store(tmp_path, best_mode="least")
 
 
-# Kills. The server is a fresh, single-threaded process that can fork in milliseconds.
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["bbu_train.checkpoint.local", "pytest"])
+# Kills
 
 
 def assert_the_newest_loads(folder: Path, at_least: int) -> int:

@@ -1,8 +1,8 @@
-"""Against a tracking server of MLflow's own: it hangs, dies, loses its answers, comes back."""
+"""The MLflow tracker with a server that hangs, dies, loses its answers and comes back."""
 
 import http.client
-import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +13,9 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from forked import processes
 from omegaconf import OmegaConf
-from tracked_runs import arguments, begin, comes_true, expected, log, log_without_end, points
+from tracked_runs import becomes_true, begin, expected_points, log_forever, mlflow_arguments, read_points
 
 from bbu_train.replay import replay
 from bbu_train.tracker.jsonl import read_rows
@@ -36,12 +37,16 @@ class Server:
         self.uri = f"http://127.0.0.1:{free_port()}"
 
     def start(self):
-        places = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", self.folder]
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", self.folder]
         address = ["--host", "127.0.0.1", "--port", self.uri.rpartition(":")[2], "--workers", "1"]
-        command = [sys.executable, "-m", "mlflow", "server", *places, *address]
-        with (self.folder / "server.log").open("w") as out:
-            self.process = subprocess.Popen(command, start_new_session=True, stdout=out, stderr=out)
-        assert comes_true(self.answers), (self.folder / "server.log").read_text()
+        command = [sys.executable, "-m", "mlflow", "server", *stores, *address]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes that nobody needs
+        log = self.folder / "server.log"
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=out, stderr=out)
+        if not becomes_true(self.answers, seconds=180):
+            self.stop()
+            pytest.fail(log.read_text())
 
     def answers(self):
         try:
@@ -58,8 +63,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, empty_store):
     server = Server(tmp_path_factory.mktemp("server"))
+    shutil.copy(empty_store, server.folder / "mlflow.db")
     server.start()
     yield server
     server.stop()
@@ -67,101 +73,104 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def run(request):
-    """A name of the test's own, for all of them write to one server."""
+    """A name for the test's run, because all tests write to one server."""
     return request.node.name.removeprefix("test_")[:40]
 
 
-def on(uri, run, **changed):
-    return {"uri": uri, "artifacts": None, "run": run, **changed}
+def server_arguments(uri, run, **changes):
+    return {"uri": uri, "artifacts": None, "run": run, **changes}
 
 
 def runs_named(server, run):
     client = open_client(server.uri)
     runs = client.search_runs([client.get_experiment_by_name("sweep").experiment_id])
-    return [found for found in runs if found.info.run_name == run]
+    return [stored for stored in runs if stored.info.run_name == run]
 
 
 def test_a_run_has_every_point_and_its_files_on_a_server(server, run, tmp_path):
-    both = begin(tmp_path, **on(server.uri, run))
-    log(both, 1)
+    tracked = begin(tmp_path, **server_arguments(server.uri, run))
+    tracked.log(1)
     (tmp_path / "losses.png").write_bytes(b"picture")
-    both[1].artifact(tmp_path / "losses.png")
-    both[1].close("done")
-    assert points(server.folder, run) == expected([1], run)
+    tracked.mlflow.artifact(tmp_path / "losses.png")
+    tracked.mlflow.close("done")
+    assert read_points(server.folder, run) == expected_points([1], run)
     (stored,) = runs_named(server, run)
     assert (stored.info.status, stored.data.params["loss.weights.giou"]) == ("FINISHED", "2")
     assert [file.path for file in open_client(server.uri).list_artifacts(stored.info.run_id)] == ["losses.png"]
 
 
-def test_jobs_without_a_common_lock_find_one_parent(server, run):
-    experiment, found = find_or_create_experiment(open_client(server.uri), run, None), []
-    asking = [
+def test_jobs_without_a_common_lock_get_one_parent(server, run):
+    experiment, results = find_or_create_experiment(open_client(server.uri), run, None), []
+    threads = [
         threading.Thread(
-            target=lambda: found.append(find_or_create_parent(open_client(server.uri), experiment, "sweep"))
+            target=lambda: results.append(find_or_create_parent(open_client(server.uri), experiment, "sweep"))
         )
         for _ in range(8)
     ]
-    for thread in asking:
+    for thread in threads:
         thread.start()
-    for thread in asking:
+    for thread in threads:
         thread.join()
     (parent,) = open_client(server.uri).search_runs([experiment])
-    assert len(found) == 8
+    assert len(results) == 8
     assert find_or_create_parent(open_client(server.uri), experiment, "sweep") == parent.info.run_id
 
 
-def test_a_server_that_hangs_slows_no_step_and_has_every_point_when_it_goes_on(server, run, tmp_path):
-    both = begin(tmp_path, **on(server.uri, run, flush_values=2))
+def test_a_hanging_server_delays_no_step_and_gets_every_point_when_it_continues(server, run, tmp_path):
+    tracked = begin(tmp_path, **server_arguments(server.uri, run, flush_values=2))
     server.signal(signal.SIGSTOP)
     began = time.monotonic()
     for step in range(1, 101):
-        log(both, step)
+        tracked.log(step)
     took = time.monotonic() - began
-    answered = both[1].sender.answered
+    num_handled = tracked.mlflow.sender.num_handled
     server.signal(signal.SIGCONT)
-    both[1].close("done")
+    tracked.mlflow.close("done")
     assert took < 1
-    assert answered < both[1].sender.asked
-    assert points(server.folder, run) == expected(range(1, 101), run)
+    assert num_handled < tracked.mlflow.sender.num_requested
+    assert read_points(server.folder, run) == expected_points(range(1, 101), run)
 
 
-def test_the_start_and_the_end_wait_for_a_server_that_hangs_no_longer_than_they_are_told(server, run, tmp_path, caplog):
+def test_the_start_and_the_end_wait_for_a_hanging_server_no_longer_than_wait_seconds(server, run, tmp_path, caplog):
     server.signal(signal.SIGSTOP)
     began = time.monotonic()
-    both = begin(tmp_path, **on(server.uri, run, wait_seconds=0.5))
-    log(both, 1)
-    both[1].close("preempted")
+    tracked = begin(tmp_path, **server_arguments(server.uri, run, wait_seconds=0.5))
+    tracked.log(1)
+    tracked.mlflow.close("preempted")
     took = time.monotonic() - began
     server.signal(signal.SIGCONT)
-    both[1].sender.join()
+    tracked.mlflow.sender.join()
     assert took < 3
     assert "no answer within 0.5 seconds" in caplog.text
-    both = begin(tmp_path, step=1, **on(server.uri, run))
-    both[1].close("done")
-    assert points(server.folder, run) == expected([1], run)
+    tracked = begin(tmp_path, step=1, **server_arguments(server.uri, run))
+    tracked.mlflow.close("done")
+    assert read_points(server.folder, run) == expected_points([1], run)
     assert [stored.info.status for stored in runs_named(server, run)] == ["FINISHED"]
 
 
-def test_what_a_server_that_is_down_did_not_get_is_replayed_when_it_is_up(server, run, tmp_path, caplog, capsys):
+def test_points_that_a_stopped_server_did_not_get_are_replayed_when_it_is_up(server, run, tmp_path, caplog, capsys):
     server.stop()
-    both = begin(tmp_path, **on(server.uri, run))
+    tracked = begin(tmp_path, **server_arguments(server.uri, run))
     for step in range(1, 4):
-        log(both, step)
+        tracked.log(step)
     folder = tmp_path / "sweep" / run
     (folder / "losses.png").write_bytes(b"picture")
-    both[1].artifact(folder / "losses.png")
-    both[1].close("done")
+    tracked.mlflow.artifact(folder / "losses.png")
+    tracked.mlflow.close("done")
     closed = time.time()
     assert [record.name for record in caplog.records if record.name.startswith("urllib3")] == []
     assert "with 6 values" in caplog.text
     assert f"python -m bbu_train.replay {folder}" in caplog.text
-    tracker = {"_target_": "bbu_train.tracker.mlflow.Mlflow", **arguments(tmp_path, **on(server.uri, run))}
+    tracker = {
+        "_target_": "bbu_train.tracker.mlflow.Mlflow",
+        **mlflow_arguments(tmp_path, **server_arguments(server.uri, run)),
+    }
     config = {"sweep": "sweep", "run": run, "outputs": str(tmp_path), "tracker": {"mlflow": tracker}}
     OmegaConf.save(config, folder / "config.yaml")
     assert replay([str(tmp_path)]) == 1
     server.start()
     assert replay([str(tmp_path)]) == 0
-    assert points(server.folder, run) == expected(range(1, 4), run)
+    assert read_points(server.folder, run) == expected_points(range(1, 4), run)
     (stored,) = runs_named(server, run)
     assert (stored.info.status, stored.data.tags["state"]) == ("FINISHED", "done")
     assert stored.info.end_time <= 1000 * closed
@@ -173,8 +182,8 @@ def test_what_a_server_that_is_down_did_not_get_is_replayed_when_it_is_up(server
     assert "lacks nothing" in capsys.readouterr().out
 
 
-class Forgetful(ThreadingHTTPServer):
-    """Hands requests on to `uri`, but of each kind of writing one the first answer is lost on its way back."""
+class AnswerLosingProxy(ThreadingHTTPServer):
+    """Forwards requests to `uri`, but loses the first answer to each kind of request that writes."""
 
     daemon_threads = True
 
@@ -206,35 +215,35 @@ class Forwarding(BaseHTTPRequestHandler):
     do_GET = do_POST = forward
 
     def log_message(self, *_):
-        """Nothing: the tests' output is not the place."""
+        """Log nothing to the tests' output."""
 
 
 def test_a_server_whose_answers_are_lost_has_one_run_and_every_point_once(server, run, tmp_path):
-    forgetful = Forgetful(server.uri)
-    both = begin(tmp_path, **on(forgetful.uri, run, in_sweep=True, sweep=run + " sweep", flush_seconds=0.1))
+    proxy = AnswerLosingProxy(server.uri)
+    tracked = begin(
+        tmp_path, **server_arguments(proxy.uri, run, in_sweep=True, sweep=run + " sweep", flush_seconds=0.1)
+    )
     for step in range(1, 21):
-        log(both, step)
-    both[1].close("done")
-    forgetful.shutdown()
-    assert {path.rpartition("/")[2] for path in forgetful.lost} >= {"create", "log-batch", "update"}
-    assert points(server.folder, run) == expected(range(1, 21), run)
+        tracked.log(step)
+    tracked.mlflow.close("done")
+    proxy.shutdown()
+    assert {path.rpartition("/")[2] for path in proxy.lost} >= {"create", "log-batch", "update"}
+    assert read_points(server.folder, run) == expected_points(range(1, 21), run)
     assert [stored.info.status for stored in runs_named(server, run)] == ["FINISHED"]
     assert len(runs_named(server, run + " sweep")) == 1
 
 
-def test_a_run_that_is_killed_while_it_sends_to_a_server_loses_and_doubles_no_point(server, run, tmp_path):
-    sending = multiprocessing.get_context("spawn").Process(
-        target=log_without_end, args=(tmp_path,), kwargs=on(server.uri, run)
-    )
+def test_a_run_that_is_killed_while_it_sends_to_a_server_loses_and_duplicates_no_point(server, run, tmp_path):
+    sending = processes.Process(target=log_forever, args=(tmp_path,), kwargs=server_arguments(server.uri, run))
     sending.start()
-    assert comes_true(lambda: len(points(server.folder, run)) > 100)
-    server.signal(signal.SIGSTOP)  # what is on its way arrives after the death of its sender
+    assert becomes_true(lambda: len(read_points(server.folder, run)) > 100)
+    server.signal(signal.SIGSTOP)  # what was sent already arrives after the sender's death
     time.sleep(0.2)
     sending.kill()
     sending.join()
     server.signal(signal.SIGCONT)
     last = read_rows(tmp_path / "sweep" / run / "metrics.jsonl")[-1][1]["step"]
-    both = begin(tmp_path, step=last, **on(server.uri, run))
-    log(both, last + 1)
-    both[1].close("done")
-    assert points(server.folder, run) == expected(range(1, last + 2), run)
+    tracked = begin(tmp_path, step=last, **server_arguments(server.uri, run))
+    tracked.log(last + 1)
+    tracked.mlflow.close("done")
+    assert read_points(server.folder, run) == expected_points(range(1, last + 2), run)
