@@ -40,7 +40,7 @@ class Server:
         stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", self.folder]
         address = ["--host", "127.0.0.1", "--port", self.uri.rpartition(":")[2], "--workers", "1"]
         command = [sys.executable, "-m", "mlflow", "server", *stores, *address]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes that nobody needs
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it takes eight processes
         log = self.folder / "server.log"
         with log.open("w") as out:
             self.process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=out, stderr=out)
@@ -60,6 +60,49 @@ class Server:
     def stop(self):
         self.signal(signal.SIGKILL)
         self.process.wait()
+
+
+class Proxy(ThreadingHTTPServer):
+    """Forwards requests to `uri`. Until it is created, its address is that of a server that is down.
+
+    With `loses_answers`, it loses the first answer to each kind of request that writes.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, uri, port=0, loses_answers=False):
+        super().__init__(("127.0.0.1", port), Forwarding)
+        self.target = uri.removeprefix("http://")
+        self.loses_answers = loses_answers
+        self.lost = set()
+        self.uri = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Forwarding(BaseHTTPRequestHandler):
+    def forward(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        connection = http.client.HTTPConnection(self.server.target)
+        connection.request(
+            self.command, self.path, body, {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        )
+        answer = connection.getresponse()
+        content = answer.read()
+        is_write = self.command == "POST" and "search" not in self.path
+        if self.server.loses_answers and is_write and self.path not in self.server.lost:
+            self.server.lost.add(self.path)
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.getheader("Content-Type"))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = forward
+
+    def log_message(self, *_):
+        """Log nothing to the tests' output."""
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +191,10 @@ def test_the_start_and_the_end_wait_for_a_hanging_server_no_longer_than_wait_sec
     assert [stored.info.status for stored in runs_named(server, run)] == ["FINISHED"]
 
 
-def test_points_that_a_stopped_server_did_not_get_are_replayed_when_it_is_up(server, run, tmp_path, caplog, capsys):
-    server.stop()
-    tracked = begin(tmp_path, **server_arguments(server.uri, run))
+def test_points_that_a_server_did_not_get_while_down_are_replayed_when_it_is_up(server, run, tmp_path, caplog, capsys):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    tracked = begin(tmp_path, **server_arguments(uri, run))
     for step in range(1, 4):
         tracked.log(step)
     folder = tmp_path / "sweep" / run
@@ -163,12 +207,12 @@ def test_points_that_a_stopped_server_did_not_get_are_replayed_when_it_is_up(ser
     assert f"python -m bbu_train.replay {folder}" in caplog.text
     tracker = {
         "_target_": "bbu_train.tracker.mlflow.Mlflow",
-        **mlflow_arguments(tmp_path, **server_arguments(server.uri, run)),
+        **mlflow_arguments(tmp_path, **server_arguments(uri, run)),
     }
     config = {"sweep": "sweep", "run": run, "outputs": str(tmp_path), "tracker": {"mlflow": tracker}}
     OmegaConf.save(config, folder / "config.yaml")
     assert replay([str(tmp_path)]) == 1
-    server.start()
+    proxy = Proxy(server.uri, port)
     assert replay([str(tmp_path)]) == 0
     assert read_points(server.folder, run) == expected_points(range(1, 4), run)
     (stored,) = runs_named(server, run)
@@ -180,46 +224,11 @@ def test_points_that_a_stopped_server_did_not_get_are_replayed_when_it_is_up(ser
     ]
     assert replay([str(tmp_path)]) == 0
     assert "lacks nothing" in capsys.readouterr().out
-
-
-class AnswerLosingProxy(ThreadingHTTPServer):
-    """Forwards requests to `uri`, but loses the first answer to each kind of request that writes."""
-
-    daemon_threads = True
-
-    def __init__(self, uri):
-        super().__init__(("127.0.0.1", 0), Forwarding)
-        self.target = uri.removeprefix("http://")
-        self.lost = set()
-        self.uri = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Forwarding(BaseHTTPRequestHandler):
-    def forward(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        connection = http.client.HTTPConnection(self.server.target)
-        connection.request(self.command, self.path, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
-        if self.command == "POST" and "search" not in self.path and self.path not in self.server.lost:
-            self.server.lost.add(self.path)
-            self.close_connection = True
-            return
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.getheader("Content-Type"))
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = forward
-
-    def log_message(self, *_):
-        """Log nothing to the tests' output."""
+    proxy.shutdown()
 
 
 def test_a_server_whose_answers_are_lost_has_one_run_and_every_point_once(server, run, tmp_path):
-    proxy = AnswerLosingProxy(server.uri)
+    proxy = Proxy(server.uri, loses_answers=True)
     tracked = begin(
         tmp_path, **server_arguments(proxy.uri, run, in_sweep=True, sweep=run + " sweep", flush_seconds=0.1)
     )
