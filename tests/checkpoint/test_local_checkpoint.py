@@ -182,9 +182,10 @@ def save_each_step_twice(folder: Path, first: int, ready: Connection) -> None:
 
 
 def test_a_kill_at_a_random_moment_leaves_the_newest_loadable(tmp_path):
-    newest = 0
+    newest, began = 0, time.monotonic()
     save(store(tmp_path), newest)
-    for delay in generator("kills").uniform(0, 0.05, size=20):
+    max_delay = max(0.05, 10 * (time.monotonic() - began))  # seconds: enough for several saves on a busy machine too
+    for delay in generator("kills").uniform(0, max_delay, size=20):
         parent, child = processes.Pipe()
         writer = processes.Process(target=save_each_step_twice, args=(tmp_path, newest, child))
         writer.start()
