@@ -16,8 +16,8 @@ MASK_CHANNELS = 8
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(d)) V over `num_heads` heads (Vaswani et al. 2017).
 
-    Keys and values are computed apart from the queries, so that they can be reused: a caption decoder attends to the
-    same memory at every step. There is no dropout, so that a step has the same gradient in every batch layout.
+    Keys and values are projected separately from queries and can be reused: a caption decoder attends to the same
+    memory at every step. There is no dropout, so that a step has the same gradient in every batch layout.
     """
 
     def __init__(self, d_model: int, num_heads: int) -> None:
