@@ -43,7 +43,7 @@ def project():
 @pytest.fixture
 def inputs():
     """The states of the queries, and the memory."""
-    random = generator("seen")
+    random = generator("inputs")
     queries = random.standard_normal((NUM_SAMPLES, NUM_SLOTS, D_MODEL), dtype="float32")
     memory = random.standard_normal((NUM_SAMPLES, 4, D_MODEL), dtype="float32")
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])

@@ -25,13 +25,13 @@ def assign_by_loop(centers, mask, true, sample_of_object):
     for sample in range(len(mask)):
         objects = (sample_of_object == sample).nonzero()[:, 0].tolist()
         tokens = mask[sample].nonzero()[:, 0].tolist()
+        distances = {i: {t: ((centers[sample, t] - true[i, :2]) ** 2).sum().item() for t in tokens} for i in objects}
         for token in tokens:
             claims = []
+            x, y = centers[sample, token].tolist()
             for i in objects:
                 cx, cy, width, height = true[i].tolist()
-                x, y = centers[sample, token].tolist()
-                distances = {t: ((centers[sample, t] - true[i, :2]) ** 2).sum().item() for t in tokens}
-                if distances[token] == min(distances.values()):
+                if distances[i][token] == min(distances[i].values()):
                     claims.append((0, width * height, i))
                 elif abs(x - cx) < CENTER_FRACTION / 2 * width and abs(y - cy) < CENTER_FRACTION / 2 * height:
                     claims.append((1, width * height, i))

@@ -19,7 +19,7 @@ from bbu_train.types.batch import MemoryIndex
 D_MODEL, NUM_HEADS = 16, 2
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def dino(make_model):
     """A function from overrides to the tiny model with this head. `refines`: its box heads do not start at zero."""
 
@@ -34,13 +34,20 @@ def dino(make_model):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def batch(collate, encoded):
     return collate("packed", encoded)
 
 
-def test_before_training_boxes_are_the_anchors_of_image_tokens_in_every_layer(dino, batch):
-    boxes = dino()(batch).detections.boxes_cxcywh
+@pytest.fixture(scope="module")
+def detections(dino, batch):
+    """The detections of the untrained model in training mode."""
+    with torch.no_grad():
+        return dino()(batch).detections
+
+
+def test_before_training_boxes_are_the_anchors_of_image_tokens_in_every_layer(detections, batch):
+    boxes = detections.boxes_cxcywh
     index = split_tokens(batch.memory, 2)
     anchors = anchor_logits(index).sigmoid()
     for sample in range(len(batch.sample_ids)):
@@ -50,6 +57,7 @@ def test_before_training_boxes_are_the_anchors_of_image_tokens_in_every_layer(di
         torch.testing.assert_close(layer, boxes[0])
 
 
+@torch.no_grad()
 def test_proposals_are_the_tokens_with_the_highest_objectness(dino, batch):
     model = dino()
     scores = []
@@ -77,6 +85,7 @@ def test_the_loss_of_a_layer_reaches_the_refinement_before_it_and_none_earlier(d
     assert not model.head.proposal_box[0].weight.grad.any()
 
 
+@torch.no_grad()
 def test_each_layer_refines_the_boxes_of_the_layer_before(dino, batch):
     model, refinements = dino(refines=True), []
     model.head.box.register_forward_hook(lambda module, inputs, output: refinements.append(output[:, 0]))
@@ -136,6 +145,7 @@ def predictions_of(detections):
     return detections.boxes_logits, detections.objectness_logits
 
 
+@torch.no_grad()
 def test_denoising_does_not_change_the_predictions(dino, batch):
     """They are bit-identical with and without it, in training and in evaluation."""
     expected = predictions_of(dino("head.num_denoising_groups=0", refines=True)(batch).detections)
@@ -143,41 +153,47 @@ def test_denoising_does_not_change_the_predictions(dino, batch):
         assert all(map(torch.equal, predictions_of(model(batch).detections), expected))
 
 
-def test_denoising_exists_in_training_only(dino, batch):
-    assert dino()(batch).detections.denoising.boxes_cxcywh.shape == (3, 6, 4, 4)
-    assert dino().eval()(batch).detections.denoising is None
-    assert dino("head.num_denoising_groups=0")(batch).detections.denoising is None
+def test_denoising_and_dense_predictions_exist_in_training_only(dino, batch, detections):
+    assert detections.denoising.boxes_cxcywh.shape == (3, 6, 4, 4)
+    num_parts = 4 * batch.memory.vision.shape[1]
+    assert detections.dense.boxes_cxcywh.shape == (4, num_parts, 4)
+    assert set(detections.dense.objects.unique().tolist()) == {-1, 0, 1, 2, 3, 4, 5}
+    with torch.no_grad():
+        evaluated = dino().eval()(batch).detections
+    assert evaluated.denoising is None
+    assert evaluated.dense is None
 
 
+def test_with_0_denoising_groups_there_is_no_denoising(dino, batch):
+    with torch.no_grad():
+        assert dino("head.num_denoising_groups=0")(batch).detections.denoising is None
+
+
+@torch.no_grad()
 def test_denoising_groups_do_not_attend_to_each_other(dino, batch):
     few, many = (dino(f"head.num_denoising_groups={n}", refines=True)(batch).detections.denoising for n in (1, 3))
     torch.testing.assert_close(many.boxes_cxcywh[:, :, :1], few.boxes_cxcywh)
     torch.testing.assert_close(many.objectness_logits[:, :, :1], few.objectness_logits)
 
 
-def test_before_training_noised_boxes_stay_where_they_are(dino, batch):
-    boxes = dino()(batch).detections.denoising.boxes_cxcywh
+def test_before_training_noised_boxes_stay_where_they_are(detections, batch):
+    boxes = detections.denoising.boxes_cxcywh
     small_noise = add_box_noise(batch.boxes_cxcywh, batch.noise, 4)[:, :, 0]
     torch.testing.assert_close(boxes, small_noise.clamp(1e-4, 1 - 1e-4).expand_as(boxes))
 
 
-def test_dense_predictions_exist_in_training_only(dino, batch):
-    dense = dino()(batch).detections.dense
-    num_parts = 4 * batch.memory.vision.shape[1]
-    assert dense.boxes_cxcywh.shape == (4, num_parts, 4)
-    assert set(dense.objects.unique().tolist()) == {-1, 0, 1, 2, 3, 4, 5}
-    assert dino().eval()(batch).detections.dense is None
+@pytest.fixture(scope="module")
+def refined_losses(dino, batch, make_criterion):
+    with torch.no_grad():
+        return make_criterion()(dino(refines=True)(batch), batch)
 
 
 @pytest.mark.parametrize("kind", ["denoising", "dense"])
-def test_denoising_and_dense_losses_are_proportional_to_their_weight(dino, batch, make_criterion, kind):
-    model = dino(refines=True)
-    with torch.no_grad():
-        outputs = model(batch)
-    criteria = [make_criterion(f"loss.{kind}_weight={weight}") for weight in (0, 1, 2)]
-    losses = criteria[1](outputs, batch)
+def test_denoising_and_dense_losses_are_proportional_to_their_weight(refined_losses, batch, make_criterion, kind):
+    overrides = [f"loss.{kind}_weight=0"], [], [f"loss.{kind}_weight=2"]
+    criteria = [make_criterion(*names) for names in overrides]  # the default weight is 1
     for term in ("bbox_l1", "bbox_giou", "objectness"):
-        only = {name: loss if name == f"{kind}_{term}" else 0 * loss for name, loss in losses.items()}
+        only = {name: loss if name == f"{kind}_{term}" else 0 * loss for name, loss in refined_losses.items()}
         totals = [criterion.objective(only, batch.counts) for criterion in criteria]
         assert totals[0] == 0 < totals[1]
         torch.testing.assert_close(totals[2], 2 * totals[1])
@@ -196,6 +212,7 @@ def test_without_any_object_every_parameter_has_a_finite_gradient(dino, collate,
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+@torch.no_grad()
 def test_there_may_be_more_queries_than_image_tokens(dino, batch):
     detections = dino("head.num_queries=200")(batch).detections
     assert detections.boxes_cxcywh.shape == (4, 4, 200, 4)
@@ -204,6 +221,7 @@ def test_there_may_be_more_queries_than_image_tokens(dino, batch):
     assert len(logits.unique()) > 100, "queries of the same token differ by their learned embedding"
 
 
+@torch.no_grad()
 def test_more_objects_than_queries_name_the_sample(dino, batch, make_criterion):
     with pytest.raises(InputError, match=r"a has 3 objects and the head has 2 queries.*head\.num_queries"):
         make_criterion()(dino("head.num_queries=2")(batch), batch)

@@ -83,8 +83,8 @@ def test_a_query_layer_without_positions_is_torchs_decoder_layer(memory):
 def test_positions_are_added_to_queries_and_keys_and_never_to_values(memory):
     states, mask = memory
     layer = QueryLayer(D_MODEL, NUM_HEADS)
-    queries, query_pos = random("queries", 2, 3, D_MODEL), random("places", 3, D_MODEL)
-    memory_pos = random("memory places", 2, 5, D_MODEL)
+    queries, query_pos = random("queries", 2, 3, D_MODEL), random("query pos", 3, D_MODEL)
+    memory_pos = random("memory pos", 2, 5, D_MODEL)
     peer = torch_layer(layer)
     normalised = peer.norm1(queries)
     expected = queries + peer.self_attn(normalised + query_pos, normalised + query_pos, normalised)[0]
