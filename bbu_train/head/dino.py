@@ -143,7 +143,7 @@ class Dino(nn.Module):
         starts = Starts((self.query.weight + tokens)[:, None], proposed[:, None], None)
         rows = None
         if self.training and self.num_denoising_groups:
-            rows = slots(truth.sample_of_object, len(seen), truth.most)
+            rows = slots(truth.sample_of_object, len(seen), truth.max_objects)
             starts = beside(starts, self._noised(truth, rows, seen, index))
         states, boxes, objectness = self._decode(starts, read, where)
         denoised = self._denoised(rows, boxes, objectness) if rows else None

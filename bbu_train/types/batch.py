@@ -134,13 +134,13 @@ class MemoryIndex(Movable):
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The true boxes of a batch, which a head may learn from in training, and their noise (`Encoded`); `most` is the
+    """The true boxes of a batch, which a head may learn from in training, and their noise (`Encoded`); `max_objects` is the
     largest number in a sample."""
 
     boxes_cxcywh: Float[Tensor, "objects 4"]
     noise: Float[Tensor, "objects 4"]
     sample_of_object: Int[Tensor, "objects"]
-    most: int
+    max_objects: int
 
 
 @dataclass(frozen=True)
