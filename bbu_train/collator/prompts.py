@@ -7,7 +7,7 @@ from bbu_train.types.batch import Batch, Encoded
 from bbu_train.types.samples import PictureFormat
 
 
-def left_padded(samples: Sequence[Encoded], picture_format: PictureFormat) -> Batch:
+def left_pad(samples: Sequence[Encoded], picture_format: PictureFormat) -> Batch:
     """All rows end together, so that the next token of every sample comes into the same column."""
     lengths = [len(sample.input_ids) for sample in samples]
     longest = max(lengths)

@@ -1,12 +1,12 @@
 import torch
 
-from bbu_train.collator.prompts import left_padded
+from bbu_train.collator.prompts import left_pad
 from bbu_train.types.samples import Role
 
 
 def test_prompts_end_together_and_are_the_beginning_of_the_training_conversation(builder, samples, encoded):
     prompts = [builder.encode(builder.converse(sample, sample.teachers, with_answer=False)) for sample in samples]
-    batch = left_padded(prompts, builder.picture_format)
+    batch = left_pad(prompts, builder.picture_format)
     for row, (prompt, whole) in enumerate(zip(prompts, encoded, strict=True)):
         length = len(prompt.input_ids)
         assert length == whole.memory_end == prompt.memory_end
