@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from heapq import heapreplace
 
 
-def fill(samples: Sequence[int], lengths: Sequence[int], max_row_tokens: int, dealt: float) -> list[list[int]]:
+def fill(samples: Sequence[int], lengths: Sequence[int], max_row_tokens: int, balanced_share: float) -> list[list[int]]:
     """`samples`, numbers into `lengths`, in rows; the emptiest row last.
 
-    The longest, with a share `dealt` of all tokens, are dealt, each to the row with the fewest tokens (Graham 1969), so
+    The longest, with a share `balanced_share` of all tokens, are dealt, each to the row with the fewest tokens (Graham 1969), so
     that every row has some of each kind. The others fill the rows: the longest first, each into the fullest row that
     still has room (best-fit decreasing, Johnson 1974). Best fit alone fills rows better, but makes rows of long samples
     and rows of short ones, whose costs differ.
@@ -20,7 +20,7 @@ def fill(samples: Sequence[int], lengths: Sequence[int], max_row_tokens: int, de
     # The last row is the one that is not filled: it gets as much less as the rows have more room than there are tokens.
     levels = [(0, row) for row in range(num_rows - 1)] + [(num_rows * max_row_tokens - total, num_rows - 1)]  # a heap
     order = sorted(samples, key=lengths.__getitem__, reverse=True)
-    to_deal = dealt * total
+    to_deal = balanced_share * total
     num_dealt = 0
     while to_deal > 0:
         length = lengths[order[num_dealt]]

@@ -33,16 +33,16 @@ class TokenBudget:
     take a row each.
     """
 
-    def __init__(self, max_row_tokens: int, num_rows: int, window: int, dealt: float, seed: int):
+    def __init__(self, max_row_tokens: int, num_rows: int, window: int, balanced_share: float, seed: int):
         for name, value in (("max_row_tokens", max_row_tokens), ("num_rows", num_rows), ("window", window)):
             if value < 1:
                 raise InputError(f"sampler.{name} is {value}; it must be at least 1.")
-        if not 0 <= dealt <= 1:
-            raise InputError(f"sampler.dealt is {dealt}; it is a share of tokens, from 0 to 1.")
+        if not 0 <= balanced_share <= 1:
+            raise InputError(f"sampler.balanced_share is {balanced_share}; it is a share of tokens, from 0 to 1.")
         self.max_row_tokens = max_row_tokens
         self.num_rows = num_rows
         self.window = window
-        self.dealt = dealt
+        self.balanced_share = balanced_share
         self.seed = seed
 
     @_collector_paused()
@@ -72,7 +72,7 @@ class TokenBudget:
         left: list[int] = []
         for start in range(0, len(lengths), self.window):
             samples = [*left, *range(start, min(start + self.window, len(lengths)))]
-            *filled, left = fill(samples, lengths, self.max_row_tokens, self.dealt)
+            *filled, left = fill(samples, lengths, self.max_row_tokens, self.balanced_share)
             rows += filled
         return [*rows, left] if left else rows
 

@@ -9,15 +9,22 @@ BUDGET = 2048
 LENGTHS = (60 + generator("lengths").exponential(450, 4096)).astype(int).clip(max=BUDGET).tolist()
 
 
-DEALT = 0.7
+BALANCED_SHARE = 0.7
 # Of two samples of one length, that with more pictures costs more.
 COSTS = [length * (2 + i % 3) for i, length in enumerate(LENGTHS)]
 
 
 def plan(
-    num_samples=1000, max_row_tokens=BUDGET, num_rows=3, window=128, dealt=DEALT, seed=17, epoch=0, lengths=LENGTHS
+    num_samples=1000,
+    max_row_tokens=BUDGET,
+    num_rows=3,
+    window=128,
+    balanced_share=BALANCED_SHARE,
+    seed=17,
+    epoch=0,
+    lengths=LENGTHS,
 ):
-    sampler = TokenBudget(max_row_tokens, num_rows, window, dealt, seed)
+    sampler = TokenBudget(max_row_tokens, num_rows, window, balanced_share, seed)
     of_draw = [lambda draw, its=its: its[draw.index] for its in (lengths, COSTS)]
     return sampler.epoch(epoch, range(num_samples), *of_draw, lambda draw: f"sample-{draw.index}")
 
@@ -104,7 +111,7 @@ def test_every_size_must_be_positive(name):
         plan(**{name: 0})
 
 
-@pytest.mark.parametrize("dealt", [-0.1, 1.1])
-def test_the_share_that_is_dealt_must_be_a_share(dealt):
-    with pytest.raises(InputError, match=f"sampler.dealt is {dealt}"):
-        plan(dealt=dealt)
+@pytest.mark.parametrize("balanced_share", [-0.1, 1.1])
+def test_the_share_that_is_dealt_must_be_a_share(balanced_share):
+    with pytest.raises(InputError, match=f"sampler.balanced_share is {balanced_share}"):
+        plan(balanced_share=balanced_share)
