@@ -3,7 +3,7 @@
 from bbu_train.types.samples import Sample
 
 
-class Unchanged:
+class NoAugmentation:
     def __call__(self, sample: Sample, epoch: int) -> Sample:
         """Every picture as it is, in every epoch."""
         return sample

@@ -14,7 +14,7 @@ from bbu_train.ops.split_float32 import merge_float32
 MOST_AT_ONCE = 1 << 26  # numbers that are averaged together: a quarter of a GiB for each temporary
 
 
-class Average:
+class ExponentialMovingAverage:
     """Averages of all parameters that are trained, in float32, beside the weights themselves.
 
     a <- d_t a + (1 - d_t) w,  d_t = min(decay, (1 + t) / (10 + t))  after step t = 1, 2, ...

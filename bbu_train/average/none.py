@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Latest:
-    """What `ema.Average` does, of the weights as the last step left them."""
+class NoAverage:
+    """What `ema.ExponentialMovingAverage` does, of the weights as the last step left them."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.model = model

@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from bbu_train.augmentation.none import Unchanged
+from bbu_train.augmentation.none import NoAugmentation
 from bbu_train.augmentation.views import RandomViews
 from bbu_train.conversation.patches import resized_size
 from bbu_train.conversation.pixels import read_pixels
@@ -160,7 +160,7 @@ def test_the_length_of_a_view_is_known_before_its_pixels(config, builder, sample
 
 
 def test_without_augmentation_a_sample_stays_itself(painted):
-    assert Unchanged()(painted, 3) is painted
+    assert NoAugmentation()(painted, 3) is painted
 
 
 @pytest.mark.parametrize(

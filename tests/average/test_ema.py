@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from bbu_train.average import ema
-from bbu_train.average.ema import Average
-from bbu_train.average.none import Latest
+from bbu_train.average.ema import ExponentialMovingAverage
+from bbu_train.average.none import NoAverage
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32
 from bbu_train.optimizer import groups
@@ -64,7 +64,7 @@ def trainable(model):
 def test_the_average_is_torchs_of_the_float32_weights(precision, decay):
     model = small_model(precision)
     optimizer = trainer(model, precision)
-    average = Average(model, optimizer, decay)
+    average = ExponentialMovingAverage(model, optimizer, decay)
     watched = nn.ParameterDict({name.replace(".", "_"): p.detach().float() for name, p in trainable(model).items()})
     decays = [min(decay, (1 + t) / (10 + t)) for t in range(30)]
     torchs = AveragedModel(
@@ -88,7 +88,7 @@ def test_how_many_are_averaged_together_does_not_matter(precision, monkeypatch):
         monkeypatch.setattr(ema, "MOST_AT_ONCE", most)
         model = small_model(precision)
         optimizer = trainer(model, precision)
-        average = Average(model, optimizer, 0.9)
+        average = ExponentialMovingAverage(model, optimizer, 0.9)
         for step in steps(model, optimizer, 1, 5):
             average.update(step)
         found.append(average.averages)
@@ -98,7 +98,7 @@ def test_how_many_are_averaged_together_does_not_matter(precision, monkeypatch):
 def test_a_weight_that_was_never_updated_is_averaged_among_others():
     model = small_model("bf16")
     optimizer = trainer(model, "bf16")
-    average = Average(model, optimizer, 0.9)
+    average = ExponentialMovingAverage(model, optimizer, 0.9)
     before = model[0].weight.detach().float()
     model[1].weight.grad = torch.ones_like(model[1].weight)
     optimizer.step()
@@ -109,7 +109,7 @@ def test_a_weight_that_was_never_updated_is_averaged_among_others():
 
 def test_a_short_memory_is_that_of_the_last_ninth_and_decay_is_its_limit():
     model = small_model("fp32")
-    average = Average(model, trainer(model, "fp32"), decay=0.6)
+    average = ExponentialMovingAverage(model, trainer(model, "fp32"), decay=0.6)
     weight = model[1].bias
     expected = weight.detach().clone()
     for step, share in [(1, 2 / 11), (2, 3 / 12), (3, 4 / 13), (1000, 0.6)]:
@@ -123,7 +123,7 @@ def test_a_short_memory_is_that_of_the_last_ninth_and_decay_is_its_limit():
 def test_meanwhile_the_model_has_the_averages_and_afterwards_its_own_weights_bit_for_bit(precision):
     model = small_model(precision)
     optimizer = trainer(model, precision)
-    average = Average(model, optimizer, 0.9)
+    average = ExponentialMovingAverage(model, optimizer, 0.9)
     for step in steps(model, optimizer, 1, 5):
         average.update(step)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -142,7 +142,7 @@ def test_meanwhile_the_model_has_the_averages_and_afterwards_its_own_weights_bit
 def test_what_is_saved_is_every_weight_once_and_the_averages_of_those_that_are_trained():
     model = small_model("bf16")
     optimizer = trainer(model, "bf16")
-    average = Average(model, optimizer, 0.9)
+    average = ExponentialMovingAverage(model, optimizer, 0.9)
     for step in steps(model, optimizer, 1, 3):
         average.update(step)
     weights = average.weights()
@@ -158,7 +158,10 @@ def test_what_is_saved_is_every_weight_once_and_the_averages_of_those_that_are_t
 def test_an_average_that_is_loaded_goes_on_as_if_it_had_never_stopped(precision):
     model, other = small_model(precision), small_model(precision)
     optimizers = trainer(model, precision), trainer(other, precision)
-    whole, resumed = Average(model, optimizers[0], 0.9), Average(other, optimizers[1], 0.9)
+    whole, resumed = (
+        ExponentialMovingAverage(model, optimizers[0], 0.9),
+        ExponentialMovingAverage(other, optimizers[1], 0.9),
+    )
     for step in steps(model, optimizers[0], 1, 4):
         whole.update(step)
     other.load_state_dict(whole.weights() | whole.trained())
@@ -173,7 +176,7 @@ def test_an_average_that_is_loaded_goes_on_as_if_it_had_never_stopped(precision)
 
 def test_without_an_average_the_weights_are_the_models_and_nothing_is_kept_besides():
     model = small_model("fp32")
-    latest = Latest(model, trainer(model, "fp32"))
+    latest = NoAverage(model, trainer(model, "fp32"))
     latest.update(1)
     with latest.applied():
         assert all(torch.equal(latest.weights()[name], p) for name, p in model.named_parameters())
@@ -184,4 +187,4 @@ def test_without_an_average_the_weights_are_the_models_and_nothing_is_kept_besid
 def test_a_decay_that_makes_no_sense_is_named(decay):
     model = small_model("fp32")
     with pytest.raises(InputError, match=r"average\.decay"):
-        Average(model, trainer(model, "fp32"), decay)
+        ExponentialMovingAverage(model, trainer(model, "fp32"), decay)
