@@ -43,13 +43,13 @@ class Sizes:
     """The amount of data that decides how much arithmetic some samples need: plain integers, without padding.
 
     Fields that end in `_squares` count the (query, key) pairs of self-attention: sums of squared lengths. A causal mask
-    leaves half of them. Fields that end in `_image` count image tokens only: a head may split each into several entries.
+    leaves half of them. Fields that end in `_image` count image tokens only, as a head may split each into several.
 
     tokens                tokens of the conversations
     token_squares         pairs of tokens of the same conversation
     supervised            tokens with a language loss
-    patches               patches that the vision tower reads; with `PictureFormat.teachers_apart` only the students', because
-                          the features of the teachers' pictures are cached
+    patches               patches that the vision tower reads; with `PictureFormat.teachers_apart` those of the
+                          students' pictures only, because the features of the teachers' pictures are cached
     picture_squares       pairs of these patches in the same picture
     window_squares        pairs of these patches in the same attention window
     merged                image tokens of all pictures

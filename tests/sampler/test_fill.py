@@ -1,11 +1,11 @@
 import pytest
 
 from bbu_train.runtime.seeds import generator
-from bbu_train.sampler.fill import fill
+from bbu_train.sampler.fill import fill_rows
 
 
 def lengths_in_rows(lengths, max_row_tokens, balanced_share):
-    rows = fill(range(len(lengths)), lengths, max_row_tokens, balanced_share)
+    rows = fill_rows(range(len(lengths)), lengths, max_row_tokens, balanced_share)
     return [sorted((lengths[i] for i in row), reverse=True) for row in rows]
 
 
@@ -28,7 +28,7 @@ def test_the_row_that_cannot_be_full_is_dealt_as_much_less():
 @pytest.mark.parametrize("most", [10, 400, 1000])
 def test_every_sample_lies_in_one_row_and_the_emptiest_row_is_the_last(balanced_share, most):
     lengths = generator("fill", most).integers(1, most + 1, 300).tolist()
-    rows = fill(range(300), lengths, 1000, balanced_share)
+    rows = fill_rows(range(300), lengths, 1000, balanced_share)
     assert sorted(i for row in rows for i in row) == list(range(300))
     totals = [sum(lengths[i] for i in row) for row in rows]
     assert all(0 < total <= 1000 for total in totals)
