@@ -84,8 +84,8 @@ def test_the_average_is_torchs_of_the_float32_weights(precision, decay):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_how_many_are_averaged_together_does_not_matter(precision, monkeypatch):
     found = []
-    for most in (ema.MOST_AT_ONCE, 1):
-        monkeypatch.setattr(ema, "MOST_AT_ONCE", most)
+    for most in (ema.MAX_ELEMENTS, 1):
+        monkeypatch.setattr(ema, "MAX_ELEMENTS", most)
         model = small_model(precision)
         optimizer = trainer(model, precision)
         average = ExponentialMovingAverage(model, optimizer, 0.9)
