@@ -45,7 +45,7 @@ def train(cfg: DictConfig) -> None:
 
 def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
     early_log = logs.start()
-    cfg.run = distributed.from_main(cfg.run or identity.new_run_name(cfg))
+    cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()

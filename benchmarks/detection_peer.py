@@ -107,9 +107,9 @@ class Peer:
         torch.manual_seed(seed)
         torch.set_float32_matmul_precision("high")
         self.model = build(len(self.classes)).to(self.device).train()
-        owner = {"all": {"pattern": "", "owner": "model", "lr": RATE}}
+        groups_config = {"all": {"pattern": "", "submodule": "model", "lr": RATE}}
         settings = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": WEIGHT_DECAY, "precision": "fp32"}
-        self.optimizer = groups.build(self.model, owner, **settings)
+        self.optimizer = groups.build(self.model, groups_config, **settings)
         self.average = AveragedModel(self.model, multi_avg_fn=averaged, use_buffers=True)
         self.batches = DataLoader(
             Views(data.train, view_of, self.classes, side),

@@ -40,7 +40,7 @@ OWN = (
     "experiment=synthetic_small",
     "head=none",
     "model.network._target_=perfect_features.build",
-    "+optimizer.groups.seeing={pattern: '^seeing', owner: seeing, lr: 2.0e-3}",
+    "+optimizer.groups.seeing={pattern: '^seeing', submodule: seeing, lr: 2.0e-3}",
     "tracker=jsonl",
 )
 

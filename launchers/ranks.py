@@ -27,15 +27,15 @@ def agreed(decide: Callable[[], Decision]) -> Decision:
     distributed.start()
     try:
         if not is_first():
-            decision, code = distributed.from_main(None)
+            decision, code = distributed.broadcast_from_main(None)
             if code:
                 raise SystemExit(code)
             return decision
         try:
             decision = decide()
         except Exception as error:
-            distributed.from_main((None, exit_code(error)))
+            distributed.broadcast_from_main((None, exit_code(error)))
             raise
-        return distributed.from_main((decision, 0))[0]
+        return distributed.broadcast_from_main((decision, 0))[0]
     finally:
         distributed.finish()

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train.compare.sweep import SweepRun
-from bbu_train.tracker import mlflow_after
-from bbu_train.tracker.mlflow_sweep import parent_run
+from bbu_train.tracker import mlflow_finished_run
+from bbu_train.tracker.mlflow_sweep import find_or_create_parent
 
 FOLDER = "compare"
 
@@ -18,8 +18,8 @@ def publish(all_runs: Sequence[SweepRun], sweep: str, folder: Path) -> str:
     settings = run.config.tracker.mlflow
 
     def send(client, experiment: str) -> str:
-        run_id = parent_run(client, experiment, settings.get("sweep") or sweep)
+        run_id = find_or_create_parent(client, experiment, settings.get("sweep") or sweep)
         client.log_artifacts(run_id, str(folder), FOLDER)
         return f"run {run_id}, artifacts under {FOLDER}/"
 
-    return mlflow_after.add(settings, send)
+    return mlflow_finished_run.log_to_store(settings, send)

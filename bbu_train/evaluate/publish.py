@@ -7,10 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bbu_train.evaluate.table import Scores
-from bbu_train.tracker import mlflow_after
+from bbu_train.tracker import mlflow_finished_run
 from bbu_train.tracker.mlflow_points import proper_name
 from bbu_train.tracker.mlflow_run import KEY_FILE
-from bbu_train.tracker.mlflow_sweep import with_key
+from bbu_train.tracker.mlflow_sweep import find_runs_by_key
 
 FOLDER = "evaluations"
 MAX_METRICS = 1000  # of one call: a limit of MLflow's
@@ -28,7 +28,7 @@ def publish(cfg: DictConfig, scores: Scores, folder: Path) -> str:
     def send(client, experiment: str) -> str:
         from mlflow.entities import Metric
 
-        known = with_key(client, experiment, key.read_text()) if key.exists() else []
+        known = find_runs_by_key(client, experiment, key.read_text()) if key.exists() else []
         if not known:
             return "not logged: MLflow has no run of this folder. Send it with python -m bbu_train.replay first."
         run_id, now = known[0].info.run_id, int(1000 * time.time())
@@ -40,4 +40,4 @@ def publish(cfg: DictConfig, scores: Scores, folder: Path) -> str:
         client.log_artifacts(run_id, str(folder), f"{FOLDER}/{folder.name}")
         return f"run {run_id}, artifacts under {FOLDER}/{folder.name}/"
 
-    return mlflow_after.add(cfg.tracker.mlflow, send)
+    return mlflow_finished_run.log_to_store(cfg.tracker.mlflow, send)

@@ -126,7 +126,7 @@ class Dino(nn.Module):
         inputs = DecoderInputs((self.query.weight + tokens)[:, None], proposals[:, None], None)
         slots = None
         if self.training and self.num_denoising_groups:
-            slots = build_slots(truth.sample_of_object, len(image_states), truth.most)
+            slots = build_slots(truth.sample_of_object, len(image_states), truth.max_objects)
             inputs = concat_queries(inputs, self._denoising_inputs(truth, slots, image_states, index))
         states, boxes, objectness = self._decode(inputs, keys_values, memory_positions(index))
         denoising = self._denoising_outputs(slots, boxes, objectness) if slots else None

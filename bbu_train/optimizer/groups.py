@@ -16,7 +16,7 @@ from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_number
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
-KEYS = ("pattern", "owner", "lr")
+KEYS = ("pattern", "submodule", "lr")
 NUM_NAMES_SHOWN = 10
 
 
@@ -46,7 +46,7 @@ def torch_groups(
 ) -> list[dict[str, Any]]:
     """Freeze the groups of rate 0, and give the others as torch's optimizers take them.
 
-    `groups` maps a name to `pattern` (found anywhere in the parameter's name), `owner` (a submodule of the model: where
+    `groups` maps a name to `pattern` (found anywhere in the parameter's name), `submodule` (a submodule of the model: where
     the model has none of that name, or None, the group may stay empty) and `lr`. A tied parameter has several names;
     each counts as matched, and it belongs to the group of the first, in the model's order, that has one.
 
@@ -126,7 +126,7 @@ def _assign(model: nn.Module, groups: dict[str, dict[str, Any]]) -> tuple[dict[s
     homeless = [name for parameter, name in names.items() if parameter not in group_of_parameter]
     problems = [_homeless_problem(homeless)] if homeless else []
     for group, its in groups.items():
-        if getattr(model, its["owner"], None) is not None and group not in group_of_name.values():
+        if getattr(model, its["submodule"], None) is not None and group not in group_of_name.values():
             problems.append(_empty_problem(group, its["pattern"], group_of_name))
     members = {group: [p for p, its_group in group_of_parameter.items() if its_group == group] for group in groups}
     return members, problems
@@ -158,8 +158,10 @@ def _wrong_groups(groups: dict[str, dict[str, Any]]) -> list[str]:
             continue
         if not is_number(its["lr"]) or its["lr"] < 0:
             problems.append(f"group {name} has lr {its['lr']}: expected a finite number, 0 (frozen) or above")
-        if not isinstance(its["owner"], str):
-            problems.append(f"group {name} has owner {its['owner']}: expected the name of a submodule, such as head")
+        if not isinstance(its["submodule"], str):
+            problems.append(
+                f"group {name} has submodule {its['submodule']}: expected the name of a submodule, such as head"
+            )
         try:
             re.compile(its["pattern"])
         except (re.error, TypeError) as error:

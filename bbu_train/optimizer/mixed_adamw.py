@@ -47,9 +47,9 @@ class MixedAdamW(torch.optim.AdamW):
         super().step()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, which alone would turn rests and moments into the parameters' dtype.
+        """As torch's, which alone would turn low_bits and moments into the parameters' dtype.
 
-        Raises InputError for a state with rests where this optimizer keeps none, or without them where it does.
+        Raises InputError for a state with low_bits where this optimizer keeps none, or without them where it does.
         """
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
@@ -57,10 +57,10 @@ class MixedAdamW(torch.optim.AdamW):
         for number, parameter in zip(numbers, parameters, strict=True):
             if parameter.dtype == torch.bfloat16 and number in state_dict["state"]:
                 saved = state_dict["state"][number]
-                if ("rest" in saved) != self.masters:
+                if ("low_bits" in saved) != self.masters:
                     raise InputError(
                         f"What the optimizer saved of a bfloat16 weight is {', '.join(saved)}; expected is a state "
-                        f"{'with' if self.masters else 'without'} rest. Resume the run with the engine.precision and "
+                        f"{'with' if self.masters else 'without'} low_bits. Resume the run with the engine.precision and "
                         "the version of bbu_train that it began with."
                     )
                 self.state[parameter] = {
@@ -79,11 +79,11 @@ class MixedAdamW(torch.optim.AdamW):
             moment = torch.zeros_like(parameter, dtype=torch.float32 if self.masters else torch.bfloat16)
             state |= {"step": 0, "exp_avg": moment, "exp_avg_sq": moment.clone()}
             if self.masters:
-                state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
+                state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
 
     def _update(self, parameter: nn.Parameter, state: dict, settings: Tensor, salt: Tensor) -> None:
-        kept = state.get("rest"), state["exp_avg"], state["exp_avg_sq"]
+        kept = state.get("low_bits"), state["exp_avg"], state["exp_avg_sq"]
         tensors = parameter.detach(), *kept, parameter.grad.contiguous()
         assert all(tensor is None or tensor.is_contiguous() for tensor in tensors), "a weight is laid out in strides"
         self.update(*tensors, settings, self.grad_scale, self.found_inf, salt)
@@ -108,7 +108,7 @@ def _settings(group: dict, step: int, device: torch.device) -> Float[Tensor, "8"
 
 def update(
     weight: BFloat16[Tensor, "*n"],
-    rest: Int16[Tensor, "*n"] | None,
+    low_bits: Int16[Tensor, "*n"] | None,
     exp_avg: Float[Tensor, "*n"],
     exp_avg_sq: Float[Tensor, "*n"],
     gradient: BFloat16[Tensor, "*n"],
@@ -122,22 +122,22 @@ def update(
     m <- m + (1 - b1) (g - m),  v <- v + (1 - b2) (g^2 - v),
     w <- (1 - lr decay) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-    Without a rest all three are rounded stochastically, from random bits that are a function of t and `salt`.
+    Without low_bits all three are rounded stochastically, from random bits that are a function of t and `salt`.
     """
     lr, decay, rate1, rate2, correction1, correction2, eps, t = settings.unbind()
-    before = weight.float() if rest is None else merge_float32(weight, rest)
+    before = weight.float() if low_bits is None else merge_float32(weight, low_bits)
     g = gradient.float() / grad_scale
     m = exp_avg.float() + rate1 * (g - exp_avg.float())
     v = exp_avg_sq.float() + rate2 * (g * g - exp_avg_sq.float())
     w = (1 - lr * decay) * before - lr * (m / correction1) / ((v / correction2).sqrt() + eps)
-    if rest is None:
+    if low_bits is None:
         places = torch.arange(w.numel(), dtype=torch.int32, device=w.device).view(w.shape)
         bits = mix(places + mix(salt * 1_000_003 + t.int()))
         # Each takes 16 of the 32 bits; that some are shared makes no mean wrong.
         w, m, v = (round_stochastically(x, bits >> shift) for x, shift in ((w, 0), (m, 16), (v, 8)))
         updated = [(weight, w)]
     else:
-        updated = list(zip((weight, rest), split_float32(w), strict=True))
+        updated = list(zip((weight, low_bits), split_float32(w), strict=True))
     is_refused = found_inf != 0
     for kept, new in (*updated, (exp_avg, m), (exp_avg_sq, v)):
         kept.copy_(torch.where(is_refused, kept, new))

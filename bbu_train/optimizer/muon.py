@@ -78,10 +78,10 @@ class Muon(MixedAdamW):
         states = [self._momentum_of(parameter) for parameter in parameters]
         moments = [state["momentum"] for state in states]
         stored = [parameter.detach() for parameter in parameters]
-        rests = [state["rest"] for state in states if "rest" in state]
+        low_bits = [state["low_bits"] for state in states if "low_bits" in state]
         gradients = torch.stack([parameter.grad for parameter in parameters]).float() / self.grad_scale
         before, weights = torch.stack(moments), torch.stack(stored)
-        weights = merge_float32(weights, torch.stack(rests)) if rests else weights
+        weights = merge_float32(weights, torch.stack(low_bits)) if low_bits else weights
         moment = before.lerp(gradients, 1 - group["momentum"])
         direction = orthogonalized(gradients.lerp(moment, group["momentum"]))
         rate = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(parameters[0].shape))
@@ -90,9 +90,9 @@ class Muon(MixedAdamW):
         torch._foreach_add_([state["step"] for state in states], 1 - self.found_inf)
         torch._foreach_copy_(moments, list(torch.where(is_refused, before, moment)))
         updated = torch.where(is_refused, weights, updated)
-        if rests:
-            updated, rest = split_float32(updated)
-            torch._foreach_copy_(rests, list(rest))
+        if low_bits:
+            updated, updated_low_bits = split_float32(updated)
+            torch._foreach_copy_(low_bits, list(updated_low_bits))
         torch._foreach_copy_(stored, list(updated))
         for parameter in parameters:
             parameter.grad = None
@@ -103,7 +103,7 @@ class Muon(MixedAdamW):
             state["step"] = torch.zeros((), device=parameter.device)  # torch's AdamW wants one when it loads a state
             state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
             if parameter.dtype == torch.bfloat16:
-                state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
+                state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
 
 

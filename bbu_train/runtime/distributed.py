@@ -76,7 +76,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def from_main(value: Any) -> Any:
+def broadcast_from_main(value: Any) -> Any:
     """Rank 0's value on every rank; anything that can be pickled. The others' own value is ignored."""
     if not dist.is_initialized():
         return value
@@ -102,17 +102,17 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
-def sum_numbers(values: Sequence[int]) -> list[int]:
+def sum_integers(values: Sequence[int]) -> list[int]:
     """Whole numbers summed over the ranks, position by position, exactly, and without a word to the device."""
     return sum_over_ranks(torch.tensor(values, dtype=torch.int64)).tolist()
 
 
 def any_rank(its: bool) -> bool:
     """Whether it is so on one rank or more; every rank gets the same answer, at once and without the device."""
-    return sum_numbers([its])[0] > 0
+    return sum_integers([its])[0] > 0
 
 
-def gather_numbers(values: Sequence[int]) -> list[list[int]]:
+def gather_integers(values: Sequence[int]) -> list[list[int]]:
     """Every rank's whole numbers, as many on each, in the order of ranks; exactly, and without a word to the device."""
     mine = torch.tensor(values, dtype=torch.int64)
     if not dist.is_initialized():

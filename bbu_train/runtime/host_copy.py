@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def to_host(values: Tensor) -> Callable[[], Tensor]:
+def copy_to_host(values: Tensor) -> Callable[[], Tensor]:
     """Send `values`, without gradient, to the host; what comes back waits for them alone, and gives them.
 
     What the device is told to do in between, it does meanwhile. `tolist` and `item` would wait for that, too.

@@ -52,8 +52,8 @@ def end_sweep_if_asked() -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Around a fork: the child begins with the signals blocked, so that none meets it before `serve_parent`."""
+def signals_blocked() -> Iterator[None]:
+    """Around a fork: the child begins with the signals blocked, so that none meets it before `end_with_parent`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -61,7 +61,7 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def serve_parent(_worker: int) -> None:
+def end_with_parent(_worker: int) -> None:
     """What a data worker does, forked while signals were held back: it ends when its parent says so.
 
     A signal often goes to all processes of a job, and the parent, which ends at its next step, needs the batches up to

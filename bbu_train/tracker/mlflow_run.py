@@ -12,8 +12,8 @@ from pathlib import Path
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.runtime.git import git_commit
 from bbu_train.tracker.mlflow_points import batches, proper_name
-from bbu_train.tracker.mlflow_store import alone, experiment_id, open_client, transaction
-from bbu_train.tracker.mlflow_sweep import ENDED, PARENT, find_or_make, parent_run, show_progress
+from bbu_train.tracker.mlflow_store import alone, find_or_create_experiment, open_client, transaction
+from bbu_train.tracker.mlflow_sweep import ENDED, PARENT, find_or_create_parent, find_or_create_run, show_progress
 
 STATUS = {
     "done": "FINISHED",
@@ -128,8 +128,8 @@ class StoredRun:
         """Find or make the run, and say what it is."""
         client = open_client(self.uri)
         with alone(self.uri):
-            self.experiment_id = experiment_id(client, self.experiment, self.artifacts)
-            run = find_or_make(client, self.experiment_id, self._key(), self.name, {"state": "running"})
+            self.experiment_id = find_or_create_experiment(client, self.experiment, self.artifacts)
+            run = find_or_create_run(client, self.experiment_id, self._key(), self.name, {"state": "running"})
         self.run_id = run.info.run_id
         self.offset = 0  # it may be another run: somebody may have deleted the first
         with transaction(self.uri):
@@ -164,7 +164,7 @@ class StoredRun:
         """The parent is looked up each time: of two made at once, the younger may have been taken at first."""
         if self.sweep is None:
             return
-        parent_id = parent_run(self.client, self.experiment_id, self.sweep)
+        parent_id = find_or_create_parent(self.client, self.experiment_id, self.sweep)
         with transaction(self.uri):
             self.client.set_tag(self.run_id, PARENT, parent_id)
             show_progress(self.client, self.experiment_id, parent_id)

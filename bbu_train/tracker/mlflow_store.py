@@ -104,7 +104,7 @@ def open_client(uri: str):
         return client
 
 
-def experiment_id(client, name: str, artifacts: Path | None) -> str:
+def find_or_create_experiment(client, name: str, artifacts: Path | None) -> str:
     """The experiment of that name. One that was deleted by hand is restored, for MLflow keeps its name."""
     from mlflow.exceptions import MlflowException
 

@@ -9,7 +9,7 @@ KEY = "mlflow.bbu_train.key"  # MLflow's pages leave out tags that begin so
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
-def parent_run(client, experiment_id: str, sweep: str) -> str:
+def find_or_create_parent(client, experiment_id: str, sweep: str) -> str:
     """The id of the run that stands for the sweep, made at the first call. To be called with no lock of the store held.
 
     Several jobs may call it at the same moment.
@@ -17,7 +17,7 @@ def parent_run(client, experiment_id: str, sweep: str) -> str:
     key = f"sweep-{hashlib.sha256(sweep.encode()).hexdigest()[:16]}"  # a name may hold what a filter cannot quote
     with alone(client.tracking_uri):
         tags = {"sweep": sweep, "mlflow.source.name": "bbu_train", "mlflow.note.content": _note(experiment_id)}
-        return find_or_make(client, experiment_id, key, sweep, tags).info.run_id
+        return find_or_create_run(client, experiment_id, key, sweep, tags).info.run_id
 
 
 def _note(experiment_id: str) -> str:
@@ -29,22 +29,22 @@ def _note(experiment_id: str) -> str:
     )
 
 
-def find_or_make(client, experiment_id: str, key: str, name: str, tags: dict[str, str]):
+def find_or_create_run(client, experiment_id: str, key: str, name: str, tags: dict[str, str]):
     """The run whose tag KEY has this value.
 
     The key is part of the run from the moment it is made: a process that is killed right then, or hears no answer,
     finds its run when it tries again. Where several made one at once, all take the oldest and the others are deleted.
     """
-    runs = with_key(client, experiment_id, key)
+    runs = find_runs_by_key(client, experiment_id, key)
     if not runs:
         client.create_run(experiment_id, run_name=name, tags={KEY: key, **tags})
-        runs = with_key(client, experiment_id, key)
+        runs = find_runs_by_key(client, experiment_id, key)
     for younger in runs[1:]:
         _delete(client, younger.info.run_id)
     return runs[0]
 
 
-def with_key(client, experiment_id: str, key: str) -> list:
+def find_runs_by_key(client, experiment_id: str, key: str) -> list:
     """The runs whose tag KEY has this value, oldest first."""
     runs = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))

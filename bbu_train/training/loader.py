@@ -173,9 +173,9 @@ def prefetch(function: Callable[[Task], Result], tasks: Iterable[Task], num_work
         pin_memory=torch.cuda.is_available(),
         # Forked workers share the samples' memory instead of each loading a copy.
         multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=preemption.serve_parent,
+        worker_init_fn=preemption.end_with_parent,
     )
-    with preemption.held_back():
+    with preemption.signals_blocked():
         results = iter(loader)  # starts the workers now, not at the first step
     return map(_raise_errors, results)
 

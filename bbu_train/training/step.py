@@ -9,7 +9,7 @@ from torch import Tensor
 from bbu_train.ops.flops import Sizes
 from bbu_train.optimizer.groups import set_learning_rates
 from bbu_train.runtime import distributed, preemption
-from bbu_train.runtime.host_copy import to_host
+from bbu_train.runtime.host_copy import copy_to_host
 from bbu_train.training.protocols import Criterion, Engine
 from bbu_train.types.batch import Batch, Counts
 from bbu_train.types.outputs import Losses
@@ -33,7 +33,7 @@ def step_totals(micro_batches: Sequence[Batch]) -> StepTotals:
     """Sum over the micro-batches of all ranks, which call this together."""
     parts = [(*astuple(batch.counts), *astuple(batch.sizes), batch.input_ids.numel()) for batch in micro_batches]
     on_this_rank = [*(sum(column) for column in zip(*parts, strict=True)), preemption.requested()]
-    *numbers, num_slots, num_preempted = distributed.sum_numbers(on_this_rank)
+    *numbers, num_slots, num_preempted = distributed.sum_integers(on_this_rank)
     num_counts = len(fields(Counts))
     return StepTotals(Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_slots, num_preempted > 0)
 
@@ -68,6 +68,6 @@ def train_step(
             engine.backward(criterion.objective(losses, counts))
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
     # Sent before the update, so that the host does not wait for the update to read them.
-    on_host = to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))
+    on_host = copy_to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))
     grad_norms = engine.step(sample_ids)
     return StepResult(lambda: dict(zip(sums, on_host(), strict=True)), grad_norms)

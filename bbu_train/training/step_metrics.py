@@ -29,7 +29,7 @@ class PeakFlops(NamedTuple):
 def peak_flops(device: torch.device, precision: str) -> PeakFlops:
     """Look up and measure the device of each rank. All ranks call this."""
     data_sheet, matmul = flops.peak_bf16_flops(device), flops.peak_matmul_rate(device, precision)
-    sums = distributed.sum_numbers([data_sheet, matmul, data_sheet == 0])
+    sums = distributed.sum_integers([data_sheet, matmul, data_sheet == 0])
     return PeakFlops(0 if sums[2] else sums[0], sums[1])
 
 
@@ -89,7 +89,7 @@ def memory_metrics(device: torch.device) -> dict[str, float]:
     All ranks call this.
     """
     sizes = _memory_bytes(device)
-    by_rank = distributed.gather_numbers(list(sizes.values()))
+    by_rank = distributed.gather_integers(list(sizes.values()))
     row = {
         f"memory/{name}_gib": max(values) / 2**30
         for name, values in zip(sizes, zip(*by_rank, strict=True), strict=True)

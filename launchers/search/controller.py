@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from bbu_train.cli import main as command_line
 from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
-from bbu_train.tracker import mlflow_after
+from bbu_train.tracker import mlflow_finished_run
 from bbu_train.tracker.jsonl import read_rows
 from launchers import jobs, status
 from launchers.cells import Cell
@@ -182,7 +182,7 @@ class Controller:
         self.study.tell(its.trial, value, state.name == "pruned")
         print(its.says(state, self.settings.metric), flush=True)
         if state.name == "pruned" and "mlflow" in (tracker := its.entry.config().tracker):
-            print(f"Pruned in MLflow: {mlflow_after.prune(tracker.mlflow, its.log.parent)}", flush=True)
+            print(f"Pruned in MLflow: {mlflow_finished_run.mark_pruned(tracker.mlflow, its.log.parent)}", flush=True)
         if value is not None:
             self.values[its.run] = value
         self.num_without += state.name == "done" and its.last is None

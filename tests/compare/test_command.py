@@ -64,7 +64,7 @@ def test_a_typed_experiment_stays_one_word(outputs):
 
 
 def test_a_group_of_rates_that_was_added_is_added_again(outputs):
-    added = [f"optimizer.groups.query.{key}" for key in ("pattern=query", "owner=head", "lr=1e-3")]
+    added = [f"optimizer.groups.query.{key}" for key in ("pattern=query", "submodule=head", "lr=1e-3")]
     folder = add_run(outputs, added, 0.4)
     given = words(best(outputs).command)
     assert sum(word.startswith("+optimizer.groups.query.") for word in given) == 3

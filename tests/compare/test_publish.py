@@ -4,7 +4,7 @@ from sweeps import add_run
 from bbu_train.compare import publish as module
 from bbu_train.compare.publish import publish
 from bbu_train.compare.sweep import read
-from bbu_train.tracker.mlflow_store import experiment_id, open_client
+from bbu_train.tracker.mlflow_store import find_or_create_experiment, open_client
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def test_the_page_becomes_an_artifact_of_the_sweeps_parent_run(outputs, page):
     sweep = pytest.importorskip("bbu_train.tracker.mlflow_sweep")
     add_run(outputs, [], 0.4)
     client = open_client(f"sqlite:///{outputs}/mlflow.db")
-    experiment = experiment_id(client, "made", outputs / "mlflow-artifacts")
+    experiment = find_or_create_experiment(client, "made", outputs / "mlflow-artifacts")
     said = publish(read(outputs / "made")[0], "made", page)
-    parent = sweep.parent_run(client, experiment, "made")
+    parent = sweep.find_or_create_parent(client, experiment, "made")
     assert parent in said
     assert [file.path for file in client.list_artifacts(parent, module.FOLDER)] == ["compare/index.html"]
 

@@ -39,7 +39,7 @@ def test_a_sweep_has_a_cell_for_every_combination_in_the_order_of_hydra():
     [
         ("optimizer.groups.llm.lr=1e-5,2e-5",),
         ("collator=standard,packed", "data.teachers.num_teachers=[1,2],1"),
-        ("+optimizer.groups.lora={pattern: lora, owner: lora, lr: 1e-4}", "optimizer.groups.llm.pattern=lm,'a, b'"),
+        ("+optimizer.groups.lora={pattern: lora, submodule: lora, lr: 1e-4}", "optimizer.groups.llm.pattern=lm,'a, b'"),
         ("seed=range(1,3)", "experiment=smoke"),
     ],
 )

@@ -89,8 +89,8 @@ def test_the_output_matrix_belongs_to_the_language_model_tied_or_not(tied):
 
 def test_a_tied_parameter_goes_where_its_first_name_goes_and_both_groups_count_as_matched():
     groups = {
-        "output": {"pattern": "lm_head", "owner": "backbone", "lr": 1e-3},
-        "rest": {"pattern": "", "owner": "backbone", "lr": 1e-4},
+        "output": {"pattern": "lm_head", "submodule": "backbone", "lr": 1e-3},
+        "rest": {"pattern": "", "submodule": "backbone", "lr": 1e-4},
     }
     model = Model(tied=True)
     members = parameters_by_group(build(model, **{**adamw(), "groups": groups}))
@@ -108,12 +108,12 @@ def test_parameters_of_no_group_are_named():
 
 def test_a_group_that_matches_nothing_is_named_with_its_pattern():
     with pytest.raises(InputError, match=r'group queries matches nothing: no parameter has "head\.query" in its name'):
-        build(Model(), **adamw(queries={"pattern": r"head.query", "owner": "head", "lr": 1e-4}))
+        build(Model(), **adamw(queries={"pattern": r"head.query", "submodule": "head", "lr": 1e-4}))
 
 
 def test_a_group_that_comes_too_late_is_told_who_took_its_parameters():
     with pytest.raises(InputError, match=r"(?s)group narrow gets nothing.*went to groups before it: detection \(2\)"):
-        build(Model(), **adamw(narrow={"pattern": r"^head\.decoder", "owner": "head", "lr": 1e-4}))
+        build(Model(), **adamw(narrow={"pattern": r"^head\.decoder", "submodule": "head", "lr": 1e-4}))
 
 
 def test_the_groups_of_an_absent_head_may_be_empty():

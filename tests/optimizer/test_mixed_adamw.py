@@ -56,7 +56,7 @@ def test_masters_go_where_torchs_adamw_takes_float32_weights(expected):
     train(optimizer, parameters)
     for parameter, weight, its in zip(parameters, *expected, strict=True):
         state = optimizer.state[parameter]
-        torch.testing.assert_close(merge_float32(parameter.detach(), state["rest"]), weight.detach())
+        torch.testing.assert_close(merge_float32(parameter.detach(), state["low_bits"]), weight.detach())
         for moment in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(state[moment], its[moment])
 
@@ -66,7 +66,9 @@ def test_a_weight_is_its_master_rounded():
     optimizer = mixed(parameters)
     train(optimizer, parameters)
     for parameter in parameters:
-        assert torch.equal(parameter, merge_float32(parameter.detach(), optimizer.state[parameter]["rest"]).bfloat16())
+        assert torch.equal(
+            parameter, merge_float32(parameter.detach(), optimizer.state[parameter]["low_bits"]).bfloat16()
+        )
 
 
 def test_float32_parameters_among_them_are_updated_as_torch_does():
@@ -85,7 +87,7 @@ def test_gradients_are_divided_by_the_scale_on_the_device(expected):
             parameter.grad = 4 * numbers("gradient", step, *parameter.shape, shape=tuple(parameter.shape)).bfloat16()
         optimizer.step()
     for parameter, weight in zip(parameters, expected[0], strict=True):
-        master = merge_float32(parameter.detach(), optimizer.state[parameter]["rest"])
+        master = merge_float32(parameter.detach(), optimizer.state[parameter]["low_bits"])
         torch.testing.assert_close(master, weight.detach())
 
 
@@ -178,7 +180,7 @@ def test_the_hash_sends_no_two_numbers_to_one():
 
 def exact(weight, state):
     """The weight as exactly as it is known, and its moments."""
-    weight = merge_float32(weight, state["rest"]) if "rest" in state else weight
+    weight = merge_float32(weight, state["low_bits"]) if "low_bits" in state else weight
     return weight, state["exp_avg"], state["exp_avg_sq"]
 
 

@@ -77,7 +77,7 @@ def test_bfloat16_matrices_have_masters_that_go_where_float32_ones_do():
     train(optimizer, low)
     train(optimizer_of(full), full)
     for parameter, expected in zip(low, full, strict=True):
-        assert torch.equal(merge_float32(parameter.detach(), optimizer.state[parameter]["rest"]), expected)
+        assert torch.equal(merge_float32(parameter.detach(), optimizer.state[parameter]["low_bits"]), expected)
         assert torch.equal(parameter, expected.bfloat16())
 
 

@@ -20,12 +20,12 @@ def answers() -> dict:
         "rank": own,
         "world_size": distributed.world_size(),
         "is_main": distributed.is_main(),
-        "from_main": distributed.from_main({"run": f"named by {own}"}),
+        "broadcast_from_main": distributed.broadcast_from_main({"run": f"named by {own}"}),
         "gather": distributed.gather(("rank", own)),
         "sum": distributed.sum_over_ranks(weights),
         "own": weights.detach(),
-        "numbers": distributed.sum_numbers([own + 1, 2**60, 0]),
-        "everyones": distributed.gather_numbers([own, 2**60]),
+        "numbers": distributed.sum_integers([own + 1, 2**60, 0]),
+        "everyones": distributed.gather_integers([own, 2**60]),
     }
 
 
@@ -65,7 +65,7 @@ def test_without_torchrun_there_is_one_process_and_no_group(no_torchrun):
 def test_a_single_process_is_the_main_one_and_answers_itself():
     said = answers()
     assert (said["rank"], said["world_size"], said["is_main"]) == (0, 1, True)
-    assert said["from_main"] == {"run": "named by 0"}
+    assert said["broadcast_from_main"] == {"run": "named by 0"}
     assert said["gather"] == [("rank", 0)]
     assert said["numbers"] == [1, 2**60, 0]
     assert said["everyones"] == [[0, 2**60]]
@@ -84,7 +84,7 @@ def test_each_of_two_ranks_knows_itself(two_ranks):
 
 
 def test_every_rank_hears_what_the_main_one_says(two_ranks):
-    assert [said["from_main"] for said in two_ranks] == [{"run": "named by 0"}] * 2
+    assert [said["broadcast_from_main"] for said in two_ranks] == [{"run": "named by 0"}] * 2
 
 
 def test_every_rank_gets_everyones_value_in_order(two_ranks):

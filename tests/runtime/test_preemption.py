@@ -215,7 +215,7 @@ def test_a_signal_to_one_of_two_ranks_ends_both_after_the_same_step_and_both_go_
 
 
 def worker(connection):
-    preemption.serve_parent(0)
+    preemption.end_with_parent(0)
     connection.send(os.getpid())
     time.sleep(60)
 
@@ -223,7 +223,7 @@ def worker(connection):
 def started_worker():
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    with preemption.held_back():
+    with preemption.signals_blocked():
         process = context.Process(target=worker, args=(theirs,), daemon=True)
         process.start()
     ours.recv()

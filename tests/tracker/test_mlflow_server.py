@@ -18,8 +18,8 @@ from tracked_runs import arguments, begin, comes_true, expected, log, log_withou
 
 from bbu_train.replay import replay
 from bbu_train.tracker.jsonl import read_rows
-from bbu_train.tracker.mlflow_store import experiment_id, open_client
-from bbu_train.tracker.mlflow_sweep import parent_run
+from bbu_train.tracker.mlflow_store import find_or_create_experiment, open_client
+from bbu_train.tracker.mlflow_sweep import find_or_create_parent
 
 
 def free_port():
@@ -94,9 +94,11 @@ def test_a_run_has_every_point_and_its_files_on_a_server(server, run, tmp_path):
 
 
 def test_jobs_without_a_common_lock_find_one_parent(server, run):
-    experiment, found = experiment_id(open_client(server.uri), run, None), []
+    experiment, found = find_or_create_experiment(open_client(server.uri), run, None), []
     asking = [
-        threading.Thread(target=lambda: found.append(parent_run(open_client(server.uri), experiment, "sweep")))
+        threading.Thread(
+            target=lambda: found.append(find_or_create_parent(open_client(server.uri), experiment, "sweep"))
+        )
         for _ in range(8)
     ]
     for thread in asking:
@@ -105,7 +107,7 @@ def test_jobs_without_a_common_lock_find_one_parent(server, run):
         thread.join()
     (parent,) = open_client(server.uri).search_runs([experiment])
     assert len(found) == 8
-    assert parent_run(open_client(server.uri), experiment, "sweep") == parent.info.run_id
+    assert find_or_create_parent(open_client(server.uri), experiment, "sweep") == parent.info.run_id
 
 
 def test_a_server_that_hangs_slows_no_step_and_has_every_point_when_it_goes_on(server, run, tmp_path):

@@ -5,9 +5,9 @@ import threading
 import pytest
 from tracked_runs import arguments, begin, log
 
-from bbu_train.tracker import mlflow_after
-from bbu_train.tracker.mlflow_store import experiment_id, open_client
-from bbu_train.tracker.mlflow_sweep import KEY, PARENT, parent_run
+from bbu_train.tracker import mlflow_finished_run
+from bbu_train.tracker.mlflow_store import find_or_create_experiment, open_client
+from bbu_train.tracker.mlflow_sweep import KEY, PARENT, find_or_create_parent
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def test_a_preempted_cell_that_is_pruned_waits_no_more_and_nor_does_its_parent(o
     log(both, 1)
     both[1].close("preempted")
     settings = arguments(outputs)
-    assert mlflow_after.prune(settings, outputs / "sweep/cell") == f"run {both[1].stored.run_id}"
+    assert mlflow_finished_run.mark_pruned(settings, outputs / "sweep/cell") == f"run {both[1].stored.run_id}"
     pruned = in_store(outputs, "vision.lr=cell")
     assert (pruned.info.status, pruned.data.tags["state"]) == ("KILLED", "pruned")
     assert in_store(outputs, "sweep").info.status == "FINISHED"
-    assert "MLflow has no run of this folder" in mlflow_after.prune(settings, outputs / "sweep/other")
+    assert "MLflow has no run of this folder" in mlflow_finished_run.mark_pruned(settings, outputs / "sweep/other")
 
 
 def test_a_cell_finds_its_parent_again_where_two_were_made(outputs):
@@ -98,9 +98,11 @@ def test_a_cell_finds_its_parent_again_where_two_were_made(outputs):
 
 def test_jobs_that_ask_for_the_parent_at_once_are_given_the_same(outputs):
     uri, names, found = f"sqlite:///{outputs}/mlflow.db", ["it's", 'a "b"', "排序"], []
-    experiment = experiment_id(open_client(uri), "several sweeps", None)
+    experiment = find_or_create_experiment(open_client(uri), "several sweeps", None)
     asking = [
-        threading.Thread(target=lambda name=name: found.append((name, parent_run(open_client(uri), experiment, name))))
+        threading.Thread(
+            target=lambda name=name: found.append((name, find_or_create_parent(open_client(uri), experiment, name)))
+        )
         for name in names * 3
     ]
     for thread in asking:
