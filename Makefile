@@ -1,5 +1,5 @@
 # make train: the default run. make test: the tests, in two processes. make test-slow: those of minutes.
-# make check: style and import contract.
+# make check: style, import contracts and types.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -19,6 +19,7 @@ check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN) --summary=none
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
-"""`python -m bbu_train.replay <folder> ...`: send what MLflow lacks of runs that ended while it did not answer.
+"""`python -m bbu_train.replay <folder> ...`: send to MLflow what it missed of runs that ended while it was down.
 
-A folder is that of a run, or any above: `outputs/lr_groups`, `outputs`. A run that was killed before it could say how
-it ended is not among them: `resume=<folder>` goes on with it, and sends what it lacks.
+A folder is a run's, or one above: `outputs/lr_groups`, `outputs`. A run that was killed is not included, because it
+could not record how it ended: `resume=<folder>` goes on with it and sends what is missing.
 """
 
 import sys
@@ -15,16 +15,16 @@ from bbu_train.tracker.mlflow import UNSENT
 
 
 def replay(folders: Sequence[str]) -> int:
-    """The exit code: 1 if anything is still missing."""
-    waiting = sorted({path.parent for folder in folders for path in Path(folder).rglob(UNSENT)})
+    """Send what is missing of every run below these folders. Return the exit code: 1 if something is still missing."""
+    run_folders = sorted({path.parent for folder in folders for path in Path(folder).rglob(UNSENT)})
     num_failed = 0
-    for folder in waiting:
+    for folder in run_folders:
         cfg = run_folder.load(folder)
         tracker = instantiate(cfg.tracker.mlflow, _convert_="all")
-        sent = tracker.replay()
-        num_failed += not sent
-        print(f"{folder}: {'sent' if sent else tracker.stored.failure}", flush=True)
-    if not waiting:
+        is_sent = tracker.replay()
+        num_failed += not is_sent
+        print(f"{folder}: {'sent' if is_sent else tracker.stored.failure}", flush=True)
+    if not run_folders:
         print(f"MLflow lacks nothing of the runs that ended in {', '.join(folders)}.")
     return 1 if num_failed else 0
 

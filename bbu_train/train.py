@@ -1,241 +1,193 @@
-"""Training, from top to bottom: check everything, build one thing after the other, then the loop."""
+"""The training loop, from top to bottom: prepare, build, restore, then one step after the other."""
 
 import gc
 import logging
-import math
 import time
-from dataclasses import astuple, fields
-from functools import partial
 from itertools import tee
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bbu_train.checkpoint.load import load_weights
 from bbu_train.errors import Preempted
-from bbu_train.ops import flops
-from bbu_train.ops.flops import Sizes
-from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
+from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling
-from bbu_train.runtime.host_copy import copy_to_host
-from bbu_train.training import loader, planning, setup, step_metrics
-from bbu_train.training.validation import between, evaluate
-from bbu_train.types.batch import Counts
+from bbu_train.tracker.trackers import Trackers
+from bbu_train.training import loader, progress, step_metrics
+from bbu_train.training.progress import Progress
+from bbu_train.training.setup import Prepared, build, prepare
+from bbu_train.training.step import step_totals, train_step
+from bbu_train.training.validation import evaluate
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture
 
 log = logging.getLogger(__name__)
-build = partial(instantiate, _convert_="all")
+STATES = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
+"""How a run ended, by the exception that ended it; any other one means "failed"."""
 
 
 def train(cfg: DictConfig) -> None:
-    """One run, from its beginning or its last saved step to `cfg.steps`. Every rank calls this.
+    """Train one run from its beginning, or from its last checkpoint, to `cfg.steps`. Every rank calls this.
 
-    Raises Preempted where a signal asked any rank to end and all of them did, between two steps.
+    Raises Preempted if a signal asked any rank to end: all ranks end after the same step, and that step is saved.
     """
     torch.set_num_threads(cfg.threads)
     device = distributed.start()
     try:
         _train(cfg, device)
     finally:
-        distributed.finish()  # whatever happened, or the next run of a sweep could not join them
+        distributed.finish()  # also after an error, or the next run of a sweep could not start its process group
 
 
-def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (it is the story)
+def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
     early_log = logs.start()
     cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()
-    step = saved_at = saved.step if saved else 0
-    metrics, evaluated_at = {}, None  # of the last evaluation, and after which step it was
+    at = Progress(saved.step, saved.step) if saved else Progress(0, 0)
+    raise_if_asked_to_end(at.step, folder)
 
-    def save() -> None:
-        nonlocal saved_at
-        if distributed.is_main():
-            state = {"optimizer": optimizer.state_dict(), "trained": average.trained()}
-            state |= {"metrics": metrics, "evaluated_at": evaluated_at}
-            checkpoints.save(step, average.weights(), state, metrics if evaluated_at == step else {})
-        saved_at = step
-        distributed.barrier()
-
-    def end_if(asked: bool) -> None:
-        """Every rank has the same answer here, after the same step."""
-        if asked:
-            if step > saved_at:
-                save()
-            came = next(filter(None, distributed.gather(preemption.signal_name())))
-            raise Preempted(step, came, str(folder))
-
-    def end_if_asked() -> None:
-        end_if(distributed.any_rank(preemption.requested()))
-
-    end_if_asked()
-
-    # ---- What can be known before the model loads: the data, and whether every step of the run can be planned ----
-    data = build(cfg.data)
-    setup.num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
-    preprocessing = build(cfg.model.preprocessing)
-    builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
-    collator = build(cfg.collator)(preprocessing.picture_format)
-    setup.max_tokens(collator.max_tokens, preprocessing.max_positions)
-    source, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
-    plan = planning.StepPlan(build(cfg.sampler), source, cfg.steps)
-    evaluation_plan = planning.in_order(validation, cfg.eval_batch_size)
-    longest_caption = builder.longest_caption(data.train)  # no longer one can be learned
-    end_if_asked()
+    # ---- Everything that needs no model: data, prompts, and the plan of every step ----
+    run = prepare(cfg)
+    raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
     torch.manual_seed(cfg.seed)
     model = build(cfg.model.network)(device=device, head=build(cfg.head))
     criterion = build(cfg.loss)
     optimizer = build(cfg.optimizer)(model)
-    model.check_teacher_cache()  # the optimizer freezes groups
+    model.check_teacher_cache()  # after the optimizer, which freezes groups
     average = build(cfg.average)(model, optimizer)
     schedule = build(cfg.schedule)
     engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
-    peak_matmul_rate = distributed.sum_integers([flops.peak_matmul_rate(device, engine.precision)])[
-        0
-    ]  # of all devices together
+    peak = step_metrics.peak_flops(device, engine.precision)
+    raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
 
-    end_if_asked()  # and leave no folder of a run that has not begun
-
-    # ---- Where the run lies, and how far it got ----
+    # ---- The run's folder, and its last checkpoint ----
     if distributed.is_main():
         if not (folder / run_folder.CONFIG).exists():
             run_folder.create(folder, cfg)
         logs.to_file(early_log, folder)
     if saved is not None:
-        weights, restored = saved.weights(), saved.state()
-        load_weights(model, weights | restored["trained"])
-        average.load(weights)
-        del weights
-        optimizer.load_state_dict(restored["optimizer"])
-        metrics, evaluated_at = restored["metrics"], restored["evaluated_at"]
-    log.info("%s: from step %d to %d", folder, step, cfg.steps)
-    trackers = build(cfg.tracker) if distributed.is_main() else {}
-    for tracker in trackers.values():
-        tracker.open(OmegaConf.to_container(cfg, resolve=True), step)
+        at = progress.restore(saved, model, optimizer, average)
+    log.info("%s: from step %d to %d", folder, at.step, cfg.steps)
+    trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
+    trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
 
-    def track(metrics: dict[str, float]) -> None:
-        for tracker in trackers.values():
-            tracker.log(step, metrics)
+    def save() -> None:
+        progress.save(at, checkpoints, optimizer, average)
 
-    def publish(paths: list[Path]) -> None:
-        for path in paths:
-            for tracker in trackers.values():
-                tracker.artifact(path)
+    def end_if_asked(is_asked: bool | None = None) -> None:
+        """Save and raise Preempted if any rank was asked to end; `is_asked`, where given, is known to all ranks."""
+        if distributed.any_rank(preemption.requested()) if is_asked is None else is_asked:
+            if at.step > at.saved_at:
+                save()
+            raise_if_asked_to_end(at.step, folder)
 
-    def evaluated():
-        nonlocal evaluated_at
-        mine = evaluation_plan[distributed.rank() :: distributed.world_size()]
-        num_rounds = math.ceil(len(evaluation_plan) / distributed.world_size())
-        batches = loader.batches(validation, collator, mine, 1, 0, 1, cfg.num_workers)
-        batches = between(batches, num_rounds, end_if_asked)  # it may take longer than there is time to end
+    def evaluate_average() -> list[tuple[Picture, Prediction]]:
+        """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
         with average.applied():
-            metrics, found = evaluate(engine, model, criterion, batches, data.validation, builder.text, longest_caption)
-        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        evaluated_at = step
+            at.metrics, found = evaluate(run, engine, model, criterion, cfg.num_workers, end_if_asked)
+        at.evaluated_at = at.step
+        log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
         if distributed.is_main():
-            publish(final_report.gallery(folder, step, found[: cfg.gallery], metrics))
-        return metrics, found
-
-    def due(every: int | None) -> bool:
-        return every is not None and (step % every == 0 or step == cfg.steps)
+            trackers.publish(final_report.gallery(folder, at.step, found[: cfg.gallery], at.metrics))
+        return found
 
     # ---- The loop ----
-    state, found = "failed", None
-    profiler = None
-    progress = tqdm(total=cfg.steps, initial=step, unit="step", disable=None if distributed.is_main() else True)
+    state, predictions, profiler = "failed", None, None
+    bar = tqdm(total=cfg.steps, initial=at.step, unit="step", disable=None if distributed.is_main() else True)
     try:
-        if step == 0 and cfg.steps > 0 and distributed.is_main():
-            publish([first_samples.show(folder, source, validation, collator, plan, engine.num_micro_batches)])
+        if at.step == 0 and cfg.steps > 0 and distributed.is_main():
+            sources = run.train, run.validation
+            trackers.publish([first_samples.show(folder, *sources, run.collator, run.plan, engine.num_micro_batches)])
         gc.collect()
-        gc.freeze()  # what is here stays: the collector need not look through it again in the middle of a step
-        if cfg.profile and step < cfg.steps and distributed.is_main():
-            profiler = profiling.start(folder / "trace.json.gz", cfg.steps - step)
-        if due(cfg.eval_every) and evaluated_at != step:  # at the start, or abandoned when the run was asked to end
-            metrics, found = evaluated()
-            track(metrics)
-            if step > 0:
-                save()  # or a kill before the next save would have this evaluation made, and its row written, again
+        gc.freeze()  # keeps the collector from scanning the model and the data again in the middle of a step
+        if cfg.profile and at.step < cfg.steps and distributed.is_main():
+            profiler = profiling.start(folder / "trace.json.gz", cfg.steps - at.step)
+        if due(cfg.eval_every, at.step, cfg.steps) and at.evaluated_at != at.step:
+            predictions = evaluate_average()
+            trackers.log(at.step, at.metrics)
+            if at.step > 0:
+                save()  # or a kill before the next save would repeat this evaluation and log its row twice
         ranks = distributed.rank(), distributed.world_size()
-        steps, ahead = tee(plan.starting_at(step))
-        batches = loader.batches(source, collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers)
-        while step < cfg.steps:
-            began = time.perf_counter()
-            planned, micro_batches = next(steps), [batch.to(device) for batch in next(batches)]
-            waited = time.perf_counter() - began
-            counts, sizes, num_slots, asked_to_end = _summed(micro_batches)  # before any forward
-            end_if(asked_to_end)
-            set_learning_rates(optimizer, schedule(step))
-            sums: dict[str, torch.Tensor] = {}
-            for i, batch in enumerate(micro_batches):
-                with engine.accumulate(
-                    last=i == len(micro_batches) - 1
-                ):  # around forward too: DDP arms its reducer there
-                    losses = engine(batch)  # sums, never means
-                    engine.backward(criterion.objective(losses, counts))
-                sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
-            arrived = copy_to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))  # before the step is
-            norms = engine.step(source.names(planned))  # refuses a non-finite update, on every rank alike
-            step += 1
-            average.update(step)
+        steps, ahead = tee(run.plan.starting_at(at.step))
+        batches = loader.batches(run.train, run.collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers)
 
-            if due(cfg.log_every):
-                row = step_metrics.losses(criterion, dict(zip(sums, arrived(), strict=True)), counts)
-                row |= step_metrics.under("lr", learning_rates(optimizer)) | step_metrics.under("grad_norm", norms)
-                seconds = time.perf_counter() - began
-                useful = model.training_flops(sizes)
-                row |= step_metrics.times(seconds, waited, sizes.tokens, num_slots, useful, peak_matmul_rate)
-                row |= step_metrics.memory(device)
-                row |= step_metrics.under("time", model.teacher_cache.hits())
-                track(row)
-                progress.set_postfix_str(step_metrics.short(row), refresh=False)
-            progress.update()
+        while at.step < cfg.steps:
+            began = time.perf_counter()
+            sample_ids = run.train.names(next(steps))
+            micro_batches = [batch.to(device) for batch in next(batches)]
+            data_seconds = time.perf_counter() - began
+            totals = step_totals(micro_batches)  # before any forward pass: losses are divided by these counts
+            end_if_asked(totals.is_preempted)
+            rate_factor = schedule(at.step)
+            result = train_step(engine, criterion, optimizer, micro_batches, totals.counts, rate_factor, sample_ids)
+            at.step += 1
+            average.update(at.step)
+
+            if due(cfg.log_every, at.step, cfg.steps):
+                row = step_metrics.training_row(criterion, optimizer, result, totals, device)
+                seconds, step_flops = time.perf_counter() - began, model.training_flops(totals.sizes)
+                row |= step_metrics.time_metrics(seconds, data_seconds, totals, step_flops, peak)
+                row |= step_metrics.prefixed("time", model.teacher_cache.hits())
+                trackers.log(at.step, row)
+                bar.set_postfix_str(step_metrics.progress_text(row), refresh=False)
+            bar.update()
             if profiler:
                 profiler.step()
-            if due(cfg.eval_every):
-                metrics, found = evaluated()
-                track(metrics)
-            if due(cfg.save_every):
+            if due(cfg.eval_every, at.step, cfg.steps):
+                predictions = evaluate_average()
+                trackers.log(at.step, at.metrics)
+            if due(cfg.save_every, at.step, cfg.steps):
                 save()
 
-        if found is None and cfg.eval_every is not None:  # the run had ended before
-            metrics, found = evaluated()
+        if predictions is None and cfg.eval_every is not None:  # the run had reached its last step before
+            predictions = evaluate_average()
+        bar.close()
         if distributed.is_main():
-            progress.close()
-            found = found or []
-            publish(final_report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)))
-            mlflow_command = trackers["mlflow"].command if "mlflow" in trackers else None
-            print(final_report.table(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command))
+            _report(cfg, run, at, predictions or [], trackers)
         state = "done"
     except BaseException as error:
-        ends = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
-        state = ends.get(type(error), "failed")
-        log.debug("stopped at step %d", step, exc_info=True)
+        state = STATES.get(type(error), "failed")
+        log.debug("stopped at step %d", at.step, exc_info=True)
         raise
     finally:
         if profiler:
             profiler.stop()
-        gc.unfreeze()  # or the next run of a sweep could not have this one's memory
-        progress.close()
-        for tracker in trackers.values():
-            tracker.close(state)
-        if state == "preempted":  # torchrun kills the ranks that are still closing when one has left with an error
+        gc.unfreeze()  # or the next run of a sweep could not reuse this one's memory
+        bar.close()
+        trackers.close(state)
+        if state == "preempted":  # once one rank has left with an error, torchrun kills those that are still closing
             distributed.barrier()
         engine.close()
 
 
-def _summed(micro_batches) -> tuple[Counts, Sizes, int, bool]:
-    """Over all micro-batches and ranks of a step: what its sums are divided by, how much there is to compute, and the
-    slots of its rows, padding included; and whether any rank was asked to end, which needs no exchange of its own."""
-    parts = [(*astuple(batch.counts), *astuple(batch.sizes), batch.input_ids.numel()) for batch in micro_batches]
-    mine = [*(sum(its) for its in zip(*parts, strict=True)), preemption.requested()]
-    *numbers, num_slots, num_asked = distributed.sum_integers(mine)
-    num_counts = len(fields(Counts))
-    return Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_slots, num_asked > 0
+def raise_if_asked_to_end(step: int, folder: Path) -> None:
+    """Raise Preempted on all ranks if a signal asked any of them to end. All ranks call this after the same step."""
+    if signal_name := next(filter(None, distributed.gather(preemption.signal_name())), None):
+        raise Preempted(step, signal_name, str(folder))
+
+
+def _report(
+    cfg: DictConfig,
+    run: Prepared,
+    at: Progress,
+    predictions: list[tuple[Picture, Prediction]],
+    trackers: Trackers,
+) -> None:
+    """Draw the losses and some validation pictures, and print the table of the run."""
+    folder = Path(cfg.folder)
+    trackers.publish(final_report.draw(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
+    pictures = [picture for picture, _ in predictions]
+    print(final_report.table(folder, run.data.pool, pictures, cfg.seed, trackers.mlflow_command))
+
+
+def due(every: int | None, step: int, num_steps: int) -> bool:
+    """Whether `every` so many steps something is to be done after this one. The last step always is."""
+    return every is not None and (step % every == 0 or step == num_steps)

@@ -1,6 +1,6 @@
 """How full rows are, how long the plan of an epoch takes, and how evenly it is divided. Needs no GPU.
 
-    python benchmarks/packing.py [samples=1000000] [window=512] [dealt=0.7]
+    python benchmarks/packing.py [samples=1000000] [window=512] [balanced_share=0.7]
 
 Lengths are those of the standard workload (workload.py), costs those of the 3B shape (bbu_train/model/cost.py).
 Ours is `sampler=token_budget`, 8 rows a step for 8 ranks. Best fit is the same without regard to cost: nothing is
@@ -56,8 +56,8 @@ def of_draw(values: Sizes):
     return lambda draw: values[draw.index]
 
 
-def ours(lengths: Sizes, costs: Sizes, max_row_tokens: int, window: int, dealt: float) -> list[Step]:
-    sampler = TokenBudget(max_row_tokens, NUM_RANKS, window, dealt, SEED)
+def ours(lengths: Sizes, costs: Sizes, max_row_tokens: int, window: int, balanced_share: float) -> list[Step]:
+    sampler = TokenBudget(max_row_tokens, NUM_RANKS, window, balanced_share, SEED)
     return sampler.epoch(0, range(len(lengths)), of_draw(lengths), of_draw(costs), str)
 
 
@@ -85,12 +85,12 @@ PLANS = {"ours": ours, "best fit": best_fit, "next-fit": next_fit, "padded": pad
 
 
 def measured(
-    name: str, row_tokens: int | None, divided_by: str, num_samples: int, window: int, dealt: float
+    name: str, row_tokens: int | None, divided_by: str, num_samples: int, window: int, balanced_share: float
 ) -> dict[str, float]:
     lengths, costs = sizes(num_samples)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    steps = PLANS[name](lengths, costs, row_tokens, window, dealt)
+    steps = PLANS[name](lengths, costs, row_tokens, window, balanced_share)
     seconds = time.perf_counter() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20  # Linux counts KiB
     by = of_draw(lengths if divided_by == "tokens" else costs)
@@ -111,7 +111,9 @@ def over_mean(costs: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    given = OmegaConf.merge({"samples": 1_000_000, "window": 512, "dealt": 0.7}, OmegaConf.from_cli(sys.argv[1:]))
+    given = OmegaConf.merge(
+        {"samples": 1_000_000, "window": 512, "balanced_share": 0.7}, OmegaConf.from_cli(sys.argv[1:])
+    )
     cases = [
         (plan, tokens, by)
         for tokens in (16384, 8192)
@@ -120,9 +122,9 @@ def main() -> None:
     results = []
     for case in [*cases, ("padded", None, "cost"), ("padded", None, "tokens")]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            found = process.submit(measured, *case, given.samples, given.window, given.dealt).result()
+            found = process.submit(measured, *case, given.samples, given.window, given.balanced_share).result()
         results.append(dict(zip(("plan", "row_tokens", "divided_by"), case, strict=True)) | found)
-    print(f"{given.samples:,} samples, windows of {given.window:,}, {given.dealt:.0%} of their tokens dealt\n")
+    print(f"{given.samples:,} samples, windows of {given.window:,}, {given.balanced_share:.0%} of their tokens dealt\n")
     print("| plan | row tokens | slots useful | seconds | memory GiB | divided by | dearest rank | dearest step |")
     print("|---|---|---|---|---|---|---|---|")
     for r in results:

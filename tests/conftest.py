@@ -121,7 +121,7 @@ def collate(preprocessing):
     )(some)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model():
     """A function from overrides to the tiny model with small heads, always with the same weights."""
 
@@ -134,7 +134,7 @@ def make_model():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_criterion():
     return lambda *overrides: build(configured(*overrides).loss)
 

@@ -1,4 +1,4 @@
-"""Every file of conf/: what it says of itself, and whether what it names exists and takes its values."""
+"""Every file of conf/ says what it is, and what it names exists and takes its values."""
 
 import importlib
 import inspect
@@ -16,10 +16,10 @@ from bbu_train.runs import identity
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-WITHOUT_ROOM = {"experiment", "cluster", "hydra", "search"}
+WITHOUT_PACKAGE = {"experiment", "cluster", "hydra", "search"}
 THIRD_PARTY = ("optuna.samplers.", "optuna.pruners.")
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
-CHOICES = [name for name in FILES if "/" in name and name.split("/")[0] not in WITHOUT_ROOM]
+CHOICES = [name for name in FILES if "/" in name and name.split("/")[0] not in WITHOUT_PACKAGE]
 
 
 def targets(config: Any) -> Iterator[Mapping[str, Any]]:
@@ -45,17 +45,17 @@ def test_every_file_opens_with_what_it_is(name):
     assert first.startswith("# ")
 
 
-def test_every_group_has_a_room():
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - WITHOUT_ROOM
+def test_every_group_has_a_component_package():
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - WITHOUT_PACKAGE
     assert groups
     assert {group for group in groups if not (ROOT / "bbu_train" / group / "__init__.py").is_file()} == set()
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_every_target_lies_in_its_room_and_takes_its_values_without_a_default_of_its_own(name):
-    room = name.split("/")[0]
+def test_every_target_lies_in_its_package_and_takes_its_values_without_a_default_of_its_own(name):
+    group = name.split("/")[0]
     for node in targets(composed(name)):
-        assert node["_target_"].startswith(f"bbu_train.{room}.")
+        assert node["_target_"].startswith(f"bbu_train.{group}.")
         module, _, attribute = node["_target_"].rpartition(".")
         parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
         keys = [key for key in node if not (key.startswith("_") and key.endswith("_"))]

@@ -144,8 +144,8 @@ def test_what_is_matched_and_described_does_not_depend_on_the_true_boxes(make_mo
     with torch.no_grad():
         expected, *changed = (model(its).detections for its in (batch, others, none))
         asked = model.eval()(batch).detections
-    assert not torch.equal(expected.denoised.boxes_cxcywh, changed[0].denoised.boxes_cxcywh)
-    assert asked.denoised is None
+    assert not torch.equal(expected.denoising.boxes_cxcywh, changed[0].denoising.boxes_cxcywh)
+    assert asked.denoising is None
     for said in (*changed, asked):
         assert torch.equal(said.boxes_logits, expected.boxes_logits)
         assert torch.equal(said.objectness_logits, expected.objectness_logits)

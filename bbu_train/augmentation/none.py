@@ -3,7 +3,8 @@
 from bbu_train.types.samples import Sample
 
 
-class Unchanged:
+class NoAugmentation:
+    """Leaves every picture as it is, in every epoch."""
+
     def __call__(self, sample: Sample, epoch: int) -> Sample:
-        """Every picture as it is, in every epoch."""
         return sample

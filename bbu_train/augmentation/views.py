@@ -1,4 +1,4 @@
-"""Random views of training pictures: parts, mirrored, larger or smaller, in other colours."""
+"""Random views of training pictures: cropped, flipped, scaled and in other colours."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from bbu_train.ops.numbers import is_number
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object, Picture, Sample, View
 
-NUM_TRIES = 20  # parts that are drawn before the whole picture is taken, where all of them lose every object
+NUM_TRIES = 20  # crops to draw; if each of them loses every object, the whole picture is taken
 SHARES = ("left_right", "top_bottom", "crop", "brightness", "contrast", "saturation")
 POSITIVE_SHARES = ("min_side", "min_visible")
 
@@ -20,13 +20,18 @@ Part = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class RandomViews:
-    """How a training sample's student is seen in an epoch: a function of (seed, epoch, sample) that needs no pixel.
+    """Draws a `View` of the student's picture in each epoch. It depends only on (seed, epoch, sample), not on pixels.
 
-    `left_right` and `top_bottom` are the probabilities that it is mirrored so. With probability `crop` a part is taken,
-    each of its sides evenly drawn from `min_side` to 1 of the picture's, at an even place. An object stays if at least
-    `min_visible` of its area is in the part, and its box is cut to it; where all would be lost, another part is drawn.
-    What is seen is enlarged by a factor drawn from `scale`, [least, most], evenly in its logarithm, before the model's
-    limits to the area of a picture apply. Each colour factor is evenly drawn from 1 - x to 1 + x.
+    left_right   probability of a flip from left to right
+    top_bottom   probability of a flip from top to bottom
+    crop         probability of a crop at a uniformly drawn place. A crop that loses every object is drawn again
+    min_side     smallest side of a crop as a share of the picture's side; each side is drawn uniformly, up to 1
+    min_visible  an object stays, with its box cut to the crop, if at least this share of its area is in the crop
+    scale        [min, max] of the factor by which the crop is enlarged, drawn uniformly in its logarithm. The model's
+                 limits for the area of a picture apply afterwards
+    brightness   the factor is drawn uniformly from 1 - this to 1 + this
+    contrast     likewise
+    saturation   likewise
     """
 
     left_right: float | int
@@ -40,7 +45,7 @@ class RandomViews:
     saturation: float | int
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = [
             f"augmentation.{key}={getattr(self, key)}: expected a number from 0 to 1"
             for key in SHARES
@@ -53,30 +58,30 @@ class RandomViews:
         ]
         ends = list(self.scale) if isinstance(self.scale, list | tuple) else []
         if len(ends) != 2 or not all(map(is_number, ends)) or not 0 < ends[0] <= ends[1] < math.inf:
-            problems.append(f"augmentation.scale={self.scale}: expected [least, most], above 0")
+            problems.append(f"augmentation.scale={self.scale}: expected [min, max], above 0")
         if problems:
             raise all_problems("augmentation", problems, "Set these keys in conf/augmentation or as overrides.")
 
     def __call__(self, sample: Sample, epoch: int) -> Sample:
-        return replace(sample, student=self._seen(sample.student, generator("view", self.seed, epoch, sample.id)))
+        return replace(sample, student=self._view(sample.student, generator("view", self.seed, epoch, sample.id)))
 
-    def _seen(self, picture: Picture, random: np.random.Generator) -> Picture:
-        left_right, top_bottom, crops, *colours, size = random.random(7).tolist()
-        changes = self.brightness, self.contrast, self.saturation
-        factors = (1 + change * (2 * chance - 1) for change, chance in zip(changes, colours, strict=True))
-        least, most = self.scale
-        scale = least * (most / least) ** size
-        part = self._part(picture, random) if crops < self.crop else (0, 0, picture.width, picture.height)
+    def _view(self, picture: Picture, random: np.random.Generator) -> Picture:
+        left_right, top_bottom, crop, *colours, size = random.random(7).tolist()
+        ranges = self.brightness, self.contrast, self.saturation
+        factors = (1 + amplitude * (2 * number - 1) for amplitude, number in zip(ranges, colours, strict=True))
+        min_scale, max_scale = self.scale
+        scale = min_scale * (max_scale / min_scale) ** size
+        part = self._crop(picture, random) if crop < self.crop else (0, 0, picture.width, picture.height)
         width, height = max(1, round(scale * (part[2] - part[0]))), max(1, round(scale * (part[3] - part[1])))
         flips = left_right < self.left_right, top_bottom < self.top_bottom
         view = View(picture.width, picture.height, part, *flips, *factors)
         if picture.objects is None:
             return Picture(picture.path, width, height, None, view)
         visible = _visible(picture.objects, part, self.min_visible)
-        return Picture(picture.path, width, height, tuple(_moved(visible, view, width, height)), view)
+        return Picture(picture.path, width, height, tuple(_transform(visible, view, width, height)), view)
 
-    def _part(self, picture: Picture, random: np.random.Generator) -> Part:
-        """In whole pixels, with an object in it if the picture has any."""
+    def _crop(self, picture: Picture, random: np.random.Generator) -> Part:
+        """Draw a crop in whole pixels, with an object in it if the picture has any."""
         for _ in range(NUM_TRIES):
             wide, high, across, down = random.random(4).tolist()
             width, height = (
@@ -91,31 +96,31 @@ class RandomViews:
 
 
 def _visible(objects: Sequence[Object], part: Part, min_visible: float) -> list[Object]:
-    """The objects of whose area at least that share lies in the part, their boxes cut to it."""
+    """Return the objects with at least the share `min_visible` of their area in the part, their boxes cut to it."""
     left, top, right, bottom = part
     kept = []
-    for each in objects:
-        x1, y1, x2, y2 = each.box_xyxy
+    for item in objects:
+        x1, y1, x2, y2 = item.box_xyxy
         cut = max(x1, left), max(y1, top), min(x2, right), min(y2, bottom)
-        if cut == each.box_xyxy:
-            kept.append(each)
+        if cut == item.box_xyxy:
+            kept.append(item)
         elif cut[0] < cut[2] and cut[1] < cut[3]:
             visible = (cut[2] - cut[0]) * (cut[3] - cut[1])
             if visible >= min_visible * (x2 - x1) * (y2 - y1):
-                kept.append(Object(cut, each.description))
+                kept.append(Object(cut, item.description))
     return kept
 
 
-def _moved(objects: Sequence[Object], view: View, width: int, height: int) -> Iterator[Object]:
-    """From the upright picture to the view, where its part has `width` x `height` pixels."""
+def _transform(objects: Sequence[Object], view: View, width: int, height: int) -> Iterator[Object]:
+    """Transform boxes from the upright picture to the view, which is `width` x `height` pixels large."""
     left, top, right, bottom = view.part_xyxy
     part_width, part_height = right - left, bottom - top
-    for each in objects:
-        x1, y1, x2, y2 = each.box_xyxy
+    for item in objects:
+        x1, y1, x2, y2 = item.box_xyxy
         x1, x2 = (x1 - left) * width / part_width, (x2 - left) * width / part_width
         y1, y2 = (y1 - top) * height / part_height, (y2 - top) * height / part_height
         if view.left_right:
             x1, x2 = width - x2, width - x1
         if view.top_bottom:
             y1, y2 = height - y2, height - y1
-        yield Object((x1, y1, x2, y2), each.description)
+        yield Object((x1, y1, x2, y2), item.description)

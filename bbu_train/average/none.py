@@ -1,4 +1,4 @@
-"""No average: the weights that are trained are those that are evaluated and saved."""
+"""No average: the trained weights themselves are evaluated and saved."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 
-class Latest:
-    """What `ema.Average` does, of the weights as the last step left them."""
+class NoAverage:
+    """The interface of `ExponentialMovingAverage` over the weights that the last step left."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
         self.averages: dict[str, Tensor] = {}
 
     def update(self, num_steps: int) -> None: ...
 
-    def applied(self) -> AbstractContextManager:
+    def applied(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def weights(self) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
-"""`key=value` words of the sister programs, which are not Hydra applications: `checkpoint=best` is a value there."""
+"""The `key=value` arguments of evaluate, predict and compare.
+
+These programs are not Hydra applications: there, `checkpoint=best` would choose from the config group of that name.
+"""
 
 import difflib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bbu_train.cli import main as command_line
+from bbu_train.cli.main import close_stdout, report_error
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
 from bbu_train.runs.config_keys import kind_problem, leaves
@@ -25,43 +27,45 @@ def call(
     defaults: Mapping[str, Any],
     paths: Sequence[str],
 ) -> int:
-    """Run `program` with the values of a command, or show `usage`; give the exit code (`command_line.run`).
+    """Run `program` with the values of a command, or show `usage`. Return the exit code (`cli.main.run_command`).
 
-    The values of `paths` are texts, whatever they look like.
+    The values of the keys in `paths` are text, whatever they look like.
     """
     if {"--help", "-h"} & set(words):
         print(usage, end="")
         return 0
     try:
-        program(read([_quoted(word, paths) for word in words], defaults))
+        program(read([_quote_path(word, paths) for word in words], defaults))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it ends
+        close_stdout()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        return command_line.report(error)
+        return report_error(error)
     return 0
 
 
-def _quoted(word: str, paths: Sequence[str]) -> str:
-    """Bare, a path such as `*.jpg` or `2026_01` would mean something else in YAML."""
+def _quote_path(word: str, paths: Sequence[str]) -> str:
+    """Quote the value of a path: in YAML a bare `*.jpg` is an alias and a bare `2026_01` a number."""
     key, equals, value = word.partition("=")
     return f"{key}={json.dumps(value, ensure_ascii=False)}" if equals and key in paths else word
 
 
 def read(words: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:
-    """`defaults` with the values that `words` give. Raises InputError that lists every word that is wrong."""
+    """Return `defaults` with the values that `words` give. Raises InputError that lists every wrong word."""
     problems = [f"{word!r} is not of the form key=value." for word in words if "=" not in word]
     try:
         given = OmegaConf.from_cli([word for word in words if "=" in word])
-        plain = dict(leaves(OmegaConf.to_container(given, resolve=True))) if given else {}
+        values = dict(leaves(OmegaConf.to_container(given, resolve=True))) if given else {}
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"{' '.join(words)} cannot be read: {error}") from error
-    problems += [problem for key, value in plain.items() if (problem := _problem(key, value, defaults))]
+    problems += [problem for key, value in values.items() if (problem := _problem(key, value, defaults))]
     if problems:
         raise all_problems("This command", problems, "--help says which keys there are.")
-    return OmegaConf.merge(OmegaConf.create(dict(defaults), flags={"struct": True}), given)
+    merged = OmegaConf.merge(OmegaConf.create(dict(defaults), flags={"struct": True}), given)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
@@ -71,38 +75,38 @@ def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
     return f"{key} is no key. {f'Did you mean {near[0]}? ' if near else ''}There are: {', '.join(defaults)}."
 
 
-def absent(given: DictConfig, needed: Mapping[str, str]) -> list[str]:
-    """What to say of each key of `needed` without a value; its text says what the key is to name."""
-    return [f"Say {key}=..., {what}." for key, what in needed.items() if not given[key]]
+def absent(values: DictConfig, required: Mapping[str, str]) -> list[str]:
+    """Return a problem for each key of `required` without a value. Its text says what the key names."""
+    return [f"Say {key}=..., {what}." for key, what in required.items() if not values[key]]
 
 
-def wrong_choices(given: DictConfig, choices: Mapping[str, Sequence[str | None]]) -> list[str]:
-    """What to say of each value that is none of its key's choices; None among them lets a key be left out."""
-    known = {key: [name for name in names if name is not None] for key, names in choices.items()}
+def wrong_choices(values: DictConfig, choices: Mapping[str, Sequence[str | None]]) -> list[str]:
+    """Return a problem for each value that is none of its key's choices. None among them makes a key optional."""
+    names = {key: [name for name in options if name is not None] for key, options in choices.items()}
     return [
-        f"{key}={given[key]}: {key} is {', '.join(names[:-1])} or {names[-1]}."
-        for key, names in known.items()
-        if given[key] not in choices[key]
+        f"{key}={values[key]}: {key} is {', '.join(options[:-1])} or {options[-1]}."
+        for key, options in names.items()
+        if values[key] not in choices[key]
     ]
 
 
-def wrong_counts(given: DictConfig, least: Mapping[str, int]) -> list[str]:
-    """What to say of each value that is no whole number, or less than the `least` of its key."""
+def wrong_counts(values: DictConfig, minimum: Mapping[str, int]) -> list[str]:
+    """Return a problem for each value that is no whole number of at least the `minimum` of its key."""
     return [
-        f"{key}={given[key]}: {key} is a whole number of at least {limit}."
-        for key, limit in least.items()
-        if not is_count(given[key], limit)
+        f"{key}={values[key]}: {key} is a whole number of at least {limit}."
+        for key, limit in minimum.items()
+        if not is_count(values[key], limit)
     ]
 
 
 def wrong_checkpoint(checkpoint: object) -> list[str]:
-    if checkpoint in ("best", "last") or is_count(checkpoint, 0):
+    if checkpoint in ("best", "last") or is_count(checkpoint):
         return []
     return [f"checkpoint={checkpoint}: checkpoint is best, last or a step."]
 
 
 def new_folder(out: str) -> Path:
-    """`out` as a path, after a check that nothing of another command lies there."""
+    """Return `out` as a path. Raises InputError if something lies there, because files of two commands would mix."""
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out={out} holds something. Name a new folder, so that nothing of two commands is mixed.")

@@ -1,4 +1,4 @@
-"""From a command to a run: check the overrides, let Hydra compose, call the task, say what went wrong.
+"""From a command to a run: check the overrides, let Hydra compose the config, run the task, report what went wrong.
 
 Nothing here imports torch, so that `--help` and every mistake are answered at once.
 """
@@ -24,24 +24,24 @@ from bbu_train.errors import InputError, Preempted, SweepPreempted
 from bbu_train.runs import folder as run_folder
 
 Task = Callable[[DictConfig, Sequence[str]], None]
-"""What is run: a config, and the overrides that the user gave for it."""
+"""Runs a config, given the overrides that the user typed."""
 
 Launch = Callable[[Sequence[str], Path], int]
-"""What starts the runs of a sweep: from the command's arguments and conf/ to the exit code."""
+"""Starts the runs of a sweep from the arguments of a command and conf/, and returns the exit code."""
 
 
 def config_folder() -> Path:
-    """conf/ inside the package (an installed wheel) or beside it (a checkout, an editable install)."""
+    """Return conf/: inside the package in an installed wheel, beside it in a checkout or an editable install."""
     package = Path(__file__).resolve().parents[1]
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def run(task: Task, folder: Path, launch: Launch) -> int:
-    """Run `task` with the config that `sys.argv` composes from `folder`, or `launch` a sweep; give the exit code.
+def run_command(task: Task, folder: Path, launch: Launch) -> int:
+    """Run `task` with the config that `sys.argv` composes from `folder`, or `launch` a sweep. Return the exit code.
 
-    0: done, help included. 2: the user's to mend, in one message without a traceback (`BBU_FULL_ERROR=1` adds it).
-    1: a defect, with its traceback. 75: a signal asked the run to end, and the same command, or the one that is said,
-    goes on with it. 130: interrupted.
+    0: done, or help was shown. 1: a defect of the program, with its traceback. 2: a mistake of the user, in one message
+    without a traceback (`BBU_FULL_ERROR=1` adds it). 75: a signal ended the run, and the message says how to go on.
+    130: interrupted by Ctrl-C.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     try:
@@ -53,33 +53,39 @@ def run(task: Task, folder: Path, launch: Launch) -> int:
             version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
         )
         application(_reporting(task, added))()
+    except BrokenPipeError:
+        close_stdout()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        return report(_as_input_error(error))
+        return report_error(_as_input_error(error))
     return 0
 
 
+def close_stdout() -> None:
+    """Send further output nowhere: the reader of a pipe has gone, as `head` does, and Python would complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _reporting(task: Task, added: Sequence[str]) -> Callable[[DictConfig], None]:
-    """The task, which reports its own failure at once and leaves by SystemExit, which Hydra lets through without a line
-    of its own."""
+    """Wrap `task` so that it reports its own failure and leaves by SystemExit, to which Hydra adds no line."""
 
     @functools.wraps(task)
     def reporting(cfg: DictConfig) -> None:
-        given = [override for override in HydraConfig.get().overrides.task if override not in added]
+        typed = [override for override in HydraConfig.get().overrides.task if override not in added]
         resumed = cfg.get("resume")
         try:
             with run_folder.built_by_this_code(resumed) if resumed else nullcontext():
-                task(cfg, given)
+                task(cfg, typed)
         except Exception as error:
-            raise SystemExit(report(error)) from error
+            raise SystemExit(report_error(error)) from error
 
     return reporting
 
 
-def report(error: Exception) -> int:
-    """Print what went wrong to stderr; give the exit code."""
+def report_error(error: Exception) -> int:
+    """Print what went wrong to stderr, and return the exit code."""
     code = exit_code(error)
     if code == 1 or os.environ.get("BBU_FULL_ERROR") == "1":
         traceback.print_exception(error)
@@ -92,7 +98,7 @@ def report(error: Exception) -> int:
 
 def exit_code(error: Exception) -> int:
     if isinstance(error, Preempted):
-        return os.EX_TEMPFAIL  # 75, which says: try again
+        return os.EX_TEMPFAIL  # 75: try again
     return 2 if isinstance(_cause(error), InputError) else 1
 
 
@@ -105,19 +111,19 @@ def _how_to_go_on(error: Preempted) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error of a component's constructor, which `instantiate` wraps."""
+    """Return the error of a component's constructor, which `instantiate` wraps."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _as_input_error(error: Exception) -> Exception:
-    """An error of Hydra's own, or of a YAML file that it reads, is the user's to mend."""
+    """Turn an error of Hydra, or of a YAML file that it reads, into an InputError: the user must mend it."""
     if not isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError | ValueError):
         return error
     if isinstance(error, InputError):
         return error
-    says = [str(part).strip() for part in (error, error.__cause__) if part is not None and str(part).strip()]
-    mended = InputError("\n".join(says))
-    mended.__cause__ = error
-    return mended
+    messages = [str(part).strip() for part in (error, error.__cause__) if part is not None and str(part).strip()]
+    input_error = InputError("\n".join(messages))
+    input_error.__cause__ = error
+    return input_error

@@ -1,4 +1,4 @@
-"""What is wrong with a command, judged before Hydra composes its config: groups, sweeps, experiments, keys."""
+"""Checks of a whole command before Hydra composes its config: config groups, sweeps, experiments and keys."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,21 +23,21 @@ CONFIG_NAME = "config"
 
 
 class CheckedCommand(NamedTuple):
-    """What a command asks for."""
+    """What a command asks for: a sweep or one run, and whether it only shows something of the config or of Hydra."""
 
     sweeps: bool
-    shows: bool  # something of the config or of Hydra, and starts nothing
+    shows: bool
 
 
 def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
-    """Refuse what Hydra would misunderstand, all of it in one InputError; say what the command asks for."""
+    """Return what the command asks for. Raises one InputError that lists everything Hydra would misunderstand."""
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
     flags = parser.parse_args(list(arguments))
     shows = bool(flags.shell_completion or flags.cfg or flags.info or flags.help or flags.hydra_help)
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
-    if flags.shell_completion or (shows and not flags.overrides):  # composing what is right takes a quarter of a second
+    if flags.shell_completion or (shows and not flags.overrides):  # composing a config takes a quarter of a second
         return CheckedCommand(sweeps=False, shows=True)
     loader = config_loader(folder, flags.config_dir)
     given = config_keys.parse(flags.overrides, loader)
@@ -65,14 +65,14 @@ def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
 
 
 def in_hydras_order(arguments: Sequence[str]) -> list[str]:
-    """Options first, or Hydra would not take `seed=1,2 -m steps=10`."""
+    """Put options before overrides: Hydra does not accept `seed=1,2 -m steps=10`."""
     return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
 
 
 def with_choices_of_resumed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command with the choices of the run that `resume=<folder>` names, and what was added.
+    """Return the command with the group choices of the run that `resume=<folder>` names, and the words that were added.
 
-    With them `resume=<folder> data.root=/moved` composes although the default data has no root.
+    Without them `resume=<folder> data.root=/moved` would not compose, because the default data has no such key.
     """
     arguments = list(arguments)
     resume = next((argument for argument in arguments if argument.startswith("resume=")), None)
@@ -87,7 +87,7 @@ def with_choices_of_resumed(arguments: Sequence[str]) -> tuple[list[str], list[s
 
 
 def config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
-    """What `hydra.main` will build from the same folders."""
+    """Return the loader that `hydra.main` will build from the same folders."""
     hydra.version.setbase(VERSION_BASE)
     setup_globals()
     search_path = create_config_search_path(str(folder))
@@ -100,7 +100,7 @@ def config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
 
 
 def _compose(loader: ConfigLoaderImpl, name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of these overrides as plain dicts, interpolations unresolved, with Hydra's own part."""
+    """Compose the config of these overrides as plain dicts, interpolations unresolved, with Hydra's own part."""
     plain = OmegaConf.to_container(loader.load_configuration(name, list(overrides), RunMode.RUN), resolve=False)
     assert isinstance(plain, dict)
     return plain
@@ -123,7 +123,7 @@ def _group_problems(override: Override, loader: ConfigLoaderImpl, chosen: Mappin
 
 
 def _combinations(groups: Sequence[Override]) -> Iterator[tuple[str, ...]]:
-    """Every combination of the choices that a sweep takes from config groups, as overrides; usually there is one."""
+    """Yield every combination of group choices in a sweep, as overrides; usually there is one."""
     spelt = [
         [f"{group.get_key_element()}={choice}" for choice in group.sweep_string_iterator()]
         if group.is_discrete_sweep()
@@ -134,7 +134,7 @@ def _combinations(groups: Sequence[Override]) -> Iterator[tuple[str, ...]]:
 
 
 def _single_problems(given: Sequence[Override]) -> list[str]:
-    """What works with `-m` only."""
+    """Return a problem for each override that works only with `-m`."""
     problems = []
     for override in given:
         key, line = override.key_or_group, override.input_line
@@ -148,7 +148,7 @@ def _single_problems(given: Sequence[Override]) -> list[str]:
 
 
 def _sweep_problems(given: Sequence[Override]) -> list[str]:
-    """Cells of a sweep that would share one folder, of which all but the first would go on with the first."""
+    """Return a problem for each sweep whose cells would share one folder, so that each would resume the first."""
     swept = [override for override in given if override.is_sweep_override()]
     problems = []
     for override in given:
@@ -161,14 +161,14 @@ def _sweep_problems(given: Sequence[Override]) -> list[str]:
             problems.append(f"{line}: a sweep is started by one launcher.")
         if override in swept and identity.is_neutral(key) and key not in ("run", "sweep", "resume", "outputs"):
             problems.append(
-                f"{line}: {key} is no part of what a run is, so these would be one run in one folder. "
+                f"{line}: {key} does not change a run's identity, so these would be one run in one folder. "
                 "Start them one by one, each with its own run=<name>."
             )
     return problems
 
 
 def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[str, Any]) -> list[str]:
-    """Keys of an experiment's file that nothing reads, and words for numbers: Hydra merges them without a word."""
+    """Return a problem for each unknown key and wrong type in an experiment's file: Hydra merges them silently."""
     choices = config["hydra"]["runtime"]["choices"]
     experiment = choices.get("experiment")
     if experiment is None:

@@ -1,4 +1,7 @@
-"""Samples into rows: all of a Batch but where each sample begins, which is what a collator decides."""
+"""Laying samples out in the rows of a Batch.
+
+A collator decides where each sample begins; `lay_out` does all the rest, so that all collators give the same Batch.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bbu_train.collator.sizes import sizes
-from bbu_train.collator.vision import lay_pictures
+from bbu_train.collator.vision import lay_out_pictures
 from bbu_train.ops.chunked_cross_entropy import IGNORED
 from bbu_train.types.batch import Batch, Counts, Encoded, MemoryIndex
 from bbu_train.types.samples import PictureFormat, Role
@@ -16,41 +19,40 @@ PADDING = -1
 
 
 class Collator:
-    """Samples to a Batch, for pictures of this format.
+    """The settings that all collators share. A subclass is called with samples and returns a Batch.
 
-    `max_tokens` and `too_long` say how long a sample may be and what becomes of a longer one; the plan of the run
-    applies them before anything is laid out. Nothing is ever truncated.
+    `max_tokens` limits the length of a sample, and `too_long` ("error" or "drop") tells what to do with a longer one.
+    The plan of the run applies both before any sample is laid out. No sample is ever truncated.
     """
 
-    def __init__(self, picture_format: PictureFormat, max_tokens: int, too_long: str):
+    def __init__(self, picture_format: PictureFormat, max_tokens: int, too_long: str) -> None:
         self.picture_format = picture_format
         self.max_tokens = max_tokens
         self.too_long = too_long
 
 
-def lay(
+def lay_out(
     samples: Sequence[Encoded], starts: Sequence[int], num_rows: int, row_tokens: int, picture_format: PictureFormat
 ) -> Batch:
-    """Write `samples` into rows; `starts` are their first positions in the flattened rows, ascending.
+    """Return the Batch of `samples`, whose first tokens lie at `starts` in the flattened rows.
 
-    What no sample covers is padding. A sample never goes over the end of a row.
+    `starts` must ascend, and no sample may cross the end of a row. Positions that no sample covers are padding.
     """
     size = num_rows * row_tokens
     ends = [start + len(sample.input_ids) for start, sample in zip(starts, samples, strict=True)]
     lengths = torch.tensor([len(sample.input_ids) for sample in samples])
-    place = torch.cat([torch.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+    positions = torch.cat([torch.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+    sample_of_token = torch.arange(len(samples)).repeat_interleave(lengths)
     text_positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
     position_ids = torch.cat([text_positions[None], torch.cat([sample.position_ids for sample in samples], 1)])
     cu_seqlens = torch.tensor(sorted({0, *starts, *ends, size}), dtype=torch.int32)
     supervised, labels, roles = _supervision(samples, starts)
-    vision, teachers, image_positions = lay_pictures(samples, starts, picture_format)
+    vision, teachers, image_positions = lay_out_pictures(samples, starts, picture_format)
     return Batch(
         sample_ids=tuple(sample.sample_id for sample in samples),
-        input_ids=_scatter(torch.cat([sample.input_ids for sample in samples]), place, size, 0).view(num_rows, -1),
-        position_ids=_scatter(position_ids, place, size, 0).view(4, num_rows, -1),
-        sample_of_token=_scatter(torch.arange(len(samples)).repeat_interleave(lengths), place, size, PADDING).view(
-            num_rows, -1
-        ),
+        input_ids=_scatter(torch.cat([sample.input_ids for sample in samples]), positions, size, 0).view(num_rows, -1),
+        position_ids=_scatter(position_ids, positions, size, 0).view(4, num_rows, -1),
+        sample_of_token=_scatter(sample_of_token, positions, size, PADDING).view(num_rows, -1),
         cu_seqlens=cu_seqlens,
         max_seqlen=int(cu_seqlens.diff().max()),
         image_positions=image_positions,
@@ -59,11 +61,11 @@ def lay(
         supervised_positions=supervised,
         labels=labels,
         label_roles=roles,
-        memory=_memory(samples, starts, picture_format),
+        memory=_index_memory(samples, starts, picture_format),
         boxes_cxcywh=torch.cat([sample.boxes_cxcywh for sample in samples]),
         sample_of_object=torch.cat([torch.full((len(s.captions),), i) for i, s in enumerate(samples)]),
         objects_per_sample=tuple(len(sample.captions) for sample in samples),
-        caption_ids=_captions(samples),
+        caption_ids=_pad_captions(samples),
         annotated=torch.tensor([sample.annotated for sample in samples]),
         noise=torch.cat([sample.noise for sample in samples]),
         counts=Counts(
@@ -76,15 +78,17 @@ def lay(
     )
 
 
-def _scatter(values: Tensor, place: Tensor, size: int, fill: int) -> Tensor:
+def _scatter(values: Tensor, positions: Tensor, size: int, fill: int) -> Tensor:
     out = values.new_full((*values.shape[:-1], size), fill)
-    out[..., place] = values
+    out[..., positions] = values
     return out
 
 
 def _supervision(samples: Sequence[Encoded], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions that predict an answer token, that token and its role. A sample's first token is never predicted:
-    what lies before it belongs to another sample."""
+    """Return the positions that predict an answer token, and these tokens and their roles.
+
+    A sample's first token is never predicted, because the token before it belongs to another sample.
+    """
     positions, labels, roles = [], [], []
     for sample, start in zip(samples, starts, strict=True):
         targets = sample.roles[1:].nonzero()[:, 0]
@@ -97,7 +101,7 @@ def _supervision(samples: Sequence[Encoded], starts: Sequence[int]) -> tuple[Ten
     return torch.cat(positions), torch.cat(labels), torch.cat(roles)
 
 
-def _memory(samples: Sequence[Encoded], starts: Sequence[int], picture_format: PictureFormat) -> MemoryIndex:
+def _index_memory(samples: Sequence[Encoded], starts: Sequence[int], picture_format: PictureFormat) -> MemoryIndex:
     vision, centers, text, offset = [], [], [], 0
     merge_size = picture_format.merge_size
     for sample in samples:
@@ -109,27 +113,30 @@ def _memory(samples: Sequence[Encoded], starts: Sequence[int], picture_format: P
         centers.append(torch.stack([x, y], dim=-1).reshape(-1, 2))
         text.append(torch.arange(sample.memory_end))
     return MemoryIndex(
-        vision=_repeated(vision),
+        vision=_pad_by_repeating(vision),
         vision_mask=_mask(vision),
         vision_centers=pad_sequence(centers, batch_first=True),
-        text=torch.tensor(starts)[:, None] + _repeated(text),
+        text=torch.tensor(starts)[:, None] + _pad_by_repeating(text),
         text_mask=_mask(text),
         text_positions=pad_sequence(text, batch_first=True),
     )
 
 
-def _repeated(indices: Sequence[Tensor]) -> Tensor:
-    """Padded with themselves, again and again: a GPU adds up what one entry gets as gradients one after the other, and
-    one index for all padding would make it slow."""
-    most = torch.arange(max(map(len, indices)))
-    return torch.stack([its[most % len(its)] for its in indices])
+def _pad_by_repeating(sequences: Sequence[Tensor]) -> Tensor:
+    """Pad each sequence of indices to the longest by repeating it.
+
+    A GPU adds the gradients of one entry one after the other, so a single index for all padding would be slow.
+    """
+    columns = torch.arange(max(map(len, sequences)))
+    return torch.stack([indices[columns % len(indices)] for indices in sequences])
 
 
 def _mask(sequences: Sequence[Tensor]) -> Tensor:
-    return pad_sequence([torch.ones(len(x), dtype=torch.bool) for x in sequences], batch_first=True)
+    """Return True for entries of the padded sequences, and False for padding."""
+    return pad_sequence([torch.ones(len(indices), dtype=torch.bool) for indices in sequences], batch_first=True)
 
 
-def _captions(samples: Sequence[Encoded]) -> Tensor:
+def _pad_captions(samples: Sequence[Encoded]) -> Tensor:
     captions = [caption for sample in samples for caption in sample.captions]
     if not captions:
         return torch.zeros(0, 1, dtype=torch.long)

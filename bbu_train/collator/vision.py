@@ -1,4 +1,4 @@
-"""The pictures of a batch, as the vision tower takes them."""
+"""The pictures of a batch as inputs of the vision tower."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,29 +12,36 @@ from bbu_train.types.batch import Encoded, TeacherPicture, VisionInputs
 from bbu_train.types.samples import PictureFormat
 
 
-def lay_pictures(
+def lay_out_pictures(
     samples: Sequence[Encoded], starts: Sequence[int], picture_format: PictureFormat
 ) -> tuple[VisionInputs, tuple[TeacherPicture, ...], Int[Tensor, "merged"]]:
-    """What the tower reads at once, the teachers' pictures that come by themselves, and the flattened positions of the
-    image tokens of both. Without `teachers_apart` the tower reads all pictures at once."""
-    placed = [start + sample.image_positions for start, sample in zip(starts, samples, strict=True)]
+    """Return the vision tower's inputs, the teachers' pictures kept apart, and the image tokens' flattened positions.
+
+    Without `PictureFormat.teachers_apart` the tower reads all pictures, and no picture is kept apart. With it the tower
+    reads the students' pictures, and the positions are those of the students' image tokens, then the teachers'.
+    """
+    image_positions = [start + sample.image_positions for start, sample in zip(starts, samples, strict=True)]
     if not picture_format.teachers_apart:
-        patches = torch.cat([sample.patches for sample in samples])
-        return _inputs(patches, torch.cat([s.grid_thw for s in samples]), picture_format), (), torch.cat(placed)
-    conversations = [_pictures(sample, at, picture_format) for sample, at in zip(samples, placed, strict=True)]
+        patches, grids = (torch.cat([getattr(s, name) for s in samples]) for name in ("patches", "grid_thw"))
+        return _inputs(patches, grids, picture_format), (), torch.cat(image_positions)
+    conversations = [
+        _split_pictures(sample, positions, picture_format)
+        for sample, positions in zip(samples, image_positions, strict=True)
+    ]
     students = [pictures[-1] for pictures in conversations]
     teachers = [picture for pictures in conversations for picture in pictures[:-1]]
-    patches, grids, _ = map(torch.cat, zip(*students, strict=True))
+    student_patches, student_grids, _ = map(torch.cat, zip(*students, strict=True))
     apart = tuple(
-        TeacherPicture(_key(its_patches, grid), _inputs(its_patches, grid, picture_format))
-        for its_patches, grid, _ in teachers
+        TeacherPicture(_key(patches, grid), _inputs(patches, grid, picture_format)) for patches, grid, _ in teachers
     )
-    positions = torch.cat([at for _, _, at in (*students, *teachers)])
-    return _inputs(patches, grids, picture_format), apart, positions
+    positions = torch.cat([positions for _, _, positions in (*students, *teachers)])
+    return _inputs(student_patches, student_grids, picture_format), apart, positions
 
 
-def _pictures(sample: Encoded, image_positions: Tensor, picture_format: PictureFormat) -> list[tuple[Tensor, ...]]:
-    """(patches, grid, positions of its image tokens) of each picture of a conversation."""
+def _split_pictures(
+    sample: Encoded, image_positions: Tensor, picture_format: PictureFormat
+) -> list[tuple[Tensor, ...]]:
+    """Return (patches, grid, positions of the image tokens) of each picture of a conversation."""
     num_patches = sample.grid_thw.prod(dim=1)
     num_merged = num_patches // picture_format.merge_size**2
     parts = sample.patches.split(num_patches.tolist()), sample.grid_thw.split(1)
@@ -42,7 +49,7 @@ def _pictures(sample: Encoded, image_positions: Tensor, picture_format: PictureF
 
 
 def _key(patches: UInt8[Tensor, "patches 588"], grid_thw: Int[Tensor, "1 3"]) -> bytes:
-    # Of what the tower reads and not of the file's path: copies share it, and a picture that changed does not.
+    # Hash the tower's inputs, not the file's path: copies of a picture share a key, and a changed picture gets another.
     digest = hashlib.blake2b(patches.numpy(), digest_size=16)
     digest.update(grid_thw.numpy())
     return digest.digest()

@@ -1,7 +1,8 @@
-"""One process, or DistributedDataParallel when several were started."""
+"""The engine for one process, or for several with DistributedDataParallel (DDP)."""
 
 import gc
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,16 +13,18 @@ from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
 from bbu_train.runtime.host_copy import copy_to_host
 from bbu_train.types.batch import Batch
-from bbu_train.types.outputs import Losses
+from bbu_train.types.outputs import Losses, Outputs
 
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
 
 
-class Supervised(nn.Module):
-    """The model and its criterion as one module, so that DistributedDataParallel sees all of the forward pass:
-    the caption loss needs the matching, and both call the model again."""
+class ModelWithCriterion(nn.Module):
+    """The model and its criterion as one module, so that DDP sees the whole forward pass.
 
-    def __init__(self, model: nn.Module, criterion):
+    The criterion calls the model again: the caption loss is computed after the matching.
+    """
+
+    def __init__(self, model: nn.Module, criterion: Callable[[Outputs, Batch], Losses]) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
@@ -33,16 +36,22 @@ class Supervised(nn.Module):
 class DdpEngine:
     """Forward, backward and update of one step.
 
-    `bf16` and `pure_bf16` compute in bfloat16 by autocast; of what the model holds in bfloat16 the optimizer has
-    float32 masters, or none. `groups` names the parameters of each learning-rate group, for the norms. `max_grad_norm`
-    of None does not clip.
-    `gradient_checkpointing` other than "none" is a choice of the model's own.
+    model                   the model
+    criterion               computes loss sums from the model's outputs
+    optimizer               must be fused: it reads `grad_scale` and `found_inf` on the device
+    groups                  parameters of each learning-rate group, for the gradient norms
+    device                  of the model
+    precision               "fp32"; or "bf16" or "pure_bf16", which compute in bfloat16 by autocast. The optimizer has
+                            float32 masters of the model's bfloat16 weights with "bf16", and none with "pure_bf16"
+    num_micro_batches       parts of a step on each rank
+    gradient_checkpointing  "none", or a choice that the model understands
+    max_grad_norm           limit of the gradient norm over all groups; None does not clip
     """
 
     def __init__(
         self,
         model: nn.Module,
-        criterion,
+        criterion: Callable[[Outputs, Batch], Losses],
         optimizer: torch.optim.Optimizer,
         groups: dict[str, list[nn.Parameter]],
         device: torch.device,
@@ -50,7 +59,7 @@ class DdpEngine:
         num_micro_batches: int,
         gradient_checkpointing: str,
         max_grad_norm: float | None,
-    ):
+    ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"engine.precision={precision} is unknown; take one of {', '.join(PRECISIONS)}.")
         if num_micro_batches < 1:
@@ -58,7 +67,7 @@ class DdpEngine:
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
         if gradient_checkpointing != "none":
             model.enable_gradient_checkpointing(gradient_checkpointing)
-        self.module = Supervised(model, criterion)
+        self.module = ModelWithCriterion(model, criterion)
         self.is_distributed = distributed.world_size() > 1
         if self.is_distributed:
             self.module = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
@@ -68,7 +77,7 @@ class DdpEngine:
         self.precision = precision
         self.num_micro_batches = num_micro_batches
         self.max_grad_norm = max_grad_norm
-        self.total = torch.zeros((), device=device)
+        self.objective_sum = torch.zeros((), device=device)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
@@ -78,31 +87,32 @@ class DdpEngine:
             return self.module(batch)
 
     def accumulate(self, last: bool) -> AbstractContextManager:
-        """Around forward and backward of a micro-batch: ranks exchange gradients at the last one only."""
+        """Return the context for forward and backward of a micro-batch: ranks exchange gradients only at the last."""
         return self.module.no_sync() if self.is_distributed and not last else nullcontext()
 
     def backward(self, objective: Tensor) -> None:
-        self.total += objective.detach()
-        # Ranks hold parts of one sum, and DistributedDataParallel averages: undo the division.
+        """Add the gradients of one micro-batch's share of the step's objective."""
+        self.objective_sum += objective.detach()
+        # The ranks' gradients must be added, but DDP averages them: undo its division.
         (objective * distributed.world_size()).backward()
 
     def step(self, sample_ids: list[str]) -> dict[str, float]:
-        """Clip, update, and give the gradient norm of each group before clipping, and of all as "total".
+        """Clip the gradients and update the weights. Return each group's gradient norm before clipping, and "total".
 
-        If the objective or a gradient is not finite, on any rank, no weight changes and InputError says so.
+        Raises InputError if the objective or a gradient is not finite on any rank; then no rank has changed a weight.
         """
-        gradients = {name: [p.grad for p in its if p.grad is not None] for name, its in self.groups.items()}
-        norms = {name: self._norm(its) for name, its in gradients.items()}
+        gradients = {name: [p.grad for p in group if p.grad is not None] for name, group in self.groups.items()}
+        norms = {name: self._norm(group) for name, group in gradients.items()}
         total_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-        values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.total)])
+        values = torch.stack([*norms.values(), total_norm, distributed.sum_over_ranks(self.objective_sum)])
         arrived = copy_to_host(values)
-        self._update(total_norm, is_broken=~values.isfinite().all())
-        # The host waits for the gradients only, and prepares the next step while the device does the update.
+        self._update(total_norm, is_non_finite=~values.isfinite().all())
+        # The host waits for the gradients only, and prepares the next step while the device updates the weights.
         report = dict(zip([*norms, "total", "objective"], arrived().tolist(), strict=True))
-        broken = [name for name, value in report.items() if not math.isfinite(value)]
-        if broken:
+        non_finite = [name for name, value in report.items() if not math.isfinite(value)]
+        if non_finite:
             raise InputError(
-                f"The step is not finite ({', '.join(broken)}), so no weight was changed and the run stops. "
+                f"The step is not finite ({', '.join(non_finite)}), so no weight was changed and the run stops. "
                 f"Its samples: {', '.join(sample_ids)}. Look at them, or lower the learning rates; "
                 "the last checkpoint is good."
             )
@@ -110,29 +120,30 @@ class DdpEngine:
         return report
 
     def close(self) -> None:
-        """Let the model go while the ranks are still joined. No step can follow.
+        """Release the model while the ranks are still connected. No step can follow.
 
-        Left to the end of the interpreter, DistributedDataParallel may go after the threads that it talks through, and
-        the process aborts although its work is done.
+        If DDP is destroyed after its communication threads, the process aborts at exit, so it must be released now.
         """
         self.module = None
         gc.collect()
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
-        """In float32, also of bfloat16 gradients, of which torch's own would be rounded to three digits."""
-        each: list[Tensor] = []
-        for dtype in dict.fromkeys(its.dtype for its in gradients):  # together they would take a kernel for each tensor
-            each += torch._foreach_norm([its for its in gradients if its.dtype == dtype], 2, dtype=torch.float32)
-        return torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros((), device=self.device)
+        """Return the norm in float32. torch would return that of bfloat16 gradients in bfloat16, with three digits."""
+        norms: list[Tensor] = []
+        for dtype in dict.fromkeys(
+            grad.dtype for grad in gradients
+        ):  # mixed dtypes would take a kernel for each tensor
+            norms += torch._foreach_norm([grad for grad in gradients if grad.dtype == dtype], 2, dtype=torch.float32)
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.device)
 
-    def _update(self, total_norm: Tensor, is_broken: Tensor) -> None:
-        """The optimizer's step, unless `is_broken`, on gradients divided by how far their norm is above the limit.
+    def _update(self, total_norm: Tensor, is_non_finite: Tensor) -> None:
+        """Make the optimizer's step with clipped gradients, or none if `is_non_finite`; reset gradients and objective.
 
-        A fused optimizer takes both from the device, as it does for torch's GradScaler: the host does not wait to
-        decide, and the gradients are not read and written once more to be clipped.
+        A fused optimizer reads the divisor of the gradients and `found_inf` on the device, as it does for torch's
+        GradScaler. So the host need not wait for the decision, and clipping needs no pass over the gradients.
         """
-        above = torch.ones_like(total_norm) if self.max_grad_norm is None else total_norm / self.max_grad_norm
-        self.optimizer.grad_scale, self.optimizer.found_inf = above.clamp(min=1), is_broken.float()
+        ratio = torch.ones_like(total_norm) if self.max_grad_norm is None else total_norm / self.max_grad_norm
+        self.optimizer.grad_scale, self.optimizer.found_inf = ratio.clamp(min=1), is_non_finite.float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.total.zero_()
+        self.objective_sum.zero_()

@@ -1,4 +1,4 @@
-"""From the backbone's features to what the head's decoder reads."""
+"""Adapt the backbone's features to the head, and gather them into the memory that its decoders read."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from bbu_train.types.batch import MemoryIndex
 
 
 class Adapter(nn.Module):
-    """P(x + U gelu(D norm(x))): a residual bottleneck of width / ratio (Houlsby et al. 2019), then P to `d_model`.
+    """P(n + U gelu(D n)) with n = LayerNorm(x), a residual bottleneck of width / ratio (Houlsby et al. 2019).
 
-    U starts at zero, so that the adapter starts as a projection of the features as they are.
+    P projects to `d_model`. U starts at zero, so at first the adapter only normalises and projects.
     """
 
-    def __init__(self, width: int, ratio: int, d_model: int):
+    def __init__(self, width: int, ratio: int, d_model: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.down = nn.Linear(width, width // ratio)
@@ -31,35 +31,37 @@ class Adapter(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What a decoder reads of each sample: states, where each of them is, and which are real and not padding."""
+    """The entries of each sample that a decoder attends to. `mask` is False for padding."""
 
     states: Float[Tensor, "samples memory model"]
-    places: Float[Tensor, "samples memory model"]
+    pos_embed: Float[Tensor, "samples memory model"]
     mask: Bool[Tensor, "samples memory"]
 
     @property
     def keys(self) -> Float[Tensor, "samples memory model"]:
-        """As in DETR, a state is found by what it is and by where it is."""
-        return self.states + self.places
+        """The inputs of the key projection: states with their position added, as in DETR."""
+        return self.states + self.pos_embed
 
 
-def gather(vision: Float[Tensor, "merged model"], text: Float[Tensor, "flat model"], index: MemoryIndex) -> Memory:
-    """Each sample's memory: its student's image tokens, then its text."""
+def gather_memory(
+    vision: Float[Tensor, "merged model"], text: Float[Tensor, "flat model"], index: MemoryIndex
+) -> Memory:
+    """Return each sample's memory: the image tokens of its student picture, then its text."""
     states = torch.cat([vision[index.vision], text[index.text]], dim=1)
     mask = torch.cat([index.vision_mask, index.text_mask], dim=1)
-    return Memory(states, places(index, states.shape[-1]), mask)
+    return Memory(states, memory_pos_embed(index, states.shape[-1]), mask)
 
 
-def places(index: MemoryIndex, d_model: int) -> Float[Tensor, "samples memory model"]:
-    """Where each memory entry is: (y, x) in the picture for image tokens, the place in the sample for text.
-
-    Sines of either kind, as DETR's: half of the channels for y and half for x, the picture spanning 2 pi.
-    """
+def memory_pos_embed(index: MemoryIndex, d_model: int) -> Float[Tensor, "samples memory model"]:
+    """Encode the position of each memory entry: its centre for an image token, its index in the sample for text."""
     text = sine_encoding(index.text_positions.float(), d_model)
-    return torch.cat([in_picture(index.vision_centers, d_model), text], dim=1)
+    return torch.cat([point_sine_encoding(index.vision_centers, d_model), text], dim=1)
 
 
-def in_picture(centers: Float[Tensor, "*n 2"], d_model: int) -> Float[Tensor, "*n model"]:
-    """Of (x, y), the picture being the unit square."""
-    x, y = (2 * torch.pi * centers).unbind(-1)
+def point_sine_encoding(points: Float[Tensor, "*n 2"], d_model: int) -> Float[Tensor, "*n model"]:
+    """Encode (x, y) in the unit square as DETR does: y in the first half of the channels, x in the second.
+
+    The sides of the picture are scaled to 2 pi, which is one period of the fastest sine.
+    """
+    x, y = (2 * torch.pi * points).unbind(-1)
     return torch.cat([sine_encoding(y, d_model // 2), sine_encoding(x, d_model // 2)], dim=-1)

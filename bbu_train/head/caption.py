@@ -1,4 +1,4 @@
-"""Describes an object query in words."""
+"""Decode a caption from an object query."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from bbu_train.ops.chunked_cross_entropy import chunked_cross_entropy, cross_ent
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.sine_encoding import sine_encoding
 
-COMPILED_SLOTS = 8
-"""Slots come in as many where they are compiled: for one, and for strides that 8 does not divide, code is made anew."""
+COMPILED_SLOTS_MULTIPLE = 8
+"""Compiled code gets a multiple of 8 slots: torch recompiles for a size of 1 and for strides not divisible by 8."""
 
 
 class CaptionLayer(DecoderLayer):
-    """One pre-norm decoder layer: the caption so far, then the sample's memory, then a feed-forward network."""
+    """One pre-norm decoder layer: causal self-attention, cross-attention to the memory, feed-forward network."""
 
     def forward(
         self,
@@ -26,29 +26,32 @@ class CaptionLayer(DecoderLayer):
         past: KeysValues | None,
         memory: KeysValues,
     ) -> tuple[Float[Tensor, "samples slots tokens model"], KeysValues]:
+        """Return the new states, and the keys and values of self-attention with those of `past` before them.
+
+        With a `past` there must be one new token, which may attend to everything before it.
+        """
         num_samples, num_slots, num_tokens, _ = states.shape
         normalised = self.norms[0](states).flatten(0, 1)
         keys_values = self.self_attention.keys_values(normalised, normalised)
         if past is not None:
             keys_values = tuple(torch.cat(pair, dim=2) for pair in zip(past, keys_values, strict=True))
-        # With a cache there is one new token, which may read all that went before.
-        own = self.self_attention(normalised, keys_values, is_causal=past is None)
-        states = states + own.unflatten(0, (num_samples, num_slots))
-        # All captions of a sample read one memory, so they are one sequence of queries to it.
-        read = self.cross_attention(self.norms[1](states).flatten(1, 2), memory)
-        states = states + read.unflatten(1, (num_slots, num_tokens))
+        attended = self.self_attention(normalised, keys_values, is_causal=past is None)
+        states = states + attended.unflatten(0, (num_samples, num_slots))
+        # All captions of a sample attend to the same memory, so they form one sequence of queries.
+        attended = self.cross_attention(self.norms[1](states).flatten(1, 2), memory)
+        states = states + attended.unflatten(1, (num_slots, num_tokens))
         return states + self.feed_forward(self.norms[2](states)), keys_values
 
 
 class CaptionDecoder(nn.Module):
-    """p(w_t | w_<t, query, memory), teacher-forced in training and greedy, with a cache, in prediction.
+    """p(w_t | w_<t, query, memory): teacher-forced in training, greedy with a key-value cache in prediction.
 
-    The sequence is (query, w_1, ..., w_n-1) and predicts (w_1, ..., w_n): the query takes the place of a start
-    token. Words are embedded and projected by the backbone's own matrices, through a projection to its width and
-    one from it, so there is no second vocabulary. Slots are queries or objects of one sample.
+    The input (query, w_1, ..., w_n-1) predicts (w_1, ..., w_n): the query replaces a start token. Words are embedded
+    and projected to logits by the backbone's own matrices, with a projection from its width to `d_model` and one
+    back, so there is no second vocabulary. The slots of a sample are its queries, or in training its objects.
     """
 
-    def __init__(self, width: int, d_model: int, num_layers: int, num_heads: int, vocabulary_chunk: int):
+    def __init__(self, width: int, d_model: int, num_layers: int, num_heads: int, vocabulary_chunk: int) -> None:
         super().__init__()
         self.embed_projection = nn.Linear(width, d_model)
         self.out_projection = nn.Linear(d_model, width)
@@ -58,28 +61,28 @@ class CaptionDecoder(nn.Module):
         self.cross_entropy = cross_entropy
         self.slots_multiple = 1
 
-    def speaker(
+    def caption_functions(
         self,
         queries: Float[Tensor, "samples queries model"],
         memory: Memory,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> tuple[Callable[[Tensor, Tensor, Tensor, int], Tensor], Callable[[int, int], Tensor]]:
-        """`caption_losses` and `describe` of `Detections`, for queries that have these states."""
+        """Return `caption_losses` and `generate_captions` of `Detections` for the final states of the queries."""
 
-        def caption_losses(samples: Tensor, chosen: Tensor, caption_ids: Tensor, num_slots: int) -> Tensor:
+        def caption_losses(samples: Tensor, chosen: Tensor, caption_ids: Tensor, max_objects: int) -> Tensor:
             matched = queries[samples, chosen]
-            return self.losses(matched, samples, num_slots, caption_ids, memory, embed, project)
+            return self.losses(matched, samples, max_objects, caption_ids, memory, embed, project)
 
-        def describe(end_token: int, max_tokens: int) -> Tensor:
-            return self.describe(queries, memory, embed, project, end_token, max_tokens)
+        def generate_captions(end_token: int, max_tokens: int) -> Tensor:
+            return self.generate(queries, memory, embed, project, end_token, max_tokens)
 
-        return caption_losses, describe
+        return caption_losses, generate_captions
 
     def compile_parts(self) -> None:
-        """Fuse what training runs. Describing, whose cache grows with each token, stays as it is."""
+        """Compile what training runs. `generate` stays eager, because its cache grows with each token."""
         self.teacher_forced = compile_dynamic(self.teacher_forced)
-        self.slots_multiple = COMPILED_SLOTS
+        self.slots_multiple = COMPILED_SLOTS_MULTIPLE
         self.cross_entropy = compile_dynamic(cross_entropy)
 
     def losses(
@@ -92,15 +95,15 @@ class CaptionDecoder(nn.Module):
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "objects tokens"]:
-        """Cross entropy of each caption token, 0 where `caption_ids` is -100.
+        """Return the cross entropy of each caption token, 0 where `caption_ids` is -100.
 
-        `samples` says whose memory each caption reads, in ascending order; no sample has more than `num_slots`.
+        `samples` is the sample of each object, in ascending order; no sample has more than `num_slots` objects.
         """
         words = embed(caption_ids[:, :-1].clamp(min=0))
         num_slots = math.ceil(num_slots / self.slots_multiple) * self.slots_multiple
-        out = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
-        targets = caption_ids.flatten()
-        losses = chunked_cross_entropy(out, targets, project, self.vocabulary_chunk, self.cross_entropy)
+        hidden = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
+        labels = caption_ids.flatten()
+        losses = chunked_cross_entropy(hidden, labels, project, self.vocabulary_chunk, self.cross_entropy)
         return losses.view(caption_ids.shape)
 
     def teacher_forced(
@@ -111,16 +114,16 @@ class CaptionDecoder(nn.Module):
         words: Float[Tensor, "objects words width"],
         memory: Memory,
     ) -> Float[Tensor, "objects tokens width"]:
-        """What the output matrix reads: of each object's query and then of its words."""
+        """Return the hidden states, in the backbone's width, after each object's query and each of its words."""
         sequences = torch.cat([queries[:, None], self.embed_projection(words).to(queries.dtype)], dim=1)
         num_samples = len(memory.states)
-        place = (samples, rank_in_sample(samples, num_samples))
-        slots = sequences.new_zeros(num_samples, num_slots, *sequences.shape[1:]).index_put(place, sequences)
-        states, _ = self._decode(slots, 0, None, self._read(memory))
-        return self.out_projection(self.norm(states[place]))
+        slot = (samples, rank_in_sample(samples, num_samples))
+        rows = sequences.new_zeros(num_samples, num_slots, *sequences.shape[1:]).index_put(slot, sequences)
+        states, _ = self._decode(rows, 0, None, self._memory_keys_values(memory))
+        return self.out_projection(self.norm(states[slot]))
 
     @torch.no_grad()
-    def describe(
+    def generate(
         self,
         queries: Float[Tensor, "samples slots model"],
         memory: Memory,
@@ -129,27 +132,34 @@ class CaptionDecoder(nn.Module):
         end_token: int,
         max_tokens: int,
     ) -> Int[Tensor, "samples slots tokens"]:
-        """The likeliest next token, again and again, until every caption has ended or has `max_tokens` tokens."""
-        read, past, ids = self._read(memory), None, []
+        """Decode greedily until every caption has ended or has `max_tokens` tokens; pad with `end_token`."""
+        memory_keys_values, past, ids = self._memory_keys_values(memory), None, []
         states = queries[:, :, None]
-        ended = torch.zeros(queries.shape[:2], dtype=torch.bool, device=queries.device)
+        has_ended = torch.zeros(queries.shape[:2], dtype=torch.bool, device=queries.device)
         for position in range(max_tokens):
-            decoded, past = self._decode(states, position, past, read)
-            scores = project(self.out_projection(self.norm(decoded[:, :, -1])))
-            ids.append(scores.argmax(-1).masked_fill(ended, end_token))
-            ended = ended | (ids[-1] == end_token)
-            if ended.all():
+            decoded, past = self._decode(states, position, past, memory_keys_values)
+            logits = project(self.out_projection(self.norm(decoded[:, :, -1])))
+            ids.append(logits.argmax(-1).masked_fill(has_ended, end_token))
+            has_ended = has_ended | (ids[-1] == end_token)
+            if has_ended.all():
                 break
             states = self.embed_projection(embed(ids[-1]))[:, :, None].to(queries.dtype)
         return torch.stack(ids, dim=-1)
 
-    def _read(self, memory: Memory) -> list[KeysValues]:
+    def _memory_keys_values(self, memory: Memory) -> list[KeysValues]:
         return [layer.cross_attention.keys_values(memory.keys, memory.states, memory.mask) for layer in self.layers]
 
-    def _decode(self, states: Tensor, first_position: int, past, memory: list[KeysValues]):
-        places = torch.arange(first_position, first_position + states.shape[2], device=states.device)
-        states, present = states + sine_encoding(places.float(), states.shape[-1]), []
+    def _decode(
+        self,
+        states: Float[Tensor, "samples slots tokens model"],
+        first_position: int,
+        past: list[KeysValues] | None,
+        memory: list[KeysValues],
+    ) -> tuple[Float[Tensor, "samples slots tokens model"], list[KeysValues]]:
+        """Return the states after the last layer, and the self-attention cache of each layer."""
+        positions = torch.arange(first_position, first_position + states.shape[2], device=states.device)
+        states, cache = states + sine_encoding(positions.float(), states.shape[-1]), []
         for i, layer in enumerate(self.layers):
-            states, keys_values = layer(states, past and past[i], memory[i])
-            present.append(keys_values)
-        return states, present
+            states, keys_values = layer(states, None if past is None else past[i], memory[i])
+            cache.append(keys_values)
+        return states, cache

@@ -1,4 +1,4 @@
-"""A plain DETR decoder on top of Qwen2.5-VL (Carion et al. 2020): boxes, objectness and captions."""
+"""A plain DETR decoder (Carion et al. 2020) on top of Qwen2.5-VL: boxes, objectness and captions."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.head import flops
-from bbu_train.head.adapter import Adapter, Memory, gather
+from bbu_train.head.adapter import Adapter, Memory, gather_memory
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp, Objectness
 from bbu_train.ops.compile import compile_dynamic
@@ -17,28 +17,32 @@ from bbu_train.types.outputs import Detections
 
 
 class QueryLayer(DecoderLayer):
-    """One decoder layer, pre-norm: the queries read each other, then the memory, each with its position added."""
+    """One pre-norm decoder layer: self-attention, cross-attention to the memory, feed-forward network.
+
+    `query_pos` and `memory.pos_embed` are added to the inputs of queries and keys, never of values, as in DETR.
+    """
 
     def forward(
         self,
         queries: Float[Tensor, "samples queries model"],
-        places: Float[Tensor, "queries model"],
+        query_pos: Float[Tensor, "queries model"],
         memory: Memory,
     ) -> Float[Tensor, "samples queries model"]:
         normalised = self.norms[0](queries)
-        placed = normalised + places
-        queries = queries + self.self_attention(placed, self.self_attention.keys_values(placed, normalised))
-        read = self.cross_attention.keys_values(memory.keys, memory.states, memory.mask)
-        queries = queries + self.cross_attention(self.norms[1](queries) + places, read)
+        with_pos = normalised + query_pos
+        queries = queries + self.self_attention(with_pos, self.self_attention.keys_values(with_pos, normalised))
+        keys_values = self.cross_attention.keys_values(memory.keys, memory.states, memory.mask)
+        queries = queries + self.cross_attention(self.norms[1](queries) + query_pos, keys_values)
         return queries + self.feed_forward(self.norms[2](queries))
 
 
 class Detr(nn.Module):
-    """`num_queries` learned queries read each sample's memory and say a box, an objectness and a caption each.
+    """Predict a box, an objectness and a caption from each of `num_queries` learned queries.
 
-    The memory is the student picture's image tokens and the sample's text before the student's answer
-    (`MemoryIndex`). Box and objectness heads are shared by all layers, whose outputs all come back for auxiliary
-    losses. Unlike DETR there is no encoder, since the backbone is one, and no class layer: captions name the class.
+    The queries attend to each sample's memory: the image tokens of the student's picture and the text before the
+    student's answer (`MemoryIndex`). All decoder layers share the box and objectness heads, and return predictions for
+    auxiliary losses. Two differences from DETR: there is no encoder, since the backbone is one, and no class
+    prediction, since captions name the class.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Detr(nn.Module):
         num_caption_layers: int,
         adapter_ratio: int,
         vocabulary_chunk: int,
-    ):
+    ) -> None:
         super().__init__()
         self.vision_adapter = Adapter(width, adapter_ratio, d_model)
         self.language_adapter = Adapter(width, adapter_ratio, d_model)
@@ -65,15 +69,15 @@ class Detr(nn.Module):
         self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
 
     def compile_parts(self) -> None:
-        """Fuse what comes before the matching into one graph, and the captions, which come after it, into another.
+        """Compile everything before the matching into one graph, and the captions, which follow it, into others.
 
-        There the host is not ahead of the device, which would wait for each small kernel that is launched by itself.
+        In the head the host is not ahead of the device, which would otherwise wait for the launch of each small kernel.
         """
         self.detect = compile_dynamic(self.detect)
         self.captioner.compile_parts()
 
     def training_flops(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
-        """Of a training step on samples of these sizes; what trains outside of the head is given."""
+        """Count the operations of a training step on samples of these sizes; see `flops.detr`."""
         return flops.detr(self, sizes, vocabulary_size, features_train, words_train)
 
     def forward(
@@ -85,11 +89,14 @@ class Detr(nn.Module):
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> Detections:
-        """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits. This head
-        learns from its losses alone, and does not look at `truth`."""
-        states, places, mask, layers, boxes_logits, objectness_logits = self.detect(vision_features, hidden, index)
-        spoken = self.captioner.speaker(layers[-1], Memory(states, places, mask), embed, project)
-        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *spoken)
+        """Return the detections of every layer.
+
+        `embed` maps token ids to the backbone's width, and `project` maps that width to logits. `truth` is not used:
+        this head has no denoising and no dense loss.
+        """
+        states, pos_embed, mask, layers, boxes_logits, objectness_logits = self.detect(vision_features, hidden, index)
+        captions = self.captioner.caption_functions(layers[-1], Memory(states, pos_embed, mask), embed, project)
+        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *captions)
 
     def detect(
         self,
@@ -97,14 +104,18 @@ class Detr(nn.Module):
         hidden: Float[Tensor, "flat width"],
         index: MemoryIndex,
     ) -> tuple[Tensor, ...]:
-        """The three parts of the memory, the states of the queries after each layer, and their boxes and objectness
-        before the sigmoid, in float32. A flat tuple, because torch 2.11 cannot give a named one from compiled code."""
-        memory = gather(self.vision_adapter(vision_features), self.language_adapter(hidden), index)
+        """Return the three fields of the memory, then query states, boxes and objectness logits after each layer.
+
+        Boxes are logits too, and both kinds are float32. The tuple is flat, because compiled code cannot return a
+        named one in torch 2.11.
+        """
+        memory = gather_memory(self.vision_adapter(vision_features), self.language_adapter(hidden), index)
         memory = memory._replace(states=self.memory_norm(memory.states))
-        layers = self._queries(memory)
+        layers = self._decode(memory)
         return *memory, layers, self.box(layers).float(), self.objectness(layers)[..., 0].float()
 
-    def _queries(self, memory: Memory) -> Float[Tensor, "layers samples queries model"]:
+    def _decode(self, memory: Memory) -> Float[Tensor, "layers samples queries model"]:
+        """Return the normalised query states after each layer."""
         queries = self.query.weight.expand(len(memory.states), -1, -1)
         outputs = []
         for layer in self.layers:

@@ -1,63 +1,41 @@
-"""A decoder that learns in minutes what a plain one learns in hours: DINO (Zhang et al. 2022) on Qwen2.5-VL."""
+"""A DINO decoder (Zhang et al. 2022) on top of Qwen2.5-VL. It learns in minutes what plain DETR learns in hours."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from bbu_train.head import anchors, flops, modulated_attention
-from bbu_train.head.adapter import Adapter, Memory, gather, in_picture
+from bbu_train.head import anchors, flops
+from bbu_train.head.adapter import Adapter, Memory, gather_memory, point_sine_encoding
+from bbu_train.head.anchored_layer import AnchoredLayer
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.denoising import Slots, Starts, beside, noised, slots
-from bbu_train.head.dense import object_of_token
-from bbu_train.head.layers import DecoderLayer, KeysValues, Mlp, Objectness
+from bbu_train.head.denoising import DecoderInputs, Slots, add_box_noise, build_slots, concat_queries
+from bbu_train.head.dense import assign_tokens
+from bbu_train.head.layers import KeysValues, Mlp, Objectness
+from bbu_train.head.modulated_attention import MemoryPositions, memory_positions
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import GroundTruth, MemoryIndex
 from bbu_train.types.outputs import DenoisingOutputs, DenseOutputs, Detections
 
 
-class AnchoredLayer(DecoderLayer):
-    """One decoder layer, pre-norm: the queries of a group read each other, then the memory around their boxes."""
-
-    def __init__(self, d_model: int, num_heads: int):
-        super().__init__(d_model, num_heads)
-        self.gaze = modulated_attention.Gaze(d_model, num_heads)
-
-    def forward(
-        self,
-        queries: Float[Tensor, "samples groups queries model"],
-        places: Float[Tensor, "samples groups queries model"],
-        boxes_cxcywh: Float[Tensor, "samples groups queries 4"],
-        mask: Bool[Tensor, "samples_groups queries"] | None,
-        memory: KeysValues,
-        where: modulated_attention.Places,
-    ) -> Float[Tensor, "samples groups queries model"]:
-        groups = queries.shape[:2]
-        normalised = self.norms[0](queries)
-        placed = (normalised + places).flatten(0, 1)
-        keys_values = self.self_attention.keys_values(placed, normalised.flatten(0, 1), mask)
-        queries = queries + self.self_attention(placed, keys_values).unflatten(0, groups)
-        # Groups differ in what they read of each other, and to the memory they are one sequence of queries.
-        asked = (self.norms[1](queries) + places).flatten(1, 2)
-        looks = self.gaze(asked, boxes_cxcywh.flatten(1, 2), where.token_sizes)
-        read = modulated_attention.look(self.cross_attention.asking(asked), *memory, looks, where.entries)
-        queries = queries + self.cross_attention.answer(read).unflatten(1, queries.shape[1:3])
-        return queries + self.feed_forward(self.norms[2](queries))
-
-
 class Dino(nn.Module):
-    """Queries begin at boxes that image tokens propose, and each layer moves the boxes of the layer before.
+    """Predict boxes that start at proposals of image tokens and that each decoder layer refines:
 
-    logit(b_i) = logit(b_i-1) + MLP(query after layer i), and b_0 that of the `num_queries` image tokens which look most
-    like an object, a box around the token moved likewise. An image token is first split into `split` x `split` parts,
-    2 being its patches, so that small objects have tokens of their own. A layer reads around its boxes (`Gaze`). The
-    proposals are the first of the layers that come back. As in DINO a layer's losses reach the layer before it too, and
-    no farther, and in training true boxes with noise pass through the same decoder, `num_denoising_groups` times each,
-    as groups of queries that no other query reads. In training each image token learns by itself, too, to find the
-    object in whose middle it lies (`DenseOutputs`): from queries alone, which look everywhere at first, a vision tower
-    of random weights learns little. Unlike in DINO attention is dense, the features have one scale, a query begins with
-    its token's state besides a learned one, and objectness and captions take the place of classes.
+    logit(b_i) = logit(b_i-1) + MLP(query after layer i).
+
+    - Proposals: b_0 are the refined anchors of the `num_queries` image tokens with the highest objectness. They come
+      back as the first of the layers. Image tokens are first split into `split` x `split` parts (2: patches), so that
+      small objects have tokens of their own.
+    - Look forward twice: the losses of a layer reach the refinement of the layer before it, and none earlier.
+    - Contrastive denoising, in training: true boxes with noise pass through the same decoder as
+      `num_denoising_groups` groups of queries to which no other query attends (`DenoisingOutputs`).
+    - Dense loss, in training: each image token also predicts the object in whose central part it lies (`DenseOutputs`).
+      A vision tower with random weights learns little from queries alone, which attend everywhere at first.
+
+    Differences from DINO: cross-attention is dense and modulated around the boxes (`GaussianModulation`), features have
+    one scale, a query starts as the sum of its token's state and a learned embedding, and objectness and captions
+    replace classes.
     """
 
     def __init__(
@@ -72,7 +50,7 @@ class Dino(nn.Module):
         split: int,
         num_denoising_groups: int,
         vocabulary_chunk: int,
-    ):
+    ) -> None:
         super().__init__()
         self.d_model = d_model
         self.split = split
@@ -80,26 +58,26 @@ class Dino(nn.Module):
         self.vision_adapter = Adapter(width, adapter_ratio, split**2 * d_model)
         self.language_adapter = Adapter(width, adapter_ratio, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        self.proposed_objectness = Objectness(d_model)
-        self.proposed_box = _still(Mlp(d_model, 4, num_layers=3))
+        self.proposal_objectness = Objectness(d_model)
+        self.proposal_box = zero_init_last(Mlp(d_model, 4, num_layers=3))
         self.dense_objectness = Objectness(d_model)
-        self.dense_box = _still(Mlp(d_model, 4, num_layers=3))
+        self.dense_box = zero_init_last(Mlp(d_model, 4, num_layers=3))
         self.query = nn.Embedding(num_queries, d_model)
-        self.place = Mlp(2 * d_model, d_model, num_layers=2)
+        self.query_pos_head = Mlp(2 * d_model, d_model, num_layers=2)
         self.layers = nn.ModuleList(AnchoredLayer(d_model, num_heads) for _ in range(num_decoder_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.box = _still(Mlp(d_model, 4, num_layers=3))
+        self.box = zero_init_last(Mlp(d_model, 4, num_layers=3))
         self.objectness = Objectness(d_model)
         self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
-        nn.init.normal_(self.query.weight, std=0.02)  # enough to part queries of one token, which has most to say
+        # Small beside the token's state, but enough to separate queries that start from the same token.
+        nn.init.normal_(self.query.weight, std=0.02)
 
     def compile_parts(self) -> None:
-        """Fuse the captions. Code for the decoder would take minutes to make, and the host is far ahead of the device
-        when it comes to it."""
+        """Compile the captions only: the decoder would take minutes, and there the host is far ahead of the device."""
         self.captioner.compile_parts()
 
     def training_flops(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
-        """Of a training step on samples of these sizes; what trains outside of the head is given."""
+        """Count the operations of a training step on samples of these sizes; see `flops.dino`."""
         return flops.dino(self, sizes, vocabulary_size, features_train, words_train)
 
     def forward(
@@ -111,16 +89,20 @@ class Dino(nn.Module):
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> Detections:
-        """`embed` and `project` are the backbone's: token ids to its width, and from its width to logits. `truth` is
-        read in training only, and by nothing but `denoised` and `dense`."""
-        index = anchors.finer(index, self.split)
-        memory, states, boxes_logits, objectness_logits, denoised, dense = self.detect(
+        """Return the detections of the proposals and of every layer.
+
+        `embed` maps token ids to the backbone's width, and `project` maps that width to logits. `truth` is used in
+        training only, and affects nothing but `denoising` and `dense`.
+        """
+        index = anchors.split_tokens(index, self.split)
+        memory, states, boxes_logits, objectness_logits, denoising, dense = self.detect(
             vision_features, hidden, index, truth
         )
-        # A caption looks for its object where the object is.
-        placed = states + in_picture(boxes_logits[-1, ..., :2].detach().sigmoid(), self.d_model).to(states.dtype)
-        spoken = self.captioner.speaker(placed, memory, embed, project)
-        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *spoken, denoised, dense)
+        # The centre of its box tells a caption where to attend. Captions do not train boxes, hence the detach.
+        centers = boxes_logits[-1, ..., :2].detach().sigmoid()
+        states = states + point_sine_encoding(centers, self.d_model).to(states.dtype)
+        captions = self.captioner.caption_functions(states, memory, embed, project)
+        return Detections(boxes_logits, boxes_logits.sigmoid(), objectness_logits, *captions, denoising, dense)
 
     def detect(
         self,
@@ -129,82 +111,90 @@ class Dino(nn.Module):
         index: MemoryIndex,
         truth: GroundTruth,
     ) -> tuple[Memory, Tensor, Tensor, Tensor, DenoisingOutputs | None, DenseOutputs | None]:
-        """The memory, the states of the queries after the last layer, boxes and objectness of proposals and layers
-        before the sigmoid, in float32, and what exists in training only. `index` is that of the split tokens."""
-        vision = self.vision_adapter(vision_features).view(-1, self.d_model)
-        memory = gather(vision, self.language_adapter(hidden), index)
-        memory = memory._replace(states=self.memory_norm(memory.states))
-        # What is read says where it is, too: a box is told from where its sides were seen.
-        read = [layer.cross_attention.keys_values(memory.keys, memory.keys) for layer in self.layers]
-        where = modulated_attention.places(index)
-        seen = memory.states[:, : index.vision.shape[1]]
+        """Return the memory, the final query states, boxes and objectness, and the outputs that only training has.
 
-        tokens, proposed, scores = self._propose(seen, index)
-        starts = Starts((self.query.weight + tokens)[:, None], proposed[:, None], None)
-        rows = None
+        Boxes and objectness are float32 logits of the proposals and of every layer. `index` is of the split tokens.
+        """
+        vision = self.vision_adapter(vision_features).view(-1, self.d_model)
+        memory = gather_memory(vision, self.language_adapter(hidden), index)
+        memory = memory._replace(states=self.memory_norm(memory.states))
+        # Unlike in DETR values contain positions too: a box is predicted from where its sides were seen.
+        keys_values = [layer.cross_attention.keys_values(memory.keys, memory.keys) for layer in self.layers]
+        image_states = memory.states[:, : index.vision.shape[1]]
+
+        tokens, proposals, scores = self._propose(image_states, index)
+        inputs = DecoderInputs((self.query.weight + tokens)[:, None], proposals[:, None], None)
+        slots = None
         if self.training and self.num_denoising_groups:
-            rows = slots(truth.sample_of_object, len(seen), truth.most)
-            starts = beside(starts, self._noised(truth, rows, seen, index))
-        states, boxes, objectness = self._decode(starts, read, where)
-        denoised = self._denoised(rows, boxes, objectness) if rows else None
-        dense = self._each_token(truth, seen, index) if self.training else None
-        num_queries = proposed.shape[1]
-        boxes = torch.cat([proposed[None], boxes[:, :, 0, :num_queries]])
+            slots = build_slots(truth.sample_of_object, len(image_states), truth.max_objects)
+            inputs = concat_queries(inputs, self._denoising_inputs(truth, slots, image_states, index))
+        states, boxes, objectness = self._decode(inputs, keys_values, memory_positions(index))
+        denoising = self._denoising_outputs(slots, boxes, objectness) if slots else None
+        dense = self._dense_outputs(truth, image_states, index) if self.training else None
+        num_queries = proposals.shape[1]
+        boxes = torch.cat([proposals[None], boxes[:, :, 0, :num_queries]])
         objectness = torch.cat([scores[None], objectness[:, :, 0, :num_queries]])
-        return memory, states[:, 0, :num_queries], boxes, objectness, denoised, dense
+        return memory, states[:, 0, :num_queries], boxes, objectness, denoising, dense
 
     def _propose(
-        self, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
+        self, image_states: Float[Tensor, "samples vision model"], index: MemoryIndex
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """States, boxes and objectness of the best tokens of each picture, the latter two before the sigmoid."""
-        scores = self.proposed_objectness(seen)[..., 0].float()
-        chosen = anchors.best(scores.detach(), index.vision_mask, self.query.num_embeddings)
-        tokens = anchors.take(seen, chosen)
-        boxes = anchors.take(anchors.of_tokens(index), chosen) + self.proposed_box(tokens).float()
+        """Return states, box logits and objectness logits of the image tokens with the highest objectness."""
+        scores = self.proposal_objectness(image_states)[..., 0].float()
+        chosen = anchors.topk_tokens(scores.detach(), index.vision_mask, self.query.num_embeddings)
+        tokens = anchors.gather_tokens(image_states, chosen)
+        boxes = anchors.gather_tokens(anchors.anchor_logits(index), chosen) + self.proposal_box(tokens).float()
         return tokens, boxes, scores.gather(1, chosen)
 
-    def _noised(
-        self, truth: GroundTruth, rows: Slots, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
-    ) -> Starts:
-        """Where the groups of noised true boxes begin."""
-        boxes = rows.lay(noised(truth.boxes_cxcywh, truth.noise, self.num_denoising_groups))
-        tokens = anchors.take(seen, anchors.nearest(boxes.flatten(1, 2), index)).unflatten(1, boxes.shape[1:3])
-        return Starts(tokens, anchors.logits(boxes), rows.mask[:, None].expand(boxes.shape[:3]))
+    def _denoising_inputs(
+        self, truth: GroundTruth, slots: Slots, image_states: Float[Tensor, "samples vision model"], index: MemoryIndex
+    ) -> DecoderInputs:
+        """Return noised true boxes, with the state of the image token nearest to each as its query."""
+        boxes = slots.pad(add_box_noise(truth.boxes_cxcywh, truth.noise, self.num_denoising_groups))
+        nearest = anchors.nearest_tokens(boxes.flatten(1, 2), index)
+        tokens = anchors.gather_tokens(image_states, nearest).unflatten(1, boxes.shape[1:3])
+        return DecoderInputs(tokens, anchors.inverse_sigmoid(boxes), slots.mask[:, None].expand(boxes.shape[:3]))
 
-    def _denoised(self, rows: Slots, boxes: Tensor, objectness: Tensor) -> DenoisingOutputs:
-        num_slots = rows.mask.shape[1]
-        said, seemed = boxes[:, :, 1:, :num_slots], objectness[:, :, 1:, :num_slots]
-        return DenoisingOutputs(rows.lift(said)[..., 0, :].sigmoid(), rows.lift(seemed[..., None])[..., 0])
+    def _denoising_outputs(self, slots: Slots, boxes: Tensor, objectness: Tensor) -> DenoisingOutputs:
+        """Split the denoising groups off the boxes and objectness logits of all groups; group 0 is the matched one."""
+        num_slots = slots.mask.shape[1]
+        boxes, objectness = boxes[:, :, 1:, :num_slots], objectness[:, :, 1:, :num_slots]
+        return DenoisingOutputs(
+            slots.unpad(boxes)[..., 0, :].sigmoid(),
+            slots.unpad(objectness[..., None])[..., 0],
+        )
 
-    def _each_token(
-        self, truth: GroundTruth, seen: Float[Tensor, "samples vision model"], index: MemoryIndex
+    def _dense_outputs(
+        self, truth: GroundTruth, image_states: Float[Tensor, "samples vision model"], index: MemoryIndex
     ) -> DenseOutputs:
-        boxes = anchors.of_tokens(index) + self.dense_box(seen).float()
-        objects = object_of_token(index.vision_centers, index.vision_mask, truth.boxes_cxcywh, truth.sample_of_object)
-        return DenseOutputs(boxes.sigmoid(), self.dense_objectness(seen)[..., 0].float(), objects, index.vision_mask)
+        boxes = (anchors.anchor_logits(index) + self.dense_box(image_states).float()).sigmoid()
+        objectness = self.dense_objectness(image_states)[..., 0].float()
+        objects = assign_tokens(index.vision_centers, index.vision_mask, truth.boxes_cxcywh, truth.sample_of_object)
+        return DenseOutputs(boxes, objectness, objects, index.vision_mask)
 
     def _decode(
-        self, starts: Starts, read: list[KeysValues], where: modulated_attention.Places
+        self, inputs: DecoderInputs, keys_values: list[KeysValues], memory_pos: MemoryPositions
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """States after the last layer, and boxes and objectness after each, before the sigmoid."""
-        queries, mask = starts.queries, None if starts.mask is None else starts.mask.flatten(0, 1)
-        before = anchor = starts.boxes_logits.detach()
-        said, seemed = [], []
-        for layer, keys_values in zip(self.layers, read, strict=True):
+        """Return the states after the last layer, and box and objectness logits after each."""
+        queries, mask = inputs.queries, None if inputs.mask is None else inputs.mask.flatten(0, 1)
+        # Both are the boxes so far; `reference` has the gradient of the last refinement, `anchor` none.
+        reference = anchor = inputs.boxes_logits.detach()
+        boxes, objectness = [], []
+        for layer, layer_keys_values in zip(self.layers, keys_values, strict=True):
             boxes_cxcywh = anchor.sigmoid()
-            places = self.place(anchors.wave(boxes_cxcywh, self.d_model))
-            queries = layer(queries, places, boxes_cxcywh, mask, keys_values, where)
+            query_pos = self.query_pos_head(anchors.box_sine_encoding(boxes_cxcywh, self.d_model))
+            queries = layer(queries, query_pos, boxes_cxcywh, mask, layer_keys_values, memory_pos)
             states = self.norm(queries)
-            move = self.box(states).float()
-            said.append(before + move)
-            seemed.append(self.objectness(states)[..., 0].float())
-            before = anchor + move
-            anchor = before.detach()
-        return states, torch.stack(said), torch.stack(seemed)
+            refinement = self.box(states).float()
+            boxes.append(reference + refinement)
+            objectness.append(self.objectness(states)[..., 0].float())
+            reference = anchor + refinement
+            anchor = reference.detach()
+        return states, torch.stack(boxes), torch.stack(objectness)
 
 
-def _still(box: Mlp) -> Mlp:
-    """A box that does not move before it has learned to."""
+def zero_init_last(box: Mlp) -> Mlp:
+    """Set the last layer of a box head to zero, so that it leaves boxes where they are before it is trained."""
     nn.init.zeros_(box[-1].weight)
     nn.init.zeros_(box[-1].bias)
     return box

@@ -1,154 +1,158 @@
-"""The kernels of gaze_attention.py: one program for each head of a sample and each tile of queries, or of keys."""
+"""The Triton kernels of modulated_attention_function.py, with a program for each tile of queries, or of keys, of each
+head of a sample."""
 
 import triton
 import triton.language as tl
 
-IMAGE, TEXT, NOTHING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # as in gaze.py
-BARRED = tl.constexpr(-1e30)  # finite, so that a tile of nothing is no NaN before another tile outweighs it
+IMAGE, TEXT, PADDING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # as in modulated_attention.py
+MASK_BIAS = tl.constexpr(-1e30)  # finite, so that a tile of only padding gives no NaN; other tiles outweigh it
 
 
 @triton.jit
-def _rows(first, sample, head, rows, num_rows, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    """Pointers to these rows of one head of a tensor (samples, rows, heads, SIZE), and which of their numbers exist."""
+def _row_pointers(base, sample, head, rows, num_rows, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Return pointers to rows of one head of a tensor (samples, rows, heads, SIZE), and which of them are real."""
     channels = tl.arange(0, WIDTH)[None, :]
-    line = (sample * num_rows + rows[:, None]).to(tl.int64) * HEADS + head
-    return first + line * SIZE + channels, (rows[:, None] < num_rows) & (channels < SIZE)
+    row_index = (sample * num_rows + rows[:, None]).to(tl.int64) * HEADS + head
+    return base + row_index * SIZE + channels, (rows[:, None] < num_rows) & (channels < SIZE)
 
 
 @triton.jit
-def _load(first, sample, head, rows, num_rows, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    at, is_real = _rows(first, sample, head, rows, num_rows, HEADS, SIZE, WIDTH)
-    return tl.load(at, is_real, 0.0)
+def _load(base, sample, head, rows, num_rows, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    pointers, is_real = _row_pointers(base, sample, head, rows, num_rows, HEADS, SIZE, WIDTH)
+    return tl.load(pointers, is_real, 0.0)
 
 
 @triton.jit
-def _store(first, sample, head, rows, num_rows, values, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    at, is_real = _rows(first, sample, head, rows, num_rows, HEADS, SIZE, WIDTH)
-    tl.store(at, values.to(first.dtype.element_ty), is_real)
+def _store(base, sample, head, rows, num_rows, values, HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    pointers, is_real = _row_pointers(base, sample, head, rows, num_rows, HEADS, SIZE, WIDTH)
+    tl.store(pointers, values.to(base.dtype.element_ty), is_real)
 
 
 @triton.jit
-def _looks(looks, sample, head, rows, num_rows, HEADS: tl.constexpr):
-    """Middles, spreads and text of these queries, one after the other."""
-    at, real = looks + ((sample * num_rows + rows).to(tl.int64) * HEADS + head) * 5, rows < num_rows
-    middle_x, middle_y = tl.load(at, real, 0.0), tl.load(at + 1, real, 0.0)
-    spread_x, spread_y = tl.load(at + 2, real, 1.0), tl.load(at + 3, real, 1.0)
-    return middle_x, middle_y, spread_x, spread_y, tl.load(at + 4, real, 0.0)
+def _load_gaussians(gaussians, sample, head, rows, num_rows, HEADS: tl.constexpr):
+    """Return mean x and y, standard deviation x and y, and text bias of each query."""
+    pointers, is_real = gaussians + ((sample * num_rows + rows).to(tl.int64) * HEADS + head) * 5, rows < num_rows
+    mean_x, mean_y = tl.load(pointers, is_real, 0.0), tl.load(pointers + 1, is_real, 0.0)
+    std_x, std_y = tl.load(pointers + 2, is_real, 1.0), tl.load(pointers + 3, is_real, 1.0)
+    return mean_x, mean_y, std_x, std_y, tl.load(pointers + 4, is_real, 0.0)
 
 
 @triton.jit
-def _entries(entries, sample, columns, num_columns):
-    at, real = entries + (sample * num_columns + columns).to(tl.int64) * 3, columns < num_columns
-    return tl.load(at, real, 0.0), tl.load(at + 1, real, 0.0), tl.load(at + 2, real, 2.0)
+def _load_entries(entries, sample, columns, num_columns):
+    pointers, is_real = entries + (sample * num_columns + columns).to(tl.int64) * 3, columns < num_columns
+    return tl.load(pointers, is_real, 0.0), tl.load(pointers + 1, is_real, 0.0), tl.load(pointers + 2, is_real, 2.0)
 
 
 @triton.jit
-def _added(x, y, kind, text):
-    """What the look adds, of distances in spreads."""
-    return tl.where(kind == IMAGE, -(x * x + y * y) / 2, tl.where(kind == TEXT, text, BARRED))
+def _bias(x, y, kind, text):
+    """Return the modulation of scores, for distances x and y in standard deviations."""
+    return tl.where(kind == IMAGE, -(x * x + y * y) / 2, tl.where(kind == TEXT, text, MASK_BIAS))
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def forward(
-    q, k, v, looks, entries, out, log_sums, num_queries, num_keys, scale,
+    q, k, v, gaussians, entries, out, log_sum_exp, num_queries, num_keys, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     queries = _load(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    middle_x, middle_y, spread_x, spread_y, text = _looks(looks, sample, head, rows, num_queries, HEADS)
-    most, total = tl.full((QUERIES,), float("-inf"), tl.float32), tl.zeros((QUERIES,), tl.float32)
-    read = tl.zeros((QUERIES, WIDTH), tl.float32)
+    mean_x, mean_y, std_x, std_y, text = _load_gaussians(gaussians, sample, head, rows, num_queries, HEADS)
+    row_max, row_sum = tl.full((QUERIES,), float("-inf"), tl.float32), tl.zeros((QUERIES,), tl.float32)
+    out_rows = tl.zeros((QUERIES, WIDTH), tl.float32)
     for start in range(0, num_keys, KEYS):
         columns = start + tl.arange(0, KEYS)
         keys = _load(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
         scores = tl.dot(queries, tl.trans(keys)) * scale
-        x, y, kind = _entries(entries, sample, columns, num_keys)
-        x = (x[None, :] - middle_x[:, None]) / spread_x[:, None]
-        y = (y[None, :] - middle_y[:, None]) / spread_y[:, None]
-        scores += _added(x, y, kind[None, :], text[:, None])
-        before, most = most, tl.maximum(most, tl.max(scores, 1))
-        weights, shrink = tl.exp(scores - most[:, None]), tl.exp(before - most)
+        x, y, kind = _load_entries(entries, sample, columns, num_keys)
+        x = (x[None, :] - mean_x[:, None]) / std_x[:, None]
+        y = (y[None, :] - mean_y[:, None]) / std_y[:, None]
+        scores += _bias(x, y, kind[None, :], text[:, None])
+        old_max, row_max = row_max, tl.maximum(row_max, tl.max(scores, 1))
+        weights, rescale = tl.exp(scores - row_max[:, None]), tl.exp(old_max - row_max)
         values = _load(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-        total = total * shrink + tl.sum(weights, 1)
-        read = read * shrink[:, None] + tl.dot(weights.to(values.dtype), values)
-    _store(out, sample, head, rows, num_queries, read / total[:, None], HEADS, SIZE, WIDTH)
-    line = (sample * HEADS + head) * num_queries + rows
-    tl.store(log_sums + line, most + tl.log(total), rows < num_queries)
+        row_sum = row_sum * rescale + tl.sum(weights, 1)
+        out_rows = out_rows * rescale[:, None] + tl.dot(weights.to(values.dtype), values)
+    _store(out, sample, head, rows, num_queries, out_rows / row_sum[:, None], HEADS, SIZE, WIDTH)
+    row_index = (sample * HEADS + head) * num_queries + rows
+    tl.store(log_sum_exp + row_index, row_max + tl.log(row_sum), rows < num_queries)
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def backward_of_queries(
-    q, k, v, looks, entries, out, log_sums, gradient, d_q, d_looks, common, num_queries, num_keys, scale,
+    q, k, v, gaussians, entries, out, log_sum_exp, d_out, d_q, d_gaussians, delta, num_queries, num_keys, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """With P = softmax(S) and O = P V: dP = dO V^T and dS = P (dP - sum(O dO)). That sum is kept in `common`."""
+    """With P = softmax(S) and O = P V: dP = dO V^T and dS = P (dP - delta), where delta = sum(O dO) is stored."""
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     queries = _load(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    read = _load(out, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    d_read = _load(gradient, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-    line = (sample * HEADS + head) * num_queries + rows
-    log_sum = tl.load(log_sums + line, rows < num_queries, 0.0)
-    shared = tl.sum(read.to(tl.float32) * d_read.to(tl.float32), 1)
-    tl.store(common + line, shared, rows < num_queries)
-    middle_x, middle_y, spread_x, spread_y, text = _looks(looks, sample, head, rows, num_queries, HEADS)
+    out_rows = _load(out, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
+    d_out_rows = _load(d_out, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
+    row_index = (sample * HEADS + head) * num_queries + rows
+    log_sum_exp_rows = tl.load(log_sum_exp + row_index, rows < num_queries, 0.0)
+    delta_rows = tl.sum(out_rows.to(tl.float32) * d_out_rows.to(tl.float32), 1)
+    tl.store(delta + row_index, delta_rows, rows < num_queries)
+    mean_x, mean_y, std_x, std_y, text = _load_gaussians(gaussians, sample, head, rows, num_queries, HEADS)
     d_queries = tl.zeros((QUERIES, WIDTH), tl.float32)
-    d_middle_x, d_middle_y = tl.zeros((QUERIES,), tl.float32), tl.zeros((QUERIES,), tl.float32)
-    d_spread_x, d_spread_y = tl.zeros((QUERIES,), tl.float32), tl.zeros((QUERIES,), tl.float32)
+    d_mean_x, d_mean_y = tl.zeros((QUERIES,), tl.float32), tl.zeros((QUERIES,), tl.float32)
+    d_std_x, d_std_y = tl.zeros((QUERIES,), tl.float32), tl.zeros((QUERIES,), tl.float32)
     d_text = tl.zeros((QUERIES,), tl.float32)
     for start in range(0, num_keys, KEYS):
         columns = start + tl.arange(0, KEYS)
         keys = _load(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-        x, y, kind = _entries(entries, sample, columns, num_keys)
-        x = (x[None, :] - middle_x[:, None]) / spread_x[:, None]
-        y = (y[None, :] - middle_y[:, None]) / spread_y[:, None]
-        scores = tl.dot(queries, tl.trans(keys)) * scale + _added(x, y, kind[None, :], text[:, None])
-        d_weights = tl.dot(d_read, tl.trans(_load(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)))
-        d_scores = tl.exp(scores - log_sum[:, None]) * (d_weights - shared[:, None])
+        x, y, kind = _load_entries(entries, sample, columns, num_keys)
+        x = (x[None, :] - mean_x[:, None]) / std_x[:, None]
+        y = (y[None, :] - mean_y[:, None]) / std_y[:, None]
+        scores = tl.dot(queries, tl.trans(keys)) * scale + _bias(x, y, kind[None, :], text[:, None])
+        d_weights = tl.dot(d_out_rows, tl.trans(_load(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)))
+        d_scores = tl.exp(scores - log_sum_exp_rows[:, None]) * (d_weights - delta_rows[:, None])
         d_queries += tl.dot(d_scores.to(keys.dtype), keys)
-        of_image = tl.where(kind[None, :] == IMAGE, d_scores, 0.0)
-        d_middle_x += tl.sum(of_image * x, 1)
-        d_middle_y += tl.sum(of_image * y, 1)
-        d_spread_x += tl.sum(of_image * x * x, 1)
-        d_spread_y += tl.sum(of_image * y * y, 1)
+        d_image_scores = tl.where(kind[None, :] == IMAGE, d_scores, 0.0)
+        d_mean_x += tl.sum(d_image_scores * x, 1)
+        d_mean_y += tl.sum(d_image_scores * y, 1)
+        d_std_x += tl.sum(d_image_scores * x * x, 1)
+        d_std_y += tl.sum(d_image_scores * y * y, 1)
         d_text += tl.sum(tl.where(kind[None, :] == TEXT, d_scores, 0.0), 1)
     _store(d_q, sample, head, rows, num_queries, d_queries * scale, HEADS, SIZE, WIDTH)
-    at, real = d_looks + ((sample * num_queries + rows).to(tl.int64) * HEADS + head) * 5, rows < num_queries
-    tl.store(at, d_middle_x / spread_x, real)
-    tl.store(at + 1, d_middle_y / spread_y, real)
-    tl.store(at + 2, d_spread_x / spread_x, real)
-    tl.store(at + 3, d_spread_y / spread_y, real)
-    tl.store(at + 4, d_text, real)
+    pointers, is_real = (
+        d_gaussians + ((sample * num_queries + rows).to(tl.int64) * HEADS + head) * 5,
+        rows < num_queries,
+    )
+    tl.store(pointers, d_mean_x / std_x, is_real)
+    tl.store(pointers + 1, d_mean_y / std_y, is_real)
+    tl.store(pointers + 2, d_std_x / std_x, is_real)
+    tl.store(pointers + 3, d_std_y / std_y, is_real)
+    tl.store(pointers + 4, d_text, is_real)
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def backward_of_keys(
-    q, k, v, looks, entries, log_sums, gradient, common, d_k, d_v, num_queries, num_keys, scale,
+    q, k, v, gaussians, entries, log_sum_exp, d_out, delta, d_k, d_v, num_queries, num_keys, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """dV = P^T dO and dK = dS^T Q, so everything is transposed here: keys are rows."""
+    """dV = P^T dO and dK = dS^T Q. All tiles are transposed here: keys are rows, queries are columns."""
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     columns = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     keys = _load(k, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
     values = _load(v, sample, head, columns, num_keys, HEADS, SIZE, WIDTH)
-    key_x, key_y, kind = _entries(entries, sample, columns, num_keys)
+    key_x, key_y, kind = _load_entries(entries, sample, columns, num_keys)
     d_keys, d_values = tl.zeros((KEYS, WIDTH), tl.float32), tl.zeros((KEYS, WIDTH), tl.float32)
     for start in range(0, num_queries, QUERIES):
         rows = start + tl.arange(0, QUERIES)
         queries = _load(q, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-        d_read = _load(gradient, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
-        line = (sample * HEADS + head) * num_queries + rows
-        # Of a query that does not exist no weight remains.
-        log_sum = tl.load(log_sums + line, rows < num_queries, float("inf"))
-        shared = tl.load(common + line, rows < num_queries, 0.0)
-        middle_x, middle_y, spread_x, spread_y, text = _looks(looks, sample, head, rows, num_queries, HEADS)
-        x = (key_x[:, None] - middle_x[None, :]) / spread_x[None, :]
-        y = (key_y[:, None] - middle_y[None, :]) / spread_y[None, :]
-        scores = tl.dot(keys, tl.trans(queries)) * scale + _added(x, y, kind[:, None], text[None, :])
-        weights = tl.exp(scores - log_sum[None, :])
-        d_values += tl.dot(weights.to(d_read.dtype), d_read)
-        d_scores = weights * (tl.dot(values, tl.trans(d_read)) - shared[None, :])
+        d_out_rows = _load(d_out, sample, head, rows, num_queries, HEADS, SIZE, WIDTH)
+        row_index = (sample * HEADS + head) * num_queries + rows
+        # Queries beyond the last get weight exp(-inf) = 0.
+        log_sum_exp_rows = tl.load(log_sum_exp + row_index, rows < num_queries, float("inf"))
+        delta_rows = tl.load(delta + row_index, rows < num_queries, 0.0)
+        mean_x, mean_y, std_x, std_y, text = _load_gaussians(gaussians, sample, head, rows, num_queries, HEADS)
+        x = (key_x[:, None] - mean_x[None, :]) / std_x[None, :]
+        y = (key_y[:, None] - mean_y[None, :]) / std_y[None, :]
+        scores = tl.dot(keys, tl.trans(queries)) * scale + _bias(x, y, kind[:, None], text[None, :])
+        weights = tl.exp(scores - log_sum_exp_rows[None, :])
+        d_values += tl.dot(weights.to(d_out_rows.dtype), d_out_rows)
+        d_scores = weights * (tl.dot(values, tl.trans(d_out_rows)) - delta_rows[None, :])
         d_keys += tl.dot(d_scores.to(queries.dtype), queries)
     _store(d_k, sample, head, columns, num_keys, d_keys * scale, HEADS, SIZE, WIDTH)
     _store(d_v, sample, head, columns, num_keys, d_values, HEADS, SIZE, WIDTH)

@@ -1,5 +1,5 @@
-"""No head."""
+"""The choice of no head."""
 
 
 def build(width: int) -> None:
-    """The language model alone, whatever its width."""
+    """Return None for any backbone width: the language model stays alone."""

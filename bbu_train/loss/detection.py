@@ -12,28 +12,28 @@ from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Detections
 
 ObjectnessLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of logits, which of them answer for an object, and IoU: one of `objectness`."""
+"""A loss of `bbu_train.loss.objectness`: from logits, a mask of matched queries, and IoU to the loss of each query."""
 
 
 def box_losses(
-    said: Float[Tensor, "*layers 4"], true: Float[Tensor, "*#layers 4"]
+    pred_cxcywh: Float[Tensor, "*layers 4"], true_cxcywh: Float[Tensor, "*#layers 4"]
 ) -> tuple[Float[Tensor, "*layers"], Float[Tensor, "*layers"], Float[Tensor, "*layers"]]:
-    """||b - b^||_1 and 1 - GIoU(b, b^) of each pair of normalised cxcywh boxes, and its IoU, which has no gradient."""
-    iou, giou = boxes.paired_ious(boxes.cxcywh_to_xyxy(said), boxes.cxcywh_to_xyxy(true))
-    return (said - true).abs().sum(-1), 1 - giou, iou.detach()
+    """Return ||b - b^||_1, 1 - GIoU(b, b^) and IoU of each pair of normalised boxes. The IoU has no gradient."""
+    iou, giou = boxes.paired_ious(boxes.cxcywh_to_xyxy(pred_cxcywh), boxes.cxcywh_to_xyxy(true_cxcywh))
+    return (pred_cxcywh - true_cxcywh).abs().sum(-1), 1 - giou, iou.detach()
 
 
-def on_queries(
+def scatter_to_queries(
     values: Shaped[Tensor, "*layers objects"],
     queries: Int[Tensor, "*layers objects"],
     sample_of_object: Int[Tensor, "objects"],
     num_samples: int,
     num_queries: int,
 ) -> Shaped[Tensor, "*layers samples queries"]:
-    """The value of each object at the query that answers for it, and 0, or False, at all others."""
-    empty = values.new_zeros(*queries.shape[:-1], num_samples * num_queries)
-    place = sample_of_object * num_queries + queries
-    return empty.scatter(-1, place, values).unflatten(-1, (num_samples, num_queries))
+    """Put the value of each object at its matched query; all other queries get 0 or False."""
+    zeros = values.new_zeros(*queries.shape[:-1], num_samples * num_queries)
+    flat_queries = sample_of_object * num_queries + queries
+    return zeros.scatter(-1, flat_queries, values).unflatten(-1, (num_samples, num_queries))
 
 
 def layer_sums(
@@ -45,27 +45,30 @@ def layer_sums(
     annotated: Bool[Tensor, "samples"],
     objectness: ObjectnessLoss,
 ) -> tuple[Float[Tensor, "layers"], Float[Tensor, "layers"], Float[Tensor, "layers"]]:
-    """Box L1, box GIoU and objectness of each decoder layer, `queries[i, j]` being layer i's query of object j.
+    """Return the sums of box L1, box GIoU and objectness of each decoder layer.
 
-    Objectness is a sum over all queries of annotated samples.
+    `queries[i, j]` is the query of object j in layer i. Objectness is summed over all queries of annotated samples.
     """
     num_layers, num_samples, num_queries = objectness_logits.shape
     layer = torch.arange(num_layers, device=queries.device)[:, None]
-    said = boxes_cxcywh[layer, sample_of_object, queries]
-    where = queries, sample_of_object, num_samples, num_queries
-    is_object = on_queries(torch.ones_like(queries, dtype=torch.bool), *where)
-    l1, giou, iou = box_losses(said, true_cxcywh)
-    losses = objectness(objectness_logits, is_object, on_queries(iou, *where))
+    pred_cxcywh = boxes_cxcywh[layer, sample_of_object, queries]
+    matching = queries, sample_of_object, num_samples, num_queries
+    is_object = scatter_to_queries(torch.ones_like(queries, dtype=torch.bool), *matching)
+    l1, giou, iou = box_losses(pred_cxcywh, true_cxcywh)
+    losses = objectness(objectness_logits, is_object, scatter_to_queries(iou, *matching))
     return l1.sum(-1), giou.sum(-1), (losses * annotated[:, None]).sum((-2, -1))
 
 
-def denoised_sums(
+def denoising_sums(
     boxes_cxcywh: Float[Tensor, "layers objects groups 4"],
     objectness_logits: Float[Tensor, "layers objects groups 2"],
     true_cxcywh: Float[Tensor, "objects 4"],
     objectness: ObjectnessLoss,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The same three of what was made of noised boxes (`DenoisingOutputs`), in all layers: means over the groups."""
+    """Return the sums of box L1, box GIoU and objectness of `DenoisingOutputs`, over layers; means over groups.
+
+    Of each pair of noised boxes the first is an object and the second is not.
+    """
     num_groups = boxes_cxcywh.shape[2]
     l1, giou, iou = box_losses(boxes_cxcywh, true_cxcywh[:, None])
     is_object = torch.arange(2, device=iou.device) == 0
@@ -82,29 +85,32 @@ def dense_sums(
     annotated: Bool[Tensor, "samples"],
     objectness: ObjectnessLoss,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The same three of each image token (`DenseOutputs`): for each object means over its tokens, and the objectness of
-    all other tokens of annotated samples."""
-    is_object, num_places = objects >= 0, len(true_cxcywh) + 1  # the last is for tokens without an object
-    place = objects % num_places
-    num_tokens = true_cxcywh.new_zeros(num_places).index_add(0, place.flatten(), is_object.flatten().float())
-    share = is_object / num_tokens[place].clamp(min=1)
-    true = torch.cat([true_cxcywh, true_cxcywh.new_full((1, 4), 0.5)])[place]
-    l1, giou, iou = box_losses(boxes_cxcywh, true)
+    """Return the sums of box L1, box GIoU and objectness of `DenseOutputs`.
+
+    Each term is a mean over the tokens of an object, summed over objects. Objectness also sums over all tokens without
+    an object, of annotated samples.
+    """
+    is_object, num_bins = objects >= 0, len(true_cxcywh) + 1  # the last bin is for tokens without an object
+    bins = objects % num_bins
+    num_tokens = true_cxcywh.new_zeros(num_bins).index_add(0, bins.flatten(), is_object.flatten().float())
+    weight = is_object / num_tokens[bins].clamp(min=1)
+    token_cxcywh = torch.cat([true_cxcywh, true_cxcywh.new_full((1, 4), 0.5)])[bins]
+    l1, giou, iou = box_losses(boxes_cxcywh, token_cxcywh)
     losses = objectness(objectness_logits, is_object, iou)
-    losses = losses * torch.where(is_object, share, 1) * (mask & annotated[:, None])
-    return (share * l1).sum(), (share * giou).sum(), losses.sum()
+    losses = losses * torch.where(is_object, weight, 1) * (mask & annotated[:, None])
+    return (weight * l1).sum(), (weight * giou).sum(), losses.sum()
 
 
 def caption_sum(detections: Detections, queries: Int[Tensor, "objects"], batch: Batch) -> Float[Tensor, ""]:
-    """Sum over samples of the mean over its objects of the mean token cross entropy.
+    """Sum over samples the mean over the sample's objects of the caption's mean token cross entropy.
 
-    Without any object one caption is made all the same and counts nothing, so that every rank runs the same modules.
+    A batch without objects computes the loss of one dummy caption times 0, so that every rank runs the same modules.
     """
     samples, ids = batch.sample_of_object, batch.caption_ids
     if len(samples) == 0:
-        nothing = queries.new_zeros(1)
-        return 0 * detections.caption_losses(nothing, nothing, queries.new_zeros(1, 1), 1).sum()
-    most = max(batch.objects_per_sample)
-    per_object = detections.caption_losses(samples, queries, ids, most).sum(-1) / (ids >= 0).sum(-1)
+        dummy = queries.new_zeros(1)
+        return 0 * detections.caption_losses(dummy, dummy, queries.new_zeros(1, 1), 1).sum()
+    max_objects = max(batch.objects_per_sample)
+    per_object = detections.caption_losses(samples, queries, ids, max_objects).sum(-1) / (ids >= 0).sum(-1)
     num_objects = one_hot(samples, len(batch.sample_ids)).sum(0)[samples]
     return (per_object / num_objects).sum()

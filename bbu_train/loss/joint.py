@@ -1,4 +1,4 @@
-"""All six losses of dual supervision."""
+"""All losses of dual supervision: language and detection."""
 
 from torch import Tensor
 
@@ -15,12 +15,12 @@ TERMS = ("bbox_l1", "bbox_giou", "objectness")
 class Joint(Language):
     """The language losses, and for a model with a head box L1, box GIoU, objectness and captions.
 
-    Box terms are divided by the number of objects; objectness, a sum over all queries, and captions by the number of
-    annotated student pictures. Earlier decoder layers and proposals, each with a matching of its own, add the same
-    terms but the caption times `aux_weight`, under names that begin with `aux_`. What a head makes of noised true boxes
-    adds them once more, times `denoising_weight`, under names that begin with `denoised_`, and what it makes of each
-    image token by itself, times `dense_weight`, under names that begin with `dense_`: all divided by the number of
-    objects.
+    Box terms are divided by the number of objects. Objectness, a sum over all queries, and captions are divided by the
+    number of annotated student pictures. Three kinds of extra outputs add the terms again, without captions:
+
+    - `aux_*`, times `aux_weight`: earlier decoder layers and proposals, each with its own matching.
+    - `denoising_*`, times `denoising_weight`: noised true boxes (`DenoisingOutputs`), divided by the number of objects.
+    - `dense_*`, times `dense_weight`: each image token (`DenseOutputs`), divided by the number of objects.
     """
 
     counted_by = Language.counted_by | {
@@ -48,7 +48,7 @@ class Joint(Language):
         dense_weight: float,
         objectness: detection.ObjectnessLoss,
         compile: bool,
-    ):
+    ) -> None:
         super().__init__(weights)
         by_term = {"bbox_l1": weights["l1"], "bbox_giou": weights["giou"], "objectness": weights["objectness"]}
         self.weights |= by_term | {"caption": weights["caption"]}
@@ -59,31 +59,32 @@ class Joint(Language):
         self.aux_weight = aux_weight
         self.objectness = objectness
         self.layer_sums = compile_dynamic(detection.layer_sums) if compile else detection.layer_sums
-        self.denoised_sums = compile_dynamic(detection.denoised_sums) if compile else detection.denoised_sums
+        self.denoising_sums = compile_dynamic(detection.denoising_sums) if compile else detection.denoising_sums
         self.dense_sums = compile_dynamic(detection.dense_sums) if compile else detection.dense_sums
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
-        """Sums over the batch. A model without a head has the language terms alone."""
+        """Return sums over the batch; the language terms only if the model has no head."""
         if outputs.detections is None:
             return super().__call__(outputs, batch)
         losses = super().__call__(outputs, batch)
         queries = self.matcher(outputs.detections, batch)
-        sums = self._layer_sums(outputs.detections, queries, batch)
-        losses |= {name: its[-1] for name, its in sums.items()}
+        sums_by_layer = self._sums_by_layer(outputs.detections, queries, batch)
+        losses |= {name: sums[-1] for name, sums in sums_by_layer.items()}
         losses["caption"] = detection.caption_sum(outputs.detections, queries[-1], batch)
         if self.aux_weight > 0 and len(queries) > 1:
-            losses |= {f"aux_{name}": its[:-1].sum() for name, its in sums.items()}
-        if (denoised := outputs.detections.denoising) is not None:
-            said = denoised.boxes_cxcywh, denoised.objectness_logits
-            its = self.denoised_sums(*said, batch.boxes_cxcywh, self.objectness)
-            losses |= {f"denoising_{name}": loss for name, loss in zip(TERMS, its, strict=True)}
+            losses |= {f"aux_{name}": sums[:-1].sum() for name, sums in sums_by_layer.items()}
+        if (denoising := outputs.detections.denoising) is not None:
+            predictions = denoising.boxes_cxcywh, denoising.objectness_logits
+            sums = self.denoising_sums(*predictions, batch.boxes_cxcywh, self.objectness)
+            losses |= {f"denoising_{name}": loss for name, loss in zip(TERMS, sums, strict=True)}
         if (dense := outputs.detections.dense) is not None:
-            said = dense.boxes_cxcywh, dense.objectness_logits, dense.objects, dense.mask
-            its = self.dense_sums(*said, batch.boxes_cxcywh, batch.annotated, self.objectness)
-            losses |= {f"dense_{name}": loss for name, loss in zip(TERMS, its, strict=True)}
+            predictions = dense.boxes_cxcywh, dense.objectness_logits, dense.objects, dense.mask
+            sums = self.dense_sums(*predictions, batch.boxes_cxcywh, batch.annotated, self.objectness)
+            losses |= {f"dense_{name}": loss for name, loss in zip(TERMS, sums, strict=True)}
         return losses
 
-    def _layer_sums(self, detections: Detections, queries: Tensor, batch: Batch) -> dict[str, Tensor]:
-        said = detections.boxes_cxcywh, detections.objectness_logits
-        true = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
-        return dict(zip(TERMS, self.layer_sums(*said, queries, *true, self.objectness), strict=True))
+    def _sums_by_layer(self, detections: Detections, queries: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the sums of each term, one for each layer."""
+        predictions = detections.boxes_cxcywh, detections.objectness_logits
+        truth = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
+        return dict(zip(TERMS, self.layer_sums(*predictions, queries, *truth, self.objectness), strict=True))

@@ -1,5 +1,7 @@
-"""What a query's objectness costs. Each choice takes logits, which queries answer for an object, and the IoU of those
-with it (what it is for the others does not matter), and gives the loss of each query."""
+"""Losses of objectness. Each is called with logits, a mask of the queries matched to an object, and their IoU with it.
+
+Each returns the loss of every query. The IoU of unmatched queries is ignored.
+"""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,31 +10,31 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 
 class Focal:
-    """-a_t (1 - p_t)^gamma log p_t (Lin et al. 2017), whatever the IoU.
+    """Focal loss, -a_t (1 - p_t)^gamma log p_t (Lin et al. 2017). It ignores the IoU.
 
-    p_t is the probability of what is true, a_t is alpha for objects and 1 - alpha for the rest.
+    p_t is the predicted probability of the true label; a_t is alpha for objects and 1 - alpha for the others.
     """
 
-    def __init__(self, alpha: float, gamma: float):
+    def __init__(self, alpha: float, gamma: float) -> None:
         self.alpha = alpha
         self.gamma = gamma
 
     def __call__(
         self, logits: Float[Tensor, "*n"], is_object: Bool[Tensor, "*#n"], iou: Float[Tensor, "*#n"]
     ) -> Float[Tensor, "*n"]:
-        signed = torch.where(is_object, logits, -logits)  # p_t is its sigmoid
+        signed = torch.where(is_object, logits, -logits)  # p_t = sigmoid(signed)
         weight = torch.where(is_object, self.alpha, 1 - self.alpha) * (self.gamma * logsigmoid(-signed)).exp()
         return -weight * logsigmoid(signed)
 
 
 class Varifocal:
-    """q BCE(p, q) for a query whose box has IoU q with its object, alpha p^gamma BCE(p, 0) for the rest (Zhang et al.
-    2021, VarifocalNet): p becomes the IoU that is to be expected, so the better of two boxes gets the higher score.
+    """Varifocal loss: q BCE(p, q) for an object, alpha p^gamma BCE(p, 0) for the others (Zhang et al. 2021).
 
-    q and the weights are constants to the gradient.
+    q is the IoU of the query's box with its object. p learns the expected IoU, so the better of two boxes gets the
+    higher score. No gradient flows through q and the weights.
     """
 
-    def __init__(self, alpha: float, gamma: float):
+    def __init__(self, alpha: float, gamma: float) -> None:
         self.alpha = alpha
         self.gamma = gamma
 

@@ -22,7 +22,7 @@ def answer(
     every row has ended or has `max_new_tokens`, 1 or more. The model comes back as it was. Autocast is the caller's.
     """
     last_is_text = batch.sample_of_token[:, -1].tolist() == list(range(len(batch.sample_ids)))
-    assert last_is_text, "rows that do not end with their sample: lay prompts out by left_padded"
+    assert last_is_text, "rows that do not end with their sample: lay prompts out by left_pad"
     language_model, embed = model.backbone.model.language_model, model.backbone.get_input_embeddings()
     with _evaluating(model):
         cache = DynamicCache(config=language_model.config)

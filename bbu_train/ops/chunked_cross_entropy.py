@@ -1,4 +1,4 @@
-"""Cross entropy over a large vocabulary without ever holding all logits."""
+"""Cross entropy over a large vocabulary, without holding all logits at once."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ IGNORED = -100
 
 
 def cross_entropy(logits: Float[Tensor, "tokens vocabulary"], labels: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """-log softmax(logits)[label] in float32; 0 where the label is -100."""
+    """Return -log softmax(logits)[label] in float32; 0 where the label is -100."""
     return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
 
 
@@ -22,16 +22,17 @@ def chunked_cross_entropy(
     chunk: int,
     cross_entropy: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Float[Tensor, "tokens"]:
-    """-log softmax(project(hidden))[label] for each token in float32; 0 where the label is -100.
+    """Return -log softmax(project(hidden))[label] of each token in float32; 0 where the label is -100.
 
-    `chunk` tokens at a time: the largest tensor is chunk x vocabulary. The logits of the last chunk are kept for the
-    backward pass, which begins with them; those of the others are computed again. `project` is called as a module, so
-    that sharded weights are gathered. `cross_entropy` may be a compiled one.
+    Tokens are processed in chunks of `chunk`, so the largest tensor has chunk x vocabulary elements. The backward pass
+    begins with the last chunk, so its logits are kept; those of the other chunks are recomputed. Pass `project` as a
+    module, not as its weight: calling it gathers sharded weights. `cross_entropy` may be a compiled version.
     """
 
-    def losses(part: Tensor, part_labels: Tensor) -> Tensor:
-        # Labels of their own, no view: compiled code would be made again whenever the length of the whole changes.
-        return cross_entropy(project(part), part_labels.clone())
+    def losses(chunk_hidden: Tensor, chunk_labels: Tensor) -> Tensor:
+        # The labels of a chunk are a view of all labels: without the clone, a compiled `cross_entropy` would be
+        # compiled again whenever the number of all tokens changes.
+        return cross_entropy(project(chunk_hidden), chunk_labels.clone())
 
     *others, last = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     return torch.cat([*(checkpoint(losses, *part, use_reentrant=False) for part in others), losses(*last)])

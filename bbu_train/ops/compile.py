@@ -1,21 +1,27 @@
-"""torch.compile as this project uses it."""
+"""torch.compile with the settings that this project needs."""
 
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch.fx.experimental import _config as symbolic_shapes
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def compile_dynamic(function: Callable) -> Callable:
-    """`function` as fused kernels for tensors of any length: one graph, in which lengths are symbols.
 
-    Without the analysis of tilings: that of torch 2.11 stops with an assertion where symbolic lengths are joined and
-    then normalised, as a head's memory is, and by its own account it does nothing for symbolic lengths. And without
-    reductions along rows and columns in one kernel, for which code is made twice: for few rows and for many.
+def compile_dynamic(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile `function` into fused kernels for tensors of any length: one graph, in which lengths are symbols.
 
-    Lengths that are equal by chance have symbols of their own, or a micro-batch of as many samples as the decoder has
-    layers would be compiled for that number alone. Lengths of 0 and 1 are no symbols: a head meets both, of samples and
-    of objects, in training and in evaluation, and torch's limit of 8 graphs would leave the ninth uncompiled.
+    Settings, and the reason for each:
+
+    * No tiling analysis. That of torch 2.11 fails an assertion where tensors of symbolic lengths are concatenated and
+      then normalised, as a head's memory is. By its own account it does nothing for symbolic lengths.
+    * No row and column reductions in one kernel. Code for these is generated twice: for few rows and for many.
+    * Two lengths that are equal by chance are separate symbols. Otherwise a micro-batch with as many samples as the
+      decoder has layers would get a graph of its own.
+    * A limit of 32 graphs instead of 8. Lengths of 0 and 1 are constants, not symbols, and a head meets both, for
+      samples and for objects, in training and in evaluation. A ninth graph would silently run uncompiled.
     """
     torch._dynamo.config.recompile_limit = 32
     symbolic_shapes.use_duck_shape = False

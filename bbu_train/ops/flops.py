@@ -1,29 +1,69 @@
-"""Arithmetic: what a product costs, and how many operations a second a device can do at best.
+"""Counting arithmetic operations, and the operations a second that a device can reach.
 
-Useful arithmetic is what the samples of a step need, forward and backward: no padding, no recomputation, logits only
-where they are supervised, and of what is frozen no gradients. A multiplication is one operation, an addition another.
-Matrix products and attention count, each part of the model its own; all else is left out.
+Model FLOPs are the operations that the samples of a step need, forward and backward. They include no padding and no
+recomputation, logits only of supervised tokens, and no gradients of frozen weights. A multiplication and an addition
+are one operation each. Only matrix products and attention are counted; each part of the model counts its own.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
 
-SIDE = 8192  # of the square matrices that are multiplied to see how fast a device can be
+SIDE = 8192  # of the square matrices that are multiplied to measure a device's speed
+
+# Dense bfloat16 tensor-core rate with float32 accumulation, in 10^12 operations a second, by the name that CUDA gives
+# the card. Data sheets that print the rate with 2:4 sparsity only are halved. A name must match to its end: a laptop
+# card, a MIG slice or a cut-down variant of a name is another device.
+DENSE_BF16_TFLOPS = {
+    r"GB200": 2500,  # NVIDIA GB200 NVL72 page: 360 PFLOPS with sparsity for 72 GPUs
+    r"B200": 2250,  # NVIDIA HGX page: 36 PFLOPS with sparsity for 8 GPUs
+    r"H200": 989.5,  # NVIDIA H200 data sheet, SXM: 1,979 with sparsity
+    r"H200 NVL": 835.5,  # NVIDIA H200 data sheet: 1,671 with sparsity
+    r"H100 80GB HBM3": 989.5,  # NVIDIA H100 data sheet, SXM: 1,979 with sparsity
+    r"H100 NVL": 835.5,  # NVIDIA H100 data sheet: 1,671 with sparsity
+    r"H100 PCIe": 756.5,  # NVIDIA H100 data sheet of 2022: 1,513 with sparsity
+    r"H800": 989.5,  # SXM; as H100, with a slower NVLink
+    r"H800 PCIe": 756.5,  # as H100 PCIe
+    r"A100-(SXM4|PCIE)-[48]0GB|A100 80GB PCIe": 312,  # NVIDIA A100 data sheet
+    r"A800-(SXM4|PCIE)-[48]0GB|A800 80GB PCIe": 312,  # as A100, with a slower NVLink
+    r"A40": 149.7,  # NVIDIA A40 data sheet
+    r"A10": 125,  # NVIDIA A10 data sheet
+    r"L40S": 362.05,  # NVIDIA L40S data sheet
+    r"L4": 121,  # NVIDIA L4 data sheet: 242 with sparsity
+    r"RTX 6000 Ada Generation": 364.2,  # NVIDIA Ada architecture white paper for professional cards
+    r"GeForce RTX 5090": 209.5,  # NVIDIA RTX Blackwell architecture white paper
+    r"GeForce RTX 4090": 165.2,  # NVIDIA Ada architecture white paper
+    r"GeForce RTX 3090": 71,  # NVIDIA GA102 architecture white paper
+}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides how much arithmetic some samples need: plain numbers, in which padding has no part.
+    """The amount of data that decides how much arithmetic some samples need: plain integers, without padding.
 
-    A square is the number of pairs of a query and a key among the tokens of a sample or of a caption, or among the
-    patches of a picture or of a window of the vision tower; a causal mask leaves half of them. `patches` and the
-    squares of pictures and windows are what the tower has to read: with `PictureFormat.teachers_apart` the students'
-    pictures, as a cache is to hold the others. `merged` counts the image tokens of all pictures. `samples` counts those
-    that the head reads, which are the annotated ones, and `memory` the entries of their memories; `caption_memory`
-    counts pairs of a caption's token and an entry of its sample's memory, `object_memory` those of an object and such
-    an entry, and `object_squares` those of two objects of a sample. What ends with `_seen` are those of the entries, or
-    of the pairs, that are of an image token: a head may split it.
+    Fields that end in `_squares` count the (query, key) pairs of self-attention: sums of squared lengths. A causal mask
+    leaves half of them. Fields that end in `_image` count image tokens only, as a head may split each into several.
+
+    tokens                tokens of the conversations
+    token_squares         pairs of tokens of the same conversation
+    supervised            tokens with a language loss
+    patches               patches that the vision tower reads; with `PictureFormat.teachers_apart` those of the
+                          students' pictures only, because the features of the teachers' pictures are cached
+    picture_squares       pairs of these patches in the same picture
+    window_squares        pairs of these patches in the same attention window
+    merged                image tokens of all pictures
+    samples               samples that the head reads: those with an annotated student's picture
+    memory                entries of their detection memories
+    memory_image          image tokens among these entries
+    captions              captions of their objects, one for each object
+    caption_tokens        tokens of these captions
+    caption_squares       pairs of tokens of the same caption
+    caption_memory        pairs of a caption token and an entry of its sample's memory
+    caption_memory_image  those of these pairs whose entry is an image token
+    object_squares        pairs of objects of the same sample
+    object_memory         pairs of an object and an entry of its sample's memory
+    object_memory_image   those of these pairs whose entry is an image token
     """
 
     tokens: int
@@ -47,37 +87,55 @@ class Sizes:
 
 
 def matmul_flops(trains: bool, passes: bool) -> int:
-    """Operations for each weight of a matrix and each token: 2 in the forward pass, 2 for the gradient of the weight
-    if it `trains`, and 2 for that of the input if it `passes` one on to what lies before."""
+    """Return the operations for each weight of a matrix and each token.
+
+    2 in the forward pass, 2 for the gradient of the weight if it `trains`, and 2 for the gradient of the input if the
+    matrix `passes` one on to earlier layers.
+    """
     return 2 + 2 * trains + 2 * passes
 
 
 def attention_flops(passes: bool) -> int:
-    """Operations for each channel of each pair of a query and a key: two products forward, and four backward if
-    what lies before needs a gradient."""
+    """Return the operations for each channel of each (query, key) pair.
+
+    Two products forward, and four backward if attention `passes` a gradient on to earlier layers.
+    """
     return 4 + 8 * passes
 
 
-def peak_matmul_rate(device: torch.device, precision: str) -> int:
-    """Operations a second of a large product in the precision of the run, measured now in about 0.1 s (0.5 s in fp32).
+def peak_bf16_flops(device: torch.device) -> int:
+    """Return the data sheet's dense bfloat16 rate of a GPU, in operations a second; 0 if unknown and on a CPU."""
+    return peak_bf16_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0
 
-    0 on a CPU, whose share is not logged: with this product at their start about one in six resumed runs on a CPU
-    differed in a bit from the run that was never stopped, why is not known, and without it none did.
+
+def peak_bf16_flops_of(name: str) -> int:
+    """Return the same rate of the GPU that CUDA calls `name`, such as "NVIDIA H200"; 0 if unknown."""
+    for pattern, tflops in DENSE_BF16_TFLOPS.items():
+        if re.fullmatch(rf"(NVIDIA )?({pattern})", name):
+            return round(tflops * 1e12)
+    return 0
+
+
+def peak_matmul_rate(device: torch.device, precision: str) -> int:
+    """Measure the operations a second of a large product in the run's precision, in about 0.1 s (0.5 s in fp32).
+
+    0 on a CPU, where the share of this rate is not logged: with this product at their start, about one in six resumed
+    runs on a CPU differed in a bit from the uninterrupted run, for an unknown reason; without it none did.
     """
     if device.type != "cuda":
         return 0
     rate = matrix_rate(device, torch.float32 if precision == "fp32" else torch.bfloat16, num_before=3, num_products=20)
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)  # the peak that is logged is the run's own
+    torch.cuda.reset_peak_memory_stats(device)  # so that the logged peak is the run's own
     return round(rate)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, num_before: int, num_products: int) -> float:
-    """Operations a second of so many products of random numbers on a GPU, after some that are not counted.
+    """Measure the operations a second of `num_products` products on a GPU, after `num_before` for warm-up.
 
-    Random, because a product of zeros draws less power and runs faster than any of real numbers.
+    The matrices are random, because a product of zeros draws less power and runs faster than one of real data.
     """
-    generator = torch.Generator(device).manual_seed(0)  # its own: the run's random numbers stay what they were
+    generator = torch.Generator(device).manual_seed(0)  # separate: the run's random numbers must not change
     a, b = (torch.randn(SIDE, SIDE, device=device, dtype=dtype, generator=generator) for _ in range(2))
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for i in range(num_before + num_products):

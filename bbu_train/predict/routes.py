@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bbu_train.collator.prompts import left_padded
+from bbu_train.collator.prompts import left_pad
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.model import generation
 from bbu_train.model.qwen25vl import GroundingModel
@@ -48,7 +48,7 @@ class Predictor:
 
     def _prompts_of(self, samples: Sequence[Sample]) -> Batch:
         conversations = [self.builder.converse(each, each.teachers or (), with_answer=False) for each in samples]
-        return left_padded([self.builder.encode(each) for each in conversations], self.builder.picture_format)
+        return left_pad([self.builder.encode(each) for each in conversations], self.builder.picture_format)
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Batch) -> list[Found]:

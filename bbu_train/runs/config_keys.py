@@ -1,10 +1,10 @@
-"""Single overrides: how they are spelt, which keys exist, of what kind their values are, and what is near.
+"""Checks of single overrides: their spelling, the keys they name, and the types of their values.
 
-Hydra on its own takes `+typo=1` without a word, recommends `+` for every misspelt key, and lets `steps=ten` through.
+Hydra on its own accepts `+typo=1`, recommends `+` for every misspelt key, and lets `steps=ten` through.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from antlr4.error.Errors import LexerNoViableAltException
@@ -15,11 +15,11 @@ from hydra.errors import HydraException
 from bbu_train.errors import InputError, all_problems
 
 OPEN_MAPPINGS = ("optimizer.groups",)
-"""Mappings whose entries are the user's to name, so that `+` may add one and `~` may take one away."""
+"""Mappings in which users name the entries: `+` may add an entry, and `~` may remove one."""
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise one InputError that holds every problem, if there is one."""
+    """Raise one InputError that lists every problem, if there is any."""
     problems = list(dict.fromkeys(problems))
     if len(problems) == 1:
         raise InputError(problems[0])
@@ -28,7 +28,7 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def parse(texts: Sequence[str], config_loader: Any = None) -> list[Override]:
-    """The overrides that `texts` spell. Raises InputError that says how to quote what Hydra's grammar cannot read."""
+    """Parse overrides by Hydra's grammar. Raises InputError that says how to quote what the grammar cannot read."""
     parser, overrides, problems = OverridesParser.create(config_loader), [], []
     for text in texts:
         try:
@@ -36,27 +36,28 @@ def parse(texts: Sequence[str], config_loader: Any = None) -> list[Override]:
             override.config_loader = config_loader
             overrides.append(override)
         except HydraException as error:
-            problems.append(_unreadable(parser, text, error))
+            problems.append(_parse_problem(parser, text, error))
     refuse(problems)
     return overrides
 
 
-def _unreadable(parser: OverridesParser, text: str, error: HydraException) -> str:
+def _parse_problem(parser: OverridesParser, text: str, error: HydraException) -> str:
+    """Say why `text` cannot be read, and how to quote it if that helps."""
     key, equals, value = text.partition("=")
     if not equals:
         return f"{text!r} is not of the form key=value."
     quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
     cause = error.__cause__
-    found = f" at {text[cause.startIndex]!r}" if isinstance(cause, LexerNoViableAltException) else ""
+    where = f" at {text[cause.startIndex]!r}" if isinstance(cause, LexerNoViableAltException) else ""
     try:
         parser.parse_override(quoted)
     except HydraException:
-        return f"{text} cannot be read{found}: {error}"
-    return f"{text} cannot be read{found}. Quote the value, and the whole against the shell: '{quoted}'"
+        return f"{text} cannot be read{where}: {error}"
+    return f"{text} cannot be read{where}. Quote the value, and the whole against the shell: '{quoted}'"
 
 
 def choices(override: Override) -> list[str]:
-    """The choices that the override of a config group names: several in a sweep, or where it gives a list."""
+    """Return the choices that an override of a config group names: several in a sweep, or if it gives a list."""
     values = (
         [plain(value) for value in override.sweep_iterator()] if override.is_sweep_override() else [override.value()]
     )
@@ -65,11 +66,12 @@ def choices(override: Override) -> list[str]:
 
 
 def plain(value: Any) -> Any:
+    """Return the text of a quoted string; any other value as it is."""
     return value.text if isinstance(value, QuotedString) else value
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a mapping; lists and empty mappings are values."""
+    """Yield (dotted key, value) of everything in a mapping. Lists and empty mappings count as values."""
     if isinstance(config, Mapping) and (config or not prefix):
         for name, value in config.items():
             yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
@@ -78,12 +80,12 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def problems_of(override: Override, config: Mapping[str, Any], group_choices: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the override of a key, given the `config` that the chosen groups compose."""
+    """Say what is wrong with the override of a key, given the `config` that the chosen groups compose."""
     key = override.key_or_group
     if override.type is not OverrideType.CHANGE:
-        return _problems_of_opening(override, config, group_choices)
-    found, default = _look_up(config, key)
-    if not found:
+        return _problems_of_addition(override, config, group_choices)
+    exists, default = _look_up(config, key)
+    if not exists:
         return [unknown_key(key, config, group_choices)]
     if override.is_range_sweep() or override.is_interval_sweep():
         values = [0]
@@ -94,29 +96,30 @@ def problems_of(override: Override, config: Mapping[str, Any], group_choices: Ma
     return [problem for value in values for problem in _problems_of_value(key, default, value, config, group_choices)]
 
 
-def _problems_of_opening(override: Override, config: Mapping[str, Any], group_choices: Mapping[str, Any]) -> list[str]:
-    """`+` and `++` may name a new entry of an open mapping, with the keys that its entries have; `~` an old one."""
-    key, written = override.key_or_group, override.get_key_element()
+def _problems_of_addition(override: Override, config: Mapping[str, Any], group_choices: Mapping[str, Any]) -> list[str]:
+    """Check `+`, `++` and `~`: a new entry of an open mapping must have the keys of the other entries."""
+    key, text = override.key_or_group, override.get_key_element()
     if key.startswith("hydra."):
         return []
-    found, _ = _look_up(config, key)
+    exists, _ = _look_up(config, key)
+    sign = text.removesuffix(key)
     owner = next((mapping for mapping in OPEN_MAPPINGS if key.startswith(f"{mapping}.")), None)
     if owner is None:
-        remedy = f"Leave it out: {key} exists." if found else unknown_key(key, config, group_choices)
-        return [f"{written}: {written.removesuffix(key)} works only under {', '.join(OPEN_MAPPINGS)}. {remedy}"]
+        remedy = f"Leave it out: {key} exists." if exists else unknown_key(key, config, group_choices)
+        return [f"{text}: {sign} works only under {', '.join(OPEN_MAPPINGS)}. {remedy}"]
     if override.is_delete():
-        return [] if found else [unknown_key(key, config, group_choices)]
-    if found:
-        return [f"{written}: {key} exists. Leave out the {written.removesuffix(key)}."]
+        return [] if exists else [unknown_key(key, config, group_choices)]
+    if exists:
+        return [f"{text}: {key} exists. Leave out the {sign}."]
     entries = _look_up(config, owner)[1] or {}
     entry, _, field = key.removeprefix(f"{owner}.").partition(".")
-    fields = {name for value in entries.values() if isinstance(value, Mapping) for name in value}
+    known = {name for value in entries.values() if isinstance(value, Mapping) for name in value}
     given = {field} if field else set(value) if isinstance(value := override.value(), Mapping) else set()
-    if entry in entries or not given <= fields:
-        strange = ", ".join(sorted(given - fields)) or field
+    if entry in entries or not given <= known:
+        unknown = ", ".join(sorted(given - known)) or field
         return [
-            f"{written}: {strange} is no key of an entry of {owner}. {_near(strange, fields)}"
-            f"Its keys: {', '.join(sorted(fields))}."
+            f"{text}: {unknown} is no key of an entry of {owner}. {_did_you_mean(unknown, known)}"
+            f"Its keys: {', '.join(sorted(known))}."
         ]
     return []
 
@@ -124,7 +127,7 @@ def _problems_of_opening(override: Override, config: Mapping[str, Any], group_ch
 def _problems_of_value(
     key: str, default: Any, value: Any, config: Mapping[str, Any], group_choices: Mapping[str, Any]
 ) -> list[str]:
-    """A value must be of the kind of its default, as far as that says anything: null and texts take everything."""
+    """Check a value against the type of its default. A default of null or text allows any value."""
     if value is None or is_interpolation(value) or is_interpolation(default):
         return []
     if isinstance(default, Mapping):
@@ -141,14 +144,14 @@ def _problems_of_value(
 
 
 def _problems_of_entry(key: str, value: Any, config: Mapping[str, Any], group_choices: Mapping[str, Any]) -> list[str]:
-    found, default = _look_up(config, key)
-    if not found:
+    exists, default = _look_up(config, key)
+    if not exists:
         return [unknown_key(key, config, group_choices)]
     return _problems_of_value(key, default, value, config, group_choices)
 
 
 def kind_problem(key: str, default: Any, value: Any) -> str | None:
-    """What is wrong with a word where the default is a number or true/false. A list may stand for a number."""
+    """Say that a value has the wrong type where the default is a number or a bool. A list may stand for a number."""
     if value is None or is_interpolation(value):
         return None
     if isinstance(default, bool):
@@ -163,36 +166,36 @@ def is_interpolation(value: Any) -> bool:
 
 
 def unknown_key(key: str, config: Mapping[str, Any], group_choices: Mapping[str, Any]) -> str:
-    """Says that `key` does not exist, what is near, and what exists beside it."""
-    parts, parent = key.split("."), []
+    """Say that `key` does not exist, which key is near, and which exist beside it."""
+    parts = key.split(".")
+    parent: list[str] = []
     while (node := _look_up(config, ".".join([*parent, parts[len(parent)]])))[0] and isinstance(node[1], Mapping):
         parent.append(parts[len(parent)])
     owner = ".".join(parent)
-    listed = ".".join(parts[: len(parent) + 1])
-    if isinstance(_look_up(config, listed)[1], list):
-        return f"{key}: {listed} is a list, which is overridden whole: {listed}=[...]."
+    first_wrong = ".".join(parts[: len(parent) + 1])
+    if isinstance(_look_up(config, first_wrong)[1], list):
+        return f"{key}: {first_wrong} is a list, which is overridden whole: {first_wrong}=[...]."
     beside = _look_up(config, owner)[1] if parent else config
     choice = f" ({parent[0]}={group_choices[parent[0]]})" if parent and parent[0] in group_choices else ""
-    exists = ", ".join(str(name) for name in beside if not str(name).startswith("_") and name != "hydra") or "no keys"
-    adding = f" A new entry is added with +{key}=..." if owner in OPEN_MAPPINGS else ""
-    everything = [known for known, _ in leaves(config) if not known.startswith("hydra.")]
-    everything += [name for name in config if name != "hydra"]
-    return (
-        f"{key} is no key of the config. {_near(key, everything)}{owner or 'The config'}{choice} has: {exists}.{adding}"
-    )
+    names = ", ".join(str(name) for name in beside if not str(name).startswith("_") and name != "hydra") or "no keys"
+    hint = f" A new entry is added with +{key}=..." if owner in OPEN_MAPPINGS else ""
+    known = [name for name, _ in leaves(config) if not name.startswith("hydra.")]
+    known += [name for name in config if name != "hydra"]
+    question = _did_you_mean(key, known)
+    return f"{key} is no key of the config. {question}{owner or 'The config'}{choice} has: {names}.{hint}"
 
 
 def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
-    """Says that a config group has no such choice, what is near, and which there are."""
-    return f"{group}={choice} is no choice. {_near(choice, options)}{group} can be: {', '.join(options)}."
+    """Say that a config group has no such choice, which one is near, and which exist."""
+    return f"{group}={choice} is no choice. {_did_you_mean(choice, options)}{group} can be: {', '.join(options)}."
 
 
-def _near(name: str, known: Any) -> str:
-    """A question that names the nearest of `known`: those with the same last part, or one that is spelt alike."""
-    known = sorted(set(known))
+def _did_you_mean(name: str, known_names: Iterable[str]) -> str:
+    """Ask for the nearest known names: those with the same last part, or one that is spelt alike."""
+    known = sorted(set(known_names))
     last = name.rpartition(".")[2]
-    same = [key for key in known if key != name and key.rpartition(".")[2] == last]
-    near = difflib.get_close_matches(name, same or known, n=3) or same[:3]
+    same_last = [key for key in known if key != name and key.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(name, same_last or known, n=3) or same_last[:3]
     if not near:
         by_last = {key.rpartition(".")[2]: key for key in reversed(known)}
         near = [by_last[word] for word in difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)]
@@ -200,7 +203,10 @@ def _near(name: str, known: Any) -> str:
 
 
 def _look_up(config: Any, key: str) -> tuple[bool, Any]:
-    """Whether the dotted key exists, and its value. Below an interpolation everything may exist; a list has no keys."""
+    """Return whether the dotted key exists, and its value.
+
+    Any key exists below an interpolation, because its value is not known yet. A list has no keys.
+    """
     for part in key.split("."):
         if is_interpolation(config):
             return True, config

@@ -1,4 +1,4 @@
-"""A run's folder: `config.yaml`, which marks it as a run, and `environment.json`, where and with what it was made."""
+"""The folder of a run: `config.yaml`, which marks it as a run, and `environment.json`, which says what made it."""
 
 import difflib
 import importlib.metadata
@@ -24,20 +24,25 @@ from bbu_train.runtime.git import git_commit
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
-OTHER_CODE = re.compile(r"missing (a|\d+) required |unexpected keyword argument|Error loading|Error locating target")
+WRONG_ARGUMENTS = re.compile(
+    r"missing (a|\d+) required |unexpected keyword argument|Error loading|Error locating target"
+)
+"""What Python and Hydra say if a config does not fit the code that reads it."""
 
 
 def load(folder: str | Path) -> DictConfig:
-    """The config of the run in `folder`. It names the place where the folder lies now, not where it was made."""
+    """Return the config of the run in `folder`, with its location set to where the folder lies now."""
     folder = Path(folder).expanduser().resolve()
     if not (folder / CONFIG).is_file():
-        raise InputError(_no_run(folder))
+        raise InputError(_describe_missing_run(folder))
     try:
         cfg = OmegaConf.load(folder / CONFIG)
+        if not isinstance(cfg, DictConfig):
+            raise InputError(f"{folder / CONFIG} is not the config of a run: expected a mapping.")
         with open_dict(cfg):
             if folder.parent.name == cfg.sweep:
                 cfg.run, cfg.outputs = folder.name, str(folder.parent.parent)
-            else:  # moved out of its family: the names stay, and the MLflow store is not looked for beside it
+            else:  # moved out of its sweep: the names stay, and no MLflow store is looked for beside the folder
                 cfg.folder = str(folder)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"{folder / CONFIG} is not the config of a run: {error}") from error
@@ -46,17 +51,16 @@ def load(folder: str | Path) -> DictConfig:
 
 
 def create(folder: str | Path, cfg: DictConfig) -> None:
-    """Make a run's folder, with `environment.json` and, last and atomically, `config.yaml`.
+    """Make the folder of a run: `environment.json` first, and last `config.yaml`, which makes it a run.
 
-    References between keys are kept, or a moved folder would still name its old place; what comes from outside, such
-    as `${oc.env:HOME}`, is resolved, or it could change. Only one rank may call this.
+    Only one rank may call this. Raises InputError if the folder cannot be written.
     """
     folder = Path(folder)
-    stored = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
+    config = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / ENVIRONMENT, json.dumps(_environment(), indent=2, ensure_ascii=False) + "\n")
-        atomic_write(folder / CONFIG, stored)
+        atomic_write(folder / CONFIG, config)
     except OSError as error:
         raise InputError(
             f"The run's folder {folder} cannot be written: {error}. Give another with outputs=."
@@ -64,49 +68,52 @@ def create(folder: str | Path, cfg: DictConfig) -> None:
 
 
 def choices(folder: str | Path) -> dict[str, str]:
-    """The config groups' choices with which the run in `folder` was made; none where nobody wrote them down."""
-    return _made(folder).get("choices", {})
+    """Return the choice of each config group that the run in `folder` was made with; empty if it is not recorded."""
+    return read_environment(folder).get("choices", {})
 
 
 @contextmanager
 def built_by_this_code(folder: str | Path) -> Iterator[None]:
-    """Raise InputError if a part of the run in `folder` takes other arguments here than where the run was made.
+    """Raise InputError if a component of the run in `folder` does not take the arguments that the run was made with.
 
-    What fails in a run of this very commit is a defect, and stays as it is.
+    That means that other code made the run. With the same commit it is a defect, so the error stays as it is.
     """
     try:
         yield
     except (InstantiationException, TypeError) as error:
         cause = error.__cause__ or error
-        commit = _made(folder).get("git_commit")
-        is_ours = commit is not None and commit == git_commit()
-        if is_ours or isinstance(cause, InputError) or not OTHER_CODE.search(str(cause)):
+        commit = read_environment(folder).get("git_commit")
+        is_same_code = commit is not None and commit == git_commit()
+        if is_same_code or isinstance(cause, InputError) or not WRONG_ARGUMENTS.search(str(cause)):
             raise
         which = f"of commit {commit}" if commit else "that it was made with"
         what = str(cause).splitlines()[0].rstrip(":")
         raise InputError(f"The run in {folder} was made by other code: {what}. Take the bbu_train {which}.") from error
 
 
-def _made(folder: str | Path) -> dict[str, Any]:
-    """`environment.json` of the run in `folder`; empty where nobody wrote it."""
+def read_environment(folder: str | Path) -> dict[str, Any]:
+    """Return `environment.json` of the run in `folder`; empty if there is none."""
     path = Path(folder).expanduser() / ENVIRONMENT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def as_yaml(cfg: DictConfig) -> str:
-    """References between keys are kept; what comes from outside is resolved."""
-    kept = cfg.copy()
+    """Write the config as YAML. References between keys stay, so that the folder can be moved.
+
+    What comes from outside, such as `${oc.env:HOME}`, is resolved, because it may change.
+    """
+    resolved = cfg.copy()
     for key, raw in leaves(OmegaConf.to_container(cfg, resolve=False)):
         if isinstance(raw, str) and re.search(r"\$\{[\w.]+:", raw):
-            OmegaConf.update(kept, key, OmegaConf.select(cfg, key))
-    return OmegaConf.to_yaml(kept)
+            OmegaConf.update(resolved, key, OmegaConf.select(cfg, key))
+    return OmegaConf.to_yaml(resolved)
 
 
 def _environment() -> dict[str, Any]:
-    """What the config does not say of how a run was made."""
+    """Return what the config does not say about how a run is made."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    known = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
-    packages = {metadata["Name"]: metadata["Version"] for metadata in known if metadata["Name"]}
+    metadata = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
+    packages = {fields["Name"]: fields["Version"] for fields in metadata if fields["Name"]}
     return {
         "git_commit": git_commit(),
         "command": sys.argv,
@@ -121,21 +128,21 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _no_run(folder: Path) -> str:
-    """What lies at `folder` instead of a run, and which runs are near."""
+def _describe_missing_run(folder: Path) -> str:
+    """Say what lies at `folder` instead of a run, and which runs are near."""
     if (parent := next((above for above in folder.parents if (above / CONFIG).is_file()), None)) is not None:
         return f"{folder} is a part of a run. Did you mean {parent}?"
-    if inside := _runs_in(folder):
-        return f"{folder} is a folder of runs. Name one of them: {', '.join(inside[-10:])}."
-    beside = _runs_in(folder.parent)
+    if runs := _run_names(folder):
+        return f"{folder} is a folder of runs. Name one of them: {', '.join(runs[-10:])}."
+    beside = _run_names(folder.parent)
     near = difflib.get_close_matches(folder.name, beside, n=1)
     hint = f" Did you mean {folder.parent / near[0]}?" if near else ""
     hint = f" Runs beside it: {', '.join(beside[-10:])}." if beside and not near else hint
     if not folder.exists():
         return f"There is no run in {folder}: no such folder.{hint}"
-    held = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else ["it is a file"]
-    return f"There is no run in {folder}: no {CONFIG}, only {', '.join(held) or 'an empty folder'}.{hint}"
+    names = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else ["it is a file"]
+    return f"There is no run in {folder}: no {CONFIG}, only {', '.join(names) or 'an empty folder'}.{hint}"
 
 
-def _runs_in(folder: Path) -> list[str]:
+def _run_names(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))

@@ -1,4 +1,8 @@
-"""How a command starts a run or goes on with one. It only reads, so every rank may call it; no torch."""
+"""Which run a command means: a new one, or one that exists and goes on.
+
+`run=<name>` with the same values, or `resume=<folder>`, goes on with a run. The run keeps its own config; a command may
+change only neutral keys (`identity.NEUTRAL_KEYS`). Nothing here writes, so every rank may call it. No torch is needed.
+"""
 
 import json
 import re
@@ -12,7 +16,7 @@ from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import choices, leaves, parse
 from bbu_train.runs.identity import (
-    LOCATION,
+    LOCATION_KEYS,
     checked_result_values,
     hash_values,
     is_neutral,
@@ -24,94 +28,95 @@ _ABSENT = object()
 
 
 def resolve_run(
-    cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str] = ()
+    cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str] = ()
 ) -> DictConfig:
-    """The config that the run takes: its family named and, where it goes on with a run, that run's own.
+    """Return the config that the run takes, with its sweep named and, if the run exists, the values it was made with.
 
-    `overrides` are those of the command line. In a sweep a run is named by its identity, so that the same sweep
-    again goes on with its cells; otherwise `run` may stay null, for `new_name`. `swept` are the keys that tell the
-    cells of the sweep apart.
+    `overrides` come from the command line. In a sweep the identity names the run, so that the same sweep goes on with
+    its cells; a single run may stay unnamed until `identity.new_run_name`. `swept_keys` tell the cells of the sweep
+    apart. Raises InputError for a value that cannot be resolved, or that differs from the existing run's.
     """
     cfg = cfg.copy()
-    hashed = hash_values(checked_result_values(cfg))
-    given = [override.key_or_group for override in parse(overrides)]
-    if "folder" in given:
+    identity = hash_values(checked_result_values(cfg))
+    given_keys = [override.key_or_group for override in parse(overrides)]
+    if "folder" in given_keys:
         raise InputError("folder is made of outputs, sweep and run. Give those.")
-    if noted := [key for key in given if key.split(".")[0] == "about"]:
-        raise InputError(f"about is what the program notes of a run. Leave out {', '.join(noted)}.")
+    if noted := [key for key in given_keys if key.split(".")[0] == "about"]:
+        raise InputError(f"about is what the program notes about a run. Leave out {', '.join(noted)}.")
     if cfg.resume is not None:
-        return _resumed(cfg, given)
+        return _resume_folder(cfg, given_keys)
     with open_dict(cfg):
-        cfg.about = _about(cfg, hashed, overrides, in_sweep, swept)
-    cfg.sweep = _name("sweep", experiment if cfg.sweep is None else cfg.sweep)
+        cfg.about = _about(cfg, identity, overrides, in_sweep, swept_keys)
+    cfg.sweep = _checked_name("sweep", experiment if cfg.sweep is None else cfg.sweep)
     if cfg.run is None and in_sweep:
-        cfg.run = hashed
+        cfg.run = identity
     if cfg.run is None:
         return cfg
-    cfg.run = _name("run", cfg.run)
-    return _same_run(cfg, given) if (Path(cfg.folder) / run_folder.CONFIG).exists() else cfg
+    cfg.run = _checked_name("run", cfg.run)
+    return _resume_name(cfg, given_keys) if (Path(cfg.folder) / run_folder.CONFIG).exists() else cfg
 
 
 def _about(
-    cfg: DictConfig, identity: str, overrides: Sequence[str], in_sweep: bool, swept: Sequence[str]
+    cfg: DictConfig, identity: str, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str]
 ) -> dict[str, Any]:
-    """What conf/config.yaml says of `about`. Values are written as the config has them: 1e-6 and 1e-06 are one."""
-    given: dict[str, Any] = {}
+    """Return the entries of `about` in conf/config.yaml. Values are the config's: 1e-6 is 1e-06."""
+    values: dict[str, Any] = {}
     for override in parse(overrides):
         key = override.key_or_group
         if is_neutral(key.replace("/", ".")):
             continue
-        chosen = OmegaConf.select(cfg, key)
+        value = OmegaConf.select(cfg, key)
         if override.is_delete():
-            given[key] = "removed"
+            values[key] = "removed"
         elif isinstance(override.value(), dict):
-            given |= dict(leaves(OmegaConf.to_container(chosen, resolve=True), key))
+            values |= dict(leaves(OmegaConf.to_container(value, resolve=True), key))
+        elif value is None or OmegaConf.is_dict(value):
+            values[key] = ",".join(choices(override))
         else:
-            given[key] = (
-                ",".join(choices(override)) if chosen is None or OmegaConf.is_dict(chosen) else normalize_number(chosen)
-            )
-    words = {key: str(given[key]).replace("${", "\\${") for key in sorted(given, key=lambda key: key not in swept)}
-    title = " ".join(f"{_shortened(key, swept)}={words[key]}" for key in words if key in swept)
+            values[key] = normalize_number(value)
+    ordered = sorted(values, key=lambda key: key not in swept_keys)
+    texts = {key: str(values[key]).replace("${", "\\${") for key in ordered}
+    title = " ".join(f"{_short_key(key, swept_keys)}={text}" for key, text in texts.items() if key in swept_keys)
     return {
         "identity": identity,
         "in_sweep": in_sweep,
         "title": title or None,
-        "overrides": [f"{key}={word}" for key, word in words.items()],
+        "overrides": [f"{key}={text}" for key, text in texts.items()],
     }
 
 
-def _shortened(key: str, keys: Sequence[str]) -> str:
-    """The last parts of a dotted key, as many as tell it from the other `keys`: MLflow's tables show 20 letters."""
+def _short_key(key: str, keys: Sequence[str]) -> str:
+    """Return the shortest ending of a dotted key that no other of `keys` has: MLflow's tables show 20 letters."""
     parts = key.split(".")
     endings = [".".join(parts[-number:]) for number in range(1, len(parts) + 1)]
     others = [f".{other}" for other in keys if other != key]
     return next((ending for ending in endings if not any(other.endswith(f".{ending}") for other in others)), key)
 
 
-def _resumed(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
-    """The run that `resume=` names. What the command does not give, the run decides."""
-    if named := [key for key in given if key in LOCATION]:
-        raise InputError(f"resume={cfg.resume} already says where the run lies. Leave out {', '.join(named)}.")
+def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
+    """Return the config of the run in the folder that `resume=` names, with the neutral values of this command."""
+    if located := [key for key in given_keys if key in LOCATION_KEYS]:
+        raise InputError(f"resume={cfg.resume} already says where the run lies. Leave out {', '.join(located)}.")
     stored = run_folder.load(str(cfg.resume))
-    everything = "experiment" in given  # its file may set any key
-    differing = _differences(stored, cfg, None if everything else given)
-    _refuse(differing, cfg.resume, "Leave these out, or start a new run with them.")
-    return _merged(stored, cfg, [*given, "resume"])
+    compared = None if "experiment" in given_keys else given_keys  # an experiment's file may set any key
+    _refuse(_differences(stored, cfg, compared), cfg.resume, "Leave these out, or start a new run with them.")
+    return _merge(stored, cfg, [*given_keys, "resume"])
 
 
-def _same_run(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
-    """The run that `run=` names and that exists. The same command composes the same config."""
+def _resume_name(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
+    """Return the config of the existing run that `run=` names, with the neutral values of this command."""
     stored = run_folder.load(cfg.folder)
     _refuse(_differences(stored, cfg, None), cfg.folder, "Give another run=<name>, or the same values.")
-    return _merged(stored, cfg, [*given, *LOCATION])
+    return _merge(stored, cfg, [*given_keys, *LOCATION_KEYS])
 
 
-def _merged(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConfig:
-    """`stored` with the neutral ones of `keys` as `cfg` has them, and with the neutral keys that it lacks."""
+def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConfig:
+    """Return `stored` with the neutral ones among `keys` from `cfg`, and with neutral keys that `stored` lacks."""
     merged, raw = stored.copy(), OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
+    missing = [str(key) for key in raw if key not in stored]
     with open_dict(merged):
-        for key in filter(is_neutral, [*keys, *(key for key in raw if key not in stored)]):
+        for key in filter(is_neutral, [*keys, *missing]):
             value: Any = raw
             for part in key.split("."):
                 value = value[part]
@@ -120,30 +125,35 @@ def _merged(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictCon
 
 
 def _differences(stored: DictConfig, cfg: DictConfig, keys: Sequence[str] | None) -> list[str]:
-    """What differs under `keys`, or anywhere, and can change the result. References to such keys are spared."""
+    """Describe every value that can change the result and differs, below `keys` or, if None, anywhere.
+
+    A value differs only if it does both as written and resolved: a reference to another key counts at that key alone.
+    """
     old, new = result_values(stored), result_values(cfg)
     raw_old, raw_new = (dict(leaves(OmegaConf.to_container(config, resolve=False))) for config in (stored, cfg))
-    found = []
+    differences = []
     for key in sorted(old.keys() | new.keys()):
-        asked = keys is None or any(key == given or key.startswith(f"{given}.") for given in keys)
-        differs = old.get(key, _ABSENT) != new.get(key, _ABSENT) and raw_old.get(key, _ABSENT) != raw_new.get(
-            key, _ABSENT
-        )
-        if asked and differs:
-            found.append(f"{key} is {_shown(old, key)} in the run and {_shown(new, key)} in this command")
-    return found
+        is_compared = keys is None or any(key == given or key.startswith(f"{given}.") for given in keys)
+        if is_compared and _differs(old, new, key) and _differs(raw_old, raw_new, key):
+            differences.append(f"{key} is {_as_text(old, key)} in the run and {_as_text(new, key)} in this command")
+    return differences
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def _differs(values: Mapping[str, Any], others: Mapping[str, Any], key: str) -> bool:
+    return values.get(key, _ABSENT) != others.get(key, _ABSENT)
+
+
+def _as_text(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False, default=str) if key in values else "absent"
 
 
-def _refuse(differing: Sequence[str], folder: str, remedy: str) -> None:
-    if differing:
-        raise all_problems(f"The run in {folder} was made with another config", differing, remedy)
+def _refuse(differences: Sequence[str], folder: str, remedy: str) -> None:
+    if differences:
+        raise all_problems(f"The run in {folder} was made with another config", differences, remedy)
 
 
-def _name(key: str, value: Any) -> str:
+def _checked_name(key: str, value: Any) -> str:
+    """Return the name of a folder, or raise InputError for a path or a number with a fraction."""
     if isinstance(value, float) or not re.fullmatch(r"[^./\\\s][^/\\]*", str(value)):
         raise InputError(f"{key}={value}: {key} becomes a folder's name, so it is a word, no path and no fraction.")
     return str(value)

@@ -1,55 +1,61 @@
-"""Rows of about equal cost: samples change places where both rows have room."""
+"""Balancing the costs of rows: rows exchange samples where both have room for it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-NUM_TOGETHER = 64  # rows at most that exchange among themselves: more take more memory and are hardly more even
-NUM_TURNS = 8  # exchanges of a row at most: twice as many even costs little further and take twice the time
-NONE = -1  # an empty place in a row: no tokens, no cost; to exchange it with a sample is to move the sample
+MAX_GROUP = 64  # rows that exchange samples among themselves; more take more memory and balance hardly better
+NUM_TURNS = 8  # exchanges of a row at most; twice as many balance little better and take twice the time
+EMPTY = -1  # an empty slot of a row, without tokens or cost; exchanging a sample with it moves the sample
 
 
-def evened(
+def balance_costs(
     rows: Sequence[list[int]], lengths: Sequence[int], costs: Sequence[int], max_row_tokens: int
 ) -> list[list[int]]:
-    """`rows` of numbers into `lengths` and `costs`, with their costs brought together; no row gets too long.
+    """Return `rows` after exchanges of samples that bring the costs of rows closer together.
 
-    The dearest row pairs with the cheapest, the second dearest with the second cheapest, and so on; in every further
-    turn each with the next, so that a row which found nothing to exchange meets another. A pair exchanges the two
-    samples that leave it the smallest difference in cost. Costs are whole numbers, so that their sums, and with them
-    the plan, are the same on every machine.
+    A sample is an index into `lengths` (tokens) and `costs`. No row gets longer than `max_row_tokens`.
+
+    In the first turn, the most expensive row is paired with the cheapest, the second most expensive with the second
+    cheapest, and so on. Each further turn shifts the pairing by one more row, so that a row that found no exchange
+    meets another row. A pair exchanges the two samples that leave the smallest difference in cost. Costs are integers,
+    so their sums, and the plan with them, are the same on every machine.
     """
-    lengths, costs = (np.array([*values, 0], dtype=np.int64) for values in (lengths, costs))  # NONE finds the 0
-    even = list(rows)
-    num_groups = -(-len(rows) // NUM_TOGETHER)
-    for first in range(num_groups):
-        places = _padded(rows[first::num_groups])
+    lengths, costs = (np.array([*values, 0], dtype=np.int64) for values in (lengths, costs))  # index EMPTY is the 0
+    balanced = list(rows)
+    num_groups = -(-len(rows) // MAX_GROUP)
+    for group in range(num_groups):
+        slots = _pad(rows[group::num_groups])
         for turn in range(NUM_TURNS):
-            _exchange(places, lengths, costs, max_row_tokens, turn)
-        even[first::num_groups] = [[i for i in row if i != NONE] for row in places.tolist()]
-    return [row for row in even if row]
+            _exchange(slots, lengths, costs, max_row_tokens, turn)
+        balanced[group::num_groups] = [[i for i in row if i != EMPTY] for row in slots.tolist()]
+    return [row for row in balanced if row]
 
 
-def _padded(rows: Sequence[list[int]]) -> np.ndarray:
-    most = max(map(len, rows))
-    return np.array([row + [NONE] * (most - len(row)) for row in rows])
+def _pad(rows: Sequence[list[int]]) -> np.ndarray:
+    num_slots = max(map(len, rows))
+    return np.array([row + [EMPTY] * (num_slots - len(row)) for row in rows])
 
 
-def _exchange(places: np.ndarray, lengths: np.ndarray, costs: np.ndarray, max_row_tokens: int, turn: int) -> None:
-    """At most one exchange in each pair of rows, in place."""
-    row_costs = costs[places].sum(1)
-    room = max_row_tokens - lengths[places].sum(1)
+def _exchange(slots: np.ndarray, lengths: np.ndarray, costs: np.ndarray, max_row_tokens: int, turn: int) -> None:
+    """Make at most one exchange in each pair of rows, in place. `slots` are samples, (rows, slots of a row)."""
+    row_costs = costs[slots].sum(1)
+    room = max_row_tokens - lengths[slots].sum(1)
     order = np.argsort(row_costs, kind="stable")
     num_pairs = len(order) // 2
-    dear, cheap = order[::-1][:num_pairs], np.roll(order[:num_pairs], turn)
-    gap = row_costs[dear] - row_costs[cheap]
-    # For a place of the dear row and one of the cheap: the tokens that would go over, the gap that would be left.
-    tokens = lengths[places[dear]][:, :, None] - lengths[places[cheap]][:, None, :]
-    after = np.abs((gap[:, None] - 2 * costs[places[dear]])[:, :, None] + 2 * costs[places[cheap]][:, None, :])
-    fits = (tokens <= room[cheap][:, None, None]) & (tokens >= -room[dear][:, None, None])
-    after = np.where(fits, after, np.iinfo(np.int64).max).reshape(num_pairs, places.shape[1] ** 2)
-    best = after.argmin(1)
-    helps = after[np.arange(num_pairs), best] < gap
-    given, taken = np.divmod(best[helps], places.shape[1])
-    dear, cheap = dear[helps], cheap[helps]
-    places[dear, given], places[cheap, taken] = places[cheap, taken], places[dear, given]
+    expensive, cheap = order[::-1][:num_pairs], np.roll(order[:num_pairs], turn)
+    gap = row_costs[expensive] - row_costs[cheap]
+    # For each slot of the expensive row and each slot of the cheap row: the tokens that an exchange would move to the
+    # cheap row, and the difference in cost that would remain.
+    moved_tokens = lengths[slots[expensive]][:, :, None] - lengths[slots[cheap]][:, None, :]
+    new_gap = np.abs((gap[:, None] - 2 * costs[slots[expensive]])[:, :, None] + 2 * costs[slots[cheap]][:, None, :])
+    fits = (moved_tokens <= room[cheap][:, None, None]) & (moved_tokens >= -room[expensive][:, None, None])
+    new_gap = np.where(fits, new_gap, np.iinfo(np.int64).max).reshape(num_pairs, slots.shape[1] ** 2)
+    best = new_gap.argmin(1)
+    helps = new_gap[np.arange(num_pairs), best] < gap
+    expensive_slot, cheap_slot = np.divmod(best[helps], slots.shape[1])
+    expensive, cheap = expensive[helps], cheap[helps]
+    slots[expensive, expensive_slot], slots[cheap, cheap_slot] = (
+        slots[cheap, cheap_slot],
+        slots[expensive, expensive_slot],
+    )

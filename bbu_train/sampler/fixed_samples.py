@@ -1,16 +1,16 @@
-"""A step is a fixed number of samples."""
+"""Steps with a fixed number of samples."""
 
 from collections.abc import Callable, Sequence
 
 from bbu_train.errors import InputError
-from bbu_train.sampler.shuffle import shuffled
+from bbu_train.sampler.shuffle import shuffle
 from bbu_train.types.samples import Draw, Step
 
 
 class FixedSamples:
-    """`num_samples` a step. Every epoch visits every sample once; its last step may hold fewer."""
+    """Each step has `num_samples` samples. An epoch visits every sample once; its last step may have fewer."""
 
-    def __init__(self, num_samples: int, seed: int):
+    def __init__(self, num_samples: int, seed: int) -> None:
         if num_samples < 1:
             raise InputError(f"sampler.num_samples is {num_samples}; a step needs at least one sample.")
         self.num_samples = num_samples
@@ -24,6 +24,6 @@ class FixedSamples:
         cost: Callable[[Draw], int],
         name: Callable[[Draw], str],
     ) -> list[Step]:
-        """The steps of one epoch over `indices`: a function of the seed and the epoch alone."""
-        draws = shuffled(self.seed, epoch, indices)
+        """Return the steps of one epoch over `indices`. They depend only on the seed and the epoch."""
+        draws = shuffle(self.seed, epoch, indices)
         return [(tuple(draws[i : i + self.num_samples]),) for i in range(0, len(draws), self.num_samples)]

@@ -1,4 +1,4 @@
-"""Short conversations first, then longer ones, too."""
+"""A curriculum: short conversations first, then longer ones too."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,21 +9,21 @@ from bbu_train.types.samples import Draw, Step
 
 
 class ShortestFirst:
-    """`num_samples` a step, from a share of the shortest samples that grows from `share` to all over `num_epochs`.
+    """Each step has `num_samples` samples, from a share of the shortest samples that grows epoch by epoch.
 
-    Epoch e visits each of the shortest share + (1 - share) e / num_epochs of the samples once, and from epoch
-    `num_epochs` on every sample (a curriculum, Bengio et al. 2009). The lengths are those of that epoch's views; of two
-    equally long samples the first one is the shorter. An epoch's last step may hold fewer samples.
+    Epoch e visits the shortest share + (1 - share) e / num_epochs of the samples once each, and every sample from epoch
+    `num_epochs` on (curriculum learning, Bengio et al. 2009). Lengths are those of the epoch's augmented views. If two
+    samples are equally long, the first one counts as shorter. The last step of an epoch may have fewer samples.
     """
 
-    def __init__(self, num_samples: int, share: float | int, num_epochs: int, seed: int):
+    def __init__(self, num_samples: int, share: float | int, num_epochs: int, seed: int) -> None:
         if not is_number(share) or not 0 < share <= 1:
             raise InputError(f"sampler.share={share}: expected a number above 0, at most 1.")
         if type(num_epochs) is not int or num_epochs < 1:
             raise InputError(f"sampler.num_epochs={num_epochs}: expected a whole number, 1 or more.")
         self.share = share
         self.num_epochs = num_epochs
-        self.shuffled = FixedSamples(num_samples, seed)
+        self.fixed_samples = FixedSamples(num_samples, seed)
 
     def epoch(
         self,
@@ -33,8 +33,8 @@ class ShortestFirst:
         cost: Callable[[Draw], int],
         name: Callable[[Draw], str],
     ) -> list[Step]:
-        """The steps of one epoch over `indices`: a function of the seed, the epoch and its lengths."""
+        """Return the steps of one epoch over `indices`. They depend only on the seed, the epoch and the lengths."""
         by_length = sorted(indices, key=lambda index: num_tokens(Draw(epoch, index)))
         share = self.share + (1 - self.share) * min(1, epoch / self.num_epochs)
         shortest = by_length[: max(1, round(share * len(by_length)))]
-        return self.shuffled.epoch(epoch, sorted(shortest), num_tokens, cost, name)
+        return self.fixed_samples.epoch(epoch, sorted(shortest), num_tokens, cost, name)

@@ -1,4 +1,4 @@
-"""The order of an epoch."""
+"""The order in which an epoch visits the samples."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Draw
 
 
-def shuffled(seed: int, epoch: int, indices: Sequence[int]) -> list[Draw]:
-    """`indices` in an order that depends on the seed and the epoch alone."""
+def shuffle(seed: int, epoch: int, indices: Sequence[int]) -> list[Draw]:
+    """Return a visit to each of `indices`, in an order that depends only on the seed and the epoch."""
     order = generator("epoch", seed, epoch).permutation(len(indices)).tolist()
     return [Draw(epoch, indices[i]) for i in order]

@@ -1,4 +1,4 @@
-"""The full rate from the first step, or from the end of a linear warm-up, to the last."""
+"""A constant learning rate after a linear warm-up."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,14 @@ from bbu_train.errors import InputError
 
 @dataclass(frozen=True)
 class Constant:
-    """What every group's rate is multiplied by for update number `step`, from 0: (step + 1) / w below w, then 1."""
+    """The factor m of every group's learning rate, as a function of the step alone. Steps count from 0.
+
+    With w warm-up steps, m(step) = (step + 1) / w for step < w, then 1.
+    """
 
     num_warmup_steps: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.num_warmup_steps, int) or self.num_warmup_steps < 0:
             raise InputError(
                 f"schedule.num_warmup_steps is {self.num_warmup_steps}: expected a whole number, 0 for no warm-up."

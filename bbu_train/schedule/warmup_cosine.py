@@ -1,4 +1,4 @@
-"""Linear warm-up, then half a cosine down to a share of the rate."""
+"""Linear warm-up, then half a cosine down to a share of the learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from bbu_train.errors import all_problems
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """What every group's rate is multiplied by for update number `step`, from 0; it holds nothing else.
+    """The factor m of every group's learning rate, as a function of the step alone. Steps count from 0.
 
     With w warm-up steps, n steps, final ratio r and the peak at p = max(w - 1, 0):
 
         m(step) = (step + 1) / w                                               step < w
-        m(step) = r + (1 - r) / 2 * (1 + cos(pi * (step - p) / (n - 1 - p)))   from there on
+        m(step) = r + (1 - r) / 2 * (1 + cos(pi * (step - p) / (n - 1 - p)))   otherwise
 
-    So the first update is not lost to a rate of 0, update p has the full rate, and update n - 1, the last, has r.
-    After the last it stays r.
+    So no update is lost to a rate of 0: the first has 1 / w (1 without warm-up), step p has 1, and the last, n - 1, has
+    r. After the last step the factor stays r.
     """
 
     num_steps: int
     num_warmup_steps: int
     final_ratio: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = []
         if not isinstance(self.num_steps, int) or self.num_steps < 1:
             problems.append(f"num_steps is {self.num_steps}: expected a whole number, at least 1")

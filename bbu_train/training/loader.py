@@ -1,4 +1,4 @@
-"""The samples of a split, and from the steps that are planned of them to the batches of this rank."""
+"""The samples of a split, and the batches that this rank makes of the planned steps."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,26 +9,28 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bbu_train.collator.layout import Collator
+from bbu_train.conversation.builder import ConversationBuilder
+from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runtime import preemption
 from bbu_train.runtime.seeds import generator
-from bbu_train.training.planning import Part, deal
+from bbu_train.training.planning import MicroBatch, assign_micro_batches
 from bbu_train.types.batch import Batch, Encoded
 from bbu_train.types.samples import Draw, Picture, Sample, Step
 
-NUM_KEPT = 4_000_000  # visits of a sample whose length and cost are kept, at 16 bytes each
+MAX_CACHED_SIZES = 4_000_000  # (epoch, sample) pairs whose length and cost stay in memory, at 16 bytes each
 Task = TypeVar("Task")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class SampleSource:
-    """The samples of a split, each as it is seen in an epoch and with its teachers of that epoch.
+    """The samples of a split, each with its view and its teachers of an epoch.
 
-    `view_of(sample, epoch)` says how its student is seen, and `teachers_of(sample, epoch)` draws its teachers;
-    `builder` writes the conversation; `cost_of` says what so many tokens and pictures of so many patches cost;
-    `max_tokens` and `too_long` say how long a sample may be, and whether a longer one is an "error" or left out
-    ("drop"); `seed` is that of each sample's noise. Lengths and costs are kept for the last epochs asked for, NUM_KEPT
-    of them and one epoch at least.
+    `view_of(sample, epoch)` augments a sample, and `teachers_of(sample, epoch)` draws its teachers. `builder` encodes
+    the conversation. `cost_of(num_tokens, num_patches)` estimates the arithmetic of a sample. A sample of more than
+    `max_tokens` is an error or left out, as `too_long` says ("error" or "drop"). `seed` decides the noise of each
+    sample. Lengths and costs of the last epochs stay in memory: up to MAX_CACHED_SIZES, and always one epoch.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class SampleSource:
         samples: Sequence[Sample],
         view_of: Callable[[Sample, int], Sample],
         teachers_of: Callable[[Sample, int], tuple[Picture, ...]],
-        builder,
+        builder: ConversationBuilder,
         cost_of: Callable[[int, Sequence[int]], int],
         max_tokens: int,
         too_long: str,
@@ -52,8 +54,8 @@ class SampleSource:
         self.max_tokens = max_tokens
         self.too_long = too_long
         self.seed = seed
-        num_epochs_kept = max(1, NUM_KEPT // max(1, len(samples)))
-        self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(num_epochs_kept)(self._measure)
+        num_cached_epochs = max(1, MAX_CACHED_SIZES // max(1, len(samples)))
+        self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(num_cached_epochs)(self._measure)
 
     def num_tokens(self, draw: Draw) -> int:
         return self._sizes_of(draw.epoch)[0][draw.index]
@@ -72,26 +74,26 @@ class SampleSource:
         return replace(encoded, noise=torch.from_numpy(random.random(tuple(encoded.noise.shape), dtype="float32")))
 
     def admissible(self, epoch: int) -> list[int]:
-        """The samples that are short enough in this epoch; a longer one is an error or left out, never cut."""
+        """Return the indices of the samples that are short enough in this epoch. No sample is ever truncated."""
         lengths, _ = self._sizes_of(epoch)
-        longer = [i for i, length in enumerate(lengths) if length > self.max_tokens]
-        if longer and self.too_long == "error":
+        too_long = [i for i, length in enumerate(lengths) if length > self.max_tokens]
+        if too_long and self.too_long == "error":
             raise all_problems(
                 f"Samples are longer than collator.max_tokens={self.max_tokens}",
-                [f"{self.samples[i].id}: {lengths[i]} tokens in epoch {epoch}" for i in longer],
+                [f"{self.samples[i].id}: {lengths[i]} tokens in epoch {epoch}" for i in too_long],
                 "Raise collator.max_tokens, lower model.max_pixels, or leave them out with collator.too_long=drop.",
             )
-        if len(longer) == len(self.samples):
+        if len(too_long) == len(self.samples):
             raise InputError(f"No sample of epoch {epoch} has at most collator.max_tokens={self.max_tokens} tokens.")
-        left_out = set(longer)
-        return [i for i in range(len(self.samples)) if i not in left_out]
+        dropped = set(too_long)
+        return [i for i in range(len(self.samples)) if i not in dropped]
 
     def names(self, step: Step) -> list[str]:
-        """The ids of a step's samples."""
+        """Return the ids of a step's samples."""
         return [self.name(draw) for row in step for draw in row]
 
     def _measure(self, epoch: int) -> tuple[array, array]:
-        """Tokens and cost of every sample."""
+        """Return the tokens and the cost of every sample."""
         num_tokens, costs = array("q"), array("q")
         for sample in self.samples:
             length, cost = self._size(epoch, sample)
@@ -105,91 +107,102 @@ class SampleSource:
         return num_tokens, self.cost_of(num_tokens, self.builder.num_patches(sample, teachers))
 
 
-def sources(data, view_of, builder, cost_of, collator) -> tuple[SampleSource, SampleSource]:
-    """The training and the validation split, of which only training students are seen by `view_of`.
+def sources(
+    data: Splits,
+    view_of: Callable[[Sample, int], Sample],
+    builder: ConversationBuilder,
+    cost_of: Callable[[int, Sequence[int]], int],
+    collator: Collator,
+) -> tuple[SampleSource, SampleSource]:
+    """Return the training and the validation split. Only training students are augmented by `view_of`.
 
-    The teachers of both come from the training split's pool, as they are: so what is made of them can be kept. Noise
-    has the seed of the teachers' draw.
+    The teachers of both splits come from the training pool and are never augmented, so that their features can be
+    cached. The seed of the teachers' draw also decides the noise.
     """
-    how = builder, cost_of, collator.max_tokens, collator.too_long, data.teachers.seed
-    pool = data.pool
-    train = SampleSource(data.train, view_of, lambda sample, epoch: data.teachers.draw(sample, epoch, pool), *how)
-    of_validation = data.teachers.draw_validation
-    validation = SampleSource(data.validation, as_it_is, lambda sample, _: of_validation(sample, pool), *how)
+    settings = builder, cost_of, collator.max_tokens, collator.too_long, data.teachers.seed
+    pool, teachers = data.pool, data.teachers
+    train = SampleSource(data.train, view_of, lambda sample, epoch: teachers.draw(sample, epoch, pool), *settings)
+    draw_validation = teachers.draw_validation
+    validation = SampleSource(data.validation, unchanged, lambda sample, _: draw_validation(sample, pool), *settings)
     return train, validation
 
 
-def as_it_is(sample: Sample, _: int) -> Sample:
-    """The view of a sample that is evaluated."""
+def unchanged(sample: Sample, _epoch: int) -> Sample:
+    """Return the sample itself: the view of a sample that is evaluated."""
     return sample
 
 
-class _Made(Dataset):
-    """What `make` makes of each task.
+class _Results(Dataset[Result | InputError]):
+    """`function(task)` for each task.
 
-    An InputError is handed over, not raised: DataLoader would put the worker's traceback into its message.
+    An InputError is returned, not raised: DataLoader would put the worker's traceback into its message.
     """
 
-    def __init__(self, make: Callable):
-        self.make = make
+    def __init__(self, function: Callable[[Task], Result]):
+        self.function = function
 
-    def __getitem__(self, task):
+    def __getitem__(self, task: Task) -> Result | InputError:
         try:
-            return self.make(task)
+            return self.function(task)
         except InputError as error:
             return error
 
 
-def _whole(made):
-    """Batches are made whole in the workers: this keeps DataLoader from collating them again."""
-    return made
+def _identity(result: Result) -> Result:
+    """Stand in for DataLoader's collation: the workers return whole batches."""
+    return result
 
 
-def _made_or_raise(made):
-    if isinstance(made, InputError):
-        raise made
-    return made
+def _raise_errors(result: Result | InputError) -> Result:
+    if isinstance(result, InputError):
+        raise result
+    return result
 
 
-def ahead(make: Callable[[Task], Made], tasks: Iterable[Task], num_workers: int) -> Iterator[Made]:
-    """`make(task)` of each task, in order, made ahead by `num_workers` processes, its tensors pinned for a GPU.
+def prefetch(function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int) -> Iterator[Result]:
+    """Yield `function(task)` of each task, in order, computed ahead by `num_workers` processes.
 
-    Tasks are asked for as the workers get to them.
+    Tensors are pinned if there is a GPU. `tasks` is read only as far as the workers have got.
     """
     loader = DataLoader(
-        _Made(make),
+        _Results(function),
         batch_size=None,
         sampler=tasks,
         num_workers=num_workers,
-        collate_fn=_whole,
+        collate_fn=_identity,
         pin_memory=torch.cuda.is_available(),
         # Forked workers share the samples' memory instead of each loading a copy.
         multiprocessing_context="fork" if num_workers else None,
         worker_init_fn=preemption.end_with_parent,
     )
     with preemption.signals_blocked():
-        made = iter(loader)  # starts the workers now, not at the first step
-    return map(_made_or_raise, made)
+        results = iter(loader)  # starts the workers now, not at the first step
+    return map(_raise_errors, results)
 
 
 def batches(
     source: SampleSource,
-    collator,
+    collator: Collator,
     steps: Iterable[Step],
     num_micro_batches: int,
     rank: int,
     num_ranks: int,
     num_workers: int,
 ) -> Iterator[list[Batch]]:
-    """For each step the micro-batches of this rank, read and encoded `ahead`.
+    """Yield the micro-batches of this rank for each step, encoded ahead of time (`prefetch`).
 
-    A part without samples becomes a stand-in, unsupervised: so every rank runs the same modules the same number of
-    times, and the losses do not notice.
+    A micro-batch without samples becomes a stand-in without any loss, so that every rank runs the same modules equally
+    often. The stand-in does not change the losses.
     """
 
-    def laid(task: tuple[list[Part], Draw]) -> list[Batch]:
-        parts, stand_in = task
-        return [collator([*map(source.encode, part)] or [source.encode(stand_in).unsupervised()]) for part in parts]
+    def encode_and_collate(task: tuple[list[MicroBatch], Draw]) -> list[Batch]:
+        micro_batches, stand_in = task
+        return [
+            collator([*map(source.encode, draws)] or [source.encode(stand_in).unsupervised()])
+            for draws in micro_batches
+        ]
 
-    tasks = ((deal(step, num_ranks, num_micro_batches, source.cost)[rank], step[0][0]) for step in steps)
-    return ahead(laid, tasks, num_workers)
+    tasks = (
+        (assign_micro_batches(step, num_ranks, num_micro_batches, source.cost)[rank], step[0][0]) for step in steps
+    )
+    return prefetch(encode_and_collate, tasks, num_workers)

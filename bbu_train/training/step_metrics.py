@@ -1,60 +1,106 @@
-"""What a row of metrics.jsonl holds for a training step."""
+"""The metrics of a training step: one row of metrics.jsonl."""
 
 import resource
 import sys
+from typing import NamedTuple
 
 import torch
 
+from bbu_train.ops import flops
+from bbu_train.optimizer.groups import learning_rates
 from bbu_train.runtime import distributed
+from bbu_train.training.protocols import Criterion
+from bbu_train.training.step import StepResult, StepTotals
 from bbu_train.types.batch import Counts
 from bbu_train.types.outputs import Losses
 
 
-def losses(criterion, sums: Losses, counts: Counts) -> dict[str, float]:
-    """Each mean and the total under "loss/..."."""
+class PeakFlops(NamedTuple):
+    """The most operations a second that the devices of all ranks reach together; 0 where it is not known.
+
+    `data_sheet` is the dense bfloat16 rate that the maker states, `matmul` that of a large matrix product, measured in
+    the precision of the run.
+    """
+
+    data_sheet: int
+    matmul: int
+
+
+def peak_flops(device: torch.device, precision: str) -> PeakFlops:
+    """Look up and measure the device of each rank. All ranks call this."""
+    data_sheet, matmul = flops.peak_bf16_flops(device), flops.peak_matmul_rate(device, precision)
+    sums = distributed.sum_integers([data_sheet, matmul, data_sheet == 0])
+    return PeakFlops(0 if sums[2] else sums[0], sums[1])
+
+
+def training_row(
+    criterion: Criterion,
+    optimizer: torch.optim.Optimizer,
+    result: StepResult,
+    totals: StepTotals,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the losses, learning rates, gradient norms and memory of a step. All ranks call this."""
+    row = loss_metrics(criterion, result.loss_sums(), totals.counts)
+    row |= prefixed("lr", learning_rates(optimizer)) | prefixed("grad_norm", result.grad_norms)
+    return row | memory_metrics(device)
+
+
+def loss_metrics(criterion: Criterion, sums: Losses, counts: Counts) -> dict[str, float]:
+    """Return the mean of each loss and their weighted total, as "loss/...". The host waits for the device once."""
     means = criterion.means(sums, counts) | {"total": criterion.objective(sums, counts)}
     values = torch.stack(list(means.values())).tolist()
     return dict(zip((f"loss/{name}" for name in means), values, strict=True))
 
 
-def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
+def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def times(
-    seconds: float, waited: float, num_tokens: int, num_slots: int, num_operations: int, peak_matmul_rate: int
+def time_metrics(
+    seconds: float, data_seconds: float, totals: StepTotals, step_flops: int, peak: PeakFlops
 ) -> dict[str, float]:
-    """Of one step: its seconds, of them waiting for data, and over all ranks the tokens, the slots of rows, the useful
-    operations, and how many a second the devices can do at best (0: not known, so no share).
+    """Return the speed of a step that took `seconds`, `data_seconds` of them waiting for its batches.
 
-    Packing efficiency is the share of slots that hold a token and not padding.
+    Rates are over all ranks. `step_flops` counts the operations that the samples need: no padding, no recomputation.
+    `time/mfu` (model FLOPs utilisation, Chowdhery et al. 2022) is their rate over the data sheet's, and
+    `time/share_of_matmul` over that of a large matrix product. Packing efficiency is the share of positions that hold
+    a token rather than padding.
     """
+    flops_per_second = step_flops / seconds
     row = {
         "time/step_seconds": seconds,
-        "time/data_seconds": waited,
-        "time/tokens_per_second": num_tokens / seconds,
-        "time/packing_efficiency": num_tokens / num_slots,
-        "time/model_tflops": num_operations / seconds / 1e12,
+        "time/data_seconds": data_seconds,
+        "time/tokens_per_second": totals.sizes.tokens / seconds,
+        "time/packing_efficiency": totals.sizes.tokens / totals.num_slots,
+        "time/model_tflops": flops_per_second / 1e12,
     }
-    return row | {"time/useful_share": num_operations / seconds / peak_matmul_rate} if peak_matmul_rate else row
-
-
-def memory(device: torch.device) -> dict[str, float]:
-    """GiB of the fullest rank and, if there are several, of each of them. Every rank calls this.
-
-    On a GPU allocated and reserved now and allocated at most, on a CPU resident at most.
-    """
-    sizes = _memory_of(device)
-    by_rank = distributed.gather_integers(list(sizes.values()))
-    row = {f"memory/{name}_gib": max(its) / 2**30 for name, its in zip(sizes, zip(*by_rank, strict=True), strict=True)}
-    if len(by_rank) > 1:
-        for rank, its in enumerate(by_rank):
-            row |= {f"memory/rank{rank}/{name}_gib": size / 2**30 for name, size in zip(sizes, its, strict=True)}
+    if peak.data_sheet:
+        row["time/mfu"] = flops_per_second / peak.data_sheet
+    if peak.matmul:
+        row["time/share_of_matmul"] = flops_per_second / peak.matmul
     return row
 
 
-def _memory_of(device: torch.device) -> dict[str, int]:
-    """Bytes of this process."""
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Return GiB of memory in use: the largest over the ranks and, if there are several, that of each rank.
+
+    On a GPU what is allocated and reserved now and the most that was allocated; on a CPU the most that was resident.
+    All ranks call this.
+    """
+    sizes = _memory_bytes(device)
+    by_rank = distributed.gather_integers(list(sizes.values()))
+    row = {
+        f"memory/{name}_gib": max(values) / 2**30
+        for name, values in zip(sizes, zip(*by_rank, strict=True), strict=True)
+    }
+    if len(by_rank) > 1:
+        for rank, values in enumerate(by_rank):
+            row |= {f"memory/rank{rank}/{name}_gib": value / 2**30 for name, value in zip(sizes, values, strict=True)}
+    return row
+
+
+def _memory_bytes(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         return {
             "allocated": torch.cuda.memory_allocated(device),
@@ -65,8 +111,8 @@ def _memory_of(device: torch.device) -> dict[str, int]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
-def short(row: dict[str, float]) -> str:
-    """The losses of a row in little room, for the progress bar; auxiliary ones are in the total."""
-    shown = {"loss/total": "total", "loss/teacher_lm": "teacher", "loss/student_lm": "student", "loss/bbox_l1": "l1"}
-    shown |= {"loss/bbox_giou": "giou", "loss/objectness": "obj", "loss/caption": "cap"}
-    return " ".join(f"{word} {row[name]:.3g}" for name, word in shown.items() if name in row)
+def progress_text(row: dict[str, float]) -> str:
+    """Return the main losses of a row for the progress bar. Auxiliary losses show in the total only."""
+    labels = {"loss/total": "total", "loss/teacher_lm": "teacher", "loss/student_lm": "student", "loss/bbox_l1": "l1"}
+    labels |= {"loss/bbox_giou": "giou", "loss/objectness": "obj", "loss/caption": "cap"}
+    return " ".join(f"{label} {row[name]:.3g}" for name, label in labels.items() if name in row)

@@ -1,7 +1,7 @@
 """The data types: Sample -> Conversation -> Encoded -> Batch -> Outputs -> Losses.
 
-`samples` holds what is known without torch, `batch` what goes into the model, `outputs` what comes out of it. Import
-from these modules: nothing is re-exported here, so that importing `bbu_train.types.samples` does not load torch.
+`samples` holds the types that need no torch, `batch` the model's inputs, `outputs` its outputs. Import from these
+modules: nothing is re-exported here, so that importing `bbu_train.types.samples` does not load torch.
 
 Axis names in shape annotations:
 

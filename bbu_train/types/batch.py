@@ -1,7 +1,8 @@
-"""Encoded conversations, and the batches that are laid out from them."""
+"""Encoded conversations, and the batches that collators lay out from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -9,18 +10,27 @@ from torch import Tensor
 
 from bbu_train.ops.flops import Sizes
 
+M = TypeVar("M", bound="Movable")
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation as numbers.
+    """One conversation as tensors.
 
-    `roles[i]` says whose answer token i belongs to. `position_ids` are Qwen2.5-VL's (time, height, width), from 0.
-    `patches` are the raw bytes (channel, row, column) of 14 x 14 squares, in the order in which the vision tower
-    merges them; `grid_thw` counts patches. The student's picture is the last. `memory_end` is the position of the
-    first token of the student's answer: what lies before it is what the head may read.
-    Boxes are cxcywh divided by the picture's width and height; `captions` end with the answer's end token.
-    `annotated` is False where no detection loss applies. `noise` has four numbers of [0, 1) for each object, drawn by
-    (seed, epoch, sample): what is random in a head's training begins there.
+    sample_id        the sample's name in messages, such as "train.jsonl:12"
+    input_ids        token ids, with one image token for each 2 x 2 patches
+    roles            for each token a `Role`: whose answer it belongs to, NONE for all other tokens
+    position_ids     Qwen2.5-VL's 3-D positions (time, height, width), from 0
+    image_positions  indices of the image tokens in `input_ids`
+    patches          raw bytes of 14 x 14 pixel patches, each (channel, row, column), in the order in which the vision
+                     tower merges them; the student's picture is the last
+    grid_thw         size of each picture in patches: (1, rows, columns)
+    memory_end       index of the first token of the student's answer; the head may read only tokens before it
+    boxes_cxcywh     the student's objects, divided by the width and height of its picture
+    captions         token ids of each object's description, ending with `<|im_end|>`
+    annotated        False if nobody annotated the student's picture: it then has no detection loss
+    noise            four numbers in [0, 1) for each object, drawn from (seed, epoch, sample); a head takes all of its
+                     training noise from them
     """
 
     sample_id: str
@@ -37,7 +47,7 @@ class Encoded:
     noise: Float[Tensor, "objects 4"]
 
     def unsupervised(self) -> "Encoded":
-        """The same conversation without any loss: it keeps a rank or a micro-batch without samples in step."""
+        """Return the same conversation without any loss: a filler for a rank or micro-batch that has no sample."""
         return replace(
             self,
             roles=torch.zeros_like(self.roles),
@@ -50,9 +60,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the sums of a step are divided by: plain numbers, summed over all its micro-batches and ranks.
+    """The divisors of a step's loss sums, themselves summed over all micro-batches and ranks of the step.
 
-    `samples` counts the student pictures with annotations, those annotated as empty included.
+    teacher_tokens  supervised tokens of teachers' answers
+    student_tokens  supervised tokens of students' answers
+    objects         objects in students' pictures
+    samples         annotated students' pictures, including those annotated as empty
     """
 
     teacher_tokens: int
@@ -65,9 +78,9 @@ class Counts:
 
 
 class Movable:
-    """A frozen dataclass of tensors, and of such dataclasses, that can go to a device or into pinned memory."""
+    """A frozen dataclass of tensors and other Movables that can move to a device or into pinned memory."""
 
-    def _map(self, function: Callable[[Tensor], Tensor]):
+    def _map(self: M, function: Callable[[Tensor], Tensor]) -> M:
         changed = {
             f.name: function(value) if isinstance(value, Tensor) else value._map(function)
             for f in fields(self)
@@ -75,18 +88,27 @@ class Movable:
         }
         return replace(self, **changed)
 
-    def to(self, device: torch.device | str):
+    def to(self: M, device: torch.device | str) -> M:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self):
+    def pin_memory(self: M) -> M:
         return self._map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
 class VisionInputs(Movable):
-    """All that the vision tower needs, its index arithmetic included, so that the device never waits for the host.
+    """The inputs of the vision tower, including its index arithmetic, so that the device never waits for the host.
 
-    `position_ids`, `window_index` and the two kinds of boundaries are those of transformers' `vision_utils`.
+    The index fields are those that transformers' `vision_utils` computes.
+
+    patches            raw bytes of 14 x 14 pixel patches, as in `Encoded`
+    grid_thw           size of each picture in patches: (1, rows, columns)
+    position_ids       (row, column) of each patch
+    window_index       permutation of the image tokens that makes each attention window contiguous
+    cu_seqlens         bounds of the pictures in the sequence of patches, from 0
+    cu_window_seqlens  bounds of the windows in the permuted sequence of patches, from 0
+    max_seqlen         patches of the largest picture
+    max_window_seqlen  patches of the largest window
     """
 
     patches: UInt8[Tensor, "patches 588"]
@@ -101,9 +123,12 @@ class VisionInputs(Movable):
 
 @dataclass(frozen=True)
 class TeacherPicture:
-    """A teacher's picture by itself. Two have the same `key` if they are the same bytes on the same grid.
+    """One teacher's picture, kept apart so that its features can be cached.
 
-    It is not Movable: it stays on the host until a model that has nothing of it asks for it.
+    It is not Movable: it stays on the host unless the model has no cached features for its key.
+
+    key     equal for two pictures with the same bytes on the same grid
+    vision  the inputs of the vision tower for this picture alone
     """
 
     key: bytes
@@ -112,11 +137,15 @@ class TeacherPicture:
 
 @dataclass(frozen=True)
 class MemoryIndex(Movable):
-    """Where the detection memory of each sample lies: rows are samples, padded at the end.
+    """The location of each sample's detection memory. Rows are samples, padded at the end.
 
-    `vision` indexes merged vision features, the student's picture only, row by row; `vision_centers` are the (x, y)
-    centres of those image tokens in the picture, in [0, 1]. `text` indexes the flattened hidden states, from the
-    sample's first token up to, not including, the student's answer; `text_positions` counts them from 0.
+    vision          indices of the student's image tokens among the merged vision features
+    vision_mask     False for padding
+    vision_centers  (x, y) centre of each of these image tokens in the picture, in [0, 1]
+    text            indices into the flattened hidden states, from the sample's first token up to, but not including,
+                    the student's answer
+    text_mask       False for padding
+    text_positions  position of each of these tokens in its sample, from 0
     """
 
     vision: Int[Tensor, "samples vision_memory"]
@@ -128,33 +157,54 @@ class MemoryIndex(Movable):
 
     @property
     def vision_sizes(self) -> Float[Tensor, "samples 2"]:
-        """Width and height of an image token in its picture: twice the centre of the first, which is in a corner."""
+        """(width, height) of an image token as shares of its picture: twice the centre of the first, top left token."""
         return 2 * self.vision_centers[:, 0]
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The true boxes of a batch, which a head may learn from in training, and their noise (`Encoded`); `most` is the
-    largest number in a sample."""
+    """The true boxes of a batch, for heads that are trained with them.
+
+    boxes_cxcywh      as in `Encoded`
+    noise             as in `Encoded`
+    sample_of_object  index of each object's sample in the batch, ascending
+    max_objects       largest number of objects in one sample
+    """
 
     boxes_cxcywh: Float[Tensor, "objects 4"]
     noise: Float[Tensor, "objects 4"]
     sample_of_object: Int[Tensor, "objects"]
-    most: int
+    max_objects: int
 
 
 @dataclass(frozen=True)
 class Batch(Movable):
-    """Some samples of a step, laid out in rows. Nothing downstream asks which collator laid them.
+    """Some or all samples of a step, laid out in rows. No code after the collator depends on which collator made it.
 
-    `cu_seqlens` bounds the segments of the flattened rows: each sample is one, each run of padding another.
-    `vision` holds all pictures, or with `PictureFormat.teachers_apart` the students', followed by `teachers`: in that
-    order merged features are numbered, and `image_positions` are where they belong.
-    `sample_of_token` is -1 for padding. The first of the four `position_ids` is the text position, which restarts
-    at 0 for each sample. `supervised_positions` are the flattened positions whose hidden state predicts `labels`,
-    which belong to the answer of `label_roles`; there is always at least one, of role NONE if need be, so that every
-    rank runs the same modules. Objects lie in the order of their samples, of which the host knows `objects_per_sample`.
-    `caption_ids` are padded with -100. Boxes and noise as in `Encoded`.
+    sample_ids            names of the samples in messages
+    input_ids             token ids; 0 for padding
+    position_ids          text positions, which restart at 0 for each sample, then the 3-D positions; 0 for padding
+    sample_of_token       index of each token's sample in the batch; -1 for padding
+    cu_seqlens            bounds of the segments of the flattened rows, from 0: each sample is a segment, and so is each
+                          run of padding
+    max_seqlen            tokens of the longest segment
+    image_positions       position in the flattened rows of each merged vision feature
+    vision                all pictures, or the students' alone if `PictureFormat.teachers_apart`
+    teachers              the teachers' pictures if `PictureFormat.teachers_apart`, else empty; their merged features
+                          are numbered after those of `vision`
+    supervised_positions  positions in the flattened rows whose hidden state predicts `labels`; never empty, so that
+                          every rank runs the same modules: a batch without answers has one of role NONE
+    labels                the token ids to predict
+    label_roles           for each label a `Role`: whose answer it belongs to
+    memory                where the detection memory of each sample lies
+    boxes_cxcywh          objects in the order of their samples, divided by width and height of their pictures
+    sample_of_object      index of each object's sample in the batch
+    objects_per_sample    number of objects of each sample, on the host
+    caption_ids           token ids of each object's description, ending with `<|im_end|>`; -100 for padding
+    annotated             False for samples without a detection loss
+    noise                 four numbers in [0, 1) for each object, as in `Encoded`
+    counts                divisors of the loss sums; the training loop adds them up over the step
+    sizes                 the amount of arithmetic that the batch needs
     """
 
     sample_ids: tuple[str, ...]

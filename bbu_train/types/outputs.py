@@ -1,4 +1,4 @@
-"""What a model gives for a batch, what a loss makes of that, and the boxes predicted for one picture."""
+"""The outputs of the model, the losses computed from them, and the predictions for one picture."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DenoisingOutputs:
-    """What the head makes of true boxes that it was given with noise, `groups` times each.
+    """The head's predictions for contrastive denoising queries (DINO): true boxes with noise, `groups` pairs for each.
 
-    Of the first of each two the noise was small, and the box is to be found again; of the second it was large, and that
-    there is no object is to be seen. The boxes are those of the first.
+    Index 0 of a pair has small noise and must reconstruct its box. Index 1 has large noise and must predict
+    "no object".
+
+    boxes_cxcywh       after the sigmoid, for index 0 only
+    objectness_logits  for both indices of each pair
     """
 
     boxes_cxcywh: Float[Tensor, "layers objects groups 4"]
@@ -22,8 +25,14 @@ class DenoisingOutputs:
 
 @dataclass(frozen=True)
 class DenseOutputs:
-    """What the head makes of each image token of the student's picture by itself. `objects` says whose box it is to
-    find, several tokens that of one object and most that of none, which is -1. `mask` is False for padding."""
+    """The head's predictions from each image token of the student's picture alone, without a query.
+
+    boxes_cxcywh       after the sigmoid
+    objectness_logits  before the sigmoid
+    objects            index of the object that the token must find, -1 for none: most tokens have none, and several
+                       tokens may have the same object
+    mask               False for padding
+    """
 
     boxes_cxcywh: Float[Tensor, "samples tokens 4"]
     objectness_logits: Float[Tensor, "samples tokens"]
@@ -33,15 +42,19 @@ class DenseOutputs:
 
 @dataclass(frozen=True)
 class Detections:
-    """What the head says. The last of `layers` is the answer, the others are for auxiliary losses.
+    """The predictions of the head. The last layer is the result; the others are for auxiliary losses.
 
-    `boxes_logits` and `boxes_cxcywh` are the boxes before and after the sigmoid.
-    `caption_losses(samples, queries, caption_ids, most)` gives the cross entropy of each caption token, teacher-forced
-    on the query of its object and 0 where padded; it needs the matching, which the loss makes. `most` is the largest
-    number of objects of a sample.
-    `describe(end_token, max_tokens)` decodes a caption for every query, greedily: token ids of shape (samples, queries,
-    at most max_tokens), `end_token` after the end.
-    `denoised`, `dense`: None outside of training, and for a head that does not learn so.
+    boxes_logits       boxes before the sigmoid
+    boxes_cxcywh       boxes after the sigmoid, as shares of the picture's width and height
+    objectness_logits  before the sigmoid
+    caption_losses     `caption_losses(samples, queries, caption_ids, max_objects)` returns the cross entropy of each
+                       caption token, of shape (objects, caption), 0 for padding. Object i lies in sample `samples[i]`
+                       and is teacher-forced on its matched query `queries[i]`; no sample has more than `max_objects`.
+                       It is a function because the loss, which comes later, computes the matching.
+    generate_captions  `generate_captions(end_token, max_tokens)` decodes a caption for every query greedily: token ids
+                       of shape (samples, queries, at most max_tokens), filled up with `end_token`
+    denoising          None outside of training, and for heads without denoising
+    dense              None outside of training, and for heads without dense predictions
     """
 
     boxes_logits: Float[Tensor, "layers samples queries 4"]
@@ -55,19 +68,28 @@ class Detections:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model says of a batch: the cross entropy of each supervised token and, with a head, its detections."""
+    """The outputs of the model for a batch.
+
+    token_losses  cross entropy of each supervised token
+    detections    None for a model without a head
+    """
 
     token_losses: Float[Tensor, "supervised"]
     detections: Detections | None
 
 
 Losses = dict[str, Float[Tensor, ""]]
-"""Sums, never means, by the name under which they are logged (`bbox_giou` is logged as `loss/bbox_giou`)."""
+"""Loss sums, never means, by the name under which they are logged: `bbox_giou` is logged as `loss/bbox_giou`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one picture: boxes in pixels of the upright original, a score and a description for each."""
+    """The predictions for one picture.
+
+    boxes_xyxy    in pixels of the upright original picture
+    scores        confidence of each box
+    descriptions  "type/property/extra" of each box
+    """
 
     boxes_xyxy: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, "n"]

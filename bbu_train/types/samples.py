@@ -1,4 +1,4 @@
-"""Annotated pictures and the conversations made of them. Nothing here needs torch."""
+"""Annotated pictures, and the conversations made from them. This module does not need torch."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 
 class Role(IntEnum):
-    """Whose answer a token belongs to. Only answer tokens, `<|im_end|>` included, carry a language loss."""
+    """Whose answer a token belongs to.
+
+    Only answer tokens have a language loss: those from the first token of the answer to its `<|im_end|>` inclusive.
+    """
 
     NONE = 0
     TEACHER = 1
@@ -16,24 +19,33 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Object:
-    """One annotated thing: its box in absolute pixels of the upright picture, and "type/property/extra"."""
+    """One annotated object.
+
+    box_xyxy     in absolute pixels of the upright picture; with a `Picture.view`, in pixels of the view
+    description  "type/property/extra"
+    """
 
     box_xyxy: tuple[float, float, float, float]
     description: str
 
 
 def class_of(description: str) -> str:
-    """The first level of "type/property/extra"."""
+    """Return the first level of a description: "type" of "type/property/extra"."""
     return description.split("/", 1)[0]
 
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of a picture file: a part of it, turned over or not, in other colours.
+    """An augmented view of a picture file: crop, resize, flip, then change colours, in this order.
 
-    `width` and `height` are those of the upright picture, in which `part_xyxy` lies, in whole pixels. That part is
-    resized, then mirrored from left to right (`left_right`) and from top to bottom (`top_bottom`); then brightness,
-    contrast and saturation are multiplied by the factors of these names.
+    width       of the upright picture, in pixels
+    height      of the upright picture, in pixels
+    part_xyxy   the crop, in whole pixels of the upright picture
+    left_right  whether the crop is flipped from left to right
+    top_bottom  whether the crop is flipped from top to bottom
+    brightness  factor; 1 changes nothing
+    contrast    factor, applied after brightness
+    saturation  factor, applied after contrast
     """
 
     width: int
@@ -48,9 +60,13 @@ class View:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file, its upright (EXIF-applied) size in pixels, and its objects; `None`: nobody annotated it.
+    """A picture file and its annotation.
 
-    With a `view`, size and boxes are those of what is seen.
+    path     the file
+    width    of the upright picture (EXIF orientation applied), in pixels; with a `view`, of the view
+    height   likewise
+    objects  empty if the picture is annotated as empty, None if nobody annotated it
+    view     the augmented view to read from the file; None for the whole picture
     """
 
     path: Path
@@ -62,9 +78,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """A student picture and, where the data fixes them, its teachers; `None`: they are drawn from the pool.
+    """A student's picture and its teachers' pictures: annotated examples that the model reads before it.
 
-    `id` names the sample in every message, such as "train.jsonl:12".
+    id        the sample's name in messages, such as "train.jsonl:12"
+    student   the picture to learn from, or to predict
+    teachers  fixed by the data, or None: they are then drawn from the pool
     """
 
     id: str
@@ -74,10 +92,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """How the vision tower takes pictures. Lengths in pixels; `merge_size` patches a side make one image token.
+    """The format in which the vision tower reads pictures.
 
-    A picture is resized to multiples of `patch_size * merge_size` with an area within [min_pixels, max_pixels].
-    `teachers_apart`: each picture of a teacher comes by itself, so that what is made of it can be kept.
+    A picture is resized so that its sides are multiples of `patch_size * merge_size`.
+
+    patch_size      side of a patch, in pixels
+    merge_size      side of an image token, in patches
+    window_size     side of a window of windowed attention, in pixels
+    min_pixels      smallest area after resizing
+    max_pixels      largest area after resizing
+    teachers_apart  whether collators keep each teacher's picture apart, so that the model can cache its features
     """
 
     patch_size: int
@@ -90,7 +114,13 @@ class PictureFormat:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question about one picture and its answer. `answer` is None where the model is to write it."""
+    """One question about one picture, and its answer.
+
+    role     TEACHER or STUDENT
+    picture  the picture
+    prompt   the question
+    answer   the true answer, or None if the model must generate it
+    """
 
     role: Role
     picture: Picture
@@ -100,7 +130,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Teacher turns, and the student's turn last; the builder that made it says the system prompt."""
+    """Teachers' turns, then the student's turn. The system prompt is not in it: the conversation builder adds it.
+
+    sample_id  the sample's name in messages
+    turns      in their order, the student's last
+    """
 
     sample_id: str
     turns: tuple[Turn, ...]
@@ -111,11 +145,15 @@ class Conversation:
 
 
 class Draw(NamedTuple):
-    """One visit to a sample: which epoch, and which sample of the split."""
+    """One visit to a sample in training.
+
+    epoch  from 0; augmentation, teachers and noise depend on it
+    index  of the sample in its split
+    """
 
     epoch: int
     index: int
 
 
 Step = tuple[tuple[Draw, ...], ...]
-"""The set of samples of one optimizer step, in the rows that its sampler planned; any layout may regroup them."""
+"""The samples of one optimizer step, in the rows that the sampler planned. A layout may regroup them."""

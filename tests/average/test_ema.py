@@ -1,4 +1,4 @@
-"""The average of the weights, compared with torch's own, and what of it is evaluated and saved."""
+"""The average of the weights: equal to torch's, applied for evaluation, saved and resumed."""
 
 from copy import deepcopy
 
@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from bbu_train.average import ema
-from bbu_train.average.ema import Average
-from bbu_train.average.none import Latest
+from bbu_train.average.ema import ExponentialMovingAverage
+from bbu_train.average.none import NoAverage
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32
 from bbu_train.optimizer import groups
@@ -19,7 +19,7 @@ PRECISIONS = ("fp32", "bf16", "pure_bf16")
 
 
 def small_model(precision):
-    """Two layers, matrices in the dtype of the precision, the first layer's bias frozen."""
+    """Return two layers with matrices in the dtype of the precision; the first layer's bias is frozen."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
     for parameter in model.parameters():
@@ -29,13 +29,13 @@ def small_model(precision):
     return model
 
 
-def trainer(model, precision):
-    only = {"all": {"pattern": "", "submodule": "0", "lr": 0.1}}
-    return groups.build(model, only, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, precision=precision)
+def make_optimizer(model, precision):
+    one_group = {"all": {"pattern": "", "submodule": "0", "lr": 0.1}}
+    return groups.build(model, one_group, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, precision=precision)
 
 
 def steps(model, optimizer, first, last):
-    """Yields the number of each step after it was made, along the same gradients for everyone."""
+    """Make steps `first` to `last` and yield the number of each; its gradients depend only on the number."""
     for step in range(first, last + 1):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -46,7 +46,7 @@ def steps(model, optimizer, first, last):
 
 
 def masters(model, optimizer):
-    """The weights in float32, as exactly as they are known."""
+    """Return the float32 masters of trained weights, or the weights where there are none."""
     low_bits = {p: state["low_bits"] for p, state in optimizer.state.items() if "low_bits" in state}
     weights = {name: p.detach() for name, p in trainable(model).items()}
     return {
@@ -61,44 +61,48 @@ def trainable(model):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
-def test_the_average_is_torchs_of_the_float32_weights(precision, decay):
+def test_the_average_equals_torchs_average_of_the_float32_weights(precision, decay):
     model = small_model(precision)
-    optimizer = trainer(model, precision)
-    average = Average(model, optimizer, decay)
-    watched = nn.ParameterDict({name.replace(".", "_"): p.detach().float() for name, p in trainable(model).items()})
-    decays = [min(decay, (1 + t) / (10 + t)) for t in range(30)]
-    torchs = AveragedModel(
-        watched, avg_fn=lambda ours, new, number: decays[step] * ours + (1 - decays[step]) * new, use_buffers=False
+    optimizer = make_optimizer(model, precision)
+    average = ExponentialMovingAverage(model, optimizer, decay)
+    float32_weights = nn.ParameterDict(
+        {name.replace(".", "_"): p.detach().float() for name, p in trainable(model).items()}
     )
-    torchs.n_averaged += 1  # or it would begin at the first weights it is shown instead of these
+    decays = [min(decay, (1 + t) / (10 + t)) for t in range(30)]
+    expected = AveragedModel(
+        float32_weights,
+        avg_fn=lambda averaged, weight, _: decays[step] * averaged + (1 - decays[step]) * weight,
+        use_buffers=False,
+    )
+    expected.n_averaged += 1  # else it starts from the weights of the first update
     for step in steps(model, optimizer, 1, 12):
         average.update(step)
         for name, weight in masters(model, optimizer).items():
-            watched[name.replace(".", "_")].data.copy_(weight)
-        torchs.update_parameters(watched)
-    for name, expected in torchs.module.items():
-        torch.testing.assert_close(average.averages[name.replace("_", ".")], expected.detach())
+            float32_weights[name.replace(".", "_")].data.copy_(weight)
+        expected.update_parameters(float32_weights)
+    for name, weight in expected.module.items():
+        torch.testing.assert_close(average.averages[name.replace("_", ".")], weight.detach())
     assert set(average.averages) == set(trainable(model))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_how_many_are_averaged_together_does_not_matter(precision, monkeypatch):
-    found = []
-    for most in (ema.MOST_AT_ONCE, 1):
-        monkeypatch.setattr(ema, "MOST_AT_ONCE", most)
+def test_the_size_of_chunks_does_not_change_the_average(precision, monkeypatch):
+    averages = []
+    for max_elements in (ema.MAX_ELEMENTS, 1):
+        monkeypatch.setattr(ema, "MAX_ELEMENTS", max_elements)
         model = small_model(precision)
-        optimizer = trainer(model, precision)
-        average = Average(model, optimizer, 0.9)
+        optimizer = make_optimizer(model, precision)
+        average = ExponentialMovingAverage(model, optimizer, 0.9)
         for step in steps(model, optimizer, 1, 5):
             average.update(step)
-        found.append(average.averages)
-    assert all(torch.equal(found[0][name], other) for name, other in found[1].items())
+        averages.append(average.averages)
+    assert all(torch.equal(averages[0][name], other) for name, other in averages[1].items())
 
 
-def test_a_weight_that_was_never_updated_is_averaged_among_others():
+def test_a_weight_without_optimizer_state_is_averaged_with_the_others():
     model = small_model("bf16")
-    optimizer = trainer(model, "bf16")
-    average = Average(model, optimizer, 0.9)
+    optimizer = make_optimizer(model, "bf16")
+    average = ExponentialMovingAverage(model, optimizer, 0.9)
     before = model[0].weight.detach().float()
     model[1].weight.grad = torch.ones_like(model[1].weight)
     optimizer.step()
@@ -107,23 +111,23 @@ def test_a_weight_that_was_never_updated_is_averaged_among_others():
     assert not torch.equal(average.averages["1.weight"], model[1].weight.float())
 
 
-def test_a_short_memory_is_that_of_the_last_ninth_and_decay_is_its_limit():
+def test_the_decay_grows_with_the_steps_up_to_its_limit():
     model = small_model("fp32")
-    average = Average(model, trainer(model, "fp32"), decay=0.6)
+    average = ExponentialMovingAverage(model, make_optimizer(model, "fp32"), decay=0.6)
     weight = model[1].bias
     expected = weight.detach().clone()
-    for step, share in [(1, 2 / 11), (2, 3 / 12), (3, 4 / 13), (1000, 0.6)]:
+    for step, decay in [(1, 2 / 11), (2, 3 / 12), (3, 4 / 13), (1000, 0.6)]:
         weight.data += 1
         average.update(step)
-        expected = share * expected + (1 - share) * weight.detach()
+        expected = decay * expected + (1 - decay) * weight.detach()
         torch.testing.assert_close(average.averages["1.bias"], expected)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_meanwhile_the_model_has_the_averages_and_afterwards_its_own_weights_bit_for_bit(precision):
+def test_the_model_has_the_averages_while_applied_and_its_own_weights_afterwards_bit_for_bit(precision):
     model = small_model(precision)
-    optimizer = trainer(model, precision)
-    average = Average(model, optimizer, 0.9)
+    optimizer = make_optimizer(model, precision)
+    average = ExponentialMovingAverage(model, optimizer, 0.9)
     for step in steps(model, optimizer, 1, 5):
         average.update(step)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -139,49 +143,52 @@ def test_meanwhile_the_model_has_the_averages_and_afterwards_its_own_weights_bit
     assert optimizer.state_dict()["state"].keys() == state_before
 
 
-def test_what_is_saved_is_every_weight_once_and_the_averages_of_those_that_are_trained():
+def test_weights_to_save_are_averages_of_trained_parameters_and_the_frozen_weights():
     model = small_model("bf16")
-    optimizer = trainer(model, "bf16")
-    average = Average(model, optimizer, 0.9)
+    optimizer = make_optimizer(model, "bf16")
+    average = ExponentialMovingAverage(model, optimizer, 0.9)
     for step in steps(model, optimizer, 1, 3):
         average.update(step)
     weights = average.weights()
     assert list(weights) == [name for name, _ in model.named_parameters()]
     assert torch.equal(weights["0.bias"], model[0].bias)
-    assert all(torch.equal(weights[name], its) and its.dtype == torch.float32 for name, its in average.averages.items())
-    assert {name: its.dtype for name, its in average.trained().items()} == {
-        name: p.dtype for name, p in trainable(model).items()
-    }
+    assert all(torch.equal(weights[name], tensor) for name, tensor in average.averages.items())
+    assert {tensor.dtype for tensor in average.averages.values()} == {torch.float32}
+    dtypes = {name: parameter.dtype for name, parameter in trainable(model).items()}
+    assert {name: weight.dtype for name, weight in average.trained().items()} == dtypes
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_average_that_is_loaded_goes_on_as_if_it_had_never_stopped(precision):
+def test_a_resumed_average_equals_an_uninterrupted_one(precision):
     model, other = small_model(precision), small_model(precision)
-    optimizers = trainer(model, precision), trainer(other, precision)
-    whole, resumed = Average(model, optimizers[0], 0.9), Average(other, optimizers[1], 0.9)
+    optimizers = make_optimizer(model, precision), make_optimizer(other, precision)
+    uninterrupted, resumed = (
+        ExponentialMovingAverage(model, optimizers[0], 0.9),
+        ExponentialMovingAverage(other, optimizers[1], 0.9),
+    )
     for step in steps(model, optimizers[0], 1, 4):
-        whole.update(step)
-    other.load_state_dict(whole.weights() | whole.trained())
-    resumed.load(whole.weights())
-    optimizers[1].load_state_dict(deepcopy(optimizers[0].state_dict()))  # or they would share their moments
-    for average, its_model, optimizer in ((whole, model, optimizers[0]), (resumed, other, optimizers[1])):
-        for step in steps(its_model, optimizer, 5, 8):
+        uninterrupted.update(step)
+    other.load_state_dict(uninterrupted.weights() | uninterrupted.trained())
+    resumed.load(uninterrupted.weights())
+    optimizers[1].load_state_dict(deepcopy(optimizers[0].state_dict()))  # else they would share their moments
+    for average, optimizer in ((uninterrupted, optimizers[0]), (resumed, optimizers[1])):
+        for step in steps(average.model, optimizer, 5, 8):
             average.update(step)
-    for name, expected in whole.weights().items():
+    for name, expected in uninterrupted.weights().items():
         assert torch.equal(resumed.weights()[name], expected)
 
 
-def test_without_an_average_the_weights_are_the_models_and_nothing_is_kept_besides():
+def test_without_an_average_the_weights_are_the_models_and_nothing_else_is_saved():
     model = small_model("fp32")
-    latest = Latest(model, trainer(model, "fp32"))
-    latest.update(1)
-    with latest.applied():
-        assert all(torch.equal(latest.weights()[name], p) for name, p in model.named_parameters())
-    assert latest.trained() == {}
+    average = NoAverage(model, make_optimizer(model, "fp32"))
+    average.update(1)
+    with average.applied():
+        assert all(torch.equal(average.weights()[name], p) for name, p in model.named_parameters())
+    assert average.trained() == {}
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
-def test_a_decay_that_makes_no_sense_is_named(decay):
+def test_an_invalid_decay_is_refused_by_its_key(decay):
     model = small_model("fp32")
     with pytest.raises(InputError, match=r"average\.decay"):
-        Average(model, trainer(model, "fp32"), decay)
+        ExponentialMovingAverage(model, make_optimizer(model, "fp32"), decay)

@@ -1,4 +1,4 @@
-"""Two ranks: what breaks on one stops both, and no weight moves."""
+"""The engine with two ranks."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from bbu_train.runtime import distributed
 
 
 class Scale(nn.Module):
-    """A model of one weight; a rank's batch is the number that it is multiplied by."""
+    """A model with one weight, which it multiplies by the batch: a number."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Scale(nn.Module):
         return self.weight * batch
 
 
-def step_as(rank: int, port: int, folder: str) -> None:
+def run_rank(rank: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     device = distributed.start()
@@ -40,26 +40,26 @@ def step_as(rank: int, port: int, folder: str) -> None:
         gradient_checkpointing="none",
         max_grad_norm=None,
     )
-    said = {}
-    for name, numbers in (("good", (1.0, 2.0)), ("bad", (1.0, float("nan")))):
-        engine.backward(engine(torch.tensor(numbers[rank])))
+    results = {}
+    for name, batches in (("good", (1.0, 2.0)), ("bad", (1.0, float("nan")))):
+        engine.backward(engine(torch.tensor(batches[rank])))
         try:
-            said[name] = engine.step(["a.jsonl:1", "a.jsonl:2"])["all"]
+            results[name] = engine.step(["a.jsonl:1", "a.jsonl:2"])["all"]
         except InputError as error:
-            said[name] = str(error)
-        said[f"weight after {name}"] = model.weight.item()
+            results[name] = str(error)
+        results[f"weight after {name}"] = model.weight.item()
     engine.close()
     distributed.finish()
-    torch.save(said, f"{folder}/{rank}.pt")
+    torch.save(results, f"{folder}/{rank}.pt")
 
 
-def test_what_is_not_finite_on_one_rank_stops_all_and_moves_no_weight(tmp_path):
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all_and_moves_no_weight(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(step_as, args=(port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(run_rank, args=(port, str(tmp_path)), nprocs=2)
     for rank in range(2):
-        said = torch.load(tmp_path / f"{rank}.pt")
-        assert said["good"] == 3.0, "the gradient of a sum is the sum of the ranks' gradients, not their mean"
-        assert said["weight after good"] == said["weight after bad"] == -2.0
-        assert "a.jsonl:1, a.jsonl:2" in said["bad"]
+        results = torch.load(tmp_path / f"{rank}.pt")
+        assert results["good"] == 3.0, "the ranks' gradients must be added, not averaged"
+        assert results["weight after good"] == results["weight after bad"] == -2.0
+        assert "a.jsonl:1, a.jsonl:2" in results["bad"]

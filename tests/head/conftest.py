@@ -10,16 +10,16 @@ from bbu_train.types.batch import MemoryIndex
 def grid():
     """A function from numbers of rows and columns to the centres of image tokens, row by row."""
 
-    def grid(height, width):
+    def make(height, width):
         y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
         return torch.stack([x, y], dim=-1).view(-1, 2)
 
-    return grid
+    return make
 
 
 @pytest.fixture
 def index(grid):
-    """Two samples: pictures of 3 x 2 and of 1 x 4 image tokens (wide, high), and two and one tokens of text."""
+    """Two samples: pictures of 3 x 2 and 1 x 4 image tokens (width x height), with two and one tokens of text."""
     centers = torch.zeros(2, 6, 2)
     centers[0], centers[1, :4] = grid(2, 3), grid(4, 1)
     return MemoryIndex(

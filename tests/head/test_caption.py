@@ -1,4 +1,4 @@
-"""The caption decoder: teacher-forced as torch's own decoder would be, and word by word the same."""
+"""The caption decoder: what it may read, and that greedy decoding agrees with teacher forcing."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ NUM_SAMPLES, NUM_SLOTS, NUM_TOKENS = 2, 3, 5
 END = 19
 
 
-class Recorded(nn.Linear):
-    """The output matrix, and all logits that it ever gave."""
+class RecordingLinear(nn.Linear):
+    """The output matrix, which records all logits that it returns."""
 
     def forward(self, hidden):
         self.logits = [*getattr(self, "logits", []), super().forward(hidden)]
@@ -37,18 +37,18 @@ def embed():
 @pytest.fixture
 def project():
     torch.manual_seed(2)
-    return Recorded(WIDTH, VOCABULARY, bias=False)
+    return RecordingLinear(WIDTH, VOCABULARY, bias=False)
 
 
 @pytest.fixture
-def seen():
-    """What a caption reads: its query, the sample's memory, and which of the memory is real."""
-    random = generator("seen")
+def inputs():
+    """The states of the queries, and the memory."""
+    random = generator("inputs")
     queries = random.standard_normal((NUM_SAMPLES, NUM_SLOTS, D_MODEL), dtype="float32")
     memory = random.standard_normal((NUM_SAMPLES, 4, D_MODEL), dtype="float32")
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    places = random.standard_normal(memory.shape, dtype="float32")
-    return torch.from_numpy(queries), Memory(torch.from_numpy(memory), torch.from_numpy(places), mask)
+    pos_embed = random.standard_normal(memory.shape, dtype="float32")
+    return torch.from_numpy(queries), Memory(torch.from_numpy(memory), torch.from_numpy(pos_embed), mask)
 
 
 @pytest.fixture
@@ -60,21 +60,21 @@ def caption_ids():
     return ids
 
 
-def losses(decoder, seen, caption_ids, embed, project):
-    """Of shape (samples, slots, tokens), as `caption_ids`."""
-    (queries, memory), num_slots = seen, caption_ids.shape[1]
+def losses(decoder, inputs, caption_ids, embed, project):
+    """The losses, of the shape (samples, slots, tokens) of `caption_ids`."""
+    (queries, memory), num_slots = inputs, caption_ids.shape[1]
     samples = torch.arange(len(queries)).repeat_interleave(num_slots)
     flat = queries.flatten(0, 1), samples, num_slots, caption_ids.flatten(0, 1)
     return decoder.losses(*flat, memory, embed, project).view(caption_ids.shape)
 
 
-def logits_of(decoder, seen, caption_ids, embed, project):
-    losses(decoder, seen, caption_ids, embed, project)
+def logits_of(decoder, inputs, caption_ids, embed, project):
+    losses(decoder, inputs, caption_ids, embed, project)
     return project.logits[-1].view(*caption_ids.shape, -1)
 
 
-class Dictated(nn.Module):
-    """The output matrix, after which the likeliest token of each step is the one that was dictated."""
+class DictatingProjection(nn.Module):
+    """The output matrix, but the likeliest token of each step is the next of the given captions."""
 
     def __init__(self, project, caption_ids):
         super().__init__()
@@ -86,89 +86,89 @@ class Dictated(nn.Module):
         return torch.zeros_like(logits).scatter(-1, next(self.words)[..., None], 1.0)
 
 
-def test_losses_are_the_cross_entropy_of_each_word_and_0_for_padding(decoder, seen, caption_ids, embed, project):
-    out = losses(decoder, seen, caption_ids, embed, project)
-    logits = logits_of(decoder, seen, caption_ids, embed, project)
+def test_losses_are_the_cross_entropy_of_each_word_and_0_for_padding(decoder, inputs, caption_ids, embed, project):
+    out = losses(decoder, inputs, caption_ids, embed, project)
+    logits = logits_of(decoder, inputs, caption_ids, embed, project)
     expected = cross_entropy(logits.flatten(0, 2), caption_ids.flatten(), reduction="none", ignore_index=IGNORED)
     torch.testing.assert_close(out.flatten(), expected)
     assert (out[caption_ids == IGNORED] == 0).all()
 
 
-def test_a_word_does_not_see_itself_nor_what_follows(decoder, seen, caption_ids, embed, project):
-    before = logits_of(decoder, seen, caption_ids, embed, project)
+def test_a_word_does_not_see_itself_nor_later_words(decoder, inputs, caption_ids, embed, project):
+    before = logits_of(decoder, inputs, caption_ids, embed, project)
     changed = caption_ids.clone()
     changed[:, :, 2] = (changed[:, :, 2].clamp(min=0) + 1) % END
-    after = logits_of(decoder, seen, changed, embed, project)
+    after = logits_of(decoder, inputs, changed, embed, project)
     assert torch.equal(before[:, :, :3], after[:, :, :3])
     assert not torch.isclose(before[:, :, 3], after[:, :, 3]).all(-1).any()
 
 
-def test_a_caption_reads_its_own_query_and_no_other_caption(decoder, seen, caption_ids, embed, project):
-    queries, memory = seen
-    before = losses(decoder, seen, caption_ids, embed, project)
-    others = queries.clone()
-    others[1, 2] += 1
+def test_a_caption_reads_its_own_query_and_no_other_caption(decoder, inputs, caption_ids, embed, project):
+    queries, memory = inputs
+    before = losses(decoder, inputs, caption_ids, embed, project)
+    changed_queries = queries.clone()
+    changed_queries[1, 2] += 1
     words = caption_ids.clone()
     words[1, 2] = (words[1, 2] + 1) % END
-    after = losses(decoder, (others, memory), words, embed, project)
+    after = losses(decoder, (changed_queries, memory), words, embed, project)
     assert torch.equal(after[:1], before[:1])
     assert torch.equal(after[1, :2], before[1, :2])
     assert not torch.isclose(after[1, 2], before[1, 2]).any()
 
 
-def test_a_caption_does_not_read_masked_memory(decoder, seen, caption_ids, embed, project):
-    queries, memory = seen
-    other = memory._replace(states=torch.where(memory.mask[..., None], memory.states, 7.0))
-    before = losses(decoder, seen, caption_ids, embed, project)
-    assert torch.equal(losses(decoder, (queries, other), caption_ids, embed, project), before)
+def test_a_caption_does_not_read_masked_memory(decoder, inputs, caption_ids, embed, project):
+    queries, memory = inputs
+    changed = memory._replace(states=torch.where(memory.mask[..., None], memory.states, 7.0))
+    before = losses(decoder, inputs, caption_ids, embed, project)
+    assert torch.equal(losses(decoder, (queries, changed), caption_ids, embed, project), before)
 
 
-def test_a_caption_reads_the_memory(decoder, seen, caption_ids, embed, project):
-    queries, memory = seen
-    before = losses(decoder, seen, caption_ids, embed, project)[1]
+def test_a_caption_reads_the_memory(decoder, inputs, caption_ids, embed, project):
+    queries, memory = inputs
+    before = losses(decoder, inputs, caption_ids, embed, project)[1]
     after = losses(decoder, (queries, memory._replace(states=-memory.states)), caption_ids, embed, project)[1]
     assert not torch.isclose(before, after).all(-1).any()
 
 
-def test_a_caption_reads_where_the_memory_is(decoder, seen, caption_ids, embed, project):
-    queries, memory = seen
-    before = losses(decoder, seen, caption_ids, embed, project)[1]
-    after = losses(decoder, (queries, memory._replace(places=-memory.places)), caption_ids, embed, project)[1]
+def test_a_caption_reads_the_positions_of_the_memory(decoder, inputs, caption_ids, embed, project):
+    queries, memory = inputs
+    before = losses(decoder, inputs, caption_ids, embed, project)[1]
+    after = losses(decoder, (queries, memory._replace(pos_embed=-memory.pos_embed)), caption_ids, embed, project)[1]
     assert not torch.isclose(before, after).all(-1).any()
 
 
-def test_decoding_with_a_cache_gives_the_logits_of_teacher_forcing(decoder, seen, caption_ids, embed, project):
+def test_decoding_with_a_cache_gives_the_logits_of_teacher_forcing(decoder, inputs, caption_ids, embed, project):
     words = caption_ids.clamp(min=0)
-    expected = logits_of(decoder, seen, words, embed, project)
+    expected = logits_of(decoder, inputs, words, embed, project)
     project.logits = []
-    queries, memory = seen
-    written = decoder.describe(queries, memory, embed, Dictated(project, words), END, NUM_TOKENS)
-    assert torch.equal(written, words)
+    queries, memory = inputs
+    generated = decoder.generate(queries, memory, embed, DictatingProjection(project, words), END, NUM_TOKENS)
+    assert torch.equal(generated, words)
     torch.testing.assert_close(torch.stack(project.logits, dim=2), expected, atol=1e-5, rtol=0)
 
 
-def test_greedy_captions_are_those_of_decoding_without_a_cache(decoder, seen, embed, project):
-    queries, memory = seen
+def test_greedy_captions_are_those_of_decoding_without_a_cache(decoder, inputs, embed, project):
+    queries, memory = inputs
     words = torch.zeros(NUM_SAMPLES, NUM_SLOTS, 0, dtype=torch.long)
     for _ in range(6):
         unknown = torch.zeros(NUM_SAMPLES, NUM_SLOTS, 1, dtype=torch.long)
-        logits = logits_of(decoder, seen, torch.cat([words, unknown], dim=-1), embed, project)
+        logits = logits_of(decoder, inputs, torch.cat([words, unknown], dim=-1), embed, project)
         words = torch.cat([words, logits[:, :, -1:].argmax(-1)], dim=-1)
     assert len(words.unique()) > 2
-    assert torch.equal(decoder.describe(queries, memory, embed, project, VOCABULARY, 6), words)
+    assert torch.equal(decoder.generate(queries, memory, embed, project, VOCABULARY, 6), words)
 
 
-def dictate(decoder, seen, embed, project, words, max_tokens):
-    queries, memory = seen[0][:1], Memory(*(part[:1] for part in seen[1]))
-    dictated = Dictated(project, torch.tensor(words)[None])
-    return decoder.describe(queries[:, : len(words)], memory, embed, dictated, END, max_tokens)[0].tolist()
+def dictate(decoder, inputs, embed, project, words, max_tokens):
+    queries, memory = inputs[0][:1], Memory(*(part[:1] for part in inputs[1]))
+    projection = DictatingProjection(project, torch.tensor(words)[None])
+    return decoder.generate(queries[:, : len(words)], memory, embed, projection, END, max_tokens)[0].tolist()
 
 
-def test_a_caption_that_has_ended_is_filled_with_the_end_token(decoder, seen, embed, project):
-    words = dictate(decoder, seen, embed, project, [[5, END, 7, 8], [6, 6, END, 9]], max_tokens=4)
-    assert words == [[5, END, END], [6, 6, END]], "the longest ended with its third word, so nothing follows"
+def test_a_caption_that_has_ended_is_filled_with_the_end_token(decoder, inputs, embed, project):
+    words = dictate(decoder, inputs, embed, project, [[5, END, 7, 8], [6, 6, END, 9]], max_tokens=4)
+    assert words == [[5, END, END], [6, 6, END]], "the longest caption ends at its third word, so decoding stops there"
 
 
-def test_no_caption_is_longer_than_max_tokens(decoder, seen, embed, project):
-    words = dictate(decoder, seen, embed, project, [[5, END, 7, 8], [6, 6, 3, 9]], max_tokens=3)
+def test_no_caption_is_longer_than_max_tokens(decoder, inputs, embed, project):
+    words = dictate(decoder, inputs, embed, project, [[5, END, 7, 8], [6, 6, 3, 9]], max_tokens=3)
     assert words == [[5, END, END], [6, 6, 3]]

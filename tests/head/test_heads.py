@@ -1,6 +1,6 @@
-"""The detection heads on made features: whose memory they read, and what they say before they learn anything."""
+"""Both detection heads on random features: whose memory they read, and what they predict before training."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -13,7 +13,7 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.types.batch import GroundTruth, MemoryIndex
 
 WIDTH, VOCABULARY, END, NUM_QUERIES = 16, 20, 19, 5
-VISION = [[2, 3, 4], [7], [9, 10]]  # features of each sample's student picture; those between are of teachers
+VISION = [[2, 3, 4], [7], [9, 10]]  # image tokens of each sample's student picture; those between belong to teachers
 TEXT = [range(4), range(6, 12), range(12, 14)]
 CAPTIONS = torch.tensor([[1, 2, 3], [4, 5, -100], [6, 7, 8], [9, -100, -100]])
 SAMPLES, QUERIES = torch.tensor([0, 0, 1, 2]), torch.tensor([3, 1, 0, 4])
@@ -29,22 +29,18 @@ def random(name, *shape):
     return torch.from_numpy(generator("detr", name).standard_normal(shape, dtype="float32"))
 
 
-def padded(rows, fill):
+def pad(rows, fill):
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
     return ids, torch.tensor([[i < len(row) for i in range(longest)] for row in rows])
 
 
 def memory_index(fill=0) -> MemoryIndex:
-    """Three samples; `fill` is what padding points at."""
-    (vision, vision_mask), (text, text_mask) = padded(VISION, fill), padded(TEXT, fill)
+    """Three samples; padding points at `fill`."""
+    (vision, vision_mask), (text, text_mask) = pad(VISION, fill), pad(TEXT, fill)
     centers = torch.from_numpy(generator("centers").random((*vision.shape, 2), dtype="float32"))
-    positions, _ = padded([range(len(row)) for row in TEXT], fill)
+    positions, _ = pad([range(len(row)) for row in TEXT], fill)
     return MemoryIndex(vision, vision_mask, centers, text, text_mask, positions)
-
-
-def changed(index, **parts):
-    return MemoryIndex(**{field.name: getattr(index, field.name) for field in fields(index)} | parts)
 
 
 @pytest.fixture(params=[Detr, partial(Dino, split=3, num_denoising_groups=3)], ids=["detr", "dino"])
@@ -60,10 +56,10 @@ def head(request):
         adapter_ratio=4,
         vocabulary_chunk=1000,
     )
-    for name, parameter in head.named_parameters():  # boxes that do not move yet would hide what moves them
-        if "box" in name and not parameter.any():
+    for name, parameter in head.named_parameters():
+        if "box" in name and not parameter.any():  # box heads that start at zero would hide what influences boxes
             nn.init.normal_(parameter, std=0.1)
-        if "gaze.say.bias" in name:  # nor would they notice text before they have learned to look at it
+        if "modulation.projection.bias" in name:  # the initial text bias would hide the influence of text
             parameter.data[4::5] = 0
     return head
 
@@ -78,30 +74,28 @@ def detect(head):
 
 @pytest.fixture
 def features():
-    """Of 12 image tokens and of 14 tokens of text."""
+    """Features of 12 image tokens, and hidden states of 14 tokens of text."""
     return random("vision", 12, WIDTH), random("hidden", 14, WIDTH)
 
 
-def said_of(detections, sample) -> list[torch.Tensor]:
-    """All that is said of one sample, captions with their losses included."""
-    its_objects = sample == SAMPLES
-    captions = detections.caption_losses(SAMPLES, QUERIES, CAPTIONS, 2)[its_objects]
-    described = detections.generate_captions(END, 4)
-    spoken = [part[:, sample] for part in (detections.boxes_logits, detections.objectness_logits)]
-    return [*spoken, captions, described[sample]]
+def predictions_of(detections, sample) -> list[torch.Tensor]:
+    """All predictions for one sample: boxes, objectness, caption losses and captions."""
+    caption_losses = detections.caption_losses(SAMPLES, QUERIES, CAPTIONS, 2)[sample == SAMPLES]
+    captions = detections.generate_captions(END, 4)[sample]
+    return [detections.boxes_logits[:, sample], detections.objectness_logits[:, sample], caption_losses, captions]
 
 
-def are_bit_identical(some, others):
-    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+def are_bit_identical(tensors, others):
+    return all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
 
 
-def test_permuting_the_samples_permutes_what_is_said(detect, features):
+def test_permuting_the_samples_permutes_the_predictions(detect, features):
     index, order = memory_index(), torch.tensor([2, 0, 1])
     permuted = MemoryIndex(**{field.name: getattr(index, field.name)[order] for field in fields(index)})
-    expected, said = detect(*features, index), detect(*features, permuted)
-    torch.testing.assert_close(said.boxes_logits, expected.boxes_logits[:, order])
-    torch.testing.assert_close(said.objectness_logits, expected.objectness_logits[:, order])
-    assert torch.equal(said.generate_captions(END, 4), expected.generate_captions(END, 4)[order])
+    expected, detections = detect(*features, index), detect(*features, permuted)
+    torch.testing.assert_close(detections.boxes_logits, expected.boxes_logits[:, order])
+    torch.testing.assert_close(detections.objectness_logits, expected.objectness_logits[:, order])
+    assert torch.equal(detections.generate_captions(END, 4), expected.generate_captions(END, 4)[order])
 
 
 @pytest.mark.parametrize("sample", [0, 1, 2])
@@ -111,17 +105,17 @@ def test_no_sample_reads_the_memory_of_another(sample, detect, features):
     others_hidden = [i for i in range(len(hidden)) if i not in TEXT[sample]]
     vision[others_vision] += 3
     hidden[others_hidden] *= -2
-    expected = said_of(detect(*features, memory_index()), sample)
-    assert are_bit_identical(said_of(detect(vision, hidden, memory_index()), sample), expected)
+    expected = predictions_of(detect(*features, memory_index()), sample)
+    assert are_bit_identical(predictions_of(detect(vision, hidden, memory_index()), sample), expected)
 
 
 def test_padding_of_the_memory_has_no_influence(detect, features):
     index = memory_index(fill=11)
     centers = torch.where(index.vision_mask[..., None], index.vision_centers, 9.0)
     expected = detect(*features, memory_index())
-    said = detect(*features, changed(index, vision_centers=centers))
+    detections = detect(*features, replace(index, vision_centers=centers))
     for sample in range(3):
-        assert are_bit_identical(said_of(said, sample), said_of(expected, sample))
+        assert are_bit_identical(predictions_of(detections, sample), predictions_of(expected, sample))
 
 
 def test_a_longer_padding_has_no_influence(detect, features):
@@ -130,18 +124,17 @@ def test_a_longer_padding_has_no_influence(detect, features):
         name: torch.cat([getattr(index, name), torch.zeros_like(getattr(index, name))], dim=1)
         for name in ("vision", "vision_mask", "vision_centers")
     }
-    expected, said = detect(*features, memory_index()), detect(*features, changed(index, **longer))
-    torch.testing.assert_close(said.boxes_logits, expected.boxes_logits)
-    torch.testing.assert_close(said.objectness_logits, expected.objectness_logits)
+    expected, detections = detect(*features, index), detect(*features, replace(index, **longer))
+    torch.testing.assert_close(detections.boxes_logits, expected.boxes_logits)
+    torch.testing.assert_close(detections.objectness_logits, expected.objectness_logits)
 
 
 @pytest.mark.parametrize("name", ["vision_centers", "text_positions"])
-def test_where_a_memory_entry_is_matters(name, detect, features):
+def test_the_position_of_a_memory_entry_matters(name, detect, features):
     index = memory_index()
-    moved = changed(index, **{name: getattr(index, name).roll(1, dims=1) + 1})
-    expected, said = detect(*features, index), detect(*features, moved)
-    decoded = (its.boxes_logits[-2:] for its in (said, expected))  # proposals do not read text
-    assert not torch.isclose(*decoded).all(dim=-1).any()
+    moved = replace(index, **{name: getattr(index, name).roll(1, dims=1) + 1})
+    before, after = (detect(*features, i).boxes_logits[-2:] for i in (index, moved))  # proposals do not read text
+    assert not torch.isclose(after, before).all(dim=-1).any()
 
 
 @pytest.mark.parametrize("term", ["boxes_logits", "objectness_logits"])
@@ -153,9 +146,14 @@ def test_a_gradient_reaches_the_features_of_the_memory_and_no_others(term, detec
 
 
 def test_captions_train_matched_queries_only(head, detect, features):
-    head.eval()  # noised boxes have queries, and states, of their own
+    head.eval()  # without denoising, whose queries would be among the states
     states = []
-    head.norm.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), states.append(output))[0])
+
+    def record(module, inputs, output):
+        output.retain_grad()
+        states.append(output)
+
+    head.norm.register_forward_hook(record)
     detect(*features, memory_index()).caption_losses(SAMPLES, QUERIES, CAPTIONS, 2).sum().backward()
     trained = states[-1].grad.view(3, NUM_QUERIES, -1).norm(dim=-1).nonzero().tolist()
     assert trained == sorted([sample, query] for sample, query in zip(SAMPLES.tolist(), QUERIES.tolist(), strict=True))
@@ -178,11 +176,11 @@ def test_every_layer_gives_boxes_and_objectness(head, detect, features):
     assert torch.equal(detections.boxes_cxcywh, detections.boxes_logits.sigmoid())
 
 
-def test_few_queries_begin_as_objects(detect, features):
+def test_objectness_starts_low(detect, features):
     objectness = detect(*features, memory_index()).objectness_logits.sigmoid()
     assert 0.001 < objectness.min() < objectness.max() < 0.1
 
 
-def test_no_two_queries_say_the_same(detect, features):
+def test_no_two_queries_predict_the_same_box(detect, features):
     boxes = detect(*features, memory_index()).boxes_cxcywh[-1]
     assert (torch.cdist(boxes, boxes) + torch.eye(NUM_QUERIES) > 1e-3).all()

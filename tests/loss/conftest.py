@@ -1,4 +1,4 @@
-"""True boxes as a batch, and said boxes as detections, without running a model."""
+"""Batches of true boxes and detections of predicted boxes, without running a model."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def random_boxes():
 
 @pytest.fixture(scope="session")
 def batch_of(collate, encoded):
-    """A function from the true boxes of each sample, in order, to a batch of "sample 0", "sample 1" and so on."""
+    """A function from the true boxes of each sample to a batch of "sample 0", "sample 1" and so on."""
 
     def make(*boxes_of_sample):
         def sample(i, boxes):
@@ -37,14 +37,14 @@ def batch_of(collate, encoded):
 
 @pytest.fixture(scope="session")
 def detections_of():
-    """A function from said boxes and objectness logits to detections that say nothing of captions."""
+    """A function from predicted boxes and objectness logits to detections whose captions are dummies."""
 
     def make(boxes_cxcywh, objectness_logits):
         return Detections(
             boxes_cxcywh.logit(),
             boxes_cxcywh,
             objectness_logits,
-            lambda samples, queries, caption_ids, most: torch.zeros(caption_ids.shape),
+            lambda samples, queries, caption_ids, max_objects: torch.zeros(caption_ids.shape),
             lambda end_token, max_tokens: torch.zeros(*objectness_logits.shape[1:], max_tokens, dtype=torch.long),
         )
 

@@ -1,4 +1,4 @@
-"""The assignment that a GPU makes, beside scipy's."""
+"""The assignment kernel, against scipy."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kerne
 GPU = torch.device("cuda")
 
 
-def assigned(costs, objects_per_sample):
+def by_kernel(costs, objects_per_sample):
     from bbu_train.loss.assignment_kernel import assign
 
     samples = torch.arange(len(objects_per_sample)).repeat_interleave(torch.tensor(objects_per_sample))
@@ -33,16 +33,16 @@ def test_the_assignment_is_scipys(objects_per_sample, num_queries):
     for draw in range(5):
         random = generator("costs", draw, *objects_per_sample)
         costs = torch.from_numpy(random.standard_normal((3, sum(objects_per_sample), num_queries), dtype="float32"))
-        assert torch.equal(assigned(costs, objects_per_sample), by_scipy(costs, objects_per_sample))
+        assert torch.equal(by_kernel(costs, objects_per_sample), by_scipy(costs, objects_per_sample))
 
 
-def test_among_equals_the_assignment_is_as_cheap_as_scipys():
+def test_with_ties_the_assignment_is_as_cheap_as_scipys():
     objects_per_sample = (5, 9, 2)
     for draw in range(5):
         random = generator("equal costs", draw)
         costs = torch.from_numpy(random.integers(0, 3, (2, 16, 12))).float()
-        costs[..., 4:] = 1e6  # what is not finite
-        found, others = (of(costs, objects_per_sample) for of in (assigned, by_scipy))
+        costs[..., 4:] = 1e6  # stands for costs that are not finite
+        queries, expected = (assign(costs, objects_per_sample) for assign in (by_kernel, by_scipy))
         for start, end in ((0, 5), (5, 14), (14, 16)):
-            assert all(len(set(layer[start:end].tolist())) == end - start for layer in found)
-        assert torch.equal(costs.gather(2, found[..., None]).sum(1), costs.gather(2, others[..., None]).sum(1))
+            assert all(len(set(layer[start:end].tolist())) == end - start for layer in queries)
+        assert torch.equal(costs.gather(2, queries[..., None]).sum(1), costs.gather(2, expected[..., None]).sum(1))

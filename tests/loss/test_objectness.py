@@ -1,4 +1,4 @@
-"""What a query's objectness costs: the formulas of the papers, and those of transformers."""
+"""The objectness losses, against the formulas of the papers and against transformers."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CHOICES = [(Focal, 0.25), (Varifocal, 0.75)]
 
 @pytest.fixture
 def queries():
-    """Logits, which of them answer for an object, and their overlap with it."""
+    """Logits, which queries are matched to an object, and the IoU with it."""
     logits = torch.from_numpy(generator("logits").normal(0, 2, (3, 7))).float().requires_grad_()
     is_object, iou = generator("is object").random((2, 3, 7), dtype="float32")
     return logits, torch.from_numpy(is_object < 0.3), torch.from_numpy(iou)
@@ -31,7 +31,7 @@ def test_focal_loss_is_the_formula_of_lin_et_al(queries, alpha, gamma):
     expected = -alpha_true * (1 - log_p.exp()) ** gamma * log_p
     losses = Focal(alpha, gamma)(logits, is_object, iou)
     torch.testing.assert_close(losses, expected.float())
-    gradients = (torch.autograd.grad(its.sum(), logits) for its in (losses, expected))
+    gradients = (torch.autograd.grad(loss.sum(), logits) for loss in (losses, expected))
     torch.testing.assert_close(*gradients)
 
 
@@ -48,26 +48,30 @@ def test_varifocal_loss_is_that_of_transformers(queries, alpha, gamma):
     logits, _, _ = queries
     peer = RTDetrLoss(RTDetrConfig(num_labels=1, focal_loss_alpha=alpha, focal_loss_gamma=gamma))
     peer.alpha, peer.gamma = alpha, gamma
-    said, true = torch.from_numpy(0.1 + 0.4 * generator("boxes").random((2, 3, 7, 4), dtype="float32"))
-    pairs = [(torch.tensor([4, 0]), torch.tensor([0, 1])), (torch.tensor([6]), torch.tensor([0]))]
-    pairs.append((torch.zeros(0, dtype=torch.long),) * 2)
+    pred, true = torch.from_numpy(0.1 + 0.4 * generator("boxes").random((2, 3, 7, 4), dtype="float32"))
+    nothing = torch.zeros(0, dtype=torch.long)
+    matches = [
+        (torch.tensor([4, 0]), torch.tensor([0, 1])),
+        (torch.tensor([6]), torch.tensor([0])),
+        (nothing, nothing),
+    ]
     targets = [
         {"boxes": boxes[:n], "class_labels": torch.zeros(n, dtype=torch.long)}
         for boxes, n in zip(true, (2, 1, 0), strict=True)
     ]
-    expected = peer.loss_labels_vfl({"logits": logits[..., None], "pred_boxes": said}, targets, pairs, num_boxes=1)
+    expected = peer.loss_labels_vfl({"logits": logits[..., None], "pred_boxes": pred}, targets, matches, num_boxes=1)
     is_object, iou = torch.zeros(3, 7, dtype=torch.bool), torch.zeros(3, 7)
-    for sample, (chosen, objects) in enumerate(pairs):
+    for sample, (chosen, objects) in enumerate(matches):
         is_object[sample, chosen] = True
-        corners = center_to_corners_format(said[sample, chosen]), center_to_corners_format(true[sample, objects])
+        corners = center_to_corners_format(pred[sample, chosen]), center_to_corners_format(true[sample, objects])
         iou[sample, chosen] = box_iou(*corners)[0].diag()
     loss = Varifocal(alpha, gamma)(logits, is_object, iou).sum()
     torch.testing.assert_close(loss, expected["loss_vfl"])
-    gradients = (torch.autograd.grad(its, logits) for its in (loss, expected["loss_vfl"]))
+    gradients = (torch.autograd.grad(value, logits) for value in (loss, expected["loss_vfl"]))
     torch.testing.assert_close(*gradients)
 
 
-def test_a_query_costs_least_where_its_objectness_is_the_overlap():
+def test_varifocal_loss_is_minimal_where_objectness_is_the_iou():
     iou = torch.tensor([0.2, 0.5, 0.9])
     logits = iou.logit().requires_grad_()
     losses = Varifocal(0.75, 2.0)(logits, torch.ones(3, dtype=torch.bool), iou)
@@ -76,7 +80,7 @@ def test_a_query_costs_least_where_its_objectness_is_the_overlap():
 
 
 @pytest.mark.parametrize(("choice", "alpha"), CHOICES)
-def test_no_gradient_goes_to_the_box_by_way_of_the_overlap(queries, choice, alpha):
+def test_no_gradient_flows_through_the_iou(queries, choice, alpha):
     logits, is_object, iou = queries
     iou.requires_grad_()
     choice(alpha, 2.0)(logits, is_object, iou).sum().backward()
@@ -85,7 +89,7 @@ def test_no_gradient_goes_to_the_box_by_way_of_the_overlap(queries, choice, alph
 
 @pytest.mark.parametrize(("choice", "alpha"), CHOICES)
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_a_certain_query_has_a_finite_gradient(choice, alpha, gamma):
+def test_extreme_logits_have_a_finite_gradient(choice, alpha, gamma):
     logits = torch.tensor([-300.0, -30.0, 30.0, 300.0], requires_grad=True)
     for is_object in (True, False):
         losses = choice(alpha, gamma)(logits, torch.full((4,), is_object), torch.tensor([0.0, 0.3, 0.7, 1.0]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from bbu_train.collator.prompts import left_padded
+from bbu_train.collator.prompts import left_pad
 from bbu_train.model import generation, greedy_decoding
 from bbu_train.types.samples import Role
 
@@ -38,7 +38,7 @@ def end(builder):
 
 
 def write(model, prompts, builder, max_new_tokens=NUM_NEW):
-    return generation.answer(model, left_padded(prompts, builder.picture_format), builder.text.end, max_new_tokens)
+    return generation.answer(model, left_pad(prompts, builder.picture_format), builder.text.end, max_new_tokens)
 
 
 def with_answer(prompt, ids):
@@ -111,7 +111,7 @@ def test_writing_ends_with_the_end_token_of_each_row_or_at_the_limit(model, buil
     assert free.ids.shape == free.probabilities.shape == (len(prompts), NUM_NEW)
     stop = int(free.ids[0, 3])  # as if this were the end token
     first = [ids.index(stop) if stop in ids else NUM_NEW for ids in free.ids.tolist()]
-    batch = left_padded(prompts, builder.picture_format)
+    batch = left_pad(prompts, builder.picture_format)
     stopped, _ = generation.answer(model, batch, stop, NUM_NEW)
     assert stopped.ids.shape[1] == min(max(first) + 1, NUM_NEW)
     for ids, before, at in zip(stopped.ids, free.ids, first, strict=True):
@@ -182,7 +182,7 @@ def test_a_recorded_step_writes_what_one_told_kernel_by_kernel_does(config, buil
     torch.manual_seed(0)
     network = instantiate(cfg.model.network, _convert_="all")
     model = lively(network(device=gpu, head=instantiate(cfg.head, _convert_="all")))
-    batch = left_padded(prompts, builder.picture_format).to(gpu)
+    batch = left_pad(prompts, builder.picture_format).to(gpu)
     monkeypatch.setattr(greedy_decoding, "ROOM", 9)
 
     def write():

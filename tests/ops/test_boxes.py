@@ -17,7 +17,7 @@ def random_xyxy(name, num, width=1.0, height=1.0):
 A, B = random_xyxy("a", 50), random_xyxy("b", 40)
 
 
-def test_corners_and_centres_are_those_of_transformers():
+def test_conversions_equal_those_of_transformers():
     torch.testing.assert_close(boxes.xyxy_to_cxcywh(A), corners_to_center_format(A))
     torch.testing.assert_close(boxes.cxcywh_to_xyxy(A), center_to_corners_format(A))
 
@@ -29,22 +29,22 @@ def test_any_leading_shape_is_kept():
     assert boxes.cxcywh_to_xyxy(A[:0]).shape == (0, 4)
 
 
-def test_iou_is_that_of_transformers():
+def test_iou_equals_that_of_transformers():
     torch.testing.assert_close(boxes.iou(A, B), box_iou(A, B)[0])
 
 
-def test_generalized_iou_of_positive_areas_is_that_of_transformers():
+def test_generalized_iou_of_positive_areas_equals_that_of_transformers():
     torch.testing.assert_close(boxes.paired_generalized_iou(A[:, None], B[None]), generalized_box_iou(A, B))
 
 
-def test_pairs_are_the_diagonal_of_all_with_all():
+def test_paired_iou_is_the_diagonal_of_iou():
     torch.testing.assert_close(boxes.paired_iou(A[:40], B), boxes.iou(A[:40], B).diagonal())
 
 
 def test_generalized_iou_reaches_both_ends_of_its_range():
-    corner, far = torch.tensor([[0.0, 0.0, 1e-3, 1e-3]]), torch.tensor([[1 - 1e-3, 1 - 1e-3, 1.0, 1.0]])
+    top_left, bottom_right = torch.tensor([[0.0, 0.0, 1e-3, 1e-3]]), torch.tensor([[1 - 1e-3, 1 - 1e-3, 1.0, 1.0]])
     assert boxes.paired_generalized_iou(A, A).min() > 1 - 1e-5
-    assert -1 <= boxes.paired_generalized_iou(corner, far) < -0.99
+    assert -1 <= boxes.paired_generalized_iou(top_left, bottom_right) < -0.99
 
 
 def test_an_inverted_box_has_no_area():

@@ -1,4 +1,4 @@
-"""Cross entropy in chunks: what plain cross entropy gives, without ever holding all logits."""
+"""Cross entropy in chunks: equal to plain cross entropy, without holding all logits at once."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def labels():
 
 
 class Projection(nn.Linear):
-    """A matrix that remembers how many tokens each call of it had."""
+    """An output matrix that records the number of tokens of each call."""
 
     def __init__(self):
         super().__init__(WIDTH, VOCABULARY, bias=False)
@@ -46,22 +46,22 @@ def test_any_chunk_gives_the_values_and_gradients_of_plain_cross_entropy(hidden,
     torch.testing.assert_close(gradients, expected_gradients)
 
 
-def test_an_ignored_token_loses_nothing(hidden, labels):
+def test_an_ignored_token_has_loss_0(hidden, labels):
     losses = chunked_cross_entropy(hidden, labels, Projection(), 2)
     assert (losses == 0).tolist() == (labels == IGNORED).tolist()
 
 
-def test_no_more_logits_than_a_chunk_exist_at_once_forward_or_backward(hidden, labels):
+def test_logits_of_one_chunk_are_computed_at_a_time_forward_and_backward(hidden, labels):
     project = Projection()
     chunked_cross_entropy(hidden, labels, project, 3).sum().backward()
-    assert project.calls == [3, 3, 1, 3, 3]  # of the last chunk, with which the backward pass begins, only once
+    assert project.calls == [3, 3, 1, 3, 3]  # the last chunk, with which the backward pass begins, is not recomputed
 
 
-def test_no_logits_but_those_of_the_last_chunk_are_kept_for_the_backward_pass(hidden, labels):
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+def test_only_logits_of_the_last_chunk_are_kept_for_the_backward_pass(hidden, labels):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.shape) or tensor, lambda t: t):
         chunked_cross_entropy(hidden, labels, Projection(), 3)
-    logits = [shape for shape in kept if VOCABULARY in shape[1:] and WIDTH not in shape]
+    logits = [shape for shape in saved if VOCABULARY in shape[1:] and WIDTH not in shape]
     assert {shape[0] for shape in logits} == {1}
 
 
@@ -70,7 +70,7 @@ def test_losses_of_half_precision_states_are_float32(hidden, labels):
     assert chunked_cross_entropy(hidden.bfloat16(), labels, project, 3).dtype == torch.float32
 
 
-def test_the_loss_of_evaluation_needs_no_gradient(hidden, labels):
+def test_losses_are_the_same_without_gradients(hidden, labels):
     with torch.no_grad():
         losses = chunked_cross_entropy(hidden, labels, Projection(), 3)
     torch.testing.assert_close(losses, chunked_cross_entropy(hidden, labels, Projection(), 3).detach())

@@ -4,8 +4,8 @@ import torch
 from bbu_train.ops.compile import compile_dynamic
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, of itself
-def test_code_is_made_once_for_lengths_that_are_equal_by_chance_and_for_others():
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # raised inside torch
+def test_one_graph_serves_all_lengths_even_if_two_are_equal_by_chance():
     function = compile_dynamic(lambda samples, layers: samples.sin().sum(0) + layers.cos().sum(0))
     lengths = [(2, 2), (5, 2), (3, 7), (4, 4)]
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -21,11 +21,11 @@ def test_an_epoch_visits_every_sample_once():
 
 
 @pytest.mark.parametrize(("num_samples", "sizes"), [(1, [1] * 10), (4, [4, 4, 2]), (5, [5, 5]), (99, [10])])
-def test_a_step_has_the_number_asked_for_and_the_last_what_is_left(num_samples, sizes):
+def test_every_step_has_num_samples_and_the_last_the_remainder(num_samples, sizes):
     assert [sum(map(len, step)) for step in plan(num_samples)] == sizes
 
 
-def test_every_draw_knows_its_epoch():
+def test_every_draw_has_its_epoch():
     assert {draw.epoch for step in plan(epoch=3) for row in step for draw in row} == {3}
 
 

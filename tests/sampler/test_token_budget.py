@@ -5,21 +5,30 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.token_budget import TokenBudget
 
 BUDGET = 2048
-# Many short samples and few long ones, as turns with an exponential number of objects give.
+# Many short samples and few long ones, as in conversations with an exponential number of objects.
 LENGTHS = (60 + generator("lengths").exponential(450, 4096)).astype(int).clip(max=BUDGET).tolist()
-
-
-DEALT = 0.7
-# Of two samples of one length, that with more pictures costs more.
+# Samples of equal length cost more if they have more pictures.
 COSTS = [length * (2 + i % 3) for i, length in enumerate(LENGTHS)]
 
 
 def plan(
-    num_samples=1000, max_row_tokens=BUDGET, num_rows=3, window=128, dealt=DEALT, seed=17, epoch=0, lengths=LENGTHS
+    num_samples=1000,
+    max_row_tokens=BUDGET,
+    num_rows=3,
+    window=128,
+    balanced_share=0.7,
+    seed=17,
+    epoch=0,
+    lengths=LENGTHS,
 ):
-    sampler = TokenBudget(max_row_tokens, num_rows, window, dealt, seed)
-    of_draw = [lambda draw, its=its: its[draw.index] for its in (lengths, COSTS)]
-    return sampler.epoch(epoch, range(num_samples), *of_draw, lambda draw: f"sample-{draw.index}")
+    sampler = TokenBudget(max_row_tokens, num_rows, window, balanced_share, seed)
+    return sampler.epoch(
+        epoch,
+        range(num_samples),
+        num_tokens=lambda draw: lengths[draw.index],
+        cost=lambda draw: COSTS[draw.index],
+        name=lambda draw: f"sample-{draw.index}",
+    )
 
 
 def rows_of(steps):
@@ -40,7 +49,7 @@ def test_no_row_is_empty_or_over_the_budget(window):
     assert all(0 < tokens_of(row) <= BUDGET for row in rows_of(plan(window=window)))
 
 
-def test_every_step_but_the_last_has_the_number_of_rows_asked_for():
+def test_every_step_but_the_last_has_num_rows_rows():
     sizes = [len(step) for step in plan(num_rows=3)]
     assert set(sizes[:-1]) == {3}
     assert 1 <= sizes[-1] <= 3
@@ -71,15 +80,15 @@ def test_another_seed_or_epoch_gives_other_steps(other):
 
 
 def test_the_longest_samples_of_a_window_do_not_come_first():
-    longest = [max(LENGTHS[draw.index] for draw in row) for row in rows_of(plan(num_samples=512, window=512))]
-    first, second = longest[: len(longest) // 2], longest[len(longest) // 2 :]
-    assert abs(sum(first) / len(first) - sum(second) / len(second)) < 0.2 * max(longest)
+    max_lengths = [max(LENGTHS[draw.index] for draw in row) for row in rows_of(plan(num_samples=512, window=512))]
+    first, second = max_lengths[: len(max_lengths) // 2], max_lengths[len(max_lengths) // 2 :]
+    assert abs(sum(first) / len(first) - sum(second) / len(second)) < 0.2 * max(max_lengths)
 
 
-def test_every_sample_that_fits_no_row_is_named_with_its_length_and_the_remedy():
-    with pytest.raises(InputError) as refused:
+def test_every_sample_that_does_not_fit_a_row_is_named_with_its_length():
+    with pytest.raises(InputError) as raised:
         plan(4, max_row_tokens=100, lengths=[101, 99, 100, 300], epoch=2)
-    assert str(refused.value).splitlines() == [
+    assert str(raised.value).splitlines() == [
         "Samples do not fit a row of sampler.max_row_tokens=100: 2 problems.",
         "  sample-0: 101 tokens in epoch 2",
         "  sample-3: 300 tokens in epoch 2",
@@ -89,13 +98,13 @@ def test_every_sample_that_fits_no_row_is_named_with_its_length_and_the_remedy()
 
 
 def test_rows_and_steps_cost_about_the_same():
-    def most_over_mean(groups):
+    def max_over_mean(groups):
         costs = [sum(COSTS[draw.index] for draw in group) for group in groups]
         return max(costs) / (sum(costs) / len(costs))
 
     *steps, _ = plan(num_samples=4096, max_row_tokens=16384, window=512)
-    assert most_over_mean(rows_of(steps)) < 1.1
-    assert most_over_mean([[draw for row in step for draw in row] for step in steps]) < 1.05
+    assert max_over_mean(rows_of(steps)) < 1.1
+    assert max_over_mean([[draw for row in step for draw in row] for step in steps]) < 1.05
 
 
 @pytest.mark.parametrize("name", ["max_row_tokens", "num_rows", "window"])
@@ -104,7 +113,7 @@ def test_every_size_must_be_positive(name):
         plan(**{name: 0})
 
 
-@pytest.mark.parametrize("dealt", [-0.1, 1.1])
-def test_the_share_that_is_dealt_must_be_a_share(dealt):
-    with pytest.raises(InputError, match=f"sampler.dealt is {dealt}"):
-        plan(dealt=dealt)
+@pytest.mark.parametrize("balanced_share", [-0.1, 1.1])
+def test_the_balanced_share_must_be_a_share(balanced_share):
+    with pytest.raises(InputError, match=f"sampler.balanced_share is {balanced_share}"):
+        plan(balanced_share=balanced_share)

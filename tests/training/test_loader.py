@@ -75,7 +75,7 @@ def test_the_cost_of_a_sample_is_that_of_its_tokens_and_patches(make_source, sam
 
 @pytest.mark.parametrize(("num_kept", "again"), [(3, True), (4, True), (7, True), (8, False)])
 def test_lengths_are_measured_once_an_epoch_and_as_many_are_kept_as_may_be(make_source, monkeypatch, num_kept, again):
-    monkeypatch.setattr(loader, "NUM_KEPT", num_kept)
+    monkeypatch.setattr(loader, "MAX_CACHED_SIZES", num_kept)
     drawn = []
 
     def teachers_of(sample, epoch):

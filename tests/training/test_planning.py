@@ -187,7 +187,7 @@ def test_parts_are_empty_where_samples_are_too_few():
 @pytest.mark.parametrize(("num_ranks", "num_micro_batches"), [(1, 1), (1, 4), (4, 1), (4, 2), (3, 3)])
 def test_ranks_hold_each_sample_once_in_as_many_micro_batches(num_rows, num_ranks, num_micro_batches):
     step, cost = random_step(num_rows, num_rows)
-    ranks = planning.deal(step, num_ranks, num_micro_batches, cost)
+    ranks = planning.assign_micro_batches(step, num_ranks, num_micro_batches, cost)
     assert [len(parts) for parts in ranks] == [num_micro_batches] * num_ranks
     assert sorted(draws_of(draws_of(ranks))) == sorted(draws_of(step))
 
@@ -195,5 +195,5 @@ def test_ranks_hold_each_sample_once_in_as_many_micro_batches(num_rows, num_rank
 def test_ranks_cost_the_same_where_micro_batches_cannot():
     costs = [8, 7, 6, 5, 4, 3, 2, 1]
     step = (tuple(Draw(0, i) for i in range(8)),)
-    ranks = planning.deal(step, 4, 2, lambda draw: costs[draw.index])
+    ranks = planning.assign_micro_batches(step, 4, 2, lambda draw: costs[draw.index])
     assert [sum(costs[draw.index] for draw in draws_of(parts)) for parts in ranks] == [9, 9, 9, 9]

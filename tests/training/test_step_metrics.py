@@ -1,40 +1,53 @@
-"""What a row says of the time and the memory of a step."""
+"""The speed and memory that a row of metrics.jsonl states."""
+
+from dataclasses import fields
 
 import pytest
 import torch
 
 from bbu_train.ops import flops
+from bbu_train.ops.flops import Sizes
 from bbu_train.training import step_metrics
+from bbu_train.training.step import StepTotals
+from bbu_train.training.step_metrics import PeakFlops
+from bbu_train.types.batch import Counts
+
+UNKNOWN = PeakFlops(data_sheet=0, matmul=0)
 
 
-def test_useful_work_is_over_the_seconds_of_the_step_and_over_what_the_devices_can_do():
-    row = step_metrics.times(
-        seconds=2.0, waited=0.5, num_tokens=90, num_slots=120, num_operations=6 * 10**12, peak_matmul_rate=10**13
-    )
+def times(peak):
+    sizes = Sizes(**{field.name: 0 for field in fields(Sizes)} | {"tokens": 90})
+    totals = StepTotals(Counts(0, 0, 0, 0), sizes, num_slots=120, is_preempted=False)
+    return step_metrics.time_metrics(2.0, 0.5, totals, step_flops=6 * 10**12, peak=peak)
+
+
+def test_rates_are_over_the_seconds_of_the_step_and_shares_over_what_the_devices_reach():
+    row = times(PeakFlops(data_sheet=2 * 10**13, matmul=10**13))
     assert row["time/model_tflops"] == pytest.approx(3)
-    assert row["time/useful_share"] == pytest.approx(0.3)
+    assert row["time/mfu"] == pytest.approx(0.15)
+    assert row["time/share_of_matmul"] == pytest.approx(0.3)
     assert row["time/tokens_per_second"] == 45
     assert row["time/packing_efficiency"] == 0.75
 
 
-def test_without_a_known_rate_there_is_no_share():
-    assert "time/useful_share" not in step_metrics.times(1.0, 0.0, 1, 1, num_operations=1, peak_matmul_rate=0)
+def test_a_device_of_unknown_rate_has_no_share():
+    assert not {"time/mfu", "time/share_of_matmul"} & times(UNKNOWN).keys()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_rate_of_a_cpu_is_not_measured(precision):
-    assert flops.peak_matmul_rate(torch.device("cpu"), precision) == 0
+def test_a_cpu_has_no_known_rate(precision):
+    assert step_metrics.peak_flops(torch.device("cpu"), precision) == UNKNOWN
 
 
-def test_one_process_has_its_own_memory_alone():
-    row = step_metrics.memory(torch.device("cpu"))
+def test_one_process_reports_its_own_memory_alone():
+    row = step_metrics.memory_metrics(torch.device("cpu"))
     assert list(row) == ["memory/peak_gib"]
     assert 0.01 < row["memory/peak_gib"] < 1000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gpu_is_measured_and_left_as_it_was(precision):
+def test_measuring_a_gpu_leaves_it_as_it_was(precision):
     device = torch.device("cuda")
     flops.peak_matmul_rate(device, precision)  # the workspace of the first product stays
     state, held = torch.cuda.get_rng_state(), torch.cuda.memory_allocated()

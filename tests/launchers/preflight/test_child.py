@@ -30,6 +30,6 @@ def test_the_memory_is_that_of_weights_gradients_and_the_optimizers_state(needs,
 
 def test_an_average_takes_four_bytes_a_weight_more(needs, uninterrupted):
     cfg = OmegaConf.load(uninterrupted / "config.yaml")
-    cfg.average = {"_target_": "bbu_train.average.ema.Average", "_partial_": True, "decay": 0.9}
+    cfg.average = {"_target_": "bbu_train.average.ema.ExponentialMovingAverage", "_partial_": True, "decay": 0.9}
     num_weights = sum(weight.numel() for weight in weights(uninterrupted).values())
     assert child.needs(cfg)["num_bytes"] - needs["num_bytes"] == 4 * num_weights

@@ -1,0 +1,54 @@
+"""What the training loop expects of the components that a config chooses.
+
+The protocols are checkable at run time because the tests check every annotation with beartype.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from bbu_train.types.batch import Batch, Counts
+from bbu_train.types.outputs import Losses, Outputs
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """A choice of conf/loss: sums over a batch, their means, and the one number to minimise."""
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> Losses: ...
+    def means(self, sums: Losses, counts: Counts) -> Losses: ...
+    def objective(self, sums: Losses, counts: Counts) -> Tensor: ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A choice of conf/engine: forward, backward and update, on one device or many."""
+
+    device: torch.device
+    precision: str
+    num_micro_batches: int
+
+    def __call__(self, batch: Batch) -> Losses: ...
+    def autocast(self) -> AbstractContextManager[object]: ...
+    def accumulate(self, last: bool) -> AbstractContextManager[object]: ...
+    def backward(self, objective: Tensor) -> None: ...
+    def step(self, sample_ids: list[str]) -> dict[str, float]: ...
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Average(Protocol):
+    """A choice of conf/average: which weights are evaluated and saved."""
+
+    def update(self, num_steps: int) -> None: ...
+    def applied(self) -> AbstractContextManager[object]: ...
+    def weights(self) -> dict[str, Tensor]: ...
+    def trained(self) -> dict[str, Tensor]: ...
+    def load(self, weights: dict[str, Tensor]) -> None: ...
+
+
+Schedule = Callable[[int], float]
+"""A choice of conf/schedule: the factor of every learning rate at a step, counted from 0."""
