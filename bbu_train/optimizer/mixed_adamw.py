@@ -14,11 +14,11 @@ from bbu_train.ops.split_float32 import merge_float32, split_float32
 class MixedAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019) whose bfloat16 parameters lose no small update to rounding.
 
-    With `has_masters`, the update is applied to a float32 master and the moments are float32. The master is stored as
-    its bfloat16 weight, which is the parameter, plus an int16 with the 16 missing low bits, which is `low_bits` in the
-    state (`bbu_train/ops/split_float32.py`). Without masters, parameter and moments are bfloat16 alone and are rounded
-    stochastically, so that an update smaller than a rounding step still counts on average: 6 bytes per weight instead
-    of 12, with different results. Parameters of other dtypes are left to torch's fused AdamW.
+    With `has_masters`, the update is applied to a float32 master and the moments are float32. The parameter is the
+    master's bfloat16 part, and the state has its `low_bits` (`bbu_train/ops/split_float32.py`). Without masters,
+    parameter and moments are bfloat16 alone and are rounded stochastically, so that an update smaller than a rounding
+    step still counts on average: 6 bytes per weight instead of 12, with different results. Parameters of other dtypes
+    are left to torch's fused AdamW.
 
     As in torch's fused optimizers, gradients are divided by `grad_scale`, and nothing changes where `found_inf` is 1.
     Both are read on the device. On a GPU, one kernel does the whole update of a parameter and its state.

@@ -18,7 +18,7 @@ class Tracker(Protocol):
 class Trackers:
     """Every tracker of a run, by its key in conf/tracker. Ranks other than 0 have none."""
 
-    def __init__(self, trackers: Mapping[str, Tracker]):
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
         self.trackers = trackers
 
     def open(self, config: dict[str, Any], step: int) -> None:

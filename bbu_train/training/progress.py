@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bbu_train.checkpoint.load import load_weights
-from bbu_train.checkpoint.local import LocalCheckpoints, Saved
+from bbu_train.checkpoint.local import Checkpoint, LocalCheckpoints
 from bbu_train.runtime import distributed
 from bbu_train.training.protocols import Average
 
@@ -36,7 +36,7 @@ def save(progress: Progress, checkpoints: LocalCheckpoints, optimizer: torch.opt
     distributed.barrier()
 
 
-def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> Progress:
+def restore(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> Progress:
     """Load a checkpoint into the model, its average and the optimizer."""
     weights, state = saved.weights(), saved.state()
     load_weights(model, weights | state["trained"])
