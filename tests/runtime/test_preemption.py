@@ -180,7 +180,7 @@ def test_a_signal_before_torch_is_imported_ends_the_whole_sweep_and_leaves_no_fo
     job.send_signal(signal.SIGUSR2)
     stderr = job.communicate(timeout=60)[1]
     assert job.returncode == os.EX_TEMPFAIL, stderr
-    message = "SIGUSR2 asked the sweep to end: it starts no further run. The same command goes on with it."
+    message = "SIGUSR2 ended the sweep: it starts no further run. The same command goes on with it."
     assert stderr.splitlines().count(message) == 1
     assert not (outputs / "early").exists()
 
