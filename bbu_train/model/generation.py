@@ -13,7 +13,7 @@ from bbu_train.types.outputs import Detections
 
 
 @torch.no_grad()
-def answer(
+def generate(
     model: GroundingModel, batch: Batch, end_token: int, max_new_tokens: int
 ) -> tuple[GeneratedTokens, Detections | None]:
     """Both answers to the prompts of a left-padded batch, from one run of the vision tower.

@@ -38,7 +38,7 @@ def end(builder):
 
 
 def write(model, prompts, builder, max_new_tokens=NUM_NEW):
-    return generation.answer(model, left_padded(prompts, builder.picture_format), builder.text.end, max_new_tokens)
+    return generation.generate(model, left_padded(prompts, builder.picture_format), builder.text.end, max_new_tokens)
 
 
 def with_answer(prompt, ids):
@@ -112,7 +112,7 @@ def test_writing_ends_with_the_end_token_of_each_row_or_at_the_limit(model, buil
     stop = int(free.ids[0, 3])  # as if this were the end token
     first = [ids.index(stop) if stop in ids else NUM_NEW for ids in free.ids.tolist()]
     batch = left_padded(prompts, builder.picture_format)
-    stopped, _ = generation.answer(model, batch, stop, NUM_NEW)
+    stopped, _ = generation.generate(model, batch, stop, NUM_NEW)
     assert stopped.ids.shape[1] == min(max(first) + 1, NUM_NEW)
     for ids, before, at in zip(stopped.ids, free.ids, first, strict=True):
         assert torch.equal(ids[: at + 1], before[: min(at + 1, len(ids))])
@@ -187,7 +187,7 @@ def test_a_recorded_step_writes_what_one_told_kernel_by_kernel_does(config, buil
 
     def write():
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            return generation.answer(model, batch, builder.text.end, 2 * NUM_NEW)[0]
+            return generation.generate(model, batch, builder.text.end, 2 * NUM_NEW)[0]
 
     def told(function, device):
         function()
