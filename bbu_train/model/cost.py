@@ -27,7 +27,7 @@ class Cost:
         return language + sum(self.per_patch * n + self.per_patch_squared * n**2 for n in num_patches)
 
 
-def of(config: Qwen2_5_VLConfig) -> Cost:
+def from_config(config: Qwen2_5_VLConfig) -> Cost:
     """The coefficients of a model of this shape.
 
     A weight and a token take 6 operations: two in the forward pass and four in the backward. Attention among n tokens

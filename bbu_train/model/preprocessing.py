@@ -56,4 +56,6 @@ def build(
         max_pixels=max_pixels,
         teachers_apart=teacher_cache_gib > 0,
     )
-    return Preprocessing(tokenizer, picture_format, config.text_config.max_position_embeddings, cost.of(config))
+    return Preprocessing(
+        tokenizer, picture_format, config.text_config.max_position_embeddings, cost.from_config(config)
+    )

@@ -14,7 +14,9 @@ def shape_of(config, model):
 
 
 def test_a_token_of_the_3b_model_takes_six_operations_for_each_weight_of_its_layers(config):
-    assert cost.of(shape_of(config, "qwen25vl3b")).per_token == 6 * 36 * (2 * 2048 * (2048 + 256) + 3 * 2048 * 11008)
+    assert cost.from_config(shape_of(config, "qwen25vl3b")).per_token == 6 * 36 * (
+        2 * 2048 * (2048 + 256) + 3 * 2048 * 11008
+    )
 
 
 def test_cost_is_linear_and_quadratic_in_the_conversation_and_in_each_picture():
@@ -25,14 +27,14 @@ def test_cost_is_linear_and_quadratic_in_the_conversation_and_in_each_picture():
 
 
 def test_attention_weighs_more_in_a_wider_model(config):
-    tiny, small, large = (cost.of(shape_of(config, name)) for name in ("tiny", "qwen25vl3b", "qwen25vl7b"))
+    tiny, small, large = (cost.from_config(shape_of(config, name)) for name in ("tiny", "qwen25vl3b", "qwen25vl7b"))
     assert tiny.per_token_squared < small.per_token_squared < large.per_token_squared
     assert tiny.per_patch < small.per_patch < large.per_patch
 
 
 def test_a_sample_costs_what_the_tiny_model_computes_for_it(make_model, encoded, collate):
     model = make_model("head=none")
-    its = cost.of(model.backbone.config)
+    its = cost.from_config(model.backbone.config)
     its = replace(its, per_token_squared=2 * its.per_token_squared)  # PyTorch counts masked products too
     for sample in encoded:
         batch = collate("packed", [sample])
