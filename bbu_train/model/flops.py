@@ -5,7 +5,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from bbu_train.ops.flops import Sizes, attention_flops, matmul_flops
 
 
-def backbone(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:
+def backbone_flops(model: Qwen2_5_VLForConditionalGeneration, sizes: Sizes) -> int:
     """Operations of pictures through the vision tower and the merger, samples through the decoder, and supervised
     tokens through the output matrix.
 

@@ -139,7 +139,7 @@ class GroundingModel(nn.Module):
 
     def training_flops(self, sizes: Sizes) -> int:
         """Of a training step on samples of these sizes, forward and backward, with what trains now (`flops`)."""
-        backbone = flops.backbone(self.backbone, sizes)
+        backbone = flops.backbone_flops(self.backbone, sizes)
         if self.head is None:
             return backbone
         features_train = any(parameter.requires_grad for parameter in self.backbone.parameters())
