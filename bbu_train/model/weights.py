@@ -1,4 +1,4 @@
-"""A check that the weights a config names exist. It runs before torch is imported, so that it takes no time."""
+"""A check that the weights named in a config exist. It does not import torch, so that an error appears at once."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _is_complete(path: Path) -> bool:
     """Whether a safetensors file has the length that its header states. Other files are only checked to be no pointer.
 
-    No tensor is read. Without a tensor to make, safetensors imports no framework.
+    No tensor is read. The framework is numpy because torch's would import torch.
     """
     if path.suffix != ".safetensors":
         return path.stat().st_size > MIN_BIN_BYTES

@@ -13,6 +13,12 @@ from bbu_train.ops.flops import Sizes
 VISION = "model.visual.patch_embed", "model.visual.blocks"
 MERGER = ("model.visual.merger",)
 LANGUAGE = "model.language_model", "lm_head"
+# One windowed block, one with full attention and two layers: half of the tiny model.
+SHALLOW = (
+    "model.shape.vision_config.depth=2",
+    "model.shape.vision_config.fullatt_block_indexes=[1]",
+    "model.shape.text_config.num_hidden_layers=2",
+)
 FROZEN = {  # parts of the backbone
     "nothing": (),
     "vision": VISION,
@@ -61,7 +67,7 @@ def with_masked_pairs(sizes):
 
 @pytest.mark.parametrize("frozen", FROZEN)
 def test_the_formula_for_the_backbone_equals_torchs_count(make_model, make_criterion, collate, encoded, frozen):
-    model = make_model("head=none")
+    model = make_model("head=none", *SHALLOW)
     if FROZEN[frozen]:
         freeze(model.backbone, *FROZEN[frozen])
     batch = collate("packed", encoded)
@@ -77,7 +83,7 @@ def test_the_formula_for_the_model_with_a_head_equals_torchs_count(
     make_model, make_criterion, collate, encoded, head, frozen, frozen_head
 ):
     """One sample with one object: neither its caption nor its two noised boxes, with two queries, need padding."""
-    model = make_model(head, "head.num_queries=2")
+    model = make_model(head, "head.num_queries=2", *SHALLOW)
     if FROZEN[frozen]:
         freeze(model.backbone, *FROZEN[frozen])
     if frozen_head:
@@ -106,7 +112,7 @@ def outside_the_memory(model, batch):
 @pytest.mark.parametrize(("collator", "num_parts"), [("standard", 1), ("packed", 2), ("standard", 4)])
 def test_the_count_of_a_step_is_the_same_in_every_layout(make_model, collate, encoded, head, collator, num_parts):
     """Parts are micro-batches or ranks of a step. A part without samples gets an unsupervised stand-in."""
-    model = make_model(head)
+    model = make_model(head, *SHALLOW)
     parts = [encoded[i::num_parts] for i in range(num_parts)] + [[encoded[0].unsupervised()]]
     sizes = [astuple(collate(collator, part).sizes) for part in parts]
     together = Sizes(*map(sum, zip(*sizes, strict=True)))

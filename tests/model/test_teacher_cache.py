@@ -14,6 +14,12 @@ from bbu_train.model.teacher_cache import TeacherCache
 from bbu_train.ops import chunked_cross_entropy
 
 MERGED, OUT = 4 * 64, 128  # widths of the tiny model's merger
+# One windowed block, one with full attention and two layers: half of the tiny model.
+SHALLOW = (
+    "model.shape.vision_config.depth=2",
+    "model.shape.vision_config.fullatt_block_indexes=[1]",
+    "model.shape.text_config.num_hidden_layers=2",
+)
 
 
 @pytest.fixture(params=[Packed, Standard])
@@ -27,7 +33,7 @@ def make_frozen(make_model):
     """A function from GiB of cache to a model with a frozen tower, whose merger is trained."""
 
     def make(gib, *overrides):
-        model = make_model(f"model.teacher_cache_gib={gib}", *overrides)
+        model = make_model(f"model.teacher_cache_gib={gib}", *SHALLOW, *overrides)
         for name, parameter in model.backbone.model.visual.named_parameters():
             parameter.requires_grad_(name.startswith("merger."))
         return model
@@ -128,16 +134,18 @@ def test_a_warm_step_does_the_counted_operations_and_one_more_merger_for_the_stu
     assert counter.get_total_flops() == model.training_flops(unmasked) + extra_merger
 
 
-@pytest.mark.parametrize("num_bytes", [1, 14_000])  # fits no picture; fits the rack or the door
 def test_a_small_cache_gives_bit_for_bit_the_results_of_a_large_one(
-    make_frozen, make_criterion, collate_apart, encoded, num_bytes
+    make_frozen, make_criterion, collate_apart, encoded
 ):
-    criterion = make_criterion()
-    small, large = make_frozen(num_bytes / 2**30), make_frozen(1)
-    for _ in range(2):
-        assert_equal(step(small, criterion, collate_apart(encoded)), step(large, criterion, collate_apart(encoded)))
-    assert small.teacher_cache.num_bytes <= num_bytes < large.teacher_cache.num_bytes
-    assert (small.teacher_cache.num_bytes > 0) == (num_bytes > 1)
+    criterion, batch = make_criterion(), collate_apart(encoded)
+    large = make_frozen(1, "head=none")
+    expected = [step(large, criterion, batch) for _ in range(2)]
+    for num_bytes in (1, 14_000):  # fits no picture; fits the rack or the door
+        small = make_frozen(num_bytes / 2**30, "head=none")
+        for values in expected:
+            assert_equal(step(small, criterion, batch), values)
+        assert small.teacher_cache.num_bytes <= num_bytes < large.teacher_cache.num_bytes
+        assert (small.teacher_cache.num_bytes > 0) == (num_bytes > 1)
 
 
 def test_the_least_recently_used_picture_is_evicted_first():
