@@ -48,7 +48,7 @@ def sizes(num_samples: int) -> tuple[Sizes, Sizes]:
         lengths += np.where(turn < num_turns, tokens, 0)
     shape = OmegaConf.to_container(OmegaConf.load(SHAPE).shape)
     patches = [np.where(turn < num_turns, num_patches, 0) for turn in range(3)]
-    costs = cost.of(configuration(None, "random", shape))(lengths, patches)
+    costs = cost.from_config(configuration(None, "random", shape))(lengths, patches)
     return lengths.tolist(), costs.tolist()
 
 

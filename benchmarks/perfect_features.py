@@ -95,7 +95,7 @@ def build(**arguments) -> qwen25vl.GroundingModel:
     vision = config.vision_config
     shape = config.text_config.hidden_size, config.text_config.vocab_size, vision.spatial_merge_size, vision.patch_size
     model.seeing = Seeing(*shape).to(embed.weight.device)
-    model.see = MethodType(lambda self, batch: self.seeing(batch), model)
+    model.encode_images = MethodType(lambda self, batch: self.seeing(batch), model)
     return model
 
 

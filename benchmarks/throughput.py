@@ -28,7 +28,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from bbu_train import train
 from bbu_train.collator.sizes import sizes
 from bbu_train.conversation.text import Text
-from bbu_train.model.flops import backbone
+from bbu_train.model.flops import backbone_flops
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.ops import flops
@@ -137,7 +137,7 @@ def peer(cfg, layout: str) -> dict[str, float]:
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config)  # what a peer computes without a head is useful without one
     needed = [sizes(samples, picture_format) for samples in encoded[num_warm:]]
-    useful = mean(backbone(model, its) for its in needed)
+    useful = mean(backbone_flops(model, its) for its in needed)
     measured["weights"] = "float32"
     return measured | {"tokens": mean(its.tokens for its in needed), "useful_tflop": useful / 1e12}
 

@@ -59,7 +59,7 @@ class Predictor:
         heads: dict[str, Prediction] = {}
         with self.autocast():
             if "generated" in self.routes:
-                (ids, probabilities), detections = generation.answer(self.model, batch, text.end, self.max_new_tokens)
+                (ids, probabilities), detections = generation.generate(self.model, batch, text.end, self.max_new_tokens)
                 rows = zip(ids.tolist(), probabilities.tolist(), samples, strict=True)
                 answers = [
                     generated_answer.parse_generated(*row, sample.student, text, picture_format)

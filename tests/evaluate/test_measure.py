@@ -41,7 +41,7 @@ def saying_the_truth(monkeypatch, builder):
             ids = torch.tensor([row + [builder.text.end] * (longest - len(row)) for row in written])
             return (ids, torch.full(ids.shape, 0.5)), None
 
-        monkeypatch.setattr("bbu_train.model.generation.answer", answer)
+        monkeypatch.setattr("bbu_train.model.generation.generate", answer)
 
     return let
 

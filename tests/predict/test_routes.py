@@ -79,7 +79,7 @@ def test_a_written_answer_comes_out_in_pixels_of_the_original_and_in_the_colours
     predictor = predictor("generated")
     ids = torch.tensor([[*builder.text.ids(builder.answer(picture)), builder.text.end]])
     said = (ids, torch.full(ids.shape, 0.5)), None
-    monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: said)
+    monkeypatch.setattr("bbu_train.model.generation.generate", lambda *_: said)
     (found,) = found_by(predictor, [Sample("x", picture, ())])
     row = line(found, 0.5)
     assert [each["label"] for each in row["generated"]["objects"]] == ["螺丝/符合要求", "机柜空间/空"]
@@ -96,7 +96,7 @@ def test_300_objects_are_written_and_drawn(predictor, make_picture, monkeypatch,
     boxes = [(x, y, x + 8, y + 8) for x in range(0, 200, 10) for y in range(0, 150, 10)]
     crowded = make_picture("crowded", 224, 168, *((box, f"class{i % 20}") for i, box in enumerate(boxes)))
     ids = torch.tensor([[*builder.text.ids(builder.answer(crowded)), builder.text.end]])
-    monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: ((ids, torch.ones(ids.shape)), None))
+    monkeypatch.setattr("bbu_train.model.generation.generate", lambda *_: ((ids, torch.ones(ids.shape)), None))
     (found,) = found_by(predictor("generated"), [Sample("x", crowded, ())])
     assert len(line(found, 0.5)["generated"]["objects"]) == 300
     assert drawn(found, 0.5).height < 1200
