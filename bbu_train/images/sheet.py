@@ -9,7 +9,7 @@ from bbu_train.images.fonts import font
 from bbu_train.images.overlay import DARK, LEGIBLE, LETTERS, SMALLEST, WHITE
 
 
-def titled(image: Image.Image, title: str) -> Image.Image:
+def add_title(image: Image.Image, title: str) -> Image.Image:
     """The picture below a line of large letters."""
     size = max(SMALLEST, round(1.4 * LETTERS * max(image.size) / LEGIBLE))
     sheet = Image.new("RGB", (image.width, image.height + 2 * size), WHITE)
@@ -18,7 +18,7 @@ def titled(image: Image.Image, title: str) -> Image.Image:
     return sheet
 
 
-def gallery(images: Sequence[Image.Image], columns: int) -> Image.Image:
+def make_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
     """The images in rows of `columns`, each in the middle of a cell of the largest one's size."""
     gap = 12
     width, height = (max(sizes) + gap for sizes in zip(*(image.size for image in images), strict=True))

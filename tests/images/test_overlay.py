@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from bbu_train.images.overlay import COLORS, overlay
-from bbu_train.images.sheet import gallery, titled
+from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.reporting.loss_plot import plot_losses
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Object, Picture
@@ -78,7 +78,7 @@ def test_boxes_outside_or_inside_out_and_unannotated_pictures_are_drawn(picture)
 
 def test_a_title_stands_above_the_picture(picture):
     image = overlay(picture, prediction(), 0.5)
-    sheet = titled(image, "written: 螺丝")
+    sheet = add_title(image, "written: 螺丝")
     assert sheet.width == image.width
     strip = sheet.height - image.height
     assert len(colors_in(sheet, (0, 0, sheet.width, strip))) > 2
@@ -105,7 +105,7 @@ def test_whatever_an_untrained_model_writes_can_be_drawn(picture):
 
 def test_a_gallery_has_a_cell_for_each_picture():
     images = [Image.new("RGB", (100, 50), color) for color in ("red", "lime", "blue")]
-    sheet = gallery(images, columns=2)
+    sheet = make_sheet(images, columns=2)
     assert sheet.size == (2 * 112 + 12, 2 * 62 + 12)
     assert [sheet.getpixel(at) for at in ((60, 37), (172, 37), (60, 99))] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert sheet.getpixel((172, 99)) == (255, 255, 255)
