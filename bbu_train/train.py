@@ -86,7 +86,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     source, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
     plan = planning.StepPlan(build(cfg.sampler), source, cfg.steps)
     evaluation_plan = planning.in_order(validation, cfg.eval_batch_size)
-    longest_caption = builder.longest_caption(data.train)  # no longer one can be learned
+    longest_caption = builder.max_caption_tokens(data.train)  # no longer one can be learned
     end_if_asked()
 
     # ---- The model, and what trains it ----

@@ -78,7 +78,7 @@ class ConversationBuilder:
         width, height = patches.resized_size(picture, self.picture_format)
         return width / picture.width, height / picture.height, width, height
 
-    def longest_caption(self, samples: Sequence[Sample]) -> int:
+    def max_caption_tokens(self, samples: Sequence[Sample]) -> int:
         """Tokens of the longest description of a student's object, its end token included."""
         descriptions = {item.description for sample in samples for item in sample.student.objects or ()}
         return 1 + max((len(self.text.ids(description)) for description in descriptions), default=0)
