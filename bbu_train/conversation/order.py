@@ -11,7 +11,7 @@ from bbu_train.errors import InputError
 from bbu_train.types.samples import class_of
 
 
-class Reading:
+class ReadingOrder:
     """From top to bottom, and then from left to right."""
 
     def __call__(self, label: str, box: Sequence[int]) -> tuple[Any, ...]:
@@ -19,7 +19,7 @@ class Reading:
         return y1, x1
 
 
-class ByColumn:
+class ColumnOrder:
     """One class after the other by their names, and each in columns from left to right, from top to bottom in each.
 
     A column is where a box begins, `width` pixels of the resized picture wide. Units of a rack and the screws of an ear

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bbu_train.conversation.answer import parse, render, token_ids
-from bbu_train.conversation.order import Reading
+from bbu_train.conversation.order import ReadingOrder
 from bbu_train.conversation.text import Text
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.runtime.seeds import generator
@@ -16,7 +16,7 @@ SCREW = Object((1.0, 2.0, 3.0, 4.0), "screw/wrong")
 def written(*boxes, scale_x=1.0, scale_y=1.0, width=100, height=80):
     """The boxes of a rendered answer."""
     objects = [Object(tuple(map(float, box)), "x") for box in boxes]
-    return [row["bbox_2d"] for row in json.loads(render(objects, Reading(), scale_x, scale_y, width, height))]
+    return [row["bbox_2d"] for row in json.loads(render(objects, ReadingOrder(), scale_x, scale_y, width, height))]
 
 
 def read(text):
@@ -45,7 +45,7 @@ def test_boxes_survive_the_trip_through_the_answer_within_one_resized_pixel(seed
     resized_width, resized_height = (28 * random.integers(1, 60, 2)).tolist()
     scale_x, scale_y = resized_width / width, resized_height / height
     objects = random_objects(random, width, height, 100)
-    parsed = parse(render(objects, Reading(), scale_x, scale_y, resized_width, resized_height), scale_x, scale_y)
+    parsed = parse(render(objects, ReadingOrder(), scale_x, scale_y, resized_width, resized_height), scale_x, scale_y)
     assert parsed.is_complete
     back = {item.description: item.box_xyxy for item in parsed.objects}
     for item in objects:
@@ -84,7 +84,7 @@ def test_a_box_thinner_than_a_pixel_becomes_the_pixel_in_which_it_lies(low, high
 
 
 def test_an_answer_without_objects_is_an_empty_list():
-    assert render((), Reading(), 1.0, 1.0, 100, 80) == "[]"
+    assert render((), ReadingOrder(), 1.0, 1.0, 100, 80) == "[]"
     assert read("[]") == ([], True)
 
 
@@ -93,7 +93,7 @@ def test_an_answer_without_objects_is_an_empty_list():
     ["机柜空间/空", 'a "quoted" word', "back\\slash/\\n", "line\nbreak\ttab", "```json", "}]{[", "", "\u2028é😀"],
 )
 def test_any_label_survives(label):
-    text = render([Object((1.0, 2.0, 3.0, 4.0), label)], Reading(), 1.0, 1.0, 100, 80)
+    text = render([Object((1.0, 2.0, 3.0, 4.0), label)], ReadingOrder(), 1.0, 1.0, 100, 80)
     assert read(text) == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
     assert read(f"```json\n{text}\n```") == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
 
@@ -117,14 +117,14 @@ def test_an_answer_read_piece_by_piece_has_the_tokens_of_the_whole(label):
     text = Text(tiny_tokenizer(768))
     boxes = ((0.0, 20.0, 300.0, 400.0), (7.0, 8.0, 99.0, 1000.0), (10.0, 20.0, 31.0, 40.0))
     for num_objects in range(4):
-        whole = render([Object(box, label) for box in boxes[:num_objects]], Reading(), 1.0, 1.0, 2000, 2000)
+        whole = render([Object(box, label) for box in boxes[:num_objects]], ReadingOrder(), 1.0, 1.0, 2000, 2000)
         asked = []
         assert token_ids(whole, lambda piece: asked.append(piece) or text.ids(piece)) == text.ids(whole)  # noqa: B023
         assert len(set(asked) - set("0123456789")) <= 4  # around coordinates, and between them
 
 
 def test_labels_are_written_as_they_are_and_not_as_escapes():
-    assert "机柜空间/空" in render([Object((1.0, 2.0, 3.0, 4.0), "机柜空间/空")], Reading(), 1.0, 1.0, 100, 80)
+    assert "机柜空间/空" in render([Object((1.0, 2.0, 3.0, 4.0), "机柜空间/空")], ReadingOrder(), 1.0, 1.0, 100, 80)
 
 
 @pytest.mark.parametrize("text", [f"```json\n[{ROW}]\n```", f"```\n[{ROW}]```", f" \n[{ROW}] ", f"```json [{ROW}]"])

@@ -6,7 +6,7 @@ import pytest
 from conftest import build, configured
 
 from bbu_train.conversation.answer import render
-from bbu_train.conversation.order import ByColumn, Reading
+from bbu_train.conversation.order import ColumnOrder, ReadingOrder
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Object
 
@@ -24,7 +24,7 @@ def named(order, objects=OBJECTS) -> list[str]:
 
 
 def test_reading_goes_from_top_to_bottom_and_then_from_left_to_right():
-    assert named(Reading()) == ["screw", "screw/loose", "screw/tight", "label/a", "label"]
+    assert named(ReadingOrder()) == ["screw", "screw/loose", "screw/tight", "label/a", "label"]
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,19 @@ def test_reading_goes_from_top_to_bottom_and_then_from_left_to_right():
     ],
 )
 def test_by_column_names_one_class_after_the_other_and_each_column_by_column(width, labels, screws):
-    assert named(ByColumn(width)) == labels + screws
+    assert named(ColumnOrder(width)) == labels + screws
 
 
 def test_within_a_column_what_is_higher_comes_first_whatever_is_further_left():
     tilted = [Object((12.0, 10.0, 20.0, 20.0), "screw/high"), Object((10.0, 30.0, 20.0, 40.0), "screw/low")]
-    assert named(ByColumn(20), tilted) == ["screw/high", "screw/low"]
-    assert named(ByColumn(12), tilted) == ["screw/low", "screw/high"]
+    assert named(ColumnOrder(20), tilted) == ["screw/high", "screw/low"]
+    assert named(ColumnOrder(12), tilted) == ["screw/low", "screw/high"]
 
 
 @pytest.mark.parametrize("width", [0, -1, True])
 def test_a_column_without_width_is_refused(width):
     with pytest.raises(InputError, match=f"conversation.order.width={width}"):
-        ByColumn(width)
+        ColumnOrder(width)
 
 
 @pytest.mark.parametrize("language", ["english", "chinese"])

@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu_train.conversation.builder import ConversationBuilder
-from bbu_train.conversation.order import Reading
+from bbu_train.conversation.order import ReadingOrder
 from bbu_train.errors import InputError
 from bbu_train.model import preprocessing as preprocessing_room
 from bbu_train.model import qwen25vl
@@ -80,7 +80,7 @@ def test_the_picture_format_and_the_positions_are_the_checkpoints(checkpoint, sa
 def test_a_loaded_model_sees_and_reads_as_the_saved_one(checkpoint, saved, samples, collate):
     made = build(checkpoint)
     words = "You are an inspector.", "List every object."
-    builder = ConversationBuilder(made.tokenizer, made.picture_format, *words, Reading())
+    builder = ConversationBuilder(made.tokenizer, made.picture_format, *words, ReadingOrder())
     sample = samples[0]
     encoded = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
     batch = collate("packed", [encoded])
