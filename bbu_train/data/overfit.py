@@ -5,15 +5,15 @@ from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 
 
-def load(of: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
-    """Return the first `num_samples` training samples of the data set `of`, for training and for validation.
+def load(source: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
+    """Return the first `num_samples` training samples of the data set `source`, for training and for validation.
 
-    Raises InputError if `of` has fewer.
+    Raises InputError if `source` has fewer.
     """
-    if not 1 <= num_samples <= len(of.train):
+    if not 1 <= num_samples <= len(source.train):
         raise InputError(
-            f"data.num_samples={num_samples}: expected a whole number from 1 to {len(of.train)}, the number of "
+            f"data.num_samples={num_samples}: expected a whole number from 1 to {len(source.train)}, the number of "
             "training samples."
         )
-    samples = of.train[:num_samples]
-    return Splits(samples, samples, teachers, of.num_dropped_boxes)
+    samples = source.train[:num_samples]
+    return Splits(samples, samples, teachers, source.num_dropped_boxes)

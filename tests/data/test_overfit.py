@@ -11,7 +11,7 @@ def load(config, tmp_path):
 
     def load(*overrides):
         cfg = config(
-            "data=overfit", f"outputs={tmp_path}", "data.of.num_train=3", "data.of.num_validation=1", *overrides
+            "data=overfit", f"outputs={tmp_path}", "data.source.num_train=3", "data.source.num_validation=1", *overrides
         )
         return instantiate(cfg.data, _convert_="all")
 
@@ -26,6 +26,6 @@ def test_the_first_training_samples_are_validated_on_as_well_and_get_no_teachers
 
 
 def test_more_samples_than_there_are_is_an_error(load):
-    of = load("data.num_samples=3")
+    source = load("data.num_samples=3")
     with pytest.raises(InputError, match=r"data.num_samples=4: expected a whole number from 1 to the 3"):
-        overfit.load(of, 4, of.teachers)
+        overfit.load(source, 4, source.teachers)
