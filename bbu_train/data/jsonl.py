@@ -85,9 +85,9 @@ class _LineReader:
         if value is None:
             return None
         if "student" not in value and "teachers" not in value:
-            student, teachers = self._picture(self.where, value, allow_further=True), None
+            student, teachers = self._read_picture(self.where, value, allow_further=True), None
         else:
-            student, teachers = self._student_and_teachers(value)
+            student, teachers = self._read_student_and_teachers(value)
         return Sample(self.where, student, teachers) if student else None
 
     def _parse(self, text: bytes) -> dict[str, Any] | None:
@@ -104,22 +104,22 @@ class _LineReader:
             return self._report(self.where, f"expected an object {{...}}, found {_show(value)}")
         return value
 
-    def _student_and_teachers(self, value: dict[str, Any]) -> tuple[Picture | None, tuple[Picture, ...]]:
+    def _read_student_and_teachers(self, value: dict[str, Any]) -> tuple[Picture | None, tuple[Picture, ...]]:
         if not self._has_keys(self.where, value, ("teachers", "student"), allow_further=False):
             return None, ()
-        student = self._picture(f"{self.where} student", value["student"], allow_further=False)
+        student = self._read_picture(f"{self.where} student", value["student"], allow_further=False)
         if not isinstance(value["teachers"], list):
             self._report(self.where, f'"teachers" must be a list, found {_show(value["teachers"])}')
             return student, ()
         teachers = []
         for number, entry in enumerate(value["teachers"], 1):
-            teacher = self._picture(f"{self.where} teacher {number}", entry, allow_further=False)
+            teacher = self._read_picture(f"{self.where} teacher {number}", entry, allow_further=False)
             if teacher and student and teacher.path == student.path:
                 self._report(f"{self.where} teacher {number}", "is the student's own picture and gives its answer away")
             teachers += [teacher] if teacher else []
         return student, tuple(teachers)
 
-    def _picture(self, where: str, entry: object, allow_further: bool) -> Picture | None:
+    def _read_picture(self, where: str, entry: object, allow_further: bool) -> Picture | None:
         if not self._has_keys(where, entry, ("images", "objects"), allow_further):
             return None
         images, objects = entry["images"], entry["objects"]
@@ -129,13 +129,13 @@ class _LineReader:
         if not isinstance(objects, list):
             self._report(where, f'"objects" must be a list, empty if there are none, found {_show(objects)}')
             objects = []
-        candidates = [self._object(where, f"object {number}", value) for number, value in enumerate(objects, 1)]
+        candidates = [self._read_object(where, f"object {number}", value) for number, value in enumerate(objects, 1)]
         if images is None:
             return None
         readable = [candidate for candidate in candidates if candidate]
         return check_picture(where, self.folder / images[0], readable, self.sizes, self.problems)
 
-    def _object(self, where: str, label: str, value: object) -> LabelledObject | None:
+    def _read_object(self, where: str, label: str, value: object) -> LabelledObject | None:
         if not self._has_keys(f"{where} {label}", value, ("bbox_2d", "desc"), allow_further=False):
             return None
         description = value["desc"]

@@ -81,7 +81,7 @@ def test_cores_that_share_the_drawing_draw_the_same(tmp_path, monkeypatch):
         return {path.name: path.read_bytes() for path in folder.rglob("*.j*") if path.is_file()}
 
     alone = drawn(tmp_path / "alone")
-    monkeypatch.setattr("bbu_train.data.cabinets.synthetic.MANY", 2)
+    monkeypatch.setattr("bbu_train.data.cabinets.synthetic.MIN_PARALLEL", 2)
     assert drawn(tmp_path / "shared") == alone
     assert len(alone) == 8  # pictures and lines
 
