@@ -12,10 +12,12 @@ from bbu_train.errors import InputError
 Random = np.random.Generator
 Points = list[tuple[float, float]]
 
-POST = 0.7  # rack units, as all four: the width of the cabinet's upright beside a rail
+# Lengths in rack units:
+POST = 0.7  # width of the cabinet's upright beside a rail
 EAR = 0.8  # width of a rail, and of the ear of a unit that covers it
 SCREW = 0.33  # radius of a screw
 LABEL = 0.62  # height of a label
+
 MIN_UNIT = 6  # pixels of the picture: with smaller rack units, screws and texts cannot be recognised
 
 
