@@ -41,7 +41,7 @@ class ConversationBuilder:
         system: str,
         question: str,
         order: answer.Order,
-    ):
+    ) -> None:
         self.order = order
         self.system = system
         self.question = question

@@ -26,7 +26,7 @@ class ColumnOrder:
     and the screws of an ear stand in a column, so the next object mostly begins at the same x, below the last one.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         if type(width) is not int or width < 1:
             raise InputError(f"conversation.order.width={width}: expected a whole number of pixels, 1 or more.")
         self.width = width

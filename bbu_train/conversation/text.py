@@ -19,7 +19,7 @@ class Text:
     The tokenizer itself would turn the string `<|im_end|>` in a user's description into the token that ends a turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend = tokenizer.backend_tokenizer
         self._plain = Tokenizer(backend.model)
         self._plain.normalizer = backend.normalizer
