@@ -71,7 +71,7 @@ def tested(folder: Path, max_new_tokens: int) -> dict:
     run = TrainedRun(str(folder), "best", "both", num_teachers=0)
     data, test = load(run.cfg, "test")
     samples = [Sample(each.id, each.student, ()) for each in test]
-    predictor = run.predictor(max_new_tokens, run.builder().longest_caption(data.train))
+    predictor = run.predictor(max_new_tokens, run.builder().max_caption_tokens(data.train))
     prompts = predictor.prompts(samples, run.cfg.eval_batch_size, run.cfg.num_workers)
     found = [one for some, batch in prompts for one in predictor(some, batch)]
     pictures = [sample.student for sample in samples]

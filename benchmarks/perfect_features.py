@@ -111,7 +111,7 @@ def written(folder: Path, number: int) -> tuple[dict[str, float], float]:
     data, samples = load(run.cfg, "validation")
     samples = [Sample(each.id, each.student, ()) for each in samples[:number]]
     builder = run.builder()
-    predictor = run.predictor(twice_the_longest_answer(builder, data.train), builder.longest_caption(data.train))
+    predictor = run.predictor(twice_the_longest_answer(builder, data.train), builder.max_caption_tokens(data.train))
     prompts = predictor.prompts(samples, len(samples), run.cfg.num_workers)
     answers = [one.generated for some, batch in prompts for one in predictor(some, batch)]
     scores = detection_metrics([each.student for each in samples], [answer.prediction for answer in answers])

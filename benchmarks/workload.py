@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bbu_train.conversation import answer
-from bbu_train.conversation.order import Reading
+from bbu_train.conversation.order import ReadingOrder
 from bbu_train.conversation.text import Text
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object
@@ -71,7 +71,9 @@ def _description(text: Text) -> str:
     for length in range(NUM_OBJECT_TOKENS):
         description = f"bbu{FILLER * length}"
         one, two = (
-            len(text.ids(answer.render([Object(box, description) for box in some], Reading(), 1, 1, WIDTH, HEIGHT)))
+            len(
+                text.ids(answer.render([Object(box, description) for box in some], ReadingOrder(), 1, 1, WIDTH, HEIGHT))
+            )
             for some in (boxes[:1], boxes)
         )
         if two - one == NUM_OBJECT_TOKENS:

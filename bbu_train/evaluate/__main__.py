@@ -73,7 +73,7 @@ def evaluate(given: DictConfig) -> None:
     conversations = [Conversations(data, samples, number, builder, run.preprocessing) for number in given.teachers]
     most = given.max_new_tokens or twice_the_longest_answer(builder, data.train)
     num_workers = run.cfg.num_workers if given.num_workers is None else given.num_workers
-    predictor = run.predictor(most, builder.longest_caption(data.train))
+    predictor = run.predictor(most, builder.max_caption_tokens(data.train))
     rows = measured(predictor, conversations, given.batch_size, num_workers)
     scores = Scores(given.run, run.saved.step, given.split, tuple(rows))
     output_files.write(scores, out)  # and logged, before the words, which may go to a pipe that nobody reads to its end

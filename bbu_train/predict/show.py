@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 from bbu_train.images.overlay import overlay
-from bbu_train.images.sheet import gallery as sheet
-from bbu_train.images.sheet import titled
+from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.predict.routes import Found
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of
@@ -50,8 +49,8 @@ def drawn(found: Found, threshold: float) -> Image.Image:
     """The picture once for each route, side by side, true boxes in both."""
     picture, panels = found.sample.student, []
     if found.head is not None:
-        panels.append(titled(overlay(picture, found.head, threshold), "head"))
+        panels.append(add_title(overlay(picture, found.head, threshold), "head"))
     if found.generated is not None:
         title = "generated (malformed: what could be read)" if found.generated.is_malformed else "generated"
-        panels.append(titled(overlay(picture, found.generated.prediction, 0.0), title))
-    return sheet(panels, columns=2)
+        panels.append(add_title(overlay(picture, found.generated.prediction, 0.0), title))
+    return make_sheet(panels, columns=2)

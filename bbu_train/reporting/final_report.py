@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bbu_train.images.overlay import overlay
-from bbu_train.images.sheet import gallery as sheet
-from bbu_train.images.sheet import titled
+from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.metrics.constant_boxes import constant_predictions
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.reporting.loss_plot import plot_losses
@@ -25,7 +24,7 @@ def draw(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: f
     if found:
         overlays = [overlay(picture, prediction, threshold) for picture, prediction in found[:NUM_OVERLAYS]]
         paths.append(folder / "overlay.png")
-        sheet(overlays, columns=3).save(paths[1])
+        make_sheet(overlays, columns=3).save(paths[1])
     return paths
 
 
@@ -45,14 +44,14 @@ def gallery(
         if metrics.get("eval/f1") == 0:
             best = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
             threshold = float(min(best, default=1))
-        sheets.append(titled(overlay(picture, prediction, threshold, classes), picture.path.name))
+        sheets.append(add_title(overlay(picture, prediction, threshold, classes), picture.path.name))
         sheets[-1].thumbnail((GALLERY_SIZE, GALLERY_SIZE))
     names = {"eval/ap50": "AP50", "eval/f1": "F1"}
     scores = [f"{word} {metrics[name]:.3f}" for name, word in names.items() if name in metrics]
     path = folder / "gallery" / f"step-{step:08d}.jpg"
     path.parent.mkdir(exist_ok=True)
     title = ", ".join([f"step {step}", *scores])
-    titled(sheet(sheets, columns=2), title).save(path, quality=90)
+    add_title(make_sheet(sheets, columns=2), title).save(path, quality=90)
     return [path]
 
 

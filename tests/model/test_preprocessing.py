@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu_train.conversation.builder import ConversationBuilder
-from bbu_train.conversation.order import Reading
+from bbu_train.conversation.order import ReadingOrder
 from bbu_train.errors import InputError
 from bbu_train.model import preprocessing, qwen25vl
 from bbu_train.model.shape import configuration
@@ -79,7 +79,7 @@ def test_the_picture_format_and_the_positions_come_from_the_checkpoint(checkpoin
 def test_a_loaded_model_computes_the_features_and_hidden_states_of_the_saved_one(checkpoint, saved, samples, collate):
     built = build(checkpoint)
     prompts = "You are an inspector.", "List every object."
-    builder = ConversationBuilder(built.tokenizer, built.picture_format, *prompts, Reading())
+    builder = ConversationBuilder(built.tokenizer, built.picture_format, *prompts, ReadingOrder())
     sample = samples[0]
     encoded = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
     batch = collate("packed", [encoded])
