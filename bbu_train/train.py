@@ -141,7 +141,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         evaluated_at = step
         if distributed.is_main():
-            publish(final_report.gallery(folder, step, found[: cfg.gallery], metrics))
+            publish(final_report.write_gallery(folder, step, found[: cfg.gallery], metrics))
         return metrics, found
 
     def due(every: int | None) -> bool:
@@ -153,7 +153,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     progress = tqdm(total=cfg.steps, initial=step, unit="step", disable=None if distributed.is_main() else True)
     try:
         if step == 0 and cfg.steps > 0 and distributed.is_main():
-            publish([first_samples.show(folder, source, validation, collator, plan, engine.num_micro_batches)])
+            publish([first_samples.write_page(folder, source, validation, collator, plan, engine.num_micro_batches)])
         gc.collect()
         gc.freeze()  # what is here stays: the collector need not look through it again in the middle of a step
         if cfg.profile and step < cfg.steps and distributed.is_main():
@@ -210,9 +210,11 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         if distributed.is_main():
             progress.close()
             found = found or []
-            publish(final_report.draw(folder, found, metrics.get("eval/f1_threshold", 0.5)))
+            publish(final_report.write_plots(folder, found, metrics.get("eval/f1_threshold", 0.5)))
             mlflow_command = trackers["mlflow"].command if "mlflow" in trackers else None
-            print(final_report.table(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command))
+            print(
+                final_report.summarize(folder, data.pool, [picture for picture, _ in found], cfg.seed, mlflow_command)
+            )
         state = "done"
     except BaseException as error:
         ends = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}

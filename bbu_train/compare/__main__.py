@@ -66,8 +66,8 @@ def _lines(found: comparison.Comparison, top: int) -> Iterator[str]:
         yield "\n" + as_text(table)
     if found.effect_tables:
         yield "\n" + found.about_effects
-    if found.apart.rows:
-        yield f"\n{found.apart.title}\n{as_text(found.apart)}"
+    if found.excluded.rows:
+        yield f"\n{found.excluded.title}\n{as_text(found.excluded)}"
     yield f"\nThe best cell again:\n  {found.command}"
     if found.gone:
         yield f"This version has no longer, so the command leaves out: {', '.join(found.gone)}"

@@ -29,7 +29,7 @@ class Comparison:
     leaderboard: Table
     effect_tables: list[Table]
     about_effects: str
-    apart: Table
+    excluded: Table
     command: str
     gone: list[str]
     """Keys of the best cell that this version of the program no longer has."""

@@ -66,5 +66,5 @@ def _page(found: Comparison, drawn: list[tuple[str, Path]]) -> str:
         drawn,
         found.effect_tables,
         found.about_effects,
-        found.apart,
+        found.excluded,
     )

@@ -18,7 +18,7 @@ GALLERY_SIZE = 900  # pixels of the longer side of a picture, so that many evalu
 NUM_CONSTANT_BOXES = 100
 
 
-def draw(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
+def write_plots(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
     """Write losses.png, and overlay.png if anything was predicted, into the run's folder."""
     paths = [folder / "losses.png"]
     plot_losses(folder / "metrics.jsonl", paths[0])
@@ -29,7 +29,7 @@ def draw(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: f
     return paths
 
 
-def gallery(
+def write_gallery(
     folder: Path, step: int, found: Sequence[tuple[Picture, Prediction]], metrics: Mapping[str, float]
 ) -> list[Path]:
     """Write gallery/step-<step>.jpg into the run's folder, a sheet of what was found in these pictures, if any.
@@ -56,7 +56,7 @@ def gallery(
     return [path]
 
 
-def table(
+def summarize(
     folder: Path, train_pictures: Sequence[Picture], pictures: Sequence[Picture], seed: int, mlflow_command: str | None
 ) -> str:
     """Losses first and last, average precision before and after beside constant boxes, and where everything lies."""

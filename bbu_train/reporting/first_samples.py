@@ -52,7 +52,7 @@ class Segment(NamedTuple):
     num_tokens: int
 
 
-def show(
+def write_page(
     folder: Path, source: loader.SampleSource, validation: loader.SampleSource, collator, plan, num_micro_batches: int
 ) -> Path:
     """Write samples.html into the run's folder. The rows are those of this rank."""

@@ -14,7 +14,7 @@ def compared(outputs, metric="eval/ap50", mode="max", at="last"):
 
 
 def reasons(found):
-    return dict(found.apart.rows)
+    return dict(found.excluded.rows)
 
 
 def test_runs_that_differ_in_their_seed_only_are_one_cell_with_mean_and_spread(found):

@@ -48,7 +48,7 @@ def shown(sources, preprocessing, tmp_path, caplog):
         collator = {"packed": Packed, "standard": Standard}[name](preprocessing.picture_format, 8192, "error")
         plan = planning.StepPlan(FixedSamples(2, seed=1), sources[0], 1)
         caplog.set_level("DEBUG", logger="bbu_train.reporting.first_samples")
-        path = first_samples.show(tmp_path, *sources, collator, plan, 1)
+        path = first_samples.write_page(tmp_path, *sources, collator, plan, 1)
         page = Page()
         page.feed(path.read_text(encoding="utf-8"))
         return page, caplog.text
