@@ -70,7 +70,7 @@ def write_page(
     page = html_page.render(
         TEMPLATE,
         title=f"{folder.name}: first samples",
-        heading=f"What {folder.name} begins with",
+        heading=f"First samples of {folder.name}",
         conversations=[
             {"title": title, "pieces": conversation, "token_counts": _token_counts(conversation)}
             for title, conversation in conversations.items()

@@ -72,7 +72,7 @@ def test_the_page_escapes_every_text_and_shows_it_in_the_color_of_its_role(write
     page, _ = write_page("packed")
     assert "script" not in page.tags
     assert "b" not in page.tags
-    assert "What <script>alert(2)\"' begins with" in page.texts[None]
+    assert "First samples of <script>alert(2)\"'" in page.texts[None]
     assert EVIL.replace('"', '\\"') in page.texts["student"][-1]
     assert any("train.jsonl:1 <b>" in text for text in page.texts["note"])
     assert set(page.texts["student control"]) == {"<|im_end|>"}
