@@ -49,7 +49,7 @@ def sweep_overrides(num_seeds: int, num_learning_rates: int) -> list[str]:
 def stand_ins(num_jobs: int) -> Iterator[None]:
     """Put stand-ins for SLURM's commands first on PATH. According to them all jobs are pending."""
     queue = "\n".join(f"7_{i}|PENDING" for i in range(num_jobs))
-    answers = {"sbatch": "Submitted batch job 7", "squeue": queue, "scontrol": "MaxArraySize = 1001"}
+    answers = {"sbatch": "Submitted batch job 7", "squeue": queue, "scontrol": "MaxArraySize = 1001", "srun": ""}
     path = os.environ["PATH"]
     with tempfile.TemporaryDirectory() as folder:
         for name, answer in answers.items():
