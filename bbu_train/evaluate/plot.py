@@ -13,10 +13,8 @@ from bbu_train.evaluate.table import EvaluationTable
 from bbu_train.images.fonts import use_in_plots
 
 COLORS = {"head": "#2563eb", "generated": "#ea580c"}
-LABEL_OFFSETS = {
-    "head": 6,
-    "generated": -13,
-}  # points from a marker up to its number, so that the routes do not overlap
+# Points from a marker up to its number; below the marker for one route, so that the numbers do not overlap.
+LABEL_OFFSETS = {"head": 6, "generated": -13}
 PANELS = {
     "ap": "AP",
     "ap50": "AP50",
