@@ -43,7 +43,7 @@ def sources(builder, make_picture):
     evil = make_picture("evil", 84, 56, ((5, 6, 40, 50), EVIL))
     samples = [Sample("train.jsonl:1 <b>", evil, (teacher,)), Sample("train.jsonl:2", teacher, ())]
     settings = (
-        *(loader.as_it_is, lambda sample, _: sample.teachers),
+        *(loader.unchanged, lambda sample, _: sample.teachers),
         *(builder, lambda tokens, _: tokens, 8192, "error", 17),
     )
     validation = [Sample("validation.jsonl:1", evil, ())]
