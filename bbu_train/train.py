@@ -96,7 +96,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         at.evaluated_at = at.step
         log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
         if distributed.is_main():
-            trackers.publish(final_report.gallery(folder, at.step, found[: cfg.gallery], at.metrics))
+            trackers.publish(final_report.write_gallery(folder, at.step, found[: cfg.gallery], at.metrics))
         return found
 
     # ---- The loop ----
@@ -104,8 +104,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     bar = tqdm(total=cfg.steps, initial=at.step, unit="step", disable=None if distributed.is_main() else True)
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():
-            sources = run.train, run.validation
-            trackers.publish([first_samples.show(folder, *sources, run.collator, run.plan, engine.num_micro_batches)])
+            sources, num_parts = (run.train, run.validation), engine.num_micro_batches
+            trackers.publish([first_samples.write_page(folder, *sources, run.collator, run.plan, num_parts)])
         gc.collect()
         gc.freeze()  # keeps the collector from scanning the model and the data again in the middle of a step
         if cfg.profile and at.step < cfg.steps and distributed.is_main():
@@ -183,9 +183,9 @@ def _report(
 ) -> None:
     """Draw the losses and some validation pictures, and print the table of the run."""
     folder = Path(cfg.folder)
-    trackers.publish(final_report.draw(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
+    trackers.publish(final_report.write_plots(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
     pictures = [picture for picture, _ in predictions]
-    print(final_report.table(folder, run.data.pool, pictures, cfg.seed, trackers.mlflow_command))
+    print(final_report.summarize(folder, run.data.pool, pictures, cfg.seed, trackers.mlflow_command))
 
 
 def due(every: int | None, step: int, num_steps: int) -> bool:

@@ -1,9 +1,9 @@
-"""What the host costs, on a CPU: start-up, the loop, reading and laying out of data, tracking. As ratios to a peer.
+"""What the host costs on a CPU: start-up, data loading, the training loop and tracking, each as a ratio to a peer.
 
     python benchmarks/host.py [rounds=15] [parts=start,data,loop,tracker]
 
-Each figure stands beside what cannot be avoided or what others pay, measured in turns in one run. Prints a table and
-writes outputs/benchmarks/host.json. Needs no GPU; made data are drawn first.
+Each figure stands next to a cost that cannot be avoided, or to the usual way of doing it; both are measured in turns in
+one run. Prints a table and writes outputs/benchmarks/host.json. Needs no GPU. Draws synthetic images first.
 """
 
 import json
@@ -17,10 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-# Threads that spin while they wait take the cores from everybody else. torch reads it when it is imported.
+# Threads that spin while they wait would slow down all other processes. torch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import beside
+import timing
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -32,14 +32,14 @@ NUM_STEPS, NUM_VALUES, STEP_SECONDS = 600, 40, 0.02
 Rows = list[dict[str, object]]
 
 
-def command(*arguments: str) -> Callable[[], None]:
+def command(*arguments: str) -> Callable[[], object]:
     return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def first_step(outputs: Path, *overrides: str) -> Callable[[], None]:
-    """Starts a run and ends it when its first step is in metrics.jsonl."""
+    """Return a function that starts a run and kills it when its first step is in metrics.jsonl."""
 
-    def until_logged() -> None:
+    def run_until_logged() -> None:
         name = f"first-{time.time_ns()}"
         log = outputs / "host" / name / "metrics.jsonl"
         arguments = [sys.executable, *RUN, f"outputs={outputs}", f"run={name}", *overrides]
@@ -49,18 +49,18 @@ def first_step(outputs: Path, *overrides: str) -> Callable[[], None]:
                 time.sleep(0.002)
             process.kill()
 
-    return until_logged
+    return run_until_logged
 
 
 def start(outputs: Path, num_rounds: int) -> Rows:
     peers = {"import hydra": command("-c", "import hydra"), "import torch": command("-c", "import torch")}
-    ours = {"--help": command("-m", "bbu_train", "--help"), "--cfg job": command("-m", "bbu_train", "--cfg", "job")}
-    seconds = beside.wall(ours | peers, num_rounds)
-    rows = [beside.row(name, seconds, name, peer) for name in ours for peer in peers]
-    ours = {f"first step, tracker={name}": first_step(outputs, f"tracker={name}") for name in ("jsonl", "mlflow")}
+    commands = {"--help": command("-m", "bbu_train", "--help"), "--cfg job": command("-m", "bbu_train", "--cfg", "job")}
+    seconds = timing.wall_seconds(commands | peers, num_rounds)
+    rows = [timing.compare(name, seconds, name, peer) for name in commands for peer in peers]
+    runs = {f"first step, tracker={name}": first_step(outputs, f"tracker={name}") for name in ("jsonl", "mlflow")}
     peer = "import torch and the model's class"
-    seconds = beside.wall(ours | {peer: command("-c", IMPORTS)}, max(2, num_rounds // 4))
-    return rows + [beside.row(name, seconds, name, peer) for name in ours]
+    seconds = timing.wall_seconds(runs | {peer: command("-c", IMPORTS)}, max(2, num_rounds // 4))
+    return rows + [timing.compare(name, seconds, name, peer) for name in runs]
 
 
 def data(outputs: Path, num_rounds: int) -> Rows:
@@ -76,7 +76,10 @@ def loop(outputs: Path, num_rounds: int) -> Rows:
 
 
 def tracker(outputs: Path, _: int) -> Rows:
-    """Time on the training thread, of steps in which torch computes for 20 ms, beside a call of MLflow at each."""
+    """Time on the training thread for logging a step, with steps in which torch computes for 20 ms.
+
+    The peer calls MLflow's `log_batch` at every step.
+    """
     import torch
     from mlflow.entities import Metric
 
@@ -87,48 +90,49 @@ def tracker(outputs: Path, _: int) -> Rows:
     trackers = named.values()
     for each in trackers:
         each.open({}, 0)
-    ours, theirs, matrix = [], [], torch.randn(256, 256)
+    seconds, peer_seconds, matrix = [], [], torch.randn(256, 256)
     for step in range(1, NUM_STEPS + 1):
         until = time.perf_counter() + STEP_SECONDS
         while time.perf_counter() < until:
             matrix @ matrix
         row = {f"loss/of_some_name_{i}": 1 / (step + i) for i in range(NUM_VALUES)}
-        began = time.perf_counter()
+        start = time.perf_counter()
         for each in trackers:
             each.log(step, row)
-        ours.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     for each in trackers:
         each.close("done")
     stored = named["mlflow"].stored
     for step in range(1, NUM_STEPS // 10 + 1):
         metrics = [Metric(f"a_call/name_{i}", 1 / (step + i), 0, step) for i in range(NUM_VALUES)]
-        began = time.perf_counter()
+        start = time.perf_counter()
         stored.client.log_batch(stored.run_id, metrics=metrics)
-        theirs.append(time.perf_counter() - began)
-    mine, peer = sum(ours) / len(ours), sum(theirs) / len(theirs)
-    what = f"trackers, a step of {NUM_VALUES} values (at most {1e3 * max(ours):.1f} ms)"
-    return [{"what": what, "seconds": mine, "peer": "log_batch", "peer_seconds": peer, "ratio": mine / peer}]
+        peer_seconds.append(time.perf_counter() - start)
+    mean, peer_mean = sum(seconds) / len(seconds), sum(peer_seconds) / len(peer_seconds)
+    what = f"both trackers, a step of {NUM_VALUES} values (at most {1e3 * max(seconds):.1f} ms)"
+    peer = "log_batch at each step"
+    return [{"what": what, "seconds": mean, "peer": peer, "peer_seconds": peer_mean, "ratio": mean / peer_mean}]
 
 
 PARTS = {"start": start, "data": data, "loop": loop, "tracker": tracker}
 
 
 def main() -> None:
-    given = OmegaConf.merge({"rounds": 15, "parts": ",".join(PARTS)}, OmegaConf.from_cli(sys.argv[1:]))
+    options = OmegaConf.merge({"rounds": 15, "parts": ",".join(PARTS)}, OmegaConf.from_cli(sys.argv[1:]))
     path = Path("outputs/benchmarks/host.json").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    print("| what | ms | peer | ms | ratio |\n|---|---|---|---|---|", flush=True)
+    print("| what | ms | peer | peer ms | ratio |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as outputs:
-        first_step(Path(outputs))()  # draws the made data and makes the store
-        for part in given.parts.split(","):
+        first_step(Path(outputs))()  # draws the synthetic images and creates the MLflow store
+        for part in options.parts.split(","):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                found = process.submit(PARTS[part], Path(outputs), given.rounds).result()
-            for r in found:
-                cells = f"{1e3 * r['seconds']:.3f} | {r['peer']} | {1e3 * r['peer_seconds']:.3f} | {r['ratio']:.3f}"
-                print(f"| {r['what']} | {cells} |", flush=True)
-            rows += found
-            path.write_text(json.dumps({"rows": rows} | OmegaConf.to_container(given)))
+                part_rows = process.submit(PARTS[part], Path(outputs), options.rounds).result()
+            for row in part_rows:
+                times = f"{1e3 * row['seconds']:.3f} | {row['peer']} | {1e3 * row['peer_seconds']:.3f}"
+                print(f"| {row['what']} | {times} | {row['ratio']:.3f} |", flush=True)
+            rows += part_rows
+            path.write_text(json.dumps({"rows": rows} | OmegaConf.to_container(options)))
 
 
 if __name__ == "__main__":

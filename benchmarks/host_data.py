@@ -1,44 +1,50 @@
-"""What reading pictures and laying samples out costs one core, beside the least that it could cost."""
+"""The processor time of reading pictures, encoding samples and collating batches, compared with a lower bound.
 
-from collections.abc import Sequence
+Not a program of its own: `python benchmarks/host.py parts=data` runs it.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import beside
+import timing
 import torch
 import workload
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from bbu_train import train
+from bbu_train.collator.packed import Packed
+from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.conversation.patches import read_patches, resized_size
 from bbu_train.conversation.text import Text
 from bbu_train.data.cabinets.cabinet import draw
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.training import loader, planning
 from bbu_train.types.batch import Encoded
-from bbu_train.types.samples import Picture, Sample
+from bbu_train.types.samples import Picture, Sample, Step
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = ((640, 480), (1280, 960))
 NUM_PICTURES, NUM_STEPS = 16, 8
 MODEL = ("model=qwen25vl3b", "model.weights=random", "sweep=host", "run=data", f"steps={NUM_STEPS}")
+Rows = list[dict[str, object]]
 
 
-def pictures(folder: Path, width: int, height: int) -> list[Picture]:
-    """Made photographs of cabinets, saved as cameras do: JPEGs of quality 90, with 6 to 18 objects."""
+def draw_pictures(folder: Path, width: int, height: int) -> list[Picture]:
+    """Draw synthetic images of cabinets with 6 to 18 objects, saved as cameras do: JPEG of quality 90."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    pictures = []
     for i in range(NUM_PICTURES):
         scene = {"width": width, "height": height, "min_objects": 6, "max_objects": 18, "language": "english"}
         image, objects = draw((0, "host", i), **scene)
         path = folder / f"{width}-{i}.jpg"
         image.save(path, quality=90)
-        made.append(Picture(path, width, height, tuple(objects)))
-    return made
+        pictures.append(Picture(path, width, height, tuple(objects)))
+    return pictures
 
 
-def prepared(folder: Path):
-    """The standard workload's steps of samples, and what a run reads them with."""
+def prepare(folder: Path) -> tuple[loader.SampleSource, Iterator[Step], ConversationBuilder, Packed]:
+    """Return the samples and steps of the standard workload, and the builder and collator of a run."""
     torch.set_num_threads(1)
     text = Text(tiny_tokenizer(151936))
     workload.write(folder, text, num_samples=64)
@@ -52,52 +58,54 @@ def prepared(folder: Path):
     return source, planning.StepPlan(train.build(cfg.sampler), source, cfg.steps).starting_at(0), builder, collator
 
 
-def measure(folder: Path, num_rounds: int) -> list[dict[str, object]]:
-    source, steps, builder, collator = prepared(folder / "workload")
+def measure(folder: Path, num_rounds: int) -> Rows:
+    source, steps, builder, collator = prepare(folder / "workload")
     rows = []
     for width, height in SIZES:
-        rows += reading(pictures(folder / "pictures", width, height), builder, num_rounds)
-    draws = [[draw for row in step for draw in row] for step in steps]
-    encoded = [[source.encode(draw) for draw in its] for its in draws]
-    seconds = beside.processor(
+        rows += measure_reading(draw_pictures(folder / "pictures", width, height), builder, num_rounds)
+    draws_of_steps = [[draw for row in step for draw in row] for step in steps]
+    encoded = [[source.encode(draw) for draw in draws] for draws in draws_of_steps]
+    seconds = timing.processor_seconds(
         {
             "collator": lambda: [collator(samples) for samples in encoded],
-            "the same tensors joined": lambda: [joined(samples) for samples in encoded],
-            "encoding": lambda: [[source.encode(draw) for draw in its] for its in draws],
+            "joining the same tensors": lambda: [join(samples) for samples in encoded],
+            "encoding the sample": lambda: [[source.encode(draw) for draw in draws] for draws in draws_of_steps],
         },
         num_rounds,
     )
-    num_samples = sum(map(len, draws))
-    for peer in ("the same tensors joined", "encoding"):
-        rows.append(beside.row("collator, packed, a sample", seconds, "collator", peer, num_samples))
+    num_samples = sum(map(len, draws_of_steps))
+    for peer in ("joining the same tensors", "encoding the sample"):
+        rows.append(timing.compare("packed collator, a sample", seconds, "collator", peer, num_samples))
     return rows
 
 
-def reading(made: Sequence[Picture], builder, num_rounds: int) -> list[dict[str, object]]:
-    size = resized_size(made[0], builder.picture_format)
-    samples = [Sample(str(picture.path), picture, ()) for picture in made]
+def measure_reading(pictures: Sequence[Picture], builder: ConversationBuilder, num_rounds: int) -> Rows:
+    size = resized_size(pictures[0], builder.picture_format)
+    samples = [Sample(str(picture.path), picture, ()) for picture in pictures]
 
-    def decoded_and_resized() -> None:
-        for picture in made:
+    def decode_and_resize() -> None:
+        for picture in pictures:
             with Image.open(picture.path) as image:
                 image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
-    seconds = beside.processor(
+    peer = "PIL: decode, RGB, bicubic"
+    seconds = timing.processor_seconds(
         {
-            "PIL: decode, resize": decoded_and_resized,
-            "patches": lambda: [read_patches(picture, builder.picture_format) for picture in made],
+            peer: decode_and_resize,
+            "patches": lambda: [read_patches(picture, builder.picture_format) for picture in pictures],
             "encoded": lambda: [builder.encode(builder.converse(sample, (), with_answer=True)) for sample in samples],
         },
         num_rounds,
     )
-    name = f"{made[0].width} x {made[0].height} JPEG"
+    name = f"{pictures[0].width} x {pictures[0].height} JPEG"
     return [
-        beside.row(f"{name} to patches", seconds, "patches", "PIL: decode, resize", len(made)),
-        beside.row(f"{name} to encoded sample", seconds, "encoded", "PIL: decode, resize", len(made)),
+        timing.compare(f"{name} to patches", seconds, "patches", peer, len(pictures)),
+        timing.compare(f"{name} to encoded sample", seconds, "encoded", peer, len(pictures)),
     ]
 
 
-def joined(samples: Sequence[Encoded]) -> list[torch.Tensor]:
+def join(samples: Sequence[Encoded]) -> list[torch.Tensor]:
+    """Concatenate the tensors that a collator has to concatenate at least."""
     names = ("input_ids", "roles", "image_positions", "patches", "grid_thw", "boxes_cxcywh")
-    along = [torch.cat([getattr(sample, name) for sample in samples]) for name in names]
-    return [*along, torch.cat([sample.position_ids for sample in samples], dim=1)]
+    joined = [torch.cat([getattr(sample, name) for sample in samples]) for name in names]
+    return [*joined, torch.cat([sample.position_ids for sample in samples], dim=1)]

@@ -1,20 +1,25 @@
-"""How full rows are, how long the plan of an epoch takes, and how evenly it is divided. Needs no GPU.
+"""Sampler plans compared: how full rows are, how long a plan takes, and how evenly it loads the ranks. Needs no GPU.
 
     python benchmarks/packing.py [samples=1000000] [window=512] [balanced_share=0.7]
 
 Lengths are those of the standard workload (workload.py), costs those of the 3B shape (bbu_train/model/cost.py).
-Ours is `sampler=token_budget`, 8 rows a step for 8 ranks. Best fit is the same without regard to cost: nothing is
-dealt, and tokens are evened. Next-fit opens a row when the next sample does not fit the last one. Padded is
-`sampler=fixed_samples` with 64 samples, each as long as the longest of its rank. Each plan is made in a process of its
-own; memory is what that process grew by. Steps are divided among ranks by tokens or by cost: the table says what the
-dearest rank costs over the mean of its step, as a mean over steps, and what the dearest step costs over the mean step;
-the epoch's last step, which is what is left, does not count. Prints it and writes outputs/benchmarks/packing.json.
+
+bbu_train  `sampler=token_budget`, with 8 rows per step for 8 ranks
+best fit   the same without regard to cost: nothing is dealt, and rows are evened by tokens
+next-fit   opens a new row when the next sample does not fit into the last one
+padded     `sampler=fixed_samples` with 64 samples per step, each padded to the longest of its rank
+
+Each plan is made in its own process; memory is the growth of that process. Steps are divided among ranks by tokens or
+by cost. "Dearest rank" is the cost of a step's most expensive rank over the mean rank, averaged over steps: the others
+wait for it. "Dearest step" is the cost of the most expensive step over the mean step. The last step of the epoch, which
+is incomplete, does not count. Prints a table and writes outputs/benchmarks/packing.json.
 """
 
 import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,11 +38,11 @@ from bbu_train.types.samples import Draw, Step
 
 SEED, NUM_RANKS, NUM_SAMPLES = 17, 8, 64
 SHAPE = Path(__file__).parents[1] / "conf" / "model" / "qwen25vl3b.yaml"
-Sizes = list[int]  # a number for each sample
+Values = list[int]  # a number for each sample
 
 
-def sizes(num_samples: int) -> tuple[Sizes, Sizes]:
-    """Tokens and cost of each sample."""
+def lengths_and_costs(num_samples: int) -> tuple[Values, Values]:
+    """Draw the tokens of each sample and compute its cost."""
     random = generator("lengths of the standard workload")
     num_turns = random.choice([1, 2, 3], num_samples, p=[0.30, 0.35, 0.35])
     num_patches = workload.WIDTH // 14 * (workload.HEIGHT // 14)
@@ -48,84 +53,94 @@ def sizes(num_samples: int) -> tuple[Sizes, Sizes]:
         lengths += np.where(turn < num_turns, tokens, 0)
     shape = OmegaConf.to_container(OmegaConf.load(SHAPE).shape)
     patches = [np.where(turn < num_turns, num_patches, 0) for turn in range(3)]
-    costs = cost.of(configuration(None, "random", shape))(lengths, patches)
+    costs = cost.from_config(configuration(None, "random", shape))(lengths, patches)
     return lengths.tolist(), costs.tolist()
 
 
-def of_draw(values: Sizes):
+def by_draw(values: Values) -> Callable[[Draw], int]:
     return lambda draw: values[draw.index]
 
 
-def ours(lengths: Sizes, costs: Sizes, max_row_tokens: int, window: int, balanced_share: float) -> list[Step]:
-    sampler = TokenBudget(max_row_tokens, NUM_RANKS, window, balanced_share, SEED)
-    return sampler.epoch(0, range(len(lengths)), of_draw(lengths), of_draw(costs), str)
+def plan_bbu_train(lengths: Values, costs: Values, max_row_tokens: int, window: int, dealt: float) -> list[Step]:
+    sampler = TokenBudget(max_row_tokens, NUM_RANKS, window, dealt, SEED)
+    return sampler.epoch(0, range(len(lengths)), by_draw(lengths), by_draw(costs), str)
 
 
-def best_fit(lengths: Sizes, _, max_row_tokens: int, window: int, __) -> list[Step]:
-    return ours(lengths, lengths, max_row_tokens, window, 0)
+def plan_best_fit(lengths: Values, _: Values, max_row_tokens: int, window: int, __: float) -> list[Step]:
+    return plan_bbu_train(lengths, lengths, max_row_tokens, window, 0)
 
 
-def next_fit(lengths: Sizes, _, max_row_tokens: int, *__) -> list[Step]:
+def plan_next_fit(lengths: Values, _: Values, max_row_tokens: int, *__: float) -> list[Step]:
     rows: list[list[Draw]] = []
-    room = 0
+    num_free = 0
     for i, length in enumerate(lengths):
-        if length > room:
+        if length > num_free:
             rows.append([])
-            room = max_row_tokens
+            num_free = max_row_tokens
         rows[-1].append(Draw(0, i))
-        room -= length
+        num_free -= length
     return [tuple(map(tuple, rows[i : i + NUM_RANKS])) for i in range(0, len(rows), NUM_RANKS)]
 
 
-def padded(lengths: Sizes, *_) -> list[Step]:
+def plan_padded(lengths: Values, *_: object) -> list[Step]:
     return FixedSamples(NUM_SAMPLES, SEED).epoch(0, range(len(lengths)), None, None, None)
 
 
-PLANS = {"ours": ours, "best fit": best_fit, "next-fit": next_fit, "padded": padded}
+PLANS = {"bbu_train": plan_bbu_train, "best fit": plan_best_fit, "next-fit": plan_next_fit, "padded": plan_padded}
 
 
-def measured(
-    name: str, row_tokens: int | None, divided_by: str, num_samples: int, window: int, balanced_share: float
+def measure(
+    plan: str, row_tokens: int | None, divided_by: str, num_samples: int, window: int, dealt: float
 ) -> dict[str, float]:
-    lengths, costs = sizes(num_samples)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
-    steps = PLANS[name](lengths, costs, row_tokens, window, balanced_share)
-    seconds = time.perf_counter() - began
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20  # Linux counts KiB
-    by = of_draw(lengths if divided_by == "tokens" else costs)
-    ranks = [[part for (part,) in planning.deal(step, NUM_RANKS, 1, by)] for step in steps]
+    lengths, costs = lengths_and_costs(num_samples)
+    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    steps = PLANS[plan](lengths, costs, row_tokens, window, dealt)
+    seconds = time.perf_counter() - start
+    memory_gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 2**20  # Linux counts KiB
+    key = by_draw(lengths if divided_by == "tokens" else costs)
+    ranks_of_steps = [[part for (part,) in planning.assign_micro_batches(step, NUM_RANKS, 1, key)] for step in steps]
     if row_tokens:
-        slots = row_tokens * sum(map(len, steps))
+        num_slots = row_tokens * sum(map(len, steps))
     else:
-        slots = sum(len(part) * max(lengths[draw.index] for draw in part) for its in ranks for part in its if part)
-    rank, step = over_mean(np.array([[sum(costs[draw.index] for draw in part) for part in its] for its in ranks[:-1]]))
-    useful = sum(lengths) / slots
-    return {"useful": useful, "seconds": seconds, "memory_gib": grown, "dearest_rank": rank, "dearest_step": step}
+        num_slots = sum(
+            len(part) * max(lengths[draw.index] for draw in part) for ranks in ranks_of_steps for part in ranks if part
+        )
+    dearest_rank, dearest_step = dearest_over_mean(
+        np.array([[sum(costs[draw.index] for draw in part) for part in ranks] for ranks in ranks_of_steps[:-1]])
+    )
+    return {
+        "useful": sum(lengths) / num_slots,
+        "seconds": seconds,
+        "memory_gib": memory_gib,
+        "dearest_rank": dearest_rank,
+        "dearest_step": dearest_step,
+    }
 
 
-def over_mean(costs: np.ndarray) -> tuple[float, float]:
-    """Of costs by step and rank: the dearest rank's over the mean of its step, on average, and the dearest step's."""
-    steps = costs.mean(1)
-    return (costs.max(1) / steps).mean(), steps.max() / steps.mean()
+def dearest_over_mean(costs: np.ndarray) -> tuple[float, float]:
+    """Return the dearest rank over the mean of its step, averaged, and the dearest step over the mean step.
+
+    `costs` has the axes (steps, ranks).
+    """
+    mean_of_step = costs.mean(1)
+    return (costs.max(1) / mean_of_step).mean(), mean_of_step.max() / mean_of_step.mean()
 
 
 def main() -> None:
-    given = OmegaConf.merge(
-        {"samples": 1_000_000, "window": 512, "balanced_share": 0.7}, OmegaConf.from_cli(sys.argv[1:])
-    )
+    options = OmegaConf.merge({"samples": 1_000_000, "window": 512, "dealt": 0.7}, OmegaConf.from_cli(sys.argv[1:]))
     cases = [
-        (plan, tokens, by)
-        for tokens in (16384, 8192)
-        for plan, by in (("ours", "cost"), ("best fit", "tokens"), ("next-fit", "tokens"))
+        (plan, row_tokens, divided_by)
+        for row_tokens in (16384, 8192)
+        for plan, divided_by in (("bbu_train", "cost"), ("best fit", "tokens"), ("next-fit", "tokens"))
     ]
     results = []
     for case in [*cases, ("padded", None, "cost"), ("padded", None, "tokens")]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            found = process.submit(measured, *case, given.samples, given.window, given.balanced_share).result()
-        results.append(dict(zip(("plan", "row_tokens", "divided_by"), case, strict=True)) | found)
-    print(f"{given.samples:,} samples, windows of {given.window:,}, {given.balanced_share:.0%} of their tokens dealt\n")
-    print("| plan | row tokens | slots useful | seconds | memory GiB | divided by | dearest rank | dearest step |")
+            result = process.submit(measure, *case, options.samples, options.window, options.dealt).result()
+        results.append(dict(zip(("plan", "row_tokens", "divided_by"), case, strict=True)) | result)
+    print(f"{options.samples:,} samples, windows of {options.window:,}, {options.dealt:.0%} of their tokens dealt\n")
+    print("| plan | row tokens | useful slots | seconds | memory GiB | divided by | dearest rank | dearest step |")
     print("|---|---|---|---|---|---|---|---|")
     for r in results:
         row = f"{r['row_tokens']:,}" if r["row_tokens"] else "the longest"
@@ -133,7 +148,7 @@ def main() -> None:
         print(f"| {planned} | {r['divided_by']} | {r['dearest_rank']:.3f} | {r['dearest_step']:.3f} |")
     path = Path("outputs/benchmarks/packing.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"results": results} | OmegaConf.to_container(given)))
+    path.write_text(json.dumps({"results": results} | OmegaConf.to_container(options)))
 
 
 if __name__ == "__main__":

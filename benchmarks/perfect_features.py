@@ -1,12 +1,14 @@
-"""How soon a language model from random weights learns to write where objects are, if its features tell it.
+"""How soon a language model with random weights learns to generate boxes if its image features are perfect.
 
     python benchmarks/perfect_features.py [answers=125] [key=value of bbu_train ...]
 
-`experiment=synthetic_small` without a head, and in place of what the vision tower makes of an image token stands what
-the annotations say of its four patches: of the smallest object over each its description and how far its edges are. So
-what is not learned here no vision tower is to blame for. Pictures are not read, only their sizes. Else it is the
-program's own loop. Prints `eval/loss/student_lm` at each evaluation, and of the answers that the last weights write to
-`answers` pictures of validation: F1, AP50, and how many are malformed.
+Trains `experiment=synthetic_small` without a head, by the program's own loop. In place of the vision tower's features,
+each image token gets features computed from the annotations: for each of its four patches, the description of the
+smallest object there and the distances to that object's edges. A failure to learn is therefore no fault of the vision
+tower. Pictures are not read, only their sizes.
+
+Prints `eval/loss/student_lm` at each evaluation. Then scores the answers that the last checkpoint generates for the
+first `answers` pictures of validation: F1, AP50, and the share of malformed answers. Runs on a GPU or a CPU.
 """
 
 import json
@@ -15,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -23,114 +26,124 @@ from torch import Tensor, nn
 
 from bbu_train import train
 from bbu_train.conversation import patches
-from bbu_train.evaluate.measure import twice_the_longest_answer
-from bbu_train.evaluate.split import load
+from bbu_train.evaluate.measure import default_max_new_tokens
+from bbu_train.evaluate.split import load_split
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.model import qwen25vl
 from bbu_train.predict.run import TrainedRun
 from bbu_train.types.batch import Batch
-from bbu_train.types.samples import Sample
+from bbu_train.types.samples import Picture, PictureFormat, Sample
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()
 LOSS = "eval/loss/student_lm"
-DESCRIBED = 32  # numbers that say an object's description
-NEAR = 56.0  # pixels over which the distance to an edge is told finely
-OWN = (
+DESCRIPTION_WIDTH = 32  # channels of an object's description
+DISTANCE_SCALE = 56.0  # pixels; distances to edges are squashed by tanh(distance / scale)
+OVERRIDES = (
     "experiment=synthetic_small",
     "head=none",
     "model.network._target_=perfect_features.build",
-    "+optimizer.groups.seeing={pattern: '^seeing', submodule: seeing, lr: 2.0e-3}",
+    "+optimizer.groups.annotations={pattern: '^annotation_features', submodule: annotation_features, lr: 2.0e-3}",
     "tracker=jsonl",
 )
 
 
-class Seeing(nn.Module):
-    """What an image token is, from the objects over its patches."""
+class AnnotationFeatures(nn.Module):
+    """Features of image tokens, from the objects that cover their patches."""
 
-    def __init__(self, width: int, vocabulary_size: int, merge: int, patch: int):
+    def __init__(self, width: int, vocabulary_size: int, merge_size: int, patch_size: int):
         super().__init__()
-        self.merge, self.patch = merge, patch
-        self.word = nn.Embedding(vocabulary_size, DESCRIBED)
-        self.told = nn.Sequential(nn.Linear(merge**2 * (DESCRIBED + 5), width), nn.GELU(), nn.Linear(width, width))
+        self.merge_size, self.patch_size = merge_size, patch_size
+        self.word = nn.Embedding(vocabulary_size, DESCRIPTION_WIDTH)
+        num_inputs = merge_size**2 * (DESCRIPTION_WIDTH + 5)  # of each patch: description, four distances, presence
+        self.mlp = nn.Sequential(nn.Linear(num_inputs, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, batch: Batch) -> Tensor:
-        """In the order of merged features, as the vision tower gives them."""
+        """Return features in the order in which the vision tower gives them."""
         if not len(batch.boxes_cxcywh):
-            return self.told(self.told[0].weight.new_zeros(len(batch.image_positions), self.told[0].in_features))
-        index, pixels = batch.memory, self.merge * self.patch
-        sizes = index.vision_sizes[:, None]  # of an image token in its picture
-        steps = (torch.arange(self.merge, device=sizes.device) + 0.5) / self.merge - 0.5
-        offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
-        centers = index.vision_centers[:, :, None] + offsets * sizes[:, :, None]
-        patch = index.vision_sizes / self.merge
+            return self.mlp(self.mlp[0].weight.new_zeros(len(batch.image_positions), self.mlp[0].in_features))
+        index = batch.memory
+        token_sizes = index.vision_sizes[:, None]  # width and height in the picture
         low, high = (batch.boxes_cxcywh[:, :2] + sign / 2 * batch.boxes_cxcywh[:, 2:] for sign in (-1, 1))
-        own = batch.sample_of_object == torch.arange(len(sizes), device=sizes.device)[:, None]
-        reach = patch[:, None, None, None] / 2
-        points = centers[:, :, :, None]
-        over = ((points > low - reach) & (points < high + reach)).all(-1) & own[:, None, None]
+        centers = self._patch_centers(index.vision_centers, token_sizes)
+        covers = self._covers(batch, centers, index.vision_sizes / self.merge_size, low, high)
         area = batch.boxes_cxcywh[:, 2] * batch.boxes_cxcywh[:, 3]
-        smallest = torch.where(over, area, math.inf).argmin(-1)
-        edges = (
-            torch.cat([centers - low[smallest], high[smallest] - centers], dim=-1) / sizes.repeat(1, 1, 2)[:, :, None]
-        )
-        edges = torch.tanh(edges * pixels / NEAR)
-        said = torch.cat(
-            [self._descriptions(batch.caption_ids)[smallest], edges, torch.ones_like(edges[..., :1])], dim=-1
-        )
-        said = (said * over.any(-1, keepdim=True)).flatten(2)
+        smallest = torch.where(covers, area, math.inf).argmin(-1)
+        distances = torch.cat([centers - low[smallest], high[smallest] - centers], dim=-1)
+        in_tokens = distances / token_sizes.repeat(1, 1, 2)[:, :, None]
+        edges = torch.tanh(in_tokens * (self.merge_size * self.patch_size) / DISTANCE_SCALE)
+        descriptions = self._descriptions(batch.caption_ids)[smallest]
+        inputs = torch.cat([descriptions, edges, torch.ones_like(edges[..., :1])], dim=-1)
+        inputs = (inputs * covers.any(-1, keepdim=True)).flatten(2)
         mask = index.vision_mask
-        merged = said.new_zeros(len(batch.image_positions), said.shape[-1])
-        return self.told(merged.index_put((index.vision[mask],), said[mask]))
+        merged = inputs.new_zeros(len(batch.image_positions), inputs.shape[-1])
+        return self.mlp(merged.index_put((index.vision[mask],), inputs[mask]))
+
+    def _patch_centers(self, token_centers: Tensor, token_sizes: Tensor) -> Tensor:
+        """Centres of the patches of each image token, of shape (samples, tokens, patches, 2)."""
+        steps = (torch.arange(self.merge_size, device=token_sizes.device) + 0.5) / self.merge_size - 0.5
+        offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
+        return token_centers[:, :, None] + offsets * token_sizes[:, :, None]
+
+    def _covers(self, batch: Batch, centers: Tensor, patch_sizes: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Whether each object overlaps each patch of its own sample: (samples, tokens, patches, objects)."""
+        samples = torch.arange(len(patch_sizes), device=patch_sizes.device)
+        is_own = batch.sample_of_object == samples[:, None]
+        reach = patch_sizes[:, None, None, None] / 2
+        points = centers[:, :, :, None]
+        return ((points > low - reach) & (points < high + reach)).all(-1) & is_own[:, None, None]
 
     def _descriptions(self, caption_ids: Tensor) -> Tensor:
+        """The mean word embedding of each object's description."""
         is_word = (caption_ids >= 0)[..., None]
         return (self.word(caption_ids.clamp(min=0)) * is_word).sum(1) / is_word.sum(1)
 
 
-def build(**arguments) -> qwen25vl.GroundingModel:
-    """The project's model, which sees by `Seeing`; its vision tower stays as it is."""
+def build(**arguments: Any) -> qwen25vl.GroundingModel:
+    """Build the model of bbu_train, but with `AnnotationFeatures` in place of the output of the vision tower."""
     model = qwen25vl.build(**arguments)
     config, embed = model.backbone.config, model.backbone.get_input_embeddings()
     vision = config.vision_config
     shape = config.text_config.hidden_size, config.text_config.vocab_size, vision.spatial_merge_size, vision.patch_size
-    model.seeing = Seeing(*shape).to(embed.weight.device)
-    model.see = MethodType(lambda self, batch: self.seeing(batch), model)
+    model.annotation_features = AnnotationFeatures(*shape).to(embed.weight.device)
+    model.encode_images = MethodType(lambda self, batch: self.annotation_features(batch), model)
     return model
 
 
-def unread(picture, picture_format) -> Tensor:
-    """In place of a picture's patches: as many rows, without pixels."""
+def unread_patches(picture: Picture, picture_format: PictureFormat) -> Tensor:
+    """Return as many rows as the picture has patches, without pixels."""
     width, height = patches.resized_size(picture, picture_format)
     return torch.zeros(width * height // picture_format.patch_size**2, 1, dtype=torch.uint8)
 
 
-def written(folder: Path, number: int) -> tuple[dict[str, float], float]:
-    """Scores of the answers to the first pictures of validation by the last checkpoint, and how many are malformed."""
+def score_answers(folder: Path, num_answers: int) -> tuple[dict[str, float], float]:
+    """Score the last checkpoint's answers to the first pictures of validation; return metrics and malformed share."""
     run = TrainedRun(str(folder), "last", "generated", num_teachers=0)
-    data, samples = load(run.cfg, "validation")
-    samples = [Sample(each.id, each.student, ()) for each in samples[:number]]
-    builder = run.builder()
-    predictor = run.predictor(twice_the_longest_answer(builder, data.train), builder.longest_caption(data.train))
+    data, samples = load_split(run.cfg, "validation")
+    samples = [Sample(each.id, each.student, ()) for each in samples[:num_answers]]
+    builder = run.make_builder()
+    max_new_tokens = default_max_new_tokens(builder, data.train)
+    predictor = run.load_predictor(max_new_tokens, builder.max_caption_tokens(data.train))
     prompts = predictor.prompts(samples, len(samples), run.cfg.num_workers)
-    answers = [one.generated for some, batch in prompts for one in predictor(some, batch)]
+    answers = [each.generated for group, batch in prompts for each in predictor(group, batch)]
     scores = detection_metrics([each.student for each in samples], [answer.prediction for answer in answers])
     return scores, sum(answer.is_malformed for answer in answers) / len(answers)
 
 
 def main() -> None:
-    mine = [word for word in sys.argv[1:] if word.startswith("answers=")]
-    own = OmegaConf.merge({"answers": 125}, OmegaConf.from_cli(mine))
-    place = [f"outputs={OUTPUTS}", "sweep=perfect_features", f"run={time.time_ns()}"]
-    given = [word for word in sys.argv[1:] if word not in mine]
+    own_words = [word for word in sys.argv[1:] if word.startswith("answers=")]
+    options = OmegaConf.merge({"answers": 125}, OmegaConf.from_cli(own_words))
+    names = [f"outputs={OUTPUTS}", "sweep=perfect_features", f"run={time.time_ns()}"]
+    overrides = [word for word in sys.argv[1:] if word not in own_words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=[*OWN, *place, *given])
-    patches.read_patches = unread
+        cfg = compose("config", overrides=[*OVERRIDES, *names, *overrides])
+    patches.read_patches = unread_patches
     train.train(cfg)
     rows = [json.loads(line) for line in (Path(cfg.folder) / "metrics.jsonl").read_text().splitlines()]
-    print(" ".join(given), *(f"{row['step']}: {row[LOSS]:.3f}" for row in rows if LOSS in row), sep="\n", flush=True)
-    scores, malformed = written(Path(cfg.folder), own.answers)
-    print(f"F1 {scores['f1']:.3f}, AP50 {scores['ap50']:.3f}, malformed {malformed:.0%} of {own.answers}")
+    losses = [f"{row['step']}: {row[LOSS]:.3f}" for row in rows if LOSS in row]
+    print(" ".join(overrides), *losses, sep="\n", flush=True)
+    scores, malformed = score_answers(Path(cfg.folder), options.answers)
+    print(f"F1 {scores['f1']:.3f}, AP50 {scores['ap50']:.3f}, malformed {malformed:.0%} of {options.answers}")
 
 
 if __name__ == "__main__":

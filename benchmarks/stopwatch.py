@@ -1,9 +1,13 @@
-"""A tracker that looks at the clock at each step and, for two steps at the end, at the device."""
+"""A tracker that takes the time of each step, and profiles the device for two steps at the end.
+
+Not a program of its own: `python benchmarks/throughput.py` adds it to its runs.
+"""
 
 import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -11,8 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Stopwatch:
-    """Writes stopwatch.json: the time of each logged step, and of two steps at the end, per step, the device's busy
-    seconds, in which kernels, and its idle ones, before which kernels."""
+    """Writes stopwatch.json into `folder`: the time of each logged step, and a profile of the device.
+
+    The profile covers the two steps after `profiled_step` and is per step: seconds by kernel, and idle seconds by the
+    kernel that ends them.
+    """
 
     def __init__(self, folder: str, profiled_step: int):
         self.path = Path(folder) / "stopwatch.json"
@@ -22,7 +29,7 @@ class Stopwatch:
         self.kernel_seconds: Counter[str] = Counter()
         self.idle_seconds: Counter[str] = Counter()
 
-    def open(self, config: dict, step: int) -> None: ...
+    def open(self, config: dict[str, Any], step: int) -> None: ...
 
     def artifact(self, path: Path) -> None: ...
 
@@ -34,10 +41,10 @@ class Stopwatch:
         if step == self.profiled_step + 2:
             torch.cuda.synchronize()
             self.profile.stop()
-            self._read([event for event in self.profile.events() if event.device_type == DeviceType.CUDA])
+            self._add_up([event for event in self.profile.events() if event.device_type == DeviceType.CUDA])
 
-    def _read(self, events: list) -> None:
-        # Annotations of ranges lie over the kernels and would count twice.
+    def _add_up(self, events: list[Any]) -> None:
+        # Annotated ranges overlap the kernels and would count them twice.
         kernels = [event for event in events if not event.name.startswith("Optimizer.")]
         end = None
         for event in sorted(kernels, key=lambda event: event.time_range.start):
@@ -47,7 +54,11 @@ class Stopwatch:
             end = max(end or 0, event.time_range.end)
 
     def close(self, state: str) -> None:
-        said = {"times": self.times, "device_seconds": self.kernel_seconds.total()}
-        said |= {"idle_total": self.idle_seconds.total()}
-        said |= {"kernel_seconds": dict(self.kernel_seconds.most_common(60))}
-        self.path.write_text(json.dumps(said | {"idle_seconds": dict(self.idle_seconds.most_common(60))}))
+        result = {
+            "times": self.times,
+            "device_seconds": self.kernel_seconds.total(),
+            "idle_total": self.idle_seconds.total(),
+            "kernel_seconds": dict(self.kernel_seconds.most_common(60)),
+            "idle_seconds": dict(self.idle_seconds.most_common(60)),
+        }
+        self.path.write_text(json.dumps(result))

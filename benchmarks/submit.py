@@ -1,13 +1,17 @@
-"""How long a sweep of 200 cells takes from the command to the queue. Needs neither a GPU nor SLURM.
+"""Submitting a sweep of 200 runs, compared with Hydra's own sweeper. Needs neither a GPU nor SLURM.
 
-    python benchmarks/submit.py [seeds=10] [rates=10] [real=false]
+    python benchmarks/submit.py [seeds=10] [learning_rates=10] [real=false]
 
-Ours is what `python -m bbu_train -m hydra/launcher=slurm` does: judge the command, compose every cell, check the sweep,
-say what it will take, write the ledger, submit. The check (data, coverage of groups, arithmetic of a step, in a
-child process with torch) is timed apart. SLURM's programs are stand-ins that answer at once; `real=true` takes those of
-the machine. Beside it, in the same process: Hydra's own sweeper with the same overrides and a task that does nothing,
-which composes every cell twice, to validate it and to run it. Processor seconds are those of this process, without what
-it started. Fails if this process holds torch in the end. Prints it and writes outputs/benchmarks/submit.json.
+Times what `python -m bbu_train -m hydra/launcher=slurm` does between the command and the queue: validate the command,
+compose every run's config, check the sweep, estimate its time, write the ledger, and submit. The check (data, parameter
+groups, arithmetic of a step; a child process with torch) is timed by itself. SLURM's commands are stand-ins that answer
+at once; `real=true` takes those of the machine.
+
+The peer, in the same process, is Hydra's sweeper with the same overrides and a task that does nothing. It composes
+every config twice, once to validate it and once to run it.
+
+Processor seconds are those of this process, without child processes. Fails if this process has imported torch. Prints a
+table and writes outputs/benchmarks/submit.json.
 """
 
 import json
@@ -19,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import OmegaConf
@@ -29,36 +34,41 @@ from launchers.launch import launch
 from launchers.preflight import check as preflight
 
 
-def sweep(seeds: int, rates: int) -> list[str]:
-    """Twice as many cells as seeds times rates."""
-    swept = ",".join(f"{1 + i}e-5" for i in range(rates))
-    return [f"seed=range(0,{seeds})", f"optimizer.groups.llm.lr={swept}", "head=detr,none", "data.num_train=16"]
+def sweep_overrides(num_seeds: int, num_learning_rates: int) -> list[str]:
+    """Return the overrides of a sweep of 2 * num_seeds * num_learning_rates runs."""
+    learning_rates = ",".join(f"{1 + i}e-5" for i in range(num_learning_rates))
+    return [
+        f"seed=range(0,{num_seeds})",
+        f"optimizer.groups.llm.lr={learning_rates}",
+        "head=detr,none",
+        "data.num_train=16",
+    ]
 
 
 @contextmanager
 def stand_ins(num_jobs: int) -> Iterator[None]:
-    """Programs of SLURM's names in front of PATH, for which all jobs wait in the queue."""
+    """Put stand-ins for SLURM's commands first on PATH. According to them all jobs are pending."""
     queue = "\n".join(f"7_{i}|PENDING" for i in range(num_jobs))
-    answers = {"sbatch": "Submitted batch job 7", "squeue": queue, "scontrol": "MaxArraySize = 1001"}
-    before = os.environ["PATH"]
+    answers = {"sbatch": "Submitted batch job 7", "squeue": queue, "scontrol": "MaxArraySize = 1001", "srun": ""}
+    path = os.environ["PATH"]
     with tempfile.TemporaryDirectory() as folder:
         for name, answer in answers.items():
             program = Path(folder) / name
             program.write_text(f"#!/bin/sh\necho '{answer}'\n")
             program.chmod(0o755)
-        os.environ["PATH"] = f"{folder}:{before}"
+        os.environ["PATH"] = f"{folder}:{path}"
         yield
-    os.environ["PATH"] = before
+    os.environ["PATH"] = path
 
 
 class Timed:
-    """A function that adds up what its calls take: wall seconds, and those of this process's processor time."""
+    """A function that adds up the time of its calls: wall seconds and processor seconds of this process."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[..., Any]):
         self.function = function
         self.wall = self.processor = 0.0
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         wall, processor = time.perf_counter(), time.process_time()
         try:
             return self.function(*arguments)
@@ -67,9 +77,9 @@ class Timed:
             self.processor += time.process_time() - processor
 
 
-def ours(given: list[str]) -> tuple[Timed, Timed]:
-    """The whole, and the check in it."""
-    arguments, folder = ["-m", "hydra/launcher=slurm", *given], command_line.config_folder()
+def run_bbu_train(sweep: list[str]) -> tuple[Timed, Timed]:
+    """Submit the sweep; return the timings of the whole command and of the check within it."""
+    arguments, folder = ["-m", "hydra/launcher=slurm", *sweep], command_line.config_folder()
 
     def command() -> int:
         overrides.check(arguments, folder)
@@ -77,13 +87,13 @@ def ours(given: list[str]) -> tuple[Timed, Timed]:
 
     preflight.check = check = Timed(preflight.check)
     whole = Timed(command)
-    with redirect_stdout(StringIO()):  # a table of all runs
+    with redirect_stdout(StringIO()):  # it prints a table of all runs
         assert whole() == 0
     return whole, check
 
 
-def hydras(given: list[str]) -> Timed:
-    sys.argv = ["bbu_train", "-m", *given, "hydra.sweep.dir=${outputs}"]
+def run_hydra(sweep: list[str]) -> Timed:
+    sys.argv = ["bbu_train", "-m", *sweep, "hydra.sweep.dir=${outputs}"]
     folder = str(command_line.config_folder())
     application = hydra.main(version_base=overrides.VERSION_BASE, config_path=folder, config_name=overrides.CONFIG_NAME)
     whole = Timed(application(lambda cfg: None))
@@ -92,22 +102,24 @@ def hydras(given: list[str]) -> Timed:
 
 
 def main() -> None:
-    asked = OmegaConf.merge({"seeds": 10, "rates": 10, "real": False}, OmegaConf.from_cli(sys.argv[1:]))
-    given, num_cells = sweep(asked.seeds, asked.rates), 2 * asked.seeds * asked.rates
+    defaults = {"seeds": 10, "learning_rates": 10, "real": False}
+    options = OmegaConf.merge(defaults, OmegaConf.from_cli(sys.argv[1:]))
+    sweep = sweep_overrides(options.seeds, options.learning_rates)
+    num_runs = 2 * options.seeds * options.learning_rates
     results = Path("outputs/benchmarks/submit.json").absolute()
     with tempfile.TemporaryDirectory() as folder:
-        given.append(f"outputs={folder}")
-        with nullcontext() if asked.real else stand_ins(num_cells):
-            whole, check = ours(given)
-        peer = hydras(given)
+        sweep.append(f"outputs={folder}")
+        with nullcontext() if options.real else stand_ins(num_runs):
+            whole, check = run_bbu_train(sweep)
+        peer = run_hydra(sweep)
     assert "torch" not in sys.modules
     rows = {
-        "ours, without the check": (whole.wall - check.wall, whole.processor - check.processor),
+        "bbu_train, without the check": (whole.wall - check.wall, whole.processor - check.processor),
         "the check": (check.wall, check.processor),
         "Hydra's sweeper": (peer.wall, peer.processor),
     }
-    print(f"\n{num_cells} cells; this process holds no torch\n")
-    print("| what | seconds | of the processor, here | of Hydra's |")
+    print(f"\n{num_runs} runs; this process has not imported torch\n")
+    print("| what | seconds | processor seconds of this process | relative to Hydra |")
     print("|---|---|---|---|")
     for what, (wall, processor) in rows.items():
         print(f"| {what} | {wall:.1f} | {processor:.1f} | {processor / peer.processor:.2f} |")

@@ -1,8 +1,8 @@
-"""The standard workload: what every throughput is measured on.
+"""The standard workload, on which every throughput is measured. Not a program of its own.
 
-Steps of 8 samples. A sample has a system turn of 60 tokens, then 0, 1 or 2 teacher turns (probability 0.30, 0.35,
-0.35) and the student's. A turn is one picture of 644 x 476 pixels (391 image tokens), a question of 12 tokens, and an
-answer of 28 tokens an object, with 1 + Exponential(mean 11) objects, at most 40.
+A step has 8 samples. A sample has a system turn of 60 tokens, then 0, 1 or 2 teacher turns (probability 0.30, 0.35,
+0.35) and the student's turn. A turn is one picture of 644 x 476 pixels (391 image tokens), a question of 12 tokens, and
+an answer with 28 tokens per object, for 1 + Exponential(mean 11) objects, at most 40.
 """
 
 import json
@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from bbu_train.conversation import answer
-from bbu_train.conversation.order import Reading
+from bbu_train.conversation.order import ReadingOrder
 from bbu_train.conversation.text import Text
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object
 
 WIDTH, HEIGHT = 644, 476
 NUM_SYSTEM_TOKENS, NUM_QUESTION_TOKENS, NUM_OBJECT_TOKENS = 60, 12, 28
-FILLER = "q"  # a letter that no merge of the tokenizer covers: one token each
+FILLER = "q"  # no merge of the tokenizer covers this letter, so each one is a token
 
 OVERRIDES = (
     "data=jsonl",
@@ -31,8 +31,10 @@ OVERRIDES = (
 
 
 def overrides(folder: Path, text: Text) -> list[str]:
-    """What makes a run of bbu_train train on the workload written to `folder`."""
-    system = FILLER * (NUM_SYSTEM_TOKENS - len(text.ids("system\n")) - 3)  # start, end and a newline are tokens too
+    """Return the overrides with which bbu_train trains on the workload in `folder`."""
+    system = FILLER * (
+        NUM_SYSTEM_TOKENS - len(text.ids("system\n")) - 3
+    )  # the start token, the end token and a newline
     return [
         *OVERRIDES,
         f"data.root={folder}",
@@ -42,12 +44,12 @@ def overrides(folder: Path, text: Text) -> list[str]:
 
 
 def num_objects(random: np.random.Generator, num_turns: int) -> np.ndarray:
-    """Objects of each of so many turns."""
+    """Draw the number of objects of each turn."""
     return np.minimum(40, 1 + random.exponential(11, num_turns).astype(int))
 
 
 def write(folder: Path, text: Text, num_samples: int) -> None:
-    """Pictures of noise and train.jsonl, with the same numbers at every call; one more sample for validation."""
+    """Write pictures of noise, train.jsonl, and validation.jsonl with one more sample; the same at every call."""
     folder.mkdir(parents=True, exist_ok=True)
     description = _description(text)
     random = generator("standard workload")
@@ -55,10 +57,8 @@ def write(folder: Path, text: Text, num_samples: int) -> None:
     for i in range(num_samples + 1):
         noise = random.integers(0, 256, (HEIGHT // 14, WIDTH // 14, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((WIDTH, HEIGHT)).save(folder / f"{i}.jpg", quality=90)
-        boxes = np.sort(random.integers(10, 90, (num_objects(random, 1)[0], 2, 2)), axis=1) + [
-            [0, 0],
-            [9, 9],
-        ]  # two digits each
+        corners = np.sort(random.integers(10, 90, (num_objects(random, 1)[0], 2, 2)), axis=1)
+        boxes = corners + [[0, 0], [9, 9]]  # every coordinate has two digits
         objects = [{"bbox_2d": box.flatten().tolist(), "desc": description} for box in boxes]
         lines.append(json.dumps({"images": [f"{i}.jpg"], "objects": objects}))
     (folder / "train.jsonl").write_text("\n".join(lines[:-1]))
@@ -66,14 +66,15 @@ def write(folder: Path, text: Text, num_samples: int) -> None:
 
 
 def _description(text: Text) -> str:
-    """A description with which an object, its comma included, is written in as many tokens as the workload says."""
+    """Return a description with which an object, its comma included, takes NUM_OBJECT_TOKENS tokens of an answer."""
     boxes = [(10.0, 10.0, 90.0, 80.0), (20.0, 30.0, 90.0, 80.0)]
     for length in range(NUM_OBJECT_TOKENS):
         description = f"bbu{FILLER * length}"
+        objects = [Object(box, description) for box in boxes]
         one, two = (
-            len(text.ids(answer.render([Object(box, description) for box in some], Reading(), 1, 1, WIDTH, HEIGHT)))
-            for some in (boxes[:1], boxes)
+            len(text.ids(answer.render(answered, ReadingOrder(), 1, 1, WIDTH, HEIGHT)))
+            for answered in (objects[:1], objects)
         )
         if two - one == NUM_OBJECT_TOKENS:
             return description
-    raise AssertionError(f"no description makes an object of {NUM_OBJECT_TOKENS} tokens")
+    raise AssertionError(f"no description gives an object of {NUM_OBJECT_TOKENS} tokens")

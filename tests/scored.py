@@ -1,4 +1,4 @@
-"""Pictures with objects, and predictions for them, that tests of scores need."""
+"""Small pictures with objects, and predictions for them, shared by the tests of metrics and reports."""
 
 from pathlib import Path
 
@@ -7,17 +7,22 @@ import numpy as np
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Object, Picture
 
+Box = tuple[float, float, float, float]
 
-def picture(*objects, size=(100, 100)):
+
+def picture(*objects: tuple[Box, str], size: tuple[int, int] = (100, 100)) -> Picture:
+    """A picture with objects of (box_xyxy, description)."""
     return Picture(Path("a.png"), *size, tuple(Object(tuple(map(float, box)), text) for box, text in objects))
 
 
-def prediction(*found):
-    boxes, scores, descriptions = zip(*found, strict=True) if found else ((), (), ())
+def prediction(*detections: tuple[Box, float, str]) -> Prediction:
+    """A prediction with detections of (box_xyxy, score, description)."""
+    boxes, scores, descriptions = zip(*detections, strict=True) if detections else ((), (), ())
     return Prediction(np.array(boxes, dtype=float).reshape(-1, 4), np.array(scores, dtype=float), descriptions)
 
 
-def perfect(picture):
+def perfect(picture: Picture) -> Prediction:
+    """The true objects of a picture as its prediction."""
     return prediction(*((each.box_xyxy, 0.9, each.description) for each in picture.objects))
 
 

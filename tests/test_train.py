@@ -58,7 +58,7 @@ def test_a_run_that_fails_before_its_first_step_closes_what_it_has_opened(run, m
         monkeypatch.setenv(name, str(value))
     closed = []
     monkeypatch.setattr("bbu_train.tracker.jsonl.Jsonl.close", lambda self, state: closed.append(state))
-    monkeypatch.setattr("bbu_train.reporting.first_samples.show", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("bbu_train.reporting.first_samples.write_page", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("fails", "head=none")
     assert closed == ["failed"]

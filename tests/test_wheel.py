@@ -14,6 +14,9 @@ def test_an_installed_wheel_finds_its_configs(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     assert (tmp_path / "site/launchers/job.py").is_file()
+    templates = {path.relative_to(ROOT) for path in (ROOT / "bbu_train").rglob("*.j2")}
+    assert templates
+    assert all((tmp_path / "site" / template).is_file() for template in templates)
     program = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import runpy; "
     program += "sys.argv[1:] = ['--cfg', 'job', 'model=qwen25vl7b']; runpy.run_module('bbu_train', run_name='__main__')"
     shown = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""`python -m bbu_train.compare sweep=<name> key=value ...`: what won in a sweep, and why."""
+"""`python -m bbu_train.compare sweep=<name> key=value ...`: which cell of a sweep is best, and what each key does."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bbu_train.cli import arguments
-from bbu_train.compare import comparison, output_files, publish
+from bbu_train.compare import comparison, publish, report
 from bbu_train.errors import InputError
 from bbu_train.metrics import direction
 from bbu_train.reporting.tables import as_text
@@ -18,27 +18,28 @@ from bbu_train.runs.config_keys import refuse
 USAGE = """\
 python -m bbu_train.compare sweep=<name> [key=value ...]
 
-Compares the runs of outputs/<name>/ that have ended. Runs that are equal but for their seed are one cell. Prints the
-leaderboard, the marginal effect of each swept key and the best cell's command; writes pictures and one HTML page into
-outputs/<name>/compare/ and, where the runs went to MLflow, logs them on the sweep's parent run.
+Compares the finished runs of outputs/<name>/. Runs that differ only in their seed are one cell. Prints the leaderboard,
+the marginal effect of each swept key, and the command that trains the best cell again. Writes plots and one HTML page
+into outputs/<name>/compare/, and logs them on the sweep's parent run if the runs used MLflow.
 
-  sweep     name of the family of runs
-  metric    any name in metrics.jsonl, such as eval/ap50 (the default), eval/loss/total or loss/student_lm
+  sweep     name of the sweep, a folder of outputs/
+  metric    a name in metrics.jsonl, such as eval/ap50 (the default), eval/loss/total or loss/student_lm
   mode      max or min: which is better. Default: min for losses, norms, seconds and memory, else max
-  at        last (the default): the value at the end of the run; best: the best over its steps, which flatters noise
-  top       cells of the leaderboard that are printed (the page has all); default 20
-  outputs   where runs lie; default $BBU_OUTPUTS, or outputs
+  at        last (the default): the value at the end of the run; best: the best over its steps, biased by noise
+  top       number of cells in the printed leaderboard (the page has all); default 20
+  outputs   folder of the sweeps; default $BBU_OUTPUTS, or outputs
 """
 DEFAULTS = {"sweep": None, "metric": "eval/ap50", "mode": None, "at": "last", "top": 20, "outputs": None}
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.call(lambda given: compare(_settled(given)), words, USAGE, DEFAULTS, paths=())
+    return arguments.call(lambda cfg: compare(_complete(cfg)), words, USAGE, DEFAULTS, paths=())
 
 
-def _settled(cfg: DictConfig) -> DictConfig:
+def _complete(cfg: DictConfig) -> DictConfig:
+    """Check the arguments and fill in the defaults that depend on others."""
     if cfg.sweep is None:
-        raise InputError("Say which sweep: sweep=<name>, a folder of outputs/. --help says the rest.")
+        raise InputError("Name the sweep: sweep=<name>, a folder of outputs/. --help shows the other keys.")
     problems = arguments.wrong_choices(cfg, {"mode": ("max", "min", None), "at": ("last", "best")})
     refuse([*problems, *arguments.wrong_counts(cfg, {"top": 1})])
     cfg.metric = str(cfg.metric)
@@ -48,29 +49,29 @@ def _settled(cfg: DictConfig) -> DictConfig:
 
 
 def compare(cfg: DictConfig) -> None:
-    found = comparison.compare(Path(cfg.outputs).expanduser(), str(cfg.sweep), cfg.metric, cfg.mode, cfg.at)
-    folder = output_files.write(found)  # before the words, which may go to a pipe that nobody reads to its end
-    print("\n".join([*_lines(found, cfg.top), "", f"page    {folder / output_files.PAGE}"]), flush=True)
-    if said := publish.publish([scored.run for scored in found.scored], str(cfg.sweep), folder):
-        print(f"MLflow  {said}")
+    result = comparison.compare(Path(cfg.outputs).expanduser(), str(cfg.sweep), cfg.metric, cfg.mode, cfg.at)
+    folder = report.write_report(result)  # before printing, which ends early if nobody reads the pipe to its end
+    print("\n".join([*_lines(result, cfg.top), "", f"page    {folder / report.PAGE}"]), flush=True)
+    if message := publish.publish([scored.run for scored in result.scored], str(cfg.sweep), folder):
+        print(f"MLflow  {message}")
 
 
-def _lines(found: comparison.Comparison, top: int) -> Iterator[str]:
-    """What the terminal shows."""
-    yield from found.summary
-    board = found.leaderboard
-    yield "\n" + as_text(replace(board, rows=board.rows[:top]))
-    if len(board.rows) > top:
-        yield f"... and {len(board.rows) - top} more cells: top={len(board.rows)} prints them."
-    for table in found.effect_tables:
+def _lines(result: comparison.Comparison, top: int) -> Iterator[str]:
+    """Yield the parts of the terminal's output."""
+    yield from result.summary
+    leaderboard = result.leaderboard
+    yield "\n" + as_text(replace(leaderboard, rows=leaderboard.rows[:top]))
+    if len(leaderboard.rows) > top:
+        yield f"... and {len(leaderboard.rows) - top} more cells: top={len(leaderboard.rows)} prints them."
+    for table in result.effect_tables:
         yield "\n" + as_text(table)
-    if found.effect_tables:
-        yield "\n" + found.about_effects
-    if found.apart.rows:
-        yield f"\n{found.apart.title}\n{as_text(found.apart)}"
-    yield f"\nThe best cell again:\n  {found.command}"
-    if found.gone:
-        yield f"This version has no longer, so the command leaves out: {', '.join(found.gone)}"
+    if result.effect_tables:
+        yield "\n" + result.effects_note
+    if result.excluded.rows:
+        yield f"\n{result.excluded.title}\n{as_text(result.excluded)}"
+    yield f"\nCommand of the best cell:\n  {result.command}"
+    if result.removed_keys:
+        yield f"It leaves out the keys that this version no longer has: {', '.join(result.removed_keys)}"
 
 
 if __name__ == "__main__":

@@ -17,48 +17,53 @@ from bbu_train.compare.sweep import SweepRun
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
 
-NEEDED = ("data.root",)
+REQUIRED = ("data.root",)
 """Keys that cannot change the result, but without which nothing can be trained."""
 
 
-def command(cell: RankedCell) -> tuple[str, list[str]]:
-    """`python -m bbu_train ...` for every seed of the cell, and the keys that this version no longer has.
+def training_command(cell: RankedCell) -> tuple[str, list[str]]:
+    """Return `python -m bbu_train ...` for all seeds of the cell, and the keys that this version no longer has.
 
-    It begins with what was typed, or with the choices of config groups, and adds every key in which what that composes
-    still differs from the stored config. So it holds however the run was started.
+    The command starts from the typed overrides, or from the choices of config groups, and adds each key in which the
+    config composed from those still differs from the stored one. So it is right however the run was started.
     """
     run = cell.runs[0].run
-    typed, composed = _start(run)
-    wanted, gone = _missing(run, composed)
-    given = {config_keys.parse([word])[0].key_or_group: word for word in typed} | wanted
-    seeds = sorted({int(scored.run.values.get(SEED, 0)) for scored in cell.runs})
-    given.pop(SEED, None)
-    words = [*given.values(), f"{SEED}={','.join(map(str, seeds))}"]
-    start = ["python", "-m", "bbu_train", *(["-m"] if len(seeds) > 1 else [])]
-    return shlex.join([*start, *words]), gone
+    typed, composed = _starting_overrides(run)
+    differences, removed_keys = _differences(run, composed)
+    words = {config_keys.parse([word])[0].key_or_group: word for word in typed} | differences
+    words.pop(SEED, None)
+    seeds = sorted({int(each.run.values.get(SEED, 0)) for each in cell.runs})
+    program = ["python", "-m", "bbu_train", *(["-m"] if len(seeds) > 1 else [])]
+    return shlex.join([*program, *words.values(), f"{SEED}={','.join(map(str, seeds))}"]), removed_keys
 
 
-def _start(run: SweepRun) -> tuple[list[str], DictConfig]:
-    """What was typed with the choices that it does not say, or those alone, and what they compose."""
-    typed = _typed(run)
-    for words in (typed, []):
-        composed = _composed(words)
-        if composed is None:  # a key or a choice was renamed since
+def _starting_overrides(run: SweepRun) -> tuple[list[str], DictConfig]:
+    """Return overrides to start from, and the config that they compose.
+
+    These are the typed ones and the choices that they leave out; the choices alone if the typed ones no longer compose;
+    or none.
+    """
+    for words in (_typed_overrides(run), []):
+        composed = _compose(words)
+        if composed is None:  # a key or a choice was renamed since the run
             continue
-        chosen = composed.hydra.runtime.choices
-        others = [
-            group for group in run.choices if chosen.get(group) != run.choices[group] and not identity.is_neutral(group)
+        choices = composed.hydra.runtime.choices
+        groups = [
+            group
+            for group in run.choices
+            if choices.get(group) != run.choices[group] and not identity.is_neutral(group)
         ]
-        chosen_words = [*words, *(f"{group}={run.choices[group]}" for group in others)]
-        if (composed := _composed(chosen_words)) is not None:
-            return chosen_words, composed
-    composed = _composed([])
+        with_choices = [*words, *(f"{group}={run.choices[group]}" for group in groups)]
+        composed = _compose(with_choices) if groups else composed
+        if composed is not None:
+            return with_choices, composed
+    composed = _compose([])
     assert composed is not None, "conf/ composes without overrides"
     return [], composed
 
 
-def _typed(run: SweepRun) -> list[str]:
-    """Overrides of the recorded command that stand for one value and say what is trained, not where or how."""
+def _typed_overrides(run: SweepRun) -> list[str]:
+    """Return the overrides of the recorded command that have one value and say what is trained, not where or how."""
     words = []
     for word in run.command[1:]:
         if "=" not in word or word.startswith("-"):
@@ -67,15 +72,18 @@ def _typed(run: SweepRun) -> list[str]:
             (override,) = config_keys.parse([word])
         except InputError:
             continue
-        key = override.key_or_group
-        neutral = identity.is_neutral(key.replace("/", ".")) and key not in NEEDED
-        if not (override.is_sweep_override() or neutral):
+        if not (override.is_sweep_override() or _is_neutral(override.key_or_group)):
             words.append(word)
     return words
 
 
-def _composed(words: Sequence[str]) -> DictConfig | None:
-    """The config of these overrides; None if this version has no such."""
+def _is_neutral(key: str) -> bool:
+    """Return whether the command can leave the key, or the config group, out."""
+    return identity.is_neutral(key.replace("/", ".")) and key not in REQUIRED
+
+
+def _compose(words: Sequence[str]) -> DictConfig | None:
+    """Compose the config; None if this version lacks a key or a choice of these overrides."""
     try:
         with initialize_config_dir(str(config_folder()), version_base=overrides.VERSION_BASE):
             return compose(overrides.CONFIG_NAME, overrides=list(words), return_hydra_config=True)
@@ -83,45 +91,43 @@ def _composed(words: Sequence[str]) -> DictConfig | None:
         return None
 
 
-def _missing(run: SweepRun, composed: DictConfig) -> tuple[dict[str, str], list[str]]:
-    """Overrides that make `composed` the run's config, by key; and the run's keys that are no more."""
-    have = dict(config_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
-    words, gone = {}, []
+def _differences(run: SweepRun, composed: DictConfig) -> tuple[dict[str, str], list[str]]:
+    """Return overrides, by key, that turn `composed` into the run's config; and the run's keys that no longer exist."""
+    values = dict(config_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
+    words, removed_keys = {}, []
     for key, value in run.raw.items():
-        neutral = identity.is_neutral(key) and key not in NEEDED
-        if neutral or key == SEED or (key in have and have[key] == value):
+        if _is_neutral(key) or key == SEED or (key in values and values[key] == value):
             continue
-        opened = any(key.startswith(f"{mapping}.") for mapping in config_keys.OPEN_MAPPINGS)
-        if key in have:
-            words[key] = f"{key}={_spelt(value)}"
-        elif opened:
-            words[key] = f"+{key}={_spelt(value)}"
+        if key in values:
+            words[key] = f"{key}={_to_hydra(value)}"
+        elif any(key.startswith(f"{mapping}.") for mapping in config_keys.OPEN_MAPPINGS):
+            words[key] = f"+{key}={_to_hydra(value)}"
         else:
-            gone.append(key)
-    return words | _taken_away(run, composed), gone
+            removed_keys.append(key)
+    return words | _deletions(run, composed), removed_keys
 
 
-def _taken_away(run: SweepRun, composed: DictConfig) -> dict[str, str]:
-    """Entries of open mappings that the run does not have."""
-    opened = config_keys.OPEN_MAPPINGS
-    names = [f"{mapping}.{name}" for mapping in opened for name in OmegaConf.select(composed, mapping) or {}]
-    entries = [name for name in names if not any(f"{key}.".startswith(f"{name}.") for key in run.raw)]
-    return {entry: f"~{entry}" for entry in entries}
+def _deletions(run: SweepRun, composed: DictConfig) -> dict[str, str]:
+    """Return overrides that delete the entries of open mappings which the run does not have."""
+    mappings = config_keys.OPEN_MAPPINGS
+    entries = [f"{mapping}.{name}" for mapping in mappings for name in OmegaConf.select(composed, mapping) or {}]
+    missing = [entry for entry in entries if not any(f"{key}.".startswith(f"{entry}.") for key in run.raw)]
+    return {entry: f"~{entry}" for entry in missing}
 
 
-def _spelt(value: Any) -> str:
-    """`value` in Hydra's grammar."""
+def _to_hydra(value: Any) -> str:
+    """Write `value` in the grammar of Hydra's overrides."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{','.join(map(_spelt, value))}]"
+        return f"[{','.join(map(_to_hydra, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_spelt(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_to_hydra(entry)}" for key, entry in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
     try:
         (override,) = config_keys.parse([f"key={value}"])
-        plain = not override.is_sweep_override() and override.value() == value
+        is_plain = not override.is_sweep_override() and override.value() == value
     except InputError:
-        plain = False
-    return value if plain else QuotedString(value, Quote.double).with_quotes()
+        is_plain = False
+    return value if is_plain else QuotedString(value, Quote.double).with_quotes()

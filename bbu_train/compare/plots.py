@@ -1,94 +1,98 @@
-"""Pictures of a sweep: parallel coordinates and curves. They say the same words as the tables."""
+"""Plots of the cells of a sweep: parallel coordinates, and the metric over the steps."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from bbu_train.compare.axis_scales import AxisScale, metric_scale, setting_scale
 from bbu_train.compare.cells import RankedCell, short_names, swept_keys
-from bbu_train.compare.figures import short
-from bbu_train.compare.scales import Scale, linear, scale
+from bbu_train.compare.formatting import abbreviate
+from bbu_train.reporting.loss_plot import WINDOWS_PER_RUN
 
 DPI = 110
-GREY, INK = "#9ca3af", "#374151"
+GREY, DARK_GREY = "#9ca3af", "#374151"
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a16207", "#db2777")
-MAX_CURVES = len(COLORS)
-GOOD_IS_DARK = "viridis_r"
-"""Yellow, which is faint on white, for the worst."""
+MAX_COLORED = len(COLORS)
 
 
-def colors_of(cells: Sequence[RankedCell], mode: str) -> tuple[Any, Normalize]:
-    """A colour map in which the best is the darkest, and the span of the means."""
+def color_scale(cells: Sequence[RankedCell], mode: str) -> tuple[Colormap, Normalize]:
+    """Return a colour map in which the best cell is darkest (yellow, faint on white, is the worst), and its range."""
     means = [cell.mean for cell in cells]
-    return colormaps[GOOD_IS_DARK if mode == "max" else "viridis"], Normalize(min(means), max(means))
+    return colormaps["viridis_r" if mode == "max" else "viridis"], Normalize(min(means), max(means))
 
 
-def parallel_coordinates(cells: Sequence[RankedCell], metric: str, mode: str, path: Path) -> None:
-    """A line a cell through its value of each swept key to its mean of the metric; the best one is thick."""
+def plot_parallel_coordinates(cells: Sequence[RankedCell], metric: str, mode: str, path: Path) -> None:
+    """Plot one line per cell, through its value of each swept key to its mean metric. The best line is thick."""
     keys = short_names(swept_keys(cells))
-    scales = [scale([cell.settings[key] for cell in cells]) for key in keys]
-    scales.append(linear([cell.mean for cell in cells]))
+    scales = [setting_scale([cell.settings[key] for cell in cells]) for key in keys]
+    scales.append(metric_scale([cell.mean for cell in cells]))
     figure = Figure(figsize=(max(7, 2.4 * len(scales)), 5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    colormap, span = colors_of(cells, mode)
+    colormap, normalize = color_scale(cells, mode)
     for cell in reversed(cells):
         values = [*(cell.settings[key] for key in keys), cell.mean]
-        places = [its.places[value] for its, value in zip(scales, values, strict=True)]
-        best = cell.rank == 1
-        axes.plot(places, color=colormap(span(cell.mean)), linewidth=3.5 if best else 1.4, alpha=1 if best else 0.8)
-    for place, its in enumerate(scales):
-        _draw_axis(axes, place, its, last=place == len(scales) - 1)
+        heights = [scale.positions[value] for scale, value in zip(scales, values, strict=True)]
+        is_best = cell.rank == 1
+        color = colormap(normalize(cell.mean))
+        axes.plot(heights, color=color, linewidth=3.5 if is_best else 1.4, alpha=1 if is_best else 0.8)
+    for x, scale in enumerate(scales):
+        _draw_axis(axes, x, scale, is_last=x == len(scales) - 1)
     names = [
-        f"{name}\n(log)" if its.kind == "log" else name
-        for name, its in zip([*keys.values(), metric], scales, strict=True)
+        f"{name}\n(log)" if scale.kind == "log" else name
+        for name, scale in zip([*keys.values(), metric], scales, strict=True)
     ]
     axes.set_xticks(range(len(scales)), names, fontsize=10, fontweight="bold")
     axes.tick_params(length=0, pad=12)
     axes.set(xlim=(-0.35, len(scales) - 0.6), ylim=(-0.04, 1.04), yticks=[])
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(ScalarMappable(span, colormap), ax=axes, pad=0.02, aspect=30)
+    bar = figure.colorbar(ScalarMappable(normalize, colormap), ax=axes, pad=0.02, aspect=30)
     bar.set_label(metric, fontsize=10)
     figure.savefig(path)
 
 
-def _draw_axis(axes: Any, place: int, its: Scale, last: bool) -> None:
-    """Labels stand left of their axis, those of the metric right of it, on white so that no line runs through them."""
-    axes.axvline(place, color=INK, linewidth=1)
-    for height, text in its.ticks:
-        axes.plot([place], [height], "_", color=INK, markersize=9)
-        side = {"ha": "left", "xytext": (8, 0)} if last else {"ha": "right", "xytext": (-8, 0)}
-        ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+def _draw_axis(axes: Axes, x: int, scale: AxisScale, is_last: bool) -> None:
+    """Draw a vertical axis, labelled on its left, the last one on its right. A white box keeps lines off the labels."""
+    axes.axvline(x, color=DARK_GREY, linewidth=1)
+    for height, label in scale.ticks:
+        axes.plot([x], [height], "_", color=DARK_GREY, markersize=9)
+        side = {"ha": "left", "xytext": (8, 0)} if is_last else {"ha": "right", "xytext": (-8, 0)}
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         axes.annotate(
-            text, (place, height), textcoords="offset points", va="center", fontsize=9, color=INK, bbox=ground, **side
+            label, (x, height), textcoords="offset points", va="center", fontsize=9, color=DARK_GREY, bbox=box, **side
         )
 
 
-def curves(cells: Sequence[RankedCell], metric: str, path: Path) -> None:
-    """The metric over the steps: the mean of a cell's seeds, their standard deviation as a band; the best in colour."""
+def plot_curves(cells: Sequence[RankedCell], metric: str, path: Path) -> None:
+    """Plot the metric over the steps: each cell's mean over seeds, and one standard deviation as a band.
+
+    The best cells are in colour and in the legend, the others grey.
+    """
     keys = short_names(swept_keys(cells))
-    num_named = min(len(cells), MAX_CURVES)
-    figure = Figure(figsize=(11, 5.2 + 0.2 * num_named), dpi=DPI, layout="constrained")
+    num_colored = min(len(cells), MAX_COLORED)
+    figure = Figure(figsize=(11, 5.2 + 0.2 * num_colored), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    for cell in cells[MAX_CURVES:]:
+    for cell in cells[MAX_COLORED:]:
         steps, means, _ = _over_seeds(cell, metric)
         axes.plot(steps, means, color=GREY, linewidth=0.8, alpha=0.6)
     for cell, color in reversed(list(zip(cells, COLORS, strict=False))):
-        steps, means, spreads = _over_seeds(cell, metric)
-        label = ", ".join(f"{name} {short(cell.settings[key], 40)}" for key, name in keys.items())
-        axes.fill_between(steps, means - spreads, means + spreads, color=color, alpha=0.13, linewidth=0)
+        steps, means, stds = _over_seeds(cell, metric)
+        settings = ", ".join(f"{name} {abbreviate(cell.settings[key], 40)}" for key, name in keys.items())
+        axes.fill_between(steps, means - stds, means + stds, color=color, alpha=0.13, linewidth=0)
         marker = "o" if len(steps) <= 40 else None
-        label = f"{cell.rank}.  {label or 'all runs'}  (n = {len(cell.runs)})"
+        label = f"{cell.rank}.  {settings or 'all runs'}  (n = {len(cell.runs)})"
         axes.plot(steps, means, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower left", frameon=False, fontsize=9)
-    if len(cells) > MAX_CURVES:
-        axes.set_title(f"the best {MAX_CURVES} of {len(cells)} cells in colour", loc="right", fontsize=10, color=INK)
+    if len(cells) > MAX_COLORED:
+        title = f"the best {MAX_COLORED} of {len(cells)} cells in colour"
+        axes.set_title(title, loc="right", fontsize=10, color=DARK_GREY)
     axes.set_title(metric, loc="left", fontsize=12, fontweight="bold")
     axes.set_xlabel("step", fontsize=10)
     axes.grid(alpha=0.25)
@@ -97,21 +101,21 @@ def curves(cells: Sequence[RankedCell], metric: str, path: Path) -> None:
 
 
 def _over_seeds(cell: RankedCell, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, means and standard deviations (0 where one run has the step), each run smoothed if it has many steps."""
+    """Return steps, means and standard deviations over a cell's runs; 0 where only one run has the step."""
     by_step: dict[int, list[float]] = {}
-    for scored in cell.runs:
-        points = [point for point in scored.run.series[metric] if math.isfinite(point[1])]
-        for step, value in _smoothed(points):
+    for run in cell.runs:
+        points = [point for point in run.run.series[metric] if math.isfinite(point[1])]
+        for step, value in _smooth(points):
             by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
     means = [float(np.mean(by_step[step])) for step in steps]
-    spreads = [float(np.std(by_step[step], ddof=1)) if len(by_step[step]) > 1 else 0.0 for step in steps]
-    return np.array(steps), np.array(means), np.array(spreads)
+    stds = [float(np.std(by_step[step], ddof=1)) if len(by_step[step]) > 1 else 0.0 for step in steps]
+    return np.array(steps), np.array(means), np.array(stds)
 
 
-def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The mean of a fortieth of the steps around each step, as in a run's losses.png."""
-    window = len(points) // 40
+def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return the moving average of a long series, with the window of a run's losses.png; a short one as it is."""
+    window = len(points) // WINDOWS_PER_RUN
     if window < 2:
         return points
     means = np.convolve([value for _, value in points], np.ones(window) / window, mode="valid").tolist()

@@ -1,69 +1,69 @@
-"""The comparison as tables of words, for the terminal and the page alike."""
+"""The tables of a comparison, for the terminal and for the page."""
 
 from collections.abc import Sequence
 
 from bbu_train.compare.cells import RankedCell, short_names, swept_keys
 from bbu_train.compare.effects import Effects, Level
-from bbu_train.compare.figures import plus_minus
-from bbu_train.compare.sweep import Apart
-from bbu_train.reporting.tables import Table, Value, number
+from bbu_train.compare.formatting import mean_and_std
+from bbu_train.compare.sweep import ExcludedRun
+from bbu_train.reporting.tables import Table, Value, format_number
 
 
 def leaderboard(cells: Sequence[RankedCell], metric: str, with_step: bool) -> Table:
-    """A cell a row, best first, with the keys that differ."""
+    """Return a table with one row per cell, best first, and a column for each swept key."""
     keys = short_names(swept_keys(cells))
-    head = ["rank", metric, "runs", *keys.values(), *(["step"] if with_step else []), "run"]
+    header = ["rank", metric, "runs", *keys.values(), *(["step"] if with_step else []), "run"]
     rows = []
     for cell in cells:
-        steps = sorted({scored.step for scored in cell.runs})
+        steps = sorted({run.step for run in cell.runs})
         step = [", ".join(map(str, steps))] if with_step else []
-        names = " ".join(scored.run.name for scored in cell.runs)
-        tied = sum(other.rank == cell.rank for other in cells) > 1
-        rank = f"{cell.rank}=" if tied else str(cell.rank)
+        names = " ".join(run.run.name for run in cell.runs)
+        is_tied = sum(other.rank == cell.rank for other in cells) > 1
+        rank = f"{cell.rank}=" if is_tied else str(cell.rank)
         values = [cell.settings[key] for key in keys]
-        rows.append([rank, plus_minus(cell.mean, cell.spread), cell.count, *values, *step, names])
-    return Table("Leaderboard", head, rows, _about_seeds(cells))
+        rows.append([rank, mean_and_std(cell.mean, cell.std), cell.run_count, *values, *step, names])
+    return Table("Leaderboard", header, rows, _leaderboard_note(cells))
 
 
-def _about_seeds(cells: Sequence[RankedCell]) -> str:
+def _leaderboard_note(cells: Sequence[RankedCell]) -> str:
     notes = []
     if any(len(cell.runs) > 1 for cell in cells):
         notes.append("± is the standard deviation over seeds.")
-    if any(cell.num_apart for cell in cells):
-        notes.append("2/3 runs: of three one is not compared, see below.")
+    if any(cell.num_excluded for cell in cells):
+        notes.append("2/3 runs: one of three runs is not compared, see below.")
     return " ".join(notes)
 
 
 def marginal_effects(effects: Effects, metric: str) -> list[Table]:
-    """One table a key."""
-    return [_effect(key, levels, metric, effects) for key, levels in effects.by_key.items()]
+    """Return one table per key, the key with the largest effect first."""
+    return [_effect_table(key, levels, metric, effects) for key, levels in effects.by_key.items()]
 
 
-def _effect(key: str, levels: Sequence[Level], metric: str, effects: Effects) -> Table:
-    adjusted = effects.explained is not None and not effects.balanced
-    head = [key, "runs", *([f"mean {metric}", "others evened out"] if adjusted else [f"mean {metric}"])]
+def _effect_table(key: str, levels: Sequence[Level], metric: str, effects: Effects) -> Table:
+    is_adjusted = effects.r_squared is not None and not effects.is_balanced
+    header = [key, "runs", *([f"mean {metric}", "adjusted mean"] if is_adjusted else [f"mean {metric}"])]
     rows: list[list[Value]] = []
     for level in levels:
-        evened = plus_minus(level.adjusted_mean, level.spread)
-        means = [number(level.mean), evened] if adjusted else [evened]
+        adjusted = mean_and_std(level.adjusted_mean, level.std)
+        means = [format_number(level.mean), adjusted] if is_adjusted else [adjusted]
         rows.append([level.value, str(len(level.observed)), *means])
-    return Table(key, head, rows)
+    return Table(key, header, rows)
 
 
-def about_effects(effects: Effects) -> str:
-    """How far the effects may be trusted."""
-    if effects.explained is None:
+def effects_note(effects: Effects) -> str:
+    """Say how far the effects can be trusted."""
+    if effects.r_squared is None:
         return (
-            "Plain means: these keys do not vary independently of each other (or nothing varies), so what is due to "
-            "which cannot be told."
+            "These are plain means: the keys do not vary independently of each other, or the metric does not vary, so "
+            "the effects cannot be separated."
         )
-    kind = "± is the standard deviation over runs of what the other keys do not explain. "
-    uneven = "" if effects.balanced else "The sweep is unbalanced: the column to read is the evened out one. "
-    if effects.freedom == 0:
-        return f"{kind}{uneven}There are as many unknowns as runs, so nothing checks whether effects add up."
-    share = f"Added up, they explain {effects.explained:.0%} of the variance between runs"
-    return f"{kind}{uneven}{share}; the rest is chance and keys that act together."
+    std = "± is the standard deviation over runs, after the effects of the other keys are subtracted. "
+    unbalanced = "" if effects.is_balanced else "The sweep is unbalanced, so read the adjusted mean. "
+    if effects.degrees_of_freedom == 0:
+        return f"{std}{unbalanced}The additive model has as many parameters as runs, so nothing tests its fit."
+    share = f"The additive model explains {effects.r_squared:.0%} of the variance between runs"
+    return f"{std}{unbalanced}{share}; the rest is noise and interaction between keys."
 
 
-def not_compared(apart: Sequence[Apart]) -> Table:
-    return Table("Not compared", ["run", "why"], [[each.name, each.reason] for each in apart])
+def not_compared(excluded: Sequence[ExcludedRun]) -> Table:
+    return Table("Not compared", ["run", "why"], [[each.name, each.reason] for each in excluded])

@@ -1,4 +1,4 @@
-"""The written answer: Qwen2.5-VL's grounding JSON, in absolute pixels of the resized picture."""
+"""Answers as text: Qwen2.5-VL's grounding JSON, in absolute pixels of the resized picture."""
 
 import json
 import math
@@ -12,22 +12,21 @@ from bbu_train.ops.numbers import is_number
 from bbu_train.types.samples import Object
 
 Order = Callable[[str, Sequence[int]], tuple[Any, ...]]
-"""What a written object is sorted by: `bbu_train.conversation.order` has some."""
+"""The sort key of an object in the answer, from its label and its box in pixels; see `bbu_train.conversation.order`."""
 
 # Not only JSONDecodeError: thousands of digits raise a plain ValueError, deep nesting a RecursionError.
-_NO_JSON = (ValueError, RecursionError)
+_JSON_ERRORS = (ValueError, RecursionError)
 _OPENING = '{"bbox_2d": ['
-_COORDINATES = re.compile(
-    r'(?<="bbox_2d": \[)(\d+), (\d+), (\d+), (\d+)(?=\], "label": )'
-)  # in a label quotes are escaped
+# This never matches inside a label, where quotes are escaped.
+_COORDINATES = re.compile(r'(?<="bbox_2d": \[)(\d+), (\d+), (\d+), (\d+)(?=\], "label": )')
 _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What could be read of a written answer; `is_complete` is False if something of it could not be.
+    """The objects that could be read from an answer; `is_complete` is False if any part could not be read.
 
-    `spans` are where each object stands in the text: its first character and the one behind its last.
+    `spans` are the [start, end) offsets of each object in the text.
     """
 
     objects: tuple[Object, ...]
@@ -36,29 +35,30 @@ class Parsed:
 
 
 def render(objects: Sequence[Object], order: Order, scale_x: float, scale_y: float, width: int, height: int) -> str:
-    """The answer for `objects`, whose boxes are scaled by (scale_x, scale_y) to a picture of `width` x `height` pixels.
+    """Return the answer for `objects` in a picture that is resized to `width` x `height` pixels.
 
-    Whole pixels, sorted by what `order` makes of a label and its box. A box keeps at least one pixel a side.
+    Boxes are scaled by (scale_x, scale_y) and rounded to whole pixels, at least one pixel wide and high. Objects are
+    sorted by `order`.
     """
     return json.dumps(_rows(objects, order, scale_x, scale_y, width, height), ensure_ascii=False)
 
 
-def token_ids(text: str, ids_of: Callable[[str], Sequence[int]]) -> list[int]:
-    """Of what `render` gives, where `ids_of` gives those of a text. It is asked for few different ones.
+def token_ids(text: str, encode: Callable[[str], Sequence[int]]) -> list[int]:
+    """Return the token ids of an answer that `render` wrote, by calling `encode` on pieces of it.
 
-    Qwen's tokenizer makes a token of every digit and joins nothing across one, so what lies between the coordinates can
-    be read by itself.
+    The pieces repeat, so a cached `encode` is fast. Their ids are those of the whole text: Qwen's tokenizer makes one
+    token of every digit and merges nothing across it, so the text between coordinates can be encoded on its own.
     """
     ids: list[int] = []
     end = 0
-    for found in _COORDINATES.finditer(text):
-        ids += ids_of(text[end : found.start()])
-        for i, number in enumerate(found.groups()):
-            ids += ids_of(", ") if i else ()
+    for match in _COORDINATES.finditer(text):
+        ids += encode(text[end : match.start()])
+        for i, number in enumerate(match.groups()):
+            ids += encode(", ") if i else ()
             for digit in number:
-                ids += ids_of(digit)
-        end = found.end()
-    return ids + list(ids_of(text[end:]))
+                ids += encode(digit)
+        end = match.end()
+    return ids + list(encode(text[end:]))
 
 
 def num_tokens(
@@ -68,17 +68,18 @@ def num_tokens(
     scale_y: float,
     width: int,
     height: int,
-    tokens_of: Callable[[str], int],
+    count_tokens: Callable[[str], int],
 ) -> int:
-    """How many `token_ids` gives for what `render` gives, where `tokens_of` counts those of a text."""
+    """Return `len(token_ids(render(...)))` without encoding the answer; `count_tokens` counts the tokens of a text."""
     rows = _rows(objects, order, scale_x, scale_y, width, height)
     if not rows:
-        return tokens_of("[]")
+        return count_tokens("[]")
     num_digits = sum(len("%d%d%d%d" % tuple(row["bbox_2d"])) for row in rows)  # noqa: UP031 (it takes half the time)
     *labels, last = (row["label"] for row in rows)
-    between = tokens_of(f"[{_OPENING}") + 3 * len(rows) * tokens_of(", ") + tokens_of(f"{_closing(last)}]")
-    repeated = Counter(labels).items()
-    return num_digits + between + sum(times * tokens_of(f"{_closing(label)}, {_OPENING}") for label, times in repeated)
+    separators = 3 * len(rows) * count_tokens(", ")
+    ends = count_tokens(f"[{_OPENING}") + count_tokens(f"{_closing(last)}]")
+    between = sum(count * count_tokens(f"{_closing(label)}, {_OPENING}") for label, count in Counter(labels).items())
+    return num_digits + separators + ends + between
 
 
 def _closing(label: str) -> str:
@@ -88,7 +89,7 @@ def _closing(label: str) -> str:
 def _rows(
     objects: Sequence[Object], order: Order, scale_x: float, scale_y: float, width: int, height: int
 ) -> list[dict[str, Any]]:
-    """What `render` writes."""
+    """Return the JSON objects of the answer, in its order."""
     rows = []
     for item in objects:
         x1, x2 = _whole_pixels(item.box_xyxy[0] * scale_x, item.box_xyxy[2] * scale_x, width)
@@ -100,23 +101,24 @@ def _rows(
 
 def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
     first, last = round(low), round(high)
-    if first == last:  # thinner than a pixel: the pixel in which its middle lies
+    if first == last:  # thinner than a pixel: take the pixel that holds the middle
         first = math.floor((low + high) / 2)
     first = min(max(first, 0), limit - 1)
     return first, min(max(last, first + 1), limit)
 
 
 def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
-    """Read a written answer back: bare or fenced, whole or cut off; `scale_*` undo those of `render`.
+    """Read the objects of an answer, which may be bare or fenced, complete or cut off. Never raises.
 
-    What is no object with four finite numbers and a label is left out, and makes the answer incomplete.
+    `scale_x` and `scale_y` are those of `render`: boxes are divided by them. JSON that is not an object with four
+    finite numbers and a label is skipped and makes the answer incomplete.
     """
     try:
         rows = json.loads(_FENCE.sub("", text))
-    except _NO_JSON:
+    except _JSON_ERRORS:
         rows = None
     objects, spans = [], []
-    for row, span in _readable_objects(text):
+    for row, span in _find_json_objects(text):
         if _is_object(row):
             x1, y1, x2, y2 = row["bbox_2d"]
             objects.append(Object((x1 / scale_x, y1 / scale_y, x2 / scale_x, y2 / scale_y), row["label"]))
@@ -125,14 +127,14 @@ def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
     return Parsed(tuple(objects), tuple(spans), is_list and len(objects) == len(rows))
 
 
-def _readable_objects(text: str) -> Iterator[tuple[object, tuple[int, int]]]:
-    """Every JSON object that lies in no other, and where it stands."""
+def _find_json_objects(text: str) -> Iterator[tuple[Any, tuple[int, int]]]:
+    """Yield every outermost JSON object and its [start, end) offsets."""
     decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
         try:
             row, end = decoder.raw_decode(text, start)
             yield row, (start, end)
-        except _NO_JSON:
+        except _JSON_ERRORS:
             end = start + 1
         start = text.find("{", end)
 

@@ -1,9 +1,10 @@
-"""The one place where a conversation is written down, for training, evaluation and prediction alike."""
+"""The one builder of prompts: training, evaluation and prediction all encode conversations with it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,19 @@ from bbu_train.types.batch import Encoded
 from bbu_train.types.samples import Conversation, Picture, PictureFormat, Role, Sample, Turn
 
 
-class ConversationBuilder:
-    """Samples -> Conversation -> Encoded, with Qwen2.5-VL's chat template.
+class _Piece(NamedTuple):
+    """A part of the template: token ids, whose answer they belong to, and (height, width) if they are image tokens."""
 
-    The template is laid piece by piece, so that spans and roles are known and no text can pose as a control token;
-    the ids equal those of the checkpoint's own template (a test compares them).
+    ids: Sequence[int]
+    role: Role
+    image_shape: tuple[int, int] | None = None
+
+
+class ConversationBuilder:
+    """Turns a `Sample` into a `Conversation`, and that into `Encoded`, with Qwen2.5-VL's chat template.
+
+    The template is assembled from pieces of token ids, so that spans and roles are known and text cannot become a
+    control token. The ids equal those of the checkpoint's own template; a test compares them.
     """
 
     def __init__(
@@ -32,63 +41,71 @@ class ConversationBuilder:
         system: str,
         question: str,
         order: answer.Order,
-    ):
+    ) -> None:
         self.order = order
         self.system = system
         self.question = question
         self.picture_format = picture_format
         self.text = Text(tokenizer)
-        self._ids = lru_cache(maxsize=10_000)(self.text.ids)  # of what comes again: all but whole answers
+        self._ids = lru_cache(maxsize=10_000)(self.text.ids)  # for pieces that repeat, which whole answers do not
         self._caption = lru_cache(maxsize=10_000)(self._caption_ids)
         self._num_system_tokens = len(self._system_ids())
-        assert len(self.text.ids("42")) == 2, "answers are read digit by digit"
-        self._tokens_of = lru_cache(maxsize=10_000)(lambda text: len(self.text.ids(text)))
-        self._num_turn_tokens = cache(self._count_turn_tokens)
+        assert len(self.text.ids("42")) == 2, "answers are encoded digit by digit"
+        self._count_tokens = lru_cache(maxsize=10_000)(lambda text: len(self.text.ids(text)))
+        self._cached_num_turn_tokens = cache(self._num_turn_tokens)
 
     def converse(self, sample: Sample, teachers: Sequence[Picture], with_answer: bool) -> Conversation:
-        """Teachers with their answers first, the student last; without its answer where the model is to write it."""
+        """Return the turns: the teachers with their answers, then the student.
+
+        `with_answer=False` leaves out the student's answer, for the model to write.
+        """
         turns = [Turn(Role.TEACHER, picture, self.question, self.answer(picture)) for picture in teachers]
         student = self.answer(sample.student) if with_answer else None
         turns.append(Turn(Role.STUDENT, sample.student, self.question, student))
         return Conversation(sample.id, tuple(turns))
 
     def answer(self, picture: Picture) -> str:
-        """The true answer for a picture, in pixels of the resized picture."""
+        """Return the true answer for a picture, in pixels of the resized picture."""
         assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
-        return answer.render(picture.objects, self.order, *self._trip(picture))
+        return answer.render(picture.objects, self.order, *self._scales_and_size(picture))
 
     def num_tokens(self, sample: Sample, teachers: Sequence[Picture]) -> int:
-        """The length of the encoded conversation with all answers, from sizes in file headers and texts alone."""
-        # A view is new in every epoch: kept, it would only take memory.
-        count = self._num_turn_tokens if sample.student.view is None else self._count_turn_tokens
-        return self._num_system_tokens + sum(map(self._num_turn_tokens, teachers)) + count(sample.student)
+        """Return the length of the encoded conversation with all answers, from picture sizes and texts alone."""
+        # Views are not cached: every epoch has new ones, so the cache would only take memory.
+        is_cached = sample.student.view is None
+        count = self._cached_num_turn_tokens if is_cached else self._num_turn_tokens
+        return self._num_system_tokens + sum(map(self._cached_num_turn_tokens, teachers)) + count(sample.student)
 
     def num_patches(self, sample: Sample, teachers: Sequence[Picture]) -> list[int]:
-        """Of each picture of the conversation, from sizes in file headers alone."""
+        """Return the number of patches of each picture of the conversation, from picture sizes alone."""
         return [math.prod(self._grid(picture)) for picture in (*teachers, sample.student)]
 
-    def _count_turn_tokens(self, picture: Picture) -> int:
-        unanswered = Turn(Role.STUDENT, picture, self.question, "")
-        num_tokens = sum(len(ids) for ids, _, _ in self._turn_pieces(unanswered))
+    def _num_turn_tokens(self, picture: Picture) -> int:
+        empty_answer = Turn(Role.STUDENT, picture, self.question, "")
+        num_tokens = sum(len(piece.ids) for piece in self._turn_pieces(empty_answer))
         assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
-        return num_tokens + answer.num_tokens(picture.objects, self.order, *self._trip(picture), self._tokens_of)
+        geometry = self._scales_and_size(picture)
+        return num_tokens + answer.num_tokens(picture.objects, self.order, *geometry, self._count_tokens)
 
-    def _trip(self, picture: Picture) -> tuple[float, float, int, int]:
-        """What boxes are multiplied by, in x and in y, to lie in the resized picture, and its width and height."""
+    def _scales_and_size(self, picture: Picture) -> tuple[float, float, int, int]:
+        """Return (scale_x, scale_y, width, height) of the resized picture; the scales map boxes into it."""
         width, height = patches.resized_size(picture, self.picture_format)
         return width / picture.width, height / picture.height, width, height
 
-    def longest_caption(self, samples: Sequence[Sample]) -> int:
-        """Tokens of the longest description of a student's object, its end token included."""
+    def max_caption_tokens(self, samples: Sequence[Sample]) -> int:
+        """Return the number of tokens of the longest description of a student's object, including the end token."""
         descriptions = {item.description for sample in samples for item in sample.student.objects or ()}
         return 1 + max((len(self.text.ids(description)) for description in descriptions), default=0)
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Tokens, roles, positions, pixels and targets of one conversation, without noise. Reads its picture files."""
+        """Return tokens, roles, positions, pixels and targets of one conversation, without noise.
+
+        Reads the picture files.
+        """
         student = conversation.student.picture
         ids, roles, runs, memory_end = self._tokens(conversation)
-        described = student.objects or ()
-        boxes_xyxy = torch.tensor([item.box_xyxy for item in described], dtype=torch.float32).reshape(-1, 4)
+        objects = student.objects or ()
+        boxes_xyxy = torch.tensor([item.box_xyxy for item in objects], dtype=torch.float32).reshape(-1, 4)
         pixels = [patches.read_patches(turn.picture, self.picture_format) for turn in conversation.turns]
         return Encoded(
             sample_id=conversation.sample_id,
@@ -96,13 +113,13 @@ class ConversationBuilder:
             roles=torch.from_numpy(roles),
             position_ids=positions(runs),
             image_positions=torch.from_numpy(np.flatnonzero(ids == self.text.image)),
-            patches=pixels[0] if len(pixels) == 1 else torch.cat(pixels),  # which would copy a single one, too
+            patches=pixels[0] if len(pixels) == 1 else torch.cat(pixels),  # cat would copy a single picture, too
             grid_thw=torch.tensor([self._grid(turn.picture) for turn in conversation.turns]),
             memory_end=memory_end,
             boxes_cxcywh=boxes.scale(boxes.xyxy_to_cxcywh(boxes_xyxy), 1 / student.width, 1 / student.height),
-            captions=tuple(self._caption(item.description) for item in described),
+            captions=tuple(self._caption(item.description) for item in objects),
             annotated=student.objects is not None,
-            noise=torch.zeros(len(described), 4),
+            noise=torch.zeros(len(objects), 4),
         )
 
     def _caption_ids(self, description: str) -> Tensor:
@@ -111,28 +128,29 @@ class ConversationBuilder:
     def _system_ids(self) -> list[int]:
         return [self.text.start, *self._ids(f"system\n{self.system}"), self.text.end, *self._ids("\n")]
 
-    def _turn_pieces(self, turn: Turn):
-        """A turn of the template: token ids, whose answer they are, and for image tokens their (height, width)."""
+    def _turn_pieces(self, turn: Turn) -> Iterator[_Piece]:
+        """Yield the pieces of a turn: the question with its picture, then the answer if there is one."""
         text = self.text
         _, height, width = (side // self.picture_format.merge_size for side in self._grid(turn.picture))
-        yield [text.start, *self._ids("user\n"), text.vision_start], Role.NONE, None
-        yield [text.image] * (height * width), Role.NONE, (height, width)
-        yield [text.vision_end, *self._ids(turn.prompt), text.end, *self._ids("\n")], Role.NONE, None
-        yield [text.start, *self._ids("assistant\n")], Role.NONE, None
+        yield _Piece([text.start, *self._ids("user\n"), text.vision_start], Role.NONE)
+        yield _Piece([text.image] * (height * width), Role.NONE, (height, width))
+        yield _Piece([text.vision_end, *self._ids(turn.prompt), text.end, *self._ids("\n")], Role.NONE)
+        yield _Piece([text.start, *self._ids("assistant\n")], Role.NONE)
         if turn.answer is not None:
-            yield [*answer.token_ids(turn.answer, self._ids), text.end], turn.role, None
-            yield self._ids("\n"), Role.NONE, None
+            yield _Piece([*answer.token_ids(turn.answer, self._ids), text.end], turn.role)
+            yield _Piece(self._ids("\n"), Role.NONE)
 
-    def _tokens(self, conversation: Conversation):
-        """Ids and roles (by numpy, which reads a list several times faster than torch), runs, the memory's end."""
-        system = (self._system_ids(), Role.NONE, None)
+    def _tokens(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[int | tuple[int, int]], int]:
+        """Return the ids, the roles, the runs that `positions` takes, and the length up to the student's answer."""
+        system = _Piece(self._system_ids(), Role.NONE)
         pieces, roles, shapes = zip(*chain([system], *map(self._turn_pieces, conversation.turns)), strict=True)
         lengths = list(map(len, pieces))
-        before_answer = roles.index(Role.STUDENT) if Role.STUDENT in roles else len(roles)
+        num_before_answer = roles.index(Role.STUDENT) if Role.STUDENT in roles else len(roles)
         runs = [shape or length for shape, length in zip(shapes, lengths, strict=True)]
-        ids = np.array(list(chain.from_iterable(pieces)))
-        return ids, np.repeat(np.array(roles), lengths), runs, sum(lengths[:before_answer])
+        ids = np.array(list(chain.from_iterable(pieces)))  # numpy reads a list several times faster than torch
+        return ids, np.repeat(np.array(roles), lengths), runs, sum(lengths[:num_before_answer])
 
     def _grid(self, picture: Picture) -> tuple[int, int, int]:
+        """Return the (time, height, width) of a picture in patches."""
         width, height = patches.resized_size(picture, self.picture_format)
         return 1, height // self.picture_format.patch_size, width // self.picture_format.patch_size

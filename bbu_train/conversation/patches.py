@@ -1,4 +1,4 @@
-"""From a picture file to the bytes that the vision tower reads, without torchvision."""
+"""Cutting a picture into the patches of bytes that the vision tower reads, without torchvision."""
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from bbu_train.types.samples import Picture, PictureFormat
 
 
 def resized_size(picture: Picture, picture_format: PictureFormat) -> tuple[int, int]:
-    """(width, height) in pixels after the resize that Qwen2.5-VL prescribes; needs no pixel.
+    """Return (width, height) in pixels after Qwen2.5-VL's resize, without reading the file.
 
-    Raises InputError for a picture that is more than 200 times as long as wide, which the model does not take.
+    Raises InputError for a picture whose longer side is more than 200 times the shorter: the model does not accept it.
     """
     try:
         height, width = smart_resize(
@@ -32,20 +32,20 @@ def resized_size(picture: Picture, picture_format: PictureFormat) -> tuple[int, 
 
 
 def read_patches(picture: Picture, picture_format: PictureFormat) -> UInt8[Tensor, "patches 588"]:
-    """The resized picture's patches as raw bytes, each (channel, row, column).
+    """Return the patches of the resized picture as raw bytes, each ordered (channel, row, column).
 
-    They lie in the order of transformers' image processor: merge blocks in reading order, and within a block its
-    `merge_size` x `merge_size` patches in reading order. A still picture has one frame, so the repetition in time
-    that the processor makes is left to the patch embedding.
+    Patches come in the order of transformers' image processor: merge blocks in reading order, and the `merge_size` x
+    `merge_size` patches of each block in reading order. The processor also repeats a still picture as a second frame;
+    here there is one frame, and the patch embedding accounts for the second.
     """
     width, height = resized_size(picture, picture_format)
     resized = read_pixels(picture, width, height)
     patch, merge = picture_format.patch_size, picture_format.merge_size
     blocks = height // patch // merge, width // patch // merge
-    # The row of a patch is copied as one element: several times faster than byte by byte.
+    # A row of a patch is one element of this dtype: copying it is several times faster than copying bytes.
     row = np.dtype(f"V{patch}")
-    cut = np.empty((*blocks, merge, merge, 3, patch), row)
+    patches = np.empty((*blocks, merge, merge, 3, patch), row)
     for channel, name in enumerate("RGB"):
         rows = np.frombuffer(resized.tobytes("raw", name), row).reshape(blocks[0], merge, patch, blocks[1], merge)
-        cut[:, :, :, :, channel] = rows.transpose(0, 3, 1, 4, 2)
-    return torch.from_numpy(cut.view(np.uint8).reshape(-1, 3 * patch * patch))
+        patches[:, :, :, :, channel] = rows.transpose(0, 3, 1, 4, 2)
+    return torch.from_numpy(patches.view(np.uint8).reshape(-1, 3 * patch * patch))

@@ -1,4 +1,4 @@
-"""From a picture file to the resized pixels of what is seen of it."""
+"""Reading the pixels of a picture, or of a view of it, in the resized size."""
 
 from PIL import Image, ImageEnhance
 
@@ -8,31 +8,33 @@ from bbu_train.types.samples import Picture, View
 
 
 def read_pixels(picture: Picture, width: int, height: int) -> Image.Image:
-    """`picture`, or its view, in `width` x `height` pixels of RGB. Raises InputError for a file that changed."""
+    """Return `picture`, or its view, resized to `width` x `height` pixels of RGB.
+
+    Raises InputError if the file has changed since the data was checked.
+    """
     try:
         image = open_upright(picture.path)
     except UnreadablePicture as error:
         raise InputError(f"{error}; it could be read when the data was checked.") from error
-    known = picture.view or picture
-    if image.size != (known.width, known.height):
+    expected = picture.view or picture
+    if image.size != (expected.width, expected.height):
         raise InputError(
-            f"{picture.path} is {image.size[0]} x {image.size[1]} pixels but was {known.width} x {known.height} "
-            "when the data was checked: the file changed while the run was going on."
+            f"{picture.path} is {image.size[0]} x {image.size[1]} pixels but was {expected.width} x {expected.height} "
+            "when the data was checked: the file changed during the run."
         )
     part = picture.view and picture.view.part_xyxy
     resized = image.resize((width, height), Image.Resampling.BICUBIC, box=part)
-    return _seen(resized, picture.view) if picture.view else resized
+    return _mirror_and_recolor(resized, picture.view) if picture.view else resized
 
 
-def _seen(image: Image.Image, view: View) -> Image.Image:
-    """The resized part turned over and recoloured."""
+def _mirror_and_recolor(image: Image.Image, view: View) -> Image.Image:
     if view.left_right:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if view.top_bottom:
         image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     factors = view.brightness, view.contrast, view.saturation
-    changes = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
-    for change, factor in zip(changes, factors, strict=True):
+    enhancers = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
+    for enhancer, factor in zip(enhancers, factors, strict=True):
         if factor != 1:
-            image = change(image).enhance(factor)
+            image = enhancer(image).enhance(factor)
     return image

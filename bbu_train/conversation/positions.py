@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's three-dimensional positions."""
+"""Qwen2.5-VL's three-dimensional positions (M-RoPE)."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def positions(runs: Sequence[int | tuple[int, int]]) -> Int[Tensor, "3 tokens"]:
-    """(time, height, width) of each token of one conversation (Qwen2-VL, Wang et al. 2024, section 2.1).
+    """Return (time, height, width) of each token of one conversation (Qwen2-VL, Wang et al. 2024, section 2.1).
 
-    `runs` lists what follows what: a number of text tokens, or the (height, width) of a picture in image tokens.
-    Text counts on in all three. A picture that begins at position p gives its token in row i and column j the
-    position (p, p + i, p + j); what follows begins at p + max(height, width).
+    A run is a number of text tokens, or the (height, width) of a picture in image tokens. Text tokens count up in all
+    three coordinates. In a picture that begins at position p, the token in row i and column j has the position
+    (p, p + i, p + j); the next run begins at p + max(height, width).
     """
-    parts, start = [], 0  # of numpy: for pieces as small as these torch takes five times as long
+    parts, start = [], 0  # numpy, because torch takes five times as long for such small pieces
     for run in runs:
         if isinstance(run, int):
             parts.append(np.broadcast_to(np.arange(start, start + run), (3, run)))

@@ -1,4 +1,4 @@
-"""Text to token ids in such a way that no text becomes a control token."""
+"""Text to token ids, such that no text can become a control token."""
 
 import codecs
 from functools import cache
@@ -14,12 +14,12 @@ _CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", 
 
 
 class Text:
-    """The checkpoint's tokenizer, split in two: its text pipeline without any added token, and its control tokens.
+    """The checkpoint's tokenizer, split in two: its text pipeline without added tokens, and the ids of control tokens.
 
-    A tokenizer as it comes turns the string `<|im_end|>` in a user's description into the token that ends a turn.
+    The tokenizer itself would turn the string `<|im_end|>` in a user's description into the token that ends a turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend = tokenizer.backend_tokenizer
         self._plain = Tokenizer(backend.model)
         self._plain.normalizer = backend.normalizer
@@ -36,33 +36,33 @@ class Text:
         self.start, self.end, self.vision_start, self.vision_end, self.image = (added[token] for token in _CONTROL)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of `text`, every character of it taken as text."""
+        """Return the token ids of `text`. Strings such as `<|im_end|>` are encoded as text."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def read(self, ids: list[int]) -> str:
-        """The text of `ids` up to the end token, control tokens left out."""
+        """Return the text of `ids` up to the end token, without control tokens."""
         return "".join(self.pieces(ids))
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """What each of `ids` adds to their text: nothing for control tokens and from the end token on.
+        """Return what each of `ids` adds to their text: "" for control tokens and from the end token on.
 
-        A character of several tokens comes with the last of them. Bytes that make no character become U+FFFD.
+        A character of several tokens is added by the last of them. Bytes that form no character become U+FFFD.
         """
         length = ids.index(self.end) if self.end in ids else len(ids)
-        reader = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        pieces = [reader.decode(self._bytes(token)) for token in ids[:length]]
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        pieces = [decoder.decode(self._bytes(token)) for token in ids[:length]]
         if pieces:
-            pieces[-1] += reader.decode(b"", final=True)
+            pieces[-1] += decoder.decode(b"", final=True)
         return pieces + [""] * (len(ids) - length)
 
     def control(self, token: int) -> str | None:
-        """The name of a control token, such as `<|im_end|>`; None of one that stands for text."""
+        """Return the name of a control token, such as `<|im_end|>`, or None for a text token."""
         return self._added[token].content if token in self._added and self._added[token].special else None
 
     def _bytes_of(self, token: int) -> bytes:
-        """Of a token of the text pipeline, or the string that an added token stands for; none of a control token."""
+        """Return the bytes of a text token, or of the string of an added token; b"" for a control token."""
         if token in self._added:
             added = self._added[token]
             return b"" if added.special else added.content.encode()
-        spelt = self._plain.id_to_token(token)  # None: a model has room for more tokens than its tokenizer has
-        return bytes(_BYTES[character] for character in spelt or "")
+        characters = self._plain.id_to_token(token)  # None for the model's ids beyond the tokenizer's vocabulary
+        return bytes(_BYTES[character] for character in characters or "")

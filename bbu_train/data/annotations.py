@@ -1,4 +1,4 @@
-"""What every reader of annotated pictures checks alike, and the one report of all that is wrong."""
+"""The checks that all readers of annotated pictures share, and one report of all problems."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from bbu_train.types.samples import Object, Picture, Sample
 
 logger = logging.getLogger(__name__)
 
-NUM_THREADS = 8  # headers wait for the disk or the network; more threads than this only wait for each other
-PORTION = 32  # lines or files that a thread takes at a time
+NUM_THREADS = 8  # reading headers waits for the disk or the network; more threads only wait for each other
+CHUNK_SIZE = 32  # lines or files that a thread takes at a time
 BAD_BOXES = ("error", "drop")
 
 Box = tuple[float, float, float, float]
@@ -27,119 +27,128 @@ Item = TypeVar("Item")
 
 
 class Problem(NamedTuple):
-    """Something wrong, and where. Problems of boxes alone can be settled by leaving the boxes out."""
+    """What is wrong, and where. A problem of a box (`is_box`) can be resolved by dropping that box."""
 
     text: str
     is_box: bool
 
 
 class LabelledObject(NamedTuple):
-    """An object that is yet to be checked; `label` names it in messages, such as "object 3 (RBC)"."""
+    """An object that is not checked yet; `label` names it in messages, such as "object 3 (RBC)"."""
 
     label: str
     object: Object
 
 
 class PictureSizes:
-    """Upright sizes of pictures; each header is read once, however often its picture is named."""
+    """Upright sizes of pictures. Each header is read once, however many lines name its picture."""
 
-    def __init__(self):
-        self._found: dict[Path, tuple[int, int] | str] = {}
+    def __init__(self) -> None:
+        self._sizes: dict[Path, tuple[int, int] | str] = {}
 
     def __call__(self, path: Path) -> tuple[int, int] | str:
-        """(width, height) in pixels, or what is wrong with the file."""
-        if path not in self._found:
+        """Return (width, height) in pixels, or a text that says what is wrong with the file."""
+        if path not in self._sizes:
             try:
-                self._found[path] = read_header(path)
+                self._sizes[path] = read_header(path)
             except UnreadablePicture as error:
-                self._found[path] = str(error)
-        return self._found[path]
+                self._sizes[path] = str(error)
+        return self._sizes[path]
 
 
-def existing_folder(root: str | Path | None, bad_boxes: str, holds: str) -> Path:
-    """`root` as a path, after a check of both keys; `holds` says what the folder is expected to hold."""
+def check_root(root: str | Path | None, bad_boxes: str, contents: str) -> Path:
+    """Return data.root as an existing folder. `contents` says in messages what the folder should hold.
+
+    Raises InputError for a missing folder and for an unknown value of data.bad_boxes.
+    """
     if bad_boxes not in BAD_BOXES:
         raise InputError(f"data.bad_boxes={bad_boxes}: expected one of {', '.join(BAD_BOXES)}.")
     if not root:
-        raise InputError(f"data.root is not set. Give the folder that holds {holds}: data.root=/path")
+        raise InputError(f"data.root is not set. Give the folder that holds {contents}: data.root=/path")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise InputError(f"data.root={root}: no such folder. Give the one that holds {holds}: data.root=/path")
+        raise InputError(f"data.root={root}: no such folder. Give the one that holds {contents}: data.root=/path")
     return folder
 
 
 def read_all(
     items: Iterable[Item], read_one: Callable[[Item], tuple[Sample | None, list[Problem]]]
 ) -> tuple[list[Sample], list[Problem]]:
-    """Samples and problems of all items, in their order, read by several threads."""
+    """Return the samples and problems of all items, in their order. Several threads call `read_one`."""
     samples, problems = [], []
-    portions = _portions(items)
+    chunks = _split(items)
     with ThreadPoolExecutor(NUM_THREADS) as threads:
-        while in_flight := list(islice(portions, 4 * NUM_THREADS)):  # bounds the memory of a large data set
-            for portion in threads.map(lambda portion: [read_one(item) for item in portion], in_flight):
-                for sample, found in portion:
+        while in_flight := list(islice(chunks, 4 * NUM_THREADS)):  # bounds the memory of a large data set
+            for results in threads.map(lambda chunk: [read_one(item) for item in chunk], in_flight):
+                for sample, item_problems in results:
                     samples += [sample] if sample else []
-                    problems += found
+                    problems += item_problems
     return samples, problems
 
 
-def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _split(items: Iterable[Item]) -> Iterator[list[Item]]:
     remaining = iter(items)
-    while portion := list(islice(remaining, PORTION)):
-        yield portion
+    while chunk := list(islice(remaining, CHUNK_SIZE)):
+        yield chunk
 
 
-def checked_picture(
+def check_picture(
     where: str, path: Path, objects: Iterable[LabelledObject], sizes: PictureSizes, problems: list[Problem]
 ) -> Picture | None:
-    """The picture with its good boxes, or None where its file cannot be used; adds to `problems`."""
+    """Return the picture with its valid boxes, or None if its file cannot be used. Adds to `problems`."""
     size = sizes(path)
     if isinstance(size, str):
         problems.append(Problem(f"{where}: {size}", is_box=False))
         size = None
-    kept = []
+    valid = []
     for label, candidate in objects:
-        wrong = box_problem(candidate.box_xyxy, size)
-        if wrong:
-            problems.append(Problem(f"{where} {label}: {wrong}", is_box=True))
+        problem = box_problem(candidate.box_xyxy, size)
+        if problem:
+            problems.append(Problem(f"{where} {label}: {problem}", is_box=True))
         else:
-            kept.append(Object(candidate.box_xyxy, _canonical(candidate.description)))
-    return Picture(path, *size, tuple(kept)) if size else None
+            valid.append(Object(candidate.box_xyxy, _normalize(candidate.description)))
+    return Picture(path, *size, tuple(valid)) if size else None
 
 
-def _canonical(description: str) -> str:
-    """NFC, as Qwen's tokenizer writes it: or a caption would never equal the description that it was learned from.
+def _normalize(description: str) -> str:
+    """Return the description in NFC, which Qwen's tokenizer writes, so that a decoded caption can equal it.
 
-    Many objects share one description, so equal ones are kept once.
+    Many objects share one description, so equal ones share one string.
     """
     return intern(normalize("NFC", description))
 
 
 def box_problem(box_xyxy: Box, size: tuple[int, int] | None) -> str | None:
-    """What is wrong with a box in a picture of (width, height), where known. Touching the edges is inside."""
+    """Return what is wrong with a box, or None. It must lie in its picture of (width, height), if that is known.
+
+    A box that touches the edges is inside.
+    """
     width, height = size or (sys.float_info.max, sys.float_info.max)
     x1, y1, x2, y2 = box_xyxy
     if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
         return None
-    shown = json.dumps([int(value) if value.is_integer() else value for value in box_xyxy])
+    box = json.dumps([int(value) if value.is_integer() else value for value in box_xyxy])
     if not all(math.isfinite(value) for value in box_xyxy):
-        return f"box that is not finite {shown}"
+        return f"box that is not finite {box}"
     if x1 > x2 or y1 > y2:
-        return f"inverted box {shown}, expected [left, top, right, bottom]"
+        return f"inverted box {box}, expected [left, top, right, bottom]"
     if x1 == x2 or y1 == y2:
-        return f"zero-area box {shown}"
-    return f"box {shown} outside its picture" + (f" of {width} x {height} pixels" if size else "")
+        return f"zero-area box {box}"
+    return f"box {box} outside its picture" + (f" of {width} x {height} pixels" if size else "")
 
 
-def settle(root: Path, problems: list[Problem], bad_boxes: str) -> int:
-    """The number of boxes left out, each logged; raises InputError with all problems if others remain."""
-    leave_out = bad_boxes == "drop"
-    dropped = [problem.text for problem in problems if problem.is_box and leave_out]
-    fatal = [problem.text for problem in problems if not (problem.is_box and leave_out)]
+def drop_or_raise(root: Path, problems: list[Problem], bad_boxes: str) -> int:
+    """Log the boxes that data.bad_boxes=drop leaves out and return their number.
+
+    Raises InputError with all problems if any others remain.
+    """
+    should_drop = bad_boxes == "drop"
+    dropped = [problem.text for problem in problems if problem.is_box and should_drop]
+    fatal = [problem.text for problem in problems if not (problem.is_box and should_drop)]
     if fatal:
-        remedy = "Mend what is listed; lines and objects are counted from 1."
-        if not leave_out and any(problem.is_box for problem in problems):
-            remedy += " Or leave the bad boxes out, counted and logged, with data.bad_boxes=drop."
+        remedy = "Correct the problems listed; lines and objects are counted from 1."
+        if not should_drop and any(problem.is_box for problem in problems):
+            remedy += " Or leave out the bad boxes, counted and logged, with data.bad_boxes=drop."
         raise all_problems(f"The data in {root}", fatal, remedy)
     for text in dropped:
         logger.warning("dropped: %s", text)

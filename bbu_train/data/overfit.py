@@ -1,19 +1,19 @@
-"""A few training samples as the whole data set: what is learned by heart is scored on the same pictures."""
+"""A few training samples as the whole data set: a component that works learns them by heart."""
 
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 
 
-def load(of: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
-    """The first `num_samples` training samples of other data, to train on and to validate on.
+def load(source: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
+    """Return the first `num_samples` training samples of the data set `source`, for training and for validation.
 
-    Raises InputError where there are fewer.
+    Raises InputError if `source` has fewer.
     """
-    if not 1 <= num_samples <= len(of.train):
+    if not 1 <= num_samples <= len(source.train):
         raise InputError(
-            f"data.num_samples={num_samples}: expected a whole number from 1 to the {len(of.train)} training samples "
-            "that there are."
+            f"data.num_samples={num_samples}: expected a whole number from 1 to {len(source.train)}, the number of "
+            "training samples."
         )
-    few = of.train[:num_samples]
-    return Splits(few, few, teachers, of.num_dropped_boxes)
+    samples = source.train[:num_samples]
+    return Splits(samples, samples, teachers, source.num_dropped_boxes)

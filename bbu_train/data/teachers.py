@@ -1,4 +1,4 @@
-"""Which examples a student picture gets: a function of (seed, epoch, sample), never of who drew before."""
+"""Drawing teachers for a student picture: a function of (seed, epoch, sample) alone, whatever was drawn before."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from bbu_train.types.samples import Picture, Sample
 
 @dataclass(frozen=True)
 class TeacherDraw:
-    """Draws teachers from the pool for samples whose data does not fix them; fixed teachers, also none, stay.
+    """Draws teachers from the pool for samples whose data does not fix them; fixed teachers, even none, are kept.
 
-    A training sample gets teachers with probability `teacher_ratio`, then `num_teachers` of them: that number, or
-    one drawn evenly from [least, most]. Teachers are distinct and never the student's own picture, neither its file
-    nor a copy of it. Raises InputError for arguments out of range and for a pool that is too small.
+    A training sample gets teachers with probability `teacher_ratio`. Their number is `num_teachers`, or uniform from
+    [minimum, maximum]. Teachers are distinct and never the student's own picture: neither its file nor a copy of it.
+    Raises InputError for arguments out of range and for a pool that is too small.
     """
 
     teacher_ratio: float | int
@@ -28,17 +28,19 @@ class TeacherDraw:
     num_validation_teachers: int
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = []
         if not is_number(self.teacher_ratio) or not 0 <= self.teacher_ratio <= 1:
             problems.append(f"data.teachers.teacher_ratio={self.teacher_ratio}: expected a number from 0 to 1")
         if not _is_count_or_range(self.num_teachers):
             problems.append(
-                f"data.teachers.num_teachers={self.num_teachers}: expected a number of at least 0, or [least, most]"
+                f"data.teachers.num_teachers={self.num_teachers}: expected a whole number of at least 0, "
+                "or [minimum, maximum]"
             )
         if not is_count(self.num_validation_teachers):
             problems.append(
-                f"data.teachers.num_validation_teachers={self.num_validation_teachers}: expected a number of at least 0"
+                f"data.teachers.num_validation_teachers={self.num_validation_teachers}: "
+                "expected a whole number of at least 0"
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             problems.append(f"data.teachers.seed={self.seed}: expected a whole number")
@@ -46,43 +48,45 @@ class TeacherDraw:
             raise all_problems("The draw of teachers", problems, "Set these keys in conf/data or as overrides.")
 
     def draw(self, sample: Sample, epoch: int, pool: Sequence[Picture]) -> tuple[Picture, ...]:
-        """Teachers of a training sample, by (seed, epoch, sample.id)."""
+        """Return the teachers of a training sample, drawn by (seed, epoch, sample.id)."""
         if sample.teachers is not None:
             return sample.teachers
         random = generator("teachers", self.seed, epoch, sample.id)
         if random.random() >= self.teacher_ratio:
             return ()
-        least, most = self._range
-        return _distinct(random, int(random.integers(least, most + 1)), sample, pool, "num_teachers")
+        minimum, maximum = self._range
+        num_teachers = int(random.integers(minimum, maximum + 1))
+        return _draw_distinct(random, num_teachers, sample, pool, "num_teachers")
 
     def draw_validation(self, sample: Sample, pool: Sequence[Picture]) -> tuple[Picture, ...]:
-        """Teachers of a validation sample, by (seed, sample.id): the same at every evaluation."""
+        """Return the teachers of a validation sample, drawn by (seed, sample.id): the same at every evaluation."""
         if sample.teachers is not None:
             return sample.teachers
         random = generator("validation teachers", self.seed, sample.id)
-        return _distinct(random, self.num_validation_teachers, sample, pool, "num_validation_teachers")
+        return _draw_distinct(random, self.num_validation_teachers, sample, pool, "num_validation_teachers")
 
     def check_pool(self, train: Sequence[Sample], validation: Sequence[Sample], num_pool: int) -> None:
-        """Raise for a pool that is too small before the model loads, not in the middle of a run."""
-        wanted = {}
+        """Raise InputError if the pool is too small: before the model loads, not in the middle of a run."""
+        required = {}
         if self.teacher_ratio > 0 and any(sample.teachers is None for sample in train):
-            most = self._range[1]
-            wanted["num_teachers"] = most + 1 if most else 0  # a training student lies in the pool itself
+            maximum = self._range[1]
+            required["num_teachers"] = maximum + 1 if maximum else 0  # the pool holds the student's own picture
         if any(sample.teachers is None for sample in validation):
-            wanted["num_validation_teachers"] = self.num_validation_teachers
-        for key, num_wanted in wanted.items():
-            if num_pool < num_wanted:
+            required["num_validation_teachers"] = self.num_validation_teachers
+        for key, num_required in required.items():
+            if num_pool < num_required:
                 raise InputError(
-                    f"The pool of teachers holds {_pictures(num_pool)}, but data.teachers.{key}={getattr(self, key)} "
-                    f"needs {num_wanted}. Add training pictures or lower data.teachers.{key}."
+                    f"The pool of teachers holds {_count_pictures(num_pool)}, but "
+                    f"data.teachers.{key}={getattr(self, key)} needs {num_required}. "
+                    f"Add training pictures or lower data.teachers.{key}."
                 )
 
     @property
     def _range(self) -> tuple[int, int]:
         if isinstance(self.num_teachers, int):
             return self.num_teachers, self.num_teachers
-        least, most = self.num_teachers
-        return least, most
+        minimum, maximum = self.num_teachers
+        return minimum, maximum
 
 
 def _is_count_or_range(value: object) -> bool:
@@ -90,37 +94,38 @@ def _is_count_or_range(value: object) -> bool:
     return len(numbers) == 2 and all(map(is_count, numbers)) and numbers[0] <= numbers[1]
 
 
-def _pictures(num: int) -> str:
-    return "1 picture" if num == 1 else f"{num} pictures"
+def _count_pictures(num_pictures: int) -> str:
+    return "1 picture" if num_pictures == 1 else f"{num_pictures} pictures"
 
 
-def _distinct(
-    random: np.random.Generator, num_wanted: int, sample: Sample, pool: Sequence[Picture], key: str
+def _draw_distinct(
+    random: np.random.Generator, num_teachers: int, sample: Sample, pool: Sequence[Picture], key: str
 ) -> tuple[Picture, ...]:
-    chosen = []
-    order = _shuffled(random, len(pool))
-    while len(chosen) < num_wanted:
+    """Return `num_teachers` pictures of the pool with contents that differ from each other and from the student's."""
+    chosen: list[Picture] = []
+    order = _shuffle(random, len(pool))
+    while len(chosen) < num_teachers:
         index = next(order, None)
         if index is None:
             raise InputError(
-                f"{sample.id} is to get {num_wanted} teachers, but of the pool's {_pictures(len(pool))} only "
+                f"{sample.id} needs {num_teachers} teachers, but of the pool's {_count_pictures(len(pool))} only "
                 f"{len(chosen)} differ from it and from each other. Add training pictures or lower data.teachers.{key}."
             )
-        if not any(_same_bytes(pool[index].path, other.path) for other in (sample.student, *chosen)):
+        if not any(_has_same_bytes(pool[index].path, other.path) for other in (sample.student, *chosen)):
             chosen.append(pool[index])
     return tuple(chosen)
 
 
-def _shuffled(random: np.random.Generator, size: int) -> Iterator[int]:
-    """0 ... size - 1 in random order, lazily: Fisher and Yates, with only the entries kept that have moved."""
-    moved = {}
+def _shuffle(random: np.random.Generator, size: int) -> Iterator[int]:
+    """Yield 0 ... size - 1 in random order: a lazy Fisher-Yates shuffle that stores only the entries that moved."""
+    moved: dict[int, int] = {}
     for i in range(size):
         j = int(random.integers(i, size))
         yield moved.get(j, j)
         moved[j] = moved.get(i, i)
 
 
-def _same_bytes(a: Path, b: Path) -> bool:
+def _has_same_bytes(a: Path, b: Path) -> bool:
     """Whether two paths hold the same bytes: one file, a link to it, or a copy."""
     return a == b or (_num_bytes(a) == _num_bytes(b) and _digest(a) == _digest(b))
 

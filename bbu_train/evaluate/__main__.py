@@ -1,4 +1,4 @@
-"""`python -m bbu_train.evaluate run=<folder> key=value ...`: what a trained model finds, in one table."""
+"""`python -m bbu_train.evaluate run=<folder> key=value ...`: score a checkpoint of a trained run on a split."""
 
 import sys
 import time
@@ -12,75 +12,93 @@ from bbu_train.runs.config_keys import refuse
 from bbu_train.runtime import logs
 
 USAGE = """\
-python -m bbu_train.evaluate run=<run folder> [key=value ...]
+usage: python -m bbu_train.evaluate run=<run folder> [key=value ...]
 
-Scores a checkpoint by both routes, the head's boxes and the language model's written JSON, with 0, 1 and 2 teachers
-before each picture: average precision and recall, F1, descriptions, malformed answers, seconds a picture, and what
-teachers are worth. Writes table.csv, table.json and table.png, and logs all of it on the run in MLflow, if it has one.
+Scores a checkpoint on a split of the run's data, by one or both of its routes:
 
-  run             folder of the run, such as outputs/default/20260101-120000-abcdef01
-  checkpoint      best (the default), last, or a step
-  split           validation (the default), train, or the name of another one of the run's data: a file of
-                  ImageSets/Main (data=voc) or under data.root (data=jsonl), such as test
-  route           both (the default), head or generated
-  teachers        how many, as a list; default [0,1,2]. They are drawn from the training pictures as in validation
-  max_new_tokens  of a written answer; default: twice the longest answer of a training picture. A longer one is cut off
-  batch_size      pictures at once; default 8
-  num_workers     processes that read pictures ahead; default: as many as the run had
-  out             a new folder for the result; default <run folder>/evaluations/<time>
+  head       the boxes and descriptions of the detection head
+  generated  the boxes and descriptions that the language model generates as JSON
+
+Each route is scored with 0, 1 and 2 teachers (example pictures with answers) before each picture. Reports average
+precision (AP) and recall (AR), F1, correct descriptions, malformed answers, seconds per picture, and the gain from
+teachers. Writes table.csv, table.json and table.png, and logs all numbers to the run in MLflow, if it has one.
+
+  key             default                   meaning
+  run             required                  run folder, such as outputs/default/20260101-120000-abcdef01
+  checkpoint      best                      best, last or a step number
+  split           validation                validation, train, or another split of the run's data, such as test:
+                                            a file of ImageSets/Main (data=voc) or under data.root (data=jsonl)
+  route           both                      both, head or generated
+  teachers        [0,1,2]                   numbers of teachers to compare; teachers are drawn from the run's
+                                            training pictures, as in validation
+  max_new_tokens  2 x longest answer        longest generated answer, in tokens; a longer one is cut off. By
+                                            default twice the longest true answer of a training picture
+  batch_size      8                         pictures per batch
+  num_workers     as in the run             processes that load pictures in advance; 0: none
+  out             <run>/evaluations/<time>  output folder; it must be new or empty
 """
 DEFAULTS = {
-    **{"run": None, "checkpoint": "best", "split": "validation", "route": "both", "teachers": [0, 1, 2]},
-    **{"max_new_tokens": None, "batch_size": 8, "num_workers": None, "out": None},
+    "run": None,
+    "checkpoint": "best",
+    "split": "validation",
+    "route": "both",
+    "teachers": [0, 1, 2],
+    "max_new_tokens": None,
+    "batch_size": 8,
+    "num_workers": None,
+    "out": None,
 }
 PATHS = ("run", "split", "out")
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.call(lambda given: evaluate(_settled(given)), words, USAGE, DEFAULTS, PATHS)
+    return arguments.call(lambda options: evaluate(_validate(options)), words, USAGE, DEFAULTS, PATHS)
 
 
-def _settled(given: DictConfig) -> DictConfig:
-    """What can be known without a look at any file."""
-    problems = arguments.absent(given, {"run": "a run's folder", "split": "validation, train or another"})
-    problems += arguments.wrong_choices(given, {"route": ("both", "head", "generated")})
-    problems += arguments.wrong_checkpoint(given.checkpoint)
+def _validate(options: DictConfig) -> DictConfig:
+    """Sort `teachers`, fill in `out`, and raise InputError that lists every option that is wrong. Reads no file."""
+    problems = arguments.absent(options, {"run": "a run's folder", "split": "validation, train or another"})
+    problems += arguments.wrong_choices(options, {"route": ("both", "head", "generated")})
+    problems += arguments.wrong_checkpoint(options.checkpoint)
     optional = {"max_new_tokens": 1, "num_workers": 0}
-    least = {"batch_size": 1} | {key: limit for key, limit in optional.items() if given[key] is not None}
-    problems += arguments.wrong_counts(given, least)
-    teachers = given.teachers if isinstance(given.teachers, ListConfig) else [given.teachers]
+    minima = {"batch_size": 1} | {key: minimum for key, minimum in optional.items() if options[key] is not None}
+    problems += arguments.wrong_counts(options, minima)
+    teachers = options.teachers if isinstance(options.teachers, ListConfig) else [options.teachers]
     if not teachers or not all(arguments.is_count(number, 0) for number in teachers):
-        problems.append(f"teachers={given.teachers}: teachers is a list of whole numbers, such as [0,1,2].")
+        problems.append(f"teachers={options.teachers}: teachers is a list of whole numbers, such as [0,1,2].")
     refuse(problems)
-    given.teachers = sorted(set(teachers))
-    given.out = given.out or str(Path(given.run) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
-    return given
+    options.teachers = sorted(set(teachers))
+    options.out = options.out or str(Path(options.run) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
+    return options
 
 
-def evaluate(given: DictConfig) -> None:
-    """Everything is looked at before the model loads; then each number of teachers is measured, and all is written."""
+def evaluate(options: DictConfig) -> None:
+    """Check all inputs, load the model, score each number of teachers, then write, log and print the table."""
     logs.start()
     from bbu_train.evaluate import output_files, publish
-    from bbu_train.evaluate.measure import Conversations, measured, twice_the_longest_answer
-    from bbu_train.evaluate.split import load
-    from bbu_train.evaluate.table import Scores
+    from bbu_train.evaluate.measure import Conversations, default_max_new_tokens, measure
+    from bbu_train.evaluate.split import load_split
+    from bbu_train.evaluate.table import EvaluationTable
     from bbu_train.predict.run import TrainedRun
 
-    out = arguments.new_folder(given.out)
-    run = TrainedRun(given.run, given.checkpoint, given.route, max(given.teachers))
-    data, samples = load(run.cfg, given.split)
-    builder = run.builder()
-    conversations = [Conversations(data, samples, number, builder, run.preprocessing) for number in given.teachers]
-    most = given.max_new_tokens or twice_the_longest_answer(builder, data.train)
-    num_workers = run.cfg.num_workers if given.num_workers is None else given.num_workers
-    predictor = run.predictor(most, builder.longest_caption(data.train))
-    rows = measured(predictor, conversations, given.batch_size, num_workers)
-    scores = Scores(given.run, run.saved.step, given.split, tuple(rows))
-    output_files.write(scores, out)  # and logged, before the words, which may go to a pipe that nobody reads to its end
-    said = publish.publish(run.cfg, scores, out)
-    print(f"{scores.as_text()}\n\ncheckpoint  {run.saved.folder}\nresult      {out}")
-    if said:
-        print(f"MLflow      {said}")
+    out = arguments.new_folder(options.out)
+    run = TrainedRun(options.run, options.checkpoint, options.route, max(options.teachers))
+    data, samples = load_split(run.cfg, options.split)
+    builder = run.make_builder()
+    conversations = [
+        Conversations(data, samples, num_teachers, builder, run.preprocessing) for num_teachers in options.teachers
+    ]
+    max_new_tokens = options.max_new_tokens or default_max_new_tokens(builder, data.train)
+    num_workers = run.cfg.num_workers if options.num_workers is None else options.num_workers
+    predictor = run.load_predictor(max_new_tokens, builder.max_caption_tokens(data.train))
+    rows = measure(predictor, conversations, options.batch_size, num_workers)
+    table = EvaluationTable(options.run, run.saved.step, options.split, tuple(rows))
+    # Files and MLflow come before the printed table: printing fails if stdout is a pipe that was closed early.
+    output_files.write(table, out)
+    mlflow_message = publish.publish(run.cfg, table, out)
+    print(f"{table.as_text()}\n\ncheckpoint  {run.saved.folder}\nresult      {out}")
+    if mlflow_message:
+        print(f"MLflow      {mlflow_message}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which pictures are scored."""
+"""The samples that are scored: a split of a run's data."""
 
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from bbu_train.predict.run import build
 from bbu_train.types.samples import Sample
 
 
-def load(cfg: DictConfig, split: str) -> tuple[Splits, tuple[Sample, ...]]:
-    """The data of a run's config, and of it the samples of a split: "train", "validation", or another one of its data.
+def load_split(cfg: DictConfig, split: str) -> tuple[Splits, tuple[Sample, ...]]:
+    """Return the data of a run's config and the samples of `split`: "train", "validation" or another split.
 
-    Another is read in the place of validation, so its teachers come from the training pictures, too.
+    Another split, such as "test", takes the place of validation in `cfg`, so its teachers also come from the training
+    pictures. Raises InputError if the data has no other splits.
     """
     if split in ("train", "validation"):
         data = build(cfg.data)

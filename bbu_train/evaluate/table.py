@@ -1,22 +1,31 @@
-"""The rows as tables of words, as metrics with names, and what teachers are worth."""
+"""The evaluation table: its rows as text, as named metrics, and the gain from teachers."""
 
 from dataclasses import dataclass
 
 from bbu_train.evaluate.measure import EvaluationRow
 from bbu_train.reporting.tables import Table, Value, as_text
 
-BOXES = {
-    **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"},
-    **{"recall_1": "AR 1", "recall_10": "AR 10", "recall_100": "AR 100", "f1": "F1", "agnostic_ap50": "agnostic AP50"},
+BOX_COLUMNS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "recall_1": "AR 1",
+    "recall_10": "AR 10",
+    "recall_100": "AR 100",
+    "f1": "F1",
+    "agnostic_ap50": "agnostic AP50",
 }
-WORDS = {"matched": "found", "description/exact": "exact"}
-COSTS = {"malformed": "malformed", "student_lm": "loss", "seconds": "s/picture"}
-ABSENT = "-"
+DESCRIPTION_COLUMNS = {"matched": "matched", "description/exact": "exact"}
+COST_COLUMNS = {"malformed": "malformed", "student_lm": "loss", "seconds": "s/picture"}
+UNDEFINED = "-"
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a checkpoint of a run scores on a split."""
+class EvaluationTable:
+    """The scores of a checkpoint of a run on a split."""
 
     run: str
     step: int
@@ -24,24 +33,25 @@ class Scores:
     rows: tuple[EvaluationRow, ...]
 
     @property
-    def names(self) -> list[str]:
-        """Every metric that any row has; a row lacks what is not defined for it."""
+    def metric_names(self) -> list[str]:
+        """Every metric that at least one row has; rows lack the metrics that are undefined for them."""
         return list(dict.fromkeys(name for row in self.rows for name in row.metrics))
 
     @property
     def gains(self) -> dict[str, float]:
-        """`in_context_gain` by its full name: what changes from no teacher to one, and `.../teachers_<k>`: to k.
+        """The gain from one teacher, and with the ending `/teachers_<k>` from k; above 0, teachers help.
 
-        The gain itself is the fall of the students' loss, in nats a token; `in_context_gain/<route>_<metric>` is the
-        rise of a route's AP50 and F1. Above 0 teachers help.
+        `in_context_gain` is the decrease of the students' loss in nats per token. `in_context_gain/<route>_<metric>`
+        is the increase of a route's AP50 or F1. Both are relative to the row without teachers; without it there are
+        no gains.
         """
-        by_place = {(row.route, row.num_teachers): row.metrics for row in self.rows}
+        metrics_by_row = {(row.route, row.num_teachers): row.metrics for row in self.rows}
         gains = {}
-        for (route, number), metrics in by_place.items():
-            without = by_place.get((route, 0))
-            if number == 0 or without is None:
+        for (route, num_teachers), metrics in metrics_by_row.items():
+            without = metrics_by_row.get((route, 0))
+            if num_teachers == 0 or without is None:
                 continue
-            ending = "" if number == 1 else f"/teachers_{number}"
+            ending = "" if num_teachers == 1 else f"/teachers_{num_teachers}"
             gains[f"in_context_gain{ending}"] = without["student_lm"] - metrics["student_lm"]
             for name in {"ap50", "f1"} & metrics.keys():
                 gains[f"in_context_gain/{route}_{name}{ending}"] = metrics[name] - without[name]
@@ -49,7 +59,10 @@ class Scores:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All by one name each, as they are logged: validation's begin with "eval", as in a run."""
+        """All numbers under the names by which they are logged.
+
+        Names begin with the split; with "eval" for validation, as in training.
+        """
         prefix = "eval" if self.split == "validation" else self.split
         named = {
             f"{prefix}/{row.route}/teachers_{row.num_teachers}/{name}": value
@@ -59,31 +72,35 @@ class Scores:
         return named | {f"{prefix}/{name}": value for name, value in self.gains.items()}
 
     def as_text(self) -> str:
-        """Tables for a terminal: boxes, descriptions with costs, classes, and gains."""
-        levels = [name for name in self.names if name.startswith("description/level_")]
-        words = WORDS | {name: name.removeprefix("description/").replace("_", " ") for name in levels} | COSTS
-        tables = [self._rows_by("Boxes", BOXES), self._rows_by("Descriptions of what is found, and costs", words)]
-        classes = [name for name in self.names if name.startswith("ap50/")]
+        """Return tables for a terminal: boxes, descriptions and costs, classes, and gains."""
+        levels = [name for name in self.metric_names if name.startswith("description/level_")]
+        level_columns = {name: name.removeprefix("description/").replace("_", " ") for name in levels}
+        columns = DESCRIPTION_COLUMNS | level_columns | COST_COLUMNS
+        tables = [
+            self._table_of("Boxes", BOX_COLUMNS),
+            self._table_of("Descriptions of matched objects, and costs", columns),
+        ]
+        classes = [name for name in self.metric_names if name.startswith("ap50/")]
         if classes:
             head = ["AP50", *(f"{row.route} {row.num_teachers}" for row in self.rows)]
-            values = [[name.removeprefix("ap50/"), *(_shown(row, name) for row in self.rows)] for name in classes]
-            tables.append(Table("Classes, by route and number of teachers", head, values))
+            rows = [[name.removeprefix("ap50/"), *(_format(row, name) for row in self.rows)] for name in classes]
+            tables.append(Table("Classes, by route and number of teachers", head, rows))
         if self.gains:
-            tables.append(self._gains())
+            tables.append(self._table_of_gains())
         title = f"step {self.step}, {self.split}: {self.rows[0].num_pictures} pictures"
         return "\n\n".join([title, *(f"{table.title}\n{as_text(table)}" for table in tables)])
 
-    def _gains(self) -> Table:
+    def _table_of_gains(self) -> Table:
         numbers = [number for number in sorted({row.num_teachers for row in self.rows}) if number > 0]
-        kinds = dict.fromkeys(name.split("/teachers_")[0] for name in self.gains)
+        names = dict.fromkeys(name.split("/teachers_")[0] for name in self.gains)
         endings = ["" if number == 1 else f"/teachers_{number}" for number in numbers]
-        rows = [[kind, *(f"{self.gains[kind + ending]:+.3f}" for ending in endings)] for kind in kinds]
-        return Table("What changes from no teacher to some", ["teachers", *map(str, numbers)], rows)
+        rows = [[name, *(f"{self.gains[name + ending]:+.3f}" for ending in endings)] for name in names]
+        return Table("Gain over no teachers", ["teachers", *map(str, numbers)], rows)
 
-    def _rows_by(self, title: str, columns: dict[str, str]) -> Table:
-        rows = [[row.route, row.num_teachers, *(_shown(row, name) for name in columns)] for row in self.rows]
+    def _table_of(self, title: str, columns: dict[str, str]) -> Table:
+        rows = [[row.route, row.num_teachers, *(_format(row, name) for name in columns)] for row in self.rows]
         return Table(title, ["route", "teachers", *columns.values()], rows)
 
 
-def _shown(row: EvaluationRow, name: str) -> Value:
-    return f"{row.metrics[name]:.3f}" if name in row.metrics else ABSENT
+def _format(row: EvaluationRow, name: str) -> Value:
+    return f"{row.metrics[name]:.3f}" if name in row.metrics else UNDEFINED

@@ -1,46 +1,17 @@
-"""A font that can draw a text, Chinese included, without a font file of our own."""
+"""Fonts that can draw a text, Chinese included, without shipping a font file."""
 
 import functools
 import logging
-import os
-import shutil
-import subprocess
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import ImageFont
 
-FOLDERS = (
-    Path("/usr/share/fonts"),
-    Path("/usr/local/share/fonts"),
-    Path.home() / ".local/share/fonts",
-    Path.home() / ".fonts",
-    Path("/System/Library/Fonts"),
-    Path("/Library/Fonts"),
-    Path.home() / "Library/Fonts",
-    Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts",
-)
-"""Where Linux, macOS and Windows keep fonts."""
+CHINESE = "机柜设备"  # simplified Chinese: fonts that only cover Japanese or traditional Chinese lack some of these
 
-FAMILIES = (
-    "notosanscjk",
-    "notosanssc",
-    "sourcehansans",
-    "wqy-zenhei",
-    "wqy-microhei",
-    "pingfang",
-    "hiragino sans gb",
-    "stheiti",
-    "msyh",
-    "simhei",
-    "simsun",
-    "droidsansfallback",
-    "arphic",
-    "uming",
-    "ukai",
-)
-"""Beginnings of the file names of families with Chinese glyphs, the best to read first."""
+PREFERRED = ("notosanscjk", "notosanssc", "sourcehansans", "wqy-zenhei", "wqy", "pingfang", "msyh")
+"""Beginnings of the file names of legible sans-serif fonts, the best first. Any other font with Chinese comes after."""
 
 WARNING = (
     "No font with Chinese characters is installed: they are drawn as empty boxes. Install one: "
@@ -50,77 +21,73 @@ WARNING = (
 
 
 def font(size: int, text: str) -> ImageFont.FreeTypeFont:
-    """A font of `size` pixels that can draw `text`.
+    """Return a font of `size` pixels that can draw `text`.
 
-    Text in Latin letters always gets the font inside Pillow, so that it looks the same on every machine. Other text
-    gets an installed Chinese font; where there is none, its letters become boxes, and a warning says so once.
+    Latin text always gets Pillow's own font, so it looks the same on every machine. Other text gets an installed
+    Chinese font. If there is none, its characters become empty boxes, and `WARNING` is logged once.
     """
-    if not needs_cjk(text):
-        return _built_in(size)
-    path = cjk_font_file()
-    return _from_file(path, size) if path else _built_in(size)
-
-
-def needs_cjk(text: str) -> bool:
-    """Whether `text` has a character beyond Latin Extended-B, where the glyphs of Pillow's own font end."""
-    return any(character > "\u024f" for character in text)
+    path = None if _is_latin(text) else cjk_font_file()
+    return _load(path, size)
 
 
 @functools.cache
 def cjk_font_file() -> Path | None:
-    """The best installed font file with Chinese characters; warns, once, where there is none."""
-    found = _known_to_fontconfig() or _known_by_name()
-    if not found:
+    """Return the best installed font file with Chinese characters, or None after logging `WARNING`.
+
+    The first face of the file must have the characters, because Pillow and matplotlib draw with that one; a collection
+    (.ttc) may have more faces.
+    """
+    from matplotlib import font_manager  # here because it takes half a second, and few texts need it
+
+    # Not fontManager.ttflist: it is read from a cache, which lacks the fonts that were installed later.
+    paths = sorted(map(Path, font_manager.findSystemFonts()), key=_preference)
+    path = next(filter(_has_chinese, paths), None)
+    if path is None:
         logging.getLogger(__name__).warning(WARNING)
-        return None
-    return min(found, key=_preference)
+    return path
 
 
 def use_in_plots(texts: Sequence[str]) -> None:
-    """Let matplotlib fall back to an installed Chinese font, as drawing does, where a text needs one.
+    """Let matplotlib fall back to the font of `cjk_font_file` if one of `texts` needs it.
 
-    Where there is none, its own warning for every character is left out: `WARNING` has said it all.
+    If there is none, matplotlib's own warning for every missing character is silenced: `WARNING` says it once.
     """
-    if not any(map(needs_cjk, texts)):
+    if all(map(_is_latin, texts)):
         return
     if (path := cjk_font_file()) is None:
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         return
     from matplotlib import font_manager, rcParams
 
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the font's one weight will do
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns that the font has no bold face
     font_manager.fontManager.addfont(path)
     rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()]
 
 
-def _known_to_fontconfig() -> list[Path]:
-    """Font files that say that they cover Chinese; none where fontconfig is not installed."""
-    program = shutil.which("fc-list")
-    if program is None:
-        return []
-    listing = subprocess.run([program, ":lang=zh", "file"], capture_output=True, encoding="utf-8", check=False).stdout
-    paths = [Path(line.strip().rstrip(":")) for line in listing.splitlines() if line.strip()]
-    return [path for path in paths if path.suffix.lower() in (".ttf", ".ttc", ".otf", ".otc")]
+def _is_latin(text: str) -> bool:
+    """Whether Pillow's own font has glyphs for `text`: they end with Latin Extended-B."""
+    return all(character <= "\u024f" for character in text)
 
 
-def _known_by_name() -> list[Path]:
-    files = (path for folder in FOLDERS if folder.is_dir() for path in folder.rglob("*.[to]t[fc]"))
-    return [path for path in files if path.name.lower().startswith(FAMILIES)]
+def _has_chinese(path: Path) -> bool:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        face = FT2Font(str(path))
+    except (OSError, RuntimeError):  # unreadable or damaged
+        return False
+    return all(face.get_char_index(ord(character)) for character in CHINESE)
 
 
 def _preference(path: Path) -> tuple[int, bool, str]:
-    """Sorts by family, then the regular weight, then by path, so that a machine always chooses the same file."""
+    """Sort key: family, then regular weight, then path, so that one machine always chooses the same file."""
     name = path.name.lower()
-    rank = next((rank for rank, family in enumerate(FAMILIES) if name.startswith(family)), len(FAMILIES))
-    plain = name.startswith("wqy") or "regular" in name
-    return rank, not plain, str(path)
+    rank = next((rank for rank, family in enumerate(PREFERRED) if name.startswith(family)), len(PREFERRED))
+    is_regular = name.startswith("wqy") or "regular" in name
+    return rank, not is_regular, str(path)
 
 
-@functools.lru_cache(maxsize=256)
-def _built_in(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-@functools.lru_cache(maxsize=256)
-def _from_file(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(path), size)
+@functools.lru_cache(maxsize=512)
+def _load(path: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of a file, or Pillow's own for None."""
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)

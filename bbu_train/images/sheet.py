@@ -1,4 +1,4 @@
-"""Many pictures on one sheet, each under a title."""
+"""Sheets: several images side by side, and an image under its title."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from bbu_train.images.fonts import font
 from bbu_train.images.overlay import DARK, LEGIBLE, LETTERS, SMALLEST, WHITE
 
 
-def titled(image: Image.Image, title: str) -> Image.Image:
-    """The picture below a line of large letters."""
+def add_title(image: Image.Image, title: str) -> Image.Image:
+    """Return `image` below a line of large letters."""
     size = max(SMALLEST, round(1.4 * LETTERS * max(image.size) / LEGIBLE))
     sheet = Image.new("RGB", (image.width, image.height + 2 * size), WHITE)
     sheet.paste(image, (0, 2 * size))
@@ -18,8 +18,8 @@ def titled(image: Image.Image, title: str) -> Image.Image:
     return sheet
 
 
-def gallery(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """The images in rows of `columns`, each in the middle of a cell of the largest one's size."""
+def make_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Return the images in rows of `columns`, each centred in a cell as large as the largest image."""
     gap = 12
     width, height = (max(sizes) + gap for sizes in zip(*(image.size for image in images), strict=True))
     columns = min(columns, len(images))

@@ -1,4 +1,4 @@
-"""The score of a predictor that never looks: what can be had by knowing where things usually are."""
+"""A baseline that ignores the image: it predicts the places where objects usually are."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ from bbu_train.types.samples import Picture, class_of
 def constant_predictions(
     train_pictures: Sequence[Picture], pictures: Sequence[Picture], num_boxes: int, seed: int
 ) -> list[Prediction]:
-    """What can be had without looking: the same boxes for every picture, scaled to its size.
+    """Return the same boxes for every one of `pictures`, scaled to its size. A model that does not beat them ignores
+    the image.
 
-    The boxes of each class are the k-means centres of its training boxes (cxcywh, normalised by width and height),
-    `num_boxes` shared equally by the classes; the score is the centre's share of the training boxes of its class.
+    The boxes of a class are the k-means centres of its training boxes (cxcywh, normalised by width and height). The
+    score of a box is the share of the training boxes of its class that are closest to it. `num_boxes` is divided
+    equally among the classes; each class has at least one box, and at most as many as it has different boxes.
     """
     by_class = defaultdict(list)
     for picture in train_pictures:
@@ -27,7 +29,7 @@ def constant_predictions(
             by_class[class_of(each.description)].append(np.array(each.box_xyxy) / size)
     boxes, scores, descriptions = [np.zeros((0, 4))], [np.zeros(0)], []
     for name in sorted(by_class):
-        centres, shares = _clusters(np.array(by_class[name]), max(1, num_boxes // len(by_class)), seed, name)
+        centres, shares = _cluster(np.array(by_class[name]), max(1, num_boxes // len(by_class)), seed, name)
         boxes.append(centres)
         scores.append(shares)
         descriptions += [name] * len(centres)
@@ -38,10 +40,10 @@ def constant_predictions(
     ]
 
 
-def _clusters(
+def _cluster(
     boxes_xyxy: Float[np.ndarray, "n 4"], num_clusters: int, seed: int, name: str
 ) -> tuple[Float[np.ndarray, "k 4"], Float[np.ndarray, "k"]]:
-    """Centres, as xyxy, and the share of the boxes in each; at most as many as there are different boxes."""
+    """Return the cluster centres as xyxy and each cluster's share of the boxes."""
     x1, y1, x2, y2 = boxes_xyxy.T
     cxcywh = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1)
     num_clusters = min(num_clusters, len(np.unique(cxcywh, axis=0)))

@@ -1,8 +1,8 @@
-"""What the name of a metric in metrics.jsonl says of it."""
+"""Whether a metric of metrics.jsonl is better when it is lower or higher."""
 
 
 def usual_mode(metric: str) -> str:
-    """Which is better, "min" or "max", where nobody says."""
+    """Return the better direction, "min" or "max", of a metric whose direction the config leaves open."""
     parts = metric.split("/")
     is_cost = bool({"loss", "grad_norm", "memory"} & set(parts)) or parts[-1].endswith("seconds")
     return "min" if is_cost else "max"

@@ -1,6 +1,7 @@
-"""What a block computes again in the backward pass instead of keeping it."""
+"""Activation checkpointing (Chen et al. 2016): blocks of the backbone recompute activations instead of storing them."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -8,27 +9,28 @@ from transformers import PreTrainedModel
 
 from bbu_train.errors import InputError
 
-PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
 
 
-def enable(backbone: PreTrainedModel, choice: str) -> None:
-    """full keeps each block's input alone; selective keeps the results of what is expensive, too.
+def enable_activation_checkpointing(backbone: PreTrainedModel, choice: str) -> None:
+    """Recompute each block in the backward pass. Raise InputError if `choice` is neither "full" nor "selective".
 
-    Expensive are matrix products and attention: with them kept, norms, rotations and activations are computed again
-    for next to nothing, most of all in compiled blocks, where they are part of the kernels that read them.
+    full stores only the input of each block. selective also stores the results of the expensive operations: matrix
+    products and attention. Norms, rotations and activations are then recomputed at almost no cost, above all in
+    compiled blocks, where they are fused into the kernels that use them.
     """
     if choice not in ("selective", "full"):
         raise InputError(f"engine.gradient_checkpointing={choice} is unknown; take none, selective or full.")
-    settings = {"use_reentrant": False, "preserve_rng_state": False}  # there is no dropout
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # there is no dropout
     if choice == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     backbone.activation_checkpointing_enable(settings)
-    # Only the reentrant kind needs embeddings with a gradient, for which a frozen vision tower would be run backwards.
+    # Only reentrant checkpointing needs embeddings with a gradient, which would send one through a frozen vision tower.
     backbone.disable_input_require_grads()
 
 
-def _policy(_, operator, *args, **kwargs) -> CheckpointPolicy:
-    # Attention is torch's own, or an operator of another package.
+def _policy(_context: object, operator: Any, *_args: object, **_kwargs: object) -> CheckpointPolicy:
+    # `operator` is a torch OpOverload. Attention is either torch's own or an operator from a package's namespace.
     is_attention = "attention" in operator.name() or operator.namespace not in ("aten", "prims")
-    keep = is_attention or operator.overloadpacket in PRODUCTS
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+    should_save = is_attention or operator.overloadpacket in MATRIX_PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if should_save else CheckpointPolicy.PREFER_RECOMPUTE

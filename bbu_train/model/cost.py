@@ -1,4 +1,4 @@
-"""What a sample costs, known from its size alone: by it, work is divided among ranks and steps."""
+"""The cost of a sample, computed from its size alone. Work is divided among ranks and steps by it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from transformers import Qwen2_5_VLConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """Useful arithmetic of a sample in the backbone, forward and backward, in floating-point operations:
+    """Floating-point operations of the backbone for a sample, forward and backward:
 
         cost = per_token L + per_token_squared L^2 + sum over pictures (per_patch n + per_patch_squared n^2)
 
-    for L tokens and pictures of n patches. It is there to compare samples, not to report: everything counts as trained;
-    the logits, whose number depends on the answer, and the head are left out. Whole numbers, so that sums are exact.
+    for L tokens and pictures of n patches. The cost serves to compare samples, not to be reported: it takes all weights
+    as trained and leaves out the logits, whose number depends on the answer, and the head. Whole numbers keep sums
+    exact.
     """
 
     per_token: int
@@ -22,16 +23,17 @@ class Cost:
     per_patch_squared: int
 
     def __call__(self, num_tokens: int, num_patches: Sequence[int]) -> int:
-        """`num_patches` of each picture."""
+        """Return the cost of a sample; `num_patches` has one number for each picture."""
         language = self.per_token * num_tokens + self.per_token_squared * num_tokens**2
         return language + sum(self.per_patch * n + self.per_patch_squared * n**2 for n in num_patches)
 
 
-def of(config: Qwen2_5_VLConfig) -> Cost:
-    """The coefficients of a model of this shape.
+def from_config(config: Qwen2_5_VLConfig) -> Cost:
+    """Return the coefficients for a model of these sizes.
 
-    A weight and a token take 6 operations: two in the forward pass and four in the backward. Attention among n tokens
-    of width d takes 12 n^2 d, half of it if causal; a block of windows of w patches 12 n w d.
+    A weight takes 6 operations for each token: two in the forward pass and four in the backward pass. Attention among n
+    tokens of width d takes 12 n^2 d operations, half of that if it is causal; a block with windows of w patches takes
+    12 n w d.
     """
     text, tower = config.text_config, config.vision_config
     width, key_width = text.hidden_size, text.hidden_size // text.num_attention_heads * text.num_key_value_heads
@@ -41,7 +43,7 @@ def of(config: Qwen2_5_VLConfig) -> Cost:
     window_patches = (tower.window_size // tower.patch_size) ** 2
     merged_patches = tower.spatial_merge_size**2
     merged_width = tower.hidden_size * merged_patches
-    merger = merged_width**2 + merged_width * tower.out_hidden_size  # for merged_patches of a picture at once
+    merger = merged_width**2 + merged_width * tower.out_hidden_size  # applied once for each `merged_patches` patches
     return Cost(
         per_token=6 * text.num_hidden_layers * layer,
         per_token_squared=6 * text.num_hidden_layers * width,

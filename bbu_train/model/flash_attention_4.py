@@ -1,9 +1,11 @@
-"""flash-attention 4 (the flash-attn-4 package) as operators that compiled code can call.
+"""flash-attention 4 (the flash-attn-4 package) as custom operators that compiled code can call.
 
-The package compiles its kernels for Hopper and Blackwell while the program runs, some seconds at the first call of each
-kind, and torch.compile cannot look into that. So its forward and backward functions are wrapped here; they are private
-in the package, whose public function holds both in one piece of Python that no graph can contain.
+The package compiles its kernels for Hopper and Blackwell at run time, which takes some seconds at the first call of
+each kind, and torch.compile cannot trace that. So this module wraps the package's forward and backward functions as
+opaque operators. Both functions are private: the public one combines them in Python code that no graph can contain.
 """
+
+from typing import Any
 
 import torch
 from flash_attn.cute import interface
@@ -20,7 +22,7 @@ def flash_attention_4(
     scaling: float,
     is_causal: bool,
 ) -> Float[Tensor, "flat heads size"]:
-    """softmax(scaling Q K^T) V within segments; each of `kv_heads` serves as many heads as there are to it."""
+    """Return softmax(scaling Q K^T) V within segments. `heads / kv_heads` query heads share one key and value head."""
     return _forward(query, key, value, bounds, max_length, scaling, is_causal)[0]
 
 
@@ -28,7 +30,7 @@ def flash_attention_4(
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int, scaling: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the logarithm of each softmax's denominator, which the backward pass reads."""
+    """Return the result and the log-sum-exp of each softmax, which the backward pass needs."""
     settings = {"softmax_scale": scaling, "causal": is_causal, "return_lse": True}
     return interface._flash_attn_fwd(query, key, value, **_segments(bounds, max_length), **settings)[:2]
 
@@ -41,43 +43,56 @@ def _backward(
     value: Tensor,
     bounds: Tensor,
     out: Tensor,
-    denominators: Tensor,
+    logsumexp: Tensor,
     max_length: int,
     scaling: float,
     is_causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     settings = {"softmax_scale": scaling, "causal": is_causal}
-    tensors = query, key, value, out, gradient.contiguous(), denominators
+    tensors = query, key, value, out, gradient.contiguous(), logsumexp
     return interface._flash_attn_bwd(*tensors, **_segments(bounds, max_length), **settings)[:3]
 
 
 @_forward.register_fake
-def _(query, key, value, bounds, max_length, scaling, is_causal):
-    return _like(query), query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+def _(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int, scaling: float, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    return _contiguous_like(query), query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
 
 
 @_backward.register_fake
-def _(gradient, query, key, value, bounds, out, denominators, max_length, scaling, is_causal):
-    return _like(query), _like(key), _like(value)
+def _(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    max_length: int,
+    scaling: float,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _contiguous_like(query), _contiguous_like(key), _contiguous_like(value)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.max_length, ctx.scaling, ctx.is_causal = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
-def _differentiate(ctx, gradient: Tensor, _):
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     settings = ctx.max_length, ctx.scaling, ctx.is_causal
     return *_backward(gradient, *ctx.saved_tensors, *settings), None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
-def _like(tensor: Tensor) -> Tensor:
+def _contiguous_like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-def _segments(bounds: Tensor, max_length: int) -> dict:
+def _segments(bounds: Tensor, max_length: int) -> dict[str, Any]:
     lengths = {"max_seqlen_q": max_length, "max_seqlen_k": max_length}
     return {"cu_seqlens_q": bounds, "cu_seqlens_k": bounds} | lengths

@@ -1,4 +1,4 @@
-"""Generated answers, for many prompts at once, beside what the head finds in their pictures."""
+"""Greedy generation for a batch of prompts, along with the head's detections for the same pictures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,38 +6,39 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
 
-from bbu_train.model.greedy_decoding import GeneratedTokens, Writer
+from bbu_train.model.greedy_decoding import GeneratedTokens, GreedyDecoder
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Detections
 
 
 @torch.no_grad()
-def answer(
+def generate(
     model: GroundingModel, batch: Batch, end_token: int, max_new_tokens: int
 ) -> tuple[GeneratedTokens, Detections | None]:
-    """Both answers to the prompts of a left-padded batch, from one run of the vision tower.
+    """Return the generated tokens and the detections for a left-padded batch, from one run of the vision tower.
 
-    The prompts are read as in training, attention included; only their keys and values are kept besides. Greedy, until
-    every row has ended or has `max_new_tokens`, 1 or more. The model comes back as it was. Autocast is the caller's.
+    The prompts take the forward pass of training, with the same attention; only their keys and values are cached in
+    addition. Decoding is greedy and stops when every row has ended or has `max_new_tokens` (at least 1) tokens. The
+    model's mode and attention are restored afterwards. The caller chooses autocast.
     """
-    last_is_text = batch.sample_of_token[:, -1].tolist() == list(range(len(batch.sample_ids)))
-    assert last_is_text, "rows that do not end with their sample: lay prompts out by left_pad"
+    ends_with_sample = batch.sample_of_token[:, -1].tolist() == list(range(len(batch.sample_ids)))
+    assert ends_with_sample, "some rows do not end with their sample: lay prompts out by left_pad"
     language_model, embed = model.backbone.model.language_model, model.backbone.get_input_embeddings()
-    with _evaluating(model):
+    with _evaluation_mode(model):
         cache = DynamicCache(config=language_model.config)
         vision_features = model.encode_images(batch)
         hidden = model.hidden_states(batch, vision_features, cache)
         prompts = cache, batch.sample_of_token >= 0, batch.position_ids[1:]
-        writer = Writer(language_model, embed, model.project, *prompts, end_token, max_new_tokens)
+        decoder = GreedyDecoder(language_model, embed, model.project, *prompts, end_token, max_new_tokens)
         with _stock_attention(model):
-            written = writer.write(hidden.view(*batch.input_ids.shape, -1)[:, -1])
-        return written, model.detect(batch, vision_features, hidden)
+            generated = decoder.decode(hidden.view(*batch.input_ids.shape, -1)[:, -1])
+        return generated, model.detect(batch, vision_features, hidden)
 
 
 @contextmanager
-def _evaluating(model: GroundingModel) -> Iterator[None]:
-    """In evaluation mode and uncompiled: a cache that grows would be compiled again and again."""
+def _evaluation_mode(model: GroundingModel) -> Iterator[None]:
+    """Put the model into evaluation mode without compilation: a growing cache would be recompiled again and again."""
     was_training = model.training
     model.eval()
     try:
@@ -49,7 +50,7 @@ def _evaluating(model: GroundingModel) -> Iterator[None]:
 
 @contextmanager
 def _stock_attention(model: GroundingModel) -> Iterator[None]:
-    """transformers' own sdpa in the language model, which takes a mask over the cache and a single query."""
+    """Use transformers' sdpa in the language model: it accepts a mask over the cache and a single query per row."""
     backbone = model.backbone
     before = backbone.config.text_config._attn_implementation
     backbone.set_attn_implementation({"text_config": "sdpa"})

@@ -1,7 +1,8 @@
-"""Where in its picture an image token lies, for a language model from random weights.
+"""Positions of image tokens in their picture, for a language model with random weights.
 
-M-RoPE tells how far apart two tokens are, and text, in which a coordinate is to be written, moves on with every token.
-Pretrained layers have learned to make coordinates of that; to new ones it is told. Qwen3-VL has learned places.
+M-RoPE encodes only the distance between two tokens, and that distance grows with every token of the answer in which a
+coordinate must be generated. Pretrained layers have learned to derive coordinates from it; for new layers the absolute
+row and column are added to the image tokens. Qwen3-VL has learned position embeddings for the same purpose.
 """
 
 import torch
@@ -12,25 +13,25 @@ from bbu_train.errors import InputError
 from bbu_train.ops.numbers import is_number
 from bbu_train.ops.sine_encoding import sine_encoding
 
-LONGEST = 64  # times the shortest wavelength of 2 pi image tokens: about 400 of them, 11,000 pixels
+MAX_WAVELENGTH = 64  # in units of the shortest, which is 2 pi image tokens; about 400 image tokens or 11,000 pixels
 
 
-def check(amplitude: float, weights: str) -> None:
-    """Raise InputError unless weights of that kind, "random" or "pretrained", can learn with `amplitude`."""
-    if not is_number(amplitude) or amplitude < 0:
-        raise InputError(f"model.image_position_scale={amplitude}: expected a number, 0 (none) or above.")
-    if amplitude and weights == "pretrained":
+def check_scale(scale: float, weights: str) -> None:
+    """Raise InputError unless `scale` is a number from 0 on, and 0 for pretrained `weights`."""
+    if not is_number(scale) or scale < 0:
+        raise InputError(f"model.image_position_scale={scale}: expected a number, 0 (none) or above.")
+    if scale and weights == "pretrained":
         raise InputError(
-            f"model.image_position_scale={amplitude} with model.weights=pretrained: image tokens would look like "
+            f"model.image_position_scale={scale} with model.weights=pretrained: image tokens would look like "
             "nothing that these weights have learned. Set model.image_position_scale=0."
         )
 
 
-def sines(position_ids: Int[Tensor, "3 tokens"], width: int) -> Float[Tensor, "tokens width"]:
-    """Of the row of each image token, and then of its column, both counted from 0 in its picture. `position_ids` are
-    M-RoPE's, of image tokens alone.
+def image_position_encoding(position_ids: Int[Tensor, "3 tokens"], width: int) -> Float[Tensor, "tokens width"]:
+    """Return sine encodings of the row and of the column of each image token, counted from 0 in its picture.
 
-    `width` must be a multiple of 4, which that of every Qwen2.5-VL is.
+    `position_ids` are the M-RoPE positions of image tokens only. `width` must be a multiple of 4.
     """
-    start, *row_and_column = position_ids  # a picture's first token has its time as its row and column
-    return torch.cat([sine_encoding((where - start).float(), width // 2, LONGEST) for where in row_and_column], dim=-1)
+    time, *row_and_column = position_ids  # row and column of a picture's first token equal the picture's time
+    encodings = [sine_encoding((axis - time).float(), width // 2, MAX_WAVELENGTH) for axis in row_and_column]
+    return torch.cat(encodings, dim=-1)

@@ -1,15 +1,15 @@
-"""The vision tower's patch embedding for still pictures."""
+"""The vision tower's patch embedding for still pictures, as one matrix product."""
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 
-class StillPatchEmbedding(nn.Module):
-    """x -> W (x / 255 - mean) / std, with W the checkpoint's two temporal kernels summed.
+class LinearPatchEmbedding(nn.Module):
+    """x -> W (x / 255 - mean) / std, with W the sum of the checkpoint's two temporal kernels.
 
     The stock embedding is a Conv3d over two frames, and a still picture repeats its frame: with both frames equal,
-    W_0 x + W_1 x = (W_0 + W_1) x. So patches travel as the bytes of one frame, an eighth of the stock input, and the
+    W_0 x + W_1 x = (W_0 + W_1) x. So the patches are the bytes of one frame, an eighth of the stock input, and the
     convolution becomes one matrix product. The parameter keeps its name and shape.
     """
 

@@ -1,14 +1,14 @@
-"""Widths that a GPU multiplies fast."""
+"""Padding of weight matrices to widths that a GPU multiplies fast."""
 
 from torch import nn
 from torch.nn.functional import pad
 
 
 def pad_vision_mlp(visual: nn.Module, multiple: int) -> None:
-    """Widen the vision tower's MLPs with zeros to a multiple of `multiple`; what they compute stays the same.
+    """Widen the vision tower's MLPs with zeros to a multiple of `multiple`. Their outputs stay the same.
 
-    Their width, 3420, is not a multiple of 8, for which a GPU falls back to a slow bfloat16 product. A new unit gives
-    silu(0) * 0 = 0 and reaches the output through zeros, so its own gradients are zero, and it stays as it is.
+    Their width is 3420, which is not a multiple of 8, and for such widths a GPU uses a slow bfloat16 kernel. A new unit
+    computes silu(0) * 0 = 0 and its outgoing weights are zero, so its gradients are zero too and it never changes.
     """
     for block in visual.blocks:
         mlp = block.mlp

@@ -1,4 +1,4 @@
-"""What must be known of a model before its weights are there: its tokenizer, its cut of pictures, and its cost."""
+"""What data preparation needs from a model before its weights are loaded: tokenizer, picture format and cost."""
 
 import math
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from bbu_train.types.samples import PictureFormat
 
 @dataclass(frozen=True)
 class Preprocessing:
+    """`max_positions` is the longest sequence of the language model, in tokens."""
+
     tokenizer: PreTrainedTokenizerBase
     picture_format: PictureFormat
     max_positions: int
@@ -29,10 +31,11 @@ def build(
     max_pixels: int,
     teacher_cache_gib: float,
 ) -> Preprocessing:
-    """The checkpoint's tokenizer and picture format; with random weights a tokenizer made in code.
+    """Return the checkpoint's tokenizer and picture format; with random weights, the tiny tokenizer.
 
-    `min_pixels` and `max_pixels` bound the area of a resized picture. Generated boxes are pixels of that picture, so
-    a model must predict with the limits that it was trained with. With a cache, teachers' pictures come apart.
+    `min_pixels` and `max_pixels` bound the area of a resized picture. Generated boxes are in pixels of that picture, so
+    a model must predict with the limits of its training. With a teacher cache, teachers' pictures are kept apart.
+    Raise InputError for limits that admit no picture and for an impossible cache size.
     """
     config = configuration(checkpoint, weights, shape)
     vision = config.vision_config
@@ -56,4 +59,6 @@ def build(
         max_pixels=max_pixels,
         teachers_apart=teacher_cache_gib > 0,
     )
-    return Preprocessing(tokenizer, picture_format, config.text_config.max_position_embeddings, cost.of(config))
+    return Preprocessing(
+        tokenizer, picture_format, config.text_config.max_position_embeddings, cost.from_config(config)
+    )

@@ -1,4 +1,4 @@
-"""A tokenizer of Qwen2.5-VL's own kind, built in milliseconds without a download."""
+"""A small tokenizer of the same kind as Qwen2.5-VL's, built in milliseconds without a download."""
 
 import json
 
@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Written like the answers of the synthetic data and the prompts: what the merges should cover.
+# The merges are learned from this text. It resembles the prompts and the answers for synthetic images.
 TEXT = (
     "system user assistant You are an inspector of telecom equipment rooms.",
     "List every object in this picture as JSON with bbox_2d and label.",
@@ -35,9 +35,9 @@ TEXT = (
 
 
 def tiny_tokenizer(vocabulary_size: int) -> Qwen2Tokenizer:
-    """Qwen2's byte-level BPE with merges learned from TEXT, its control tokens and its chat template.
+    """Return Qwen2's byte-level BPE with merges learned from TEXT, Qwen2.5-VL's control tokens and chat template.
 
-    At most `vocabulary_size` tokens, the control tokens last. The same at every call, on any machine.
+    It has at most `vocabulary_size` tokens, the control tokens last, and is the same at every call on any machine.
     """
     untrained = Qwen2Tokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE())
@@ -48,9 +48,8 @@ def tiny_tokenizer(vocabulary_size: int) -> Qwen2Tokenizer:
         show_progress=False,
     )
     learner.train_from_iterator(TEXT, trainer)
-    learned = json.loads(learner.to_str())["model"]
-    merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = Qwen2Tokenizer(vocab=learned["vocab"], merges=merges)
+    bpe = json.loads(learner.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=bpe["vocab"], merges=[tuple(merge) for merge in bpe["merges"]])
     tokenizer.add_tokens(CONTROL_TOKENS, special_tokens=True)
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.chat_template = CHAT_TEMPLATE

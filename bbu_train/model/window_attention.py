@@ -1,10 +1,12 @@
-"""Attention within the windows of the vision tower, the turn of its positions included.
+"""Attention within the windows of the vision tower, with rotary embeddings applied in the same kernel.
 
-Kernels for long sequences work on tiles of 64 to 128 tokens, write statistics of the softmax and reduce over tiles; of
-a window of 64 patches they use half a tile or less. And what turns queries and keys by their positions reads and writes
-them once more on either side. Here one program holds a window of one head as a whole, from the product that makes
-queries, keys and values to the one that takes what was read, and keeps nothing for the backward pass but its inputs.
+Attention kernels for long sequences work on tiles of 64 to 128 tokens, write softmax statistics and reduce over tiles.
+A window of 64 patches fills half a tile or less, and separate rotary embeddings read and write queries and keys once
+more, forward and backward. Here one Triton program holds one head of one window and computes everything between the QKV
+projection and the output projection. It stores only its inputs for the backward pass.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,24 +14,24 @@ from torch import Tensor, nn
 
 from bbu_train.model import window_kernel
 
-LONGEST = 64  # tokens of a window
-LEAST_TILE = 16  # channels that a product of Triton takes
+MAX_WINDOW_TOKENS = 64
+MIN_DOT_CHANNELS = 16  # the smallest inner dimension of tl.dot
 
 
 def replace_windows(visual: nn.Module) -> None:
-    """Give every windowed block of a vision tower the attention of this file, unless its windows are too large."""
+    """Replace the attention of every windowed block by `WindowAttention`, unless windows are too large for it."""
     config = visual.config
-    if (config.window_size // config.patch_size) ** 2 > LONGEST:
+    if (config.window_size // config.patch_size) ** 2 > MAX_WINDOW_TOKENS:
         return
-    for number, block in enumerate(visual.blocks):
-        if number not in config.fullatt_block_indexes:
+    for i, block in enumerate(visual.blocks):
+        if i not in config.fullatt_block_indexes:
             block.attn = WindowAttention(block.attn)
 
 
 class WindowAttention(nn.Module):
-    """In place of a windowed block's attention of transformers' Qwen2.5-VL; parameters and their names are the same.
+    """Replaces Qwen2_5_VLVisionAttention in windowed blocks; parameters and their names stay the same.
 
-    CUDA and half precision, for windows of at most LONGEST patches.
+    It needs CUDA and half precision, and windows of at most MAX_WINDOW_TOKENS patches.
     """
 
     def __init__(self, stock: nn.Module):
@@ -42,26 +44,27 @@ class WindowAttention(nn.Module):
         hidden_states: Float[Tensor, "patches width"],
         cu_seqlens: Int[Tensor, "windows_and_one"],
         position_embeddings: tuple[Float[Tensor, "patches size"], Float[Tensor, "patches size"]],
-        **_,
+        **_: object,
     ) -> Float[Tensor, "patches width"]:
-        read = window_attention(self.qkv(hidden_states), *position_embeddings, cu_seqlens, self.num_heads, self.scaling)
-        return self.proj(read)
+        qkv = self.qkv(hidden_states)
+        return self.proj(window_attention(qkv, *position_embeddings, cu_seqlens, self.num_heads, self.scaling))
 
 
 def window_attention(
-    queries_keys_values: Float[Tensor, "tokens three_widths"],
+    qkv: Float[Tensor, "tokens three_widths"],
     cos: Float[Tensor, "tokens size"],
     sin: Float[Tensor, "tokens size"],
     bounds: Int[Tensor, "windows_and_one"],
     num_heads: int,
     scaling: float,
 ) -> Float[Tensor, "tokens width"]:
-    """softmax(scaling R(Q) R(K)^T) V within each window and head, with R(x) = x cos + (-x_2, x_1) sin (Su et al. 2021).
+    """Return softmax(scaling R(Q) R(K)^T) V within each window and head, with rotary embeddings R (Su et al. 2021).
 
-    x_1 and x_2 are the halves of a head's channels, for which `cos` and `sin` are the same. Positions are turned in
-    float32, products are in the dtype of the input, and gradients are summed in a fixed order.
+    R(x) = x cos + (-x2, x1) sin, where x1 and x2 are the halves of a head's channels. `cos` and `sin` have the same
+    values for both halves. Rotations are computed in float32 and products in the dtype of the input. Gradients are
+    summed in a fixed order.
     """
-    return _forward(queries_keys_values.contiguous(), cos.contiguous(), sin.contiguous(), bounds, num_heads, scaling)
+    return _forward(qkv.contiguous(), cos.contiguous(), sin.contiguous(), bounds, num_heads, scaling)
 
 
 @torch.library.custom_op("bbu_train::window_attention", mutates_args=())
@@ -82,28 +85,31 @@ def _backward(
 
 
 @_forward.register_fake
-def _(qkv, cos, sin, bounds, num_heads, scaling):
+def _(qkv: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, num_heads: int, scaling: float) -> Tensor:
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
 
 
 @_backward.register_fake
-def _(gradient, qkv, cos, sin, bounds, num_heads, scaling):
+def _(
+    gradient: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, num_heads: int, scaling: float
+) -> Tensor:
     return torch.empty_like(qkv)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.num_heads, ctx.scaling = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, gradient: Tensor):
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return _backward(gradient, *ctx.saved_tensors, ctx.num_heads, ctx.scaling), None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 def _sizes(qkv: Tensor, num_heads: int) -> dict[str, int]:
+    """Return the kernel's constants. HALF is half a head's channels, rounded up to a power of 2."""
     size = qkv.shape[1] // 3 // num_heads
-    half = max(LEAST_TILE, 1 << (size // 2 - 1).bit_length())
-    return {"HEADS": num_heads, "SIZE": size, "HALF": half, "TOKENS": LONGEST}
+    half = max(MIN_DOT_CHANNELS, 1 << (size // 2 - 1).bit_length())
+    return {"HEADS": num_heads, "SIZE": size, "HALF": half, "TOKENS": MAX_WINDOW_TOKENS}

@@ -1,6 +1,6 @@
-"""What a trained model finds in pictures."""
+"""Running a trained model on pictures: `python -m bbu_train.predict`."""
 
 import os
 
-# A token is many small operations: threads that spin while they wait for the next would starve their neighbours.
+# Generation runs many small operations per token; threads that spin between them would slow down other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported

@@ -1,14 +1,11 @@
-"""`python -m bbu_train.predict run=<folder> images=<pictures> key=value ...`: what a trained model finds."""
+"""`python -m bbu_train.predict run=<folder> images=<pictures> key=value ...`: detect objects in pictures."""
 
-import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from bbu_train.cli import arguments
 from bbu_train.ops.numbers import is_number
@@ -16,101 +13,94 @@ from bbu_train.runs.config_keys import refuse
 from bbu_train.runtime import logs
 
 USAGE = """\
-python -m bbu_train.predict run=<run folder> images=<file, folder or 'glob'> [key=value ...]
+usage: python -m bbu_train.predict run=<run folder> images=<file, folder or 'pattern'> [key=value ...]
 
-Finds and describes what is in pictures, by both routes: the head's boxes, and the language model's written JSON.
-Writes predictions.jsonl, a line a picture, and each picture with its boxes drawn, all in pixels of the upright
-original. Pictures of the run's own data show their true boxes, too.
+Detects and describes the objects in pictures with a trained model, by one or both of its routes:
 
-  run             folder of the run, such as outputs/default/20260101-120000-abcdef01
-  images          a picture, a folder of them, or a pattern in quotes, such as '/data/**/*.jpg'
-  checkpoint      best (the default), last, or a step
-  route           both (the default), head or generated
-  teachers        examples before each picture, drawn from the run's training pictures as in validation; default 0
-  threshold       least score of the head's boxes; default: that of the checkpoint's best F1, else 0.5
-  max_new_tokens  of a written answer, about 28 an object; default 2048. A longer answer is cut off, and what can be
-                  read of it is kept
-  max_caption_tokens  of the description of one of the head's boxes; default 64
-  batch_size      pictures at once; default 8
-  num_workers     processes that read pictures ahead; default: as many as the run had
-  truth           true (the default): look for the true boxes in the run's data; false: do not read it
-  out             a new folder for the result; default <run folder>/predictions/<time>
+  head       the detection head predicts boxes, each with a description
+  generated  the language model generates boxes and descriptions as JSON
+
+Writes predictions.jsonl, with one line per picture, and a copy of each picture with its boxes drawn on it.
+Coordinates are pixels of the upright original. Pictures of the run's own data also show their true boxes.
+
+  key                 default                   meaning
+  run                 required                  run folder, such as outputs/default/20260101-120000-abcdef01
+  images              required                  a picture, a folder of pictures with its subfolders, or a
+                                                pattern in quotes, such as '/data/**/*.jpg'
+  checkpoint          best                      best, last or a step number
+  route               both                      both, head or generated
+  teachers            0                         number of example pictures with answers before each picture;
+                                                they are drawn from the run's training pictures, as in
+                                                validation
+  threshold           of the checkpoint         lowest score of the head's boxes, 0 to 1; by default the
+                                                threshold at which the checkpoint had its best F1 in validation,
+                                                or 0.5 if there is none
+  max_new_tokens      2048                      longest generated answer, in tokens; an object takes about 28. A
+                                                longer answer is cut off, and the objects that can be read are
+                                                kept
+  max_caption_tokens  64                        longest description of a box of the head, in tokens
+  batch_size          8                         pictures per batch
+  num_workers         as in the run             processes that load pictures in advance; 0: none
+  truth               true                      true: show the true boxes of pictures that are in the run's
+                                                data; false: show none, and read the data only for teachers
+  out                 <run>/predictions/<time>  output folder; it must be new or empty
 """
 DEFAULTS = {
-    **{"run": None, "images": None, "checkpoint": "best", "route": "both", "teachers": 0, "threshold": None},
-    **{
-        "max_new_tokens": 2048,
-        "max_caption_tokens": 64,
-        "batch_size": 8,
-        "num_workers": None,
-        "truth": True,
-        "out": None,
-    },
+    "run": None,
+    "images": None,
+    "checkpoint": "best",
+    "route": "both",
+    "teachers": 0,
+    "threshold": None,
+    "max_new_tokens": 2048,
+    "max_caption_tokens": 64,
+    "batch_size": 8,
+    "num_workers": None,
+    "truth": True,
+    "out": None,
 }
 PATHS = ("run", "images", "out")
-PREDICTIONS = "predictions.jsonl"
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.call(lambda given: predict(_settled(given)), words, USAGE, DEFAULTS, PATHS)
+    return arguments.call(lambda options: predict(_validate(options)), words, USAGE, DEFAULTS, PATHS)
 
 
-def _settled(given: DictConfig) -> DictConfig:
-    """What can be known without a look at any file."""
-    problems = arguments.absent(given, {"run": "a run's folder", "images": "what to look at"})
-    problems += arguments.wrong_choices(given, {"route": ("both", "head", "generated")})
-    problems += arguments.wrong_checkpoint(given.checkpoint)
-    least = {"teachers": 0, "max_new_tokens": 1, "max_caption_tokens": 1, "batch_size": 1}
-    problems += arguments.wrong_counts(given, least)
-    if given.threshold is not None and not (is_number(given.threshold) and 0 <= given.threshold <= 1):
-        problems.append(f"threshold={given.threshold}: threshold is a number from 0 to 1.")
-    if given.num_workers is not None:
-        problems += arguments.wrong_counts(given, {"num_workers": 0})
+def _validate(options: DictConfig) -> DictConfig:
+    """Fill in `out`, and raise InputError that lists every option that is wrong. Reads no file."""
+    problems = arguments.absent(options, {"run": "a run's folder", "images": "a picture, a folder or a pattern"})
+    problems += arguments.wrong_choices(options, {"route": ("both", "head", "generated")})
+    problems += arguments.wrong_checkpoint(options.checkpoint)
+    minima = {"teachers": 0, "max_new_tokens": 1, "max_caption_tokens": 1, "batch_size": 1}
+    problems += arguments.wrong_counts(options, minima)
+    if options.threshold is not None and not (is_number(options.threshold) and 0 <= options.threshold <= 1):
+        problems.append(f"threshold={options.threshold}: threshold is a number from 0 to 1.")
+    if options.num_workers is not None:
+        problems += arguments.wrong_counts(options, {"num_workers": 0})
     refuse(problems)
-    given.out = given.out or str(Path(given.run) / "predictions" / time.strftime("%Y%m%d-%H%M%S"))
-    return given
+    options.out = options.out or str(Path(options.run) / "predictions" / time.strftime("%Y%m%d-%H%M%S"))
+    return options
 
 
-def predict(given: DictConfig) -> None:
-    """Everything is looked at before the model loads; then batch after batch is predicted, written and drawn."""
+def predict(options: DictConfig) -> None:
+    """Check all inputs, load the model, then predict, write and draw batch by batch."""
     logs.start()
-    from bbu_train.predict.pictures import find, settle
+    from bbu_train.predict import output_files
+    from bbu_train.predict.pictures import build_samples, find_pictures
     from bbu_train.predict.run import TrainedRun
 
-    out = arguments.new_folder(given.out)
-    run = TrainedRun(given.run, given.checkpoint, given.route, given.teachers)
-    samples = settle(find(given.images), run.picture_format, run.data(given.truth), given.teachers)
-    predictor = run.predictor(given.max_new_tokens, given.max_caption_tokens)
-    threshold = run.threshold if given.threshold is None else given.threshold
-    out.mkdir(parents=True, exist_ok=True)
-    num_workers = run.cfg.num_workers if given.num_workers is None else given.num_workers
-    _write(out, predictor, predictor.prompts(samples, given.batch_size, num_workers), len(samples), threshold)
-    print(f"checkpoint  {run.saved.folder}\nresult      {out / PREDICTIONS}, and the drawn pictures beside it")
-
-
-def _write(out: Path, predictor, prompts: Iterable, num_pictures: int, threshold: float) -> None:
-    from bbu_train.predict.show import drawn, line
-
-    num_malformed = num_boxes = 0
-    numbers = count()
-    seconds = 0.0
-    with (out / PREDICTIONS).open("w", encoding="utf-8") as file, tqdm(total=num_pictures, unit="picture") as progress:
-        for samples, batch in prompts:
-            began = time.perf_counter()
-            results = predictor(samples, batch)
-            seconds += time.perf_counter() - began
-            for found, number in zip(results, numbers, strict=False):
-                name = f"{number:05d}_{found.sample.student.path.stem}.jpg"
-                row = line(found, threshold)
-                file.write(json.dumps(row | {"drawn": name}, ensure_ascii=False) + "\n")
-                drawn(found, threshold).save(out / name, quality=92)
-                num_malformed += row.get("generated", {}).get("num_malformed", 0)
-                num_boxes += sum(len(row[route]["objects"]) for route in ("head", "generated") if route in row)
-            file.flush()
-            progress.update(len(results))
-    print(f"{num_pictures} pictures, {num_boxes} boxes, {seconds / num_pictures:.2f} s a picture")
-    if "generated" in predictor.routes:
-        print(f"{num_malformed} of {num_pictures} written answers are malformed or were cut off")
+    out = arguments.new_folder(options.out)
+    run = TrainedRun(options.run, options.checkpoint, options.route, options.teachers)
+    paths = find_pictures(options.images)
+    samples = build_samples(paths, run.picture_format, run.load_data(options.truth), options.teachers)
+    predictor = run.load_predictor(options.max_new_tokens, options.max_caption_tokens)
+    threshold = run.threshold if options.threshold is None else options.threshold
+    num_workers = run.cfg.num_workers if options.num_workers is None else options.num_workers
+    prompts = predictor.prompts(samples, options.batch_size, num_workers)
+    print(output_files.write(predictor, prompts, len(samples), threshold, out))
+    print(
+        f"checkpoint  {run.saved.folder}\nresult      {out / output_files.PREDICTIONS} and drawings in the same folder"
+    )
 
 
 if __name__ == "__main__":

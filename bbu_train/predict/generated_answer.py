@@ -1,9 +1,10 @@
-"""GeneratedTokens answers as predictions, which are scored and drawn like those of the head."""
+"""Answers that the language model generated, as predictions that are scored and drawn like those of the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from bbu_train.conversation import answer
 from bbu_train.conversation.patches import resized_size
@@ -14,7 +15,10 @@ from bbu_train.types.samples import Picture, PictureFormat
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """`is_malformed`: something of `text` is no object in the picture. What can be read of it is in `prediction`."""
+    """The generated `text` and the objects that could be read from it.
+
+    `is_malformed`: some part of `text` is not a valid object inside the picture.
+    """
 
     text: str
     prediction: Prediction
@@ -24,29 +28,32 @@ class GeneratedAnswer:
 def parse_generated(
     ids: Sequence[int], probabilities: Sequence[float], picture: Picture, text: Text, picture_format: PictureFormat
 ) -> GeneratedAnswer:
-    """The answer that `ids` spell, up to the end token, its boxes in pixels of the original picture.
+    """Decode `ids` up to the end token and parse the objects. Boxes are in pixels of the original picture.
 
-    The score of a box is the mean probability of the tokens that write its object. Boxes end where the picture does;
-    one that is inside out, or has no area in the picture, is left out. It never raises, whatever was written.
+    The score of a box is the mean probability of the tokens that spell its object. Boxes are clipped to the picture;
+    a box that is inside out, or has no area after clipping, is left out. Any ids are accepted: malformed text raises
+    nothing.
     """
     pieces = text.pieces(list(ids))
-    written = "".join(pieces)
+    generated = "".join(pieces)
     width, height = resized_size(picture, picture_format)
-    parsed = answer.parse(written, width / picture.width, height / picture.height)
+    parsed = answer.parse(generated, width / picture.width, height / picture.height)
     boxes = np.array([item.box_xyxy for item in parsed.objects], dtype=float).reshape(-1, 4)
     boxes = boxes.clip(0, [picture.width, picture.height] * 2)
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    scores = _means(pieces, probabilities, parsed.spans)
-    descriptions = tuple(item.description for item, good in zip(parsed.objects, has_area, strict=True) if good)
+    scores = _mean_probabilities(pieces, probabilities, parsed.spans)
+    descriptions = tuple(item.description for item, is_kept in zip(parsed.objects, has_area, strict=True) if is_kept)
     is_malformed = not (parsed.is_complete and has_area.all())
-    return GeneratedAnswer(written, Prediction(boxes[has_area], scores[has_area], descriptions), bool(is_malformed))
+    return GeneratedAnswer(generated, Prediction(boxes[has_area], scores[has_area], descriptions), bool(is_malformed))
 
 
-def _means(pieces: list[str], probabilities: Sequence[float], spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The mean probability of the tokens of each span of characters.
+def _mean_probabilities(
+    pieces: list[str], probabilities: Sequence[float], spans: Sequence[tuple[int, int]]
+) -> Float[np.ndarray, "spans"]:
+    """Return the mean token probability of each span of characters.
 
-    A token that begins or ends within a span belongs to it; one that adds nothing, as the first bytes of a Chinese
-    character do, stands where the next begins.
+    A token that begins or ends inside a span belongs to it. A token that adds no character, such as the first byte of
+    a Chinese character, counts as standing where the next token begins.
     """
     values = np.array(probabilities, dtype=float)
     lengths = np.array([len(piece) for piece in pieces], dtype=int)

@@ -1,4 +1,4 @@
-"""Which pictures are to be looked at, and what is known of them."""
+"""From the pictures that a command names to samples, with true objects and teachers where the data has them."""
 
 import glob
 from collections.abc import Sequence
@@ -13,31 +13,36 @@ from bbu_train.types.samples import Picture, PictureFormat, Sample
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
-def find(images: str) -> list[Path]:
-    """The file, the pictures anywhere in the folder, or the files that match the pattern, in order of their names."""
+def find_pictures(images: str) -> list[Path]:
+    """Return the file, all pictures in the folder and its subfolders, or all files that match the pattern, sorted.
+
+    Raises InputError if there are none.
+    """
     path = Path(images).expanduser()
     if path.is_dir():
-        found = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES]
+        paths = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES]
         hint = f"no file in that folder ends in {', '.join(SUFFIXES)}"
     elif path.exists():
         return [path]
     else:
-        found = list(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 (Path.glob takes no absolute one)
+        paths = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (Path.glob takes no absolute one)
         hint = "there is no such file or folder, and no file matches it as a pattern"
-    files = sorted(each for each in found if each.is_file())
+    files = sorted(each for each in paths if each.is_file())
     if not files:
         raise InputError(f"images={images}: {hint}.")
     return files
 
 
-def settle(
+def build_samples(
     paths: Sequence[Path], picture_format: PictureFormat, data: Splits | None, num_teachers: int
 ) -> list[Sample]:
-    """Each picture as a student, with its objects where `data` knows them, and with its teachers.
+    """Return each picture as the student of a sample, with its true objects if `data` has the picture.
 
-    Those are drawn from the training pictures as a validation sample's are: for one of `data`, they are the same.
-    Raises InputError that lists every picture that cannot be read or has a shape that the model does not take.
+    Teachers are drawn from the training pictures as in validation, so a picture of `data` gets the same ones there.
+    `num_teachers` above 0 needs `data`. Raises InputError that lists every picture that cannot be read or has a shape
+    that the model does not accept.
     """
+    assert data is not None or num_teachers == 0
     known = {} if data is None else {each.student.path.resolve(): each for each in (*data.train, *data.validation)}
     samples, problems = [], []
     for path in paths:
@@ -47,9 +52,9 @@ def settle(
         except (UnreadablePicture, InputError) as error:
             problems.append(str(error))
             continue
-        assert data is not None or num_teachers == 0
         teachers = data.with_validation_teachers(sample, num_teachers).teachers if data else ()
         samples.append(Sample(str(path), sample.student, teachers))
     if problems:
-        raise all_problems("Pictures to look at", problems, "Mend these, or name a folder or a pattern without them.")
+        fix = "Repair these files, or name a folder or pattern without them."
+        raise all_problems("Pictures to predict", problems, fix)
     return samples

@@ -1,4 +1,4 @@
-"""Both routes from pictures to predictions, from one run of the vision tower."""
+"""Predictions by both routes, the head and the generated answer, from one pass of the vision tower."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,8 +19,8 @@ from bbu_train.types.samples import Sample
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in the student's picture of `sample`; None for a route that was not taken."""
+class PicturePredictions:
+    """The predictions of both routes for the student's picture of `sample`; None for a route that did not run."""
 
     sample: Sample
     head: Prediction | None
@@ -29,12 +29,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Predictor:
-    """`autocast` is that of the run's engine. `routes` holds "head", "generated" or both."""
+    """A model with everything that turns samples into predictions.
+
+    `autocast` is that of the run's engine. `routes` holds "head", "generated" or both.
+    """
 
     model: GroundingModel
     builder: ConversationBuilder
     device: torch.device
-    autocast: Callable[[], AbstractContextManager]
+    autocast: Callable[[], AbstractContextManager[object]]
     routes: Sequence[str]
     max_new_tokens: int
     max_caption_tokens: int
@@ -42,24 +45,28 @@ class Predictor:
     def prompts(
         self, samples: Sequence[Sample], batch_size: int, num_workers: int
     ) -> Iterator[tuple[Sequence[Sample], Batch]]:
-        """Samples, with their teachers and each with an id of its own, so many at once; pictures are read ahead."""
-        groups = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
-        return zip(groups, loader.ahead(self._prompts_of, groups, num_workers), strict=True)
+        """Yield `batch_size` samples at a time with their prompts; `num_workers` processes load pictures in advance.
 
-    def _prompts_of(self, samples: Sequence[Sample]) -> Batch:
-        conversations = [self.builder.converse(each, each.teachers or (), with_answer=False) for each in samples]
-        return left_pad([self.builder.encode(each) for each in conversations], self.builder.picture_format)
+        Sample ids must be unique. Samples whose teachers are None get none.
+        """
+        groups = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
+        return zip(groups, loader.prefetch(self._encode_prompts, groups, num_workers), strict=True)
+
+    def _encode_prompts(self, samples: Sequence[Sample]) -> Batch:
+        conversations = [self.builder.converse(sample, sample.teachers or (), with_answer=False) for sample in samples]
+        encoded = [self.builder.encode(conversation) for conversation in conversations]
+        return left_pad(encoded, self.builder.picture_format)
 
     @torch.no_grad()
-    def __call__(self, samples: Sequence[Sample], prompts: Batch) -> list[Found]:
-        """What is found in the students' pictures of `samples`, by all routes at once."""
+    def __call__(self, samples: Sequence[Sample], prompts: Batch) -> list[PicturePredictions]:
+        """Return the predictions of all `routes` for each sample; `prompts` are those of `samples`."""
         text, picture_format = self.builder.text, self.builder.picture_format
         batch = prompts.to(self.device)
         answers: list[GeneratedAnswer | None] = [None] * len(samples)
         heads: dict[str, Prediction] = {}
         with self.autocast():
             if "generated" in self.routes:
-                (ids, probabilities), detections = generation.answer(self.model, batch, text.end, self.max_new_tokens)
+                (ids, probabilities), detections = generation.generate(self.model, batch, text.end, self.max_new_tokens)
                 rows = zip(ids.tolist(), probabilities.tolist(), samples, strict=True)
                 answers = [
                     generated_answer.parse_generated(*row, sample.student, text, picture_format)
@@ -69,4 +76,7 @@ class Predictor:
                 detections = self.model(batch).detections
             if "head" in self.routes:
                 heads = validation.predict(detections, samples, text, self.max_caption_tokens)
-        return [Found(each, heads.get(each.id), answer) for each, answer in zip(samples, answers, strict=True)]
+        return [
+            PicturePredictions(sample, heads.get(sample.id), answer)
+            for sample, answer in zip(samples, answers, strict=True)
+        ]

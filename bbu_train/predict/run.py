@@ -1,4 +1,4 @@
-"""A finished run: its config, one of its checkpoints, its data, and its model when all else is settled."""
+"""A trained run: its config, one of its checkpoints, its data, and its model, which loads only when asked for."""
 
 import logging
 from functools import partial
@@ -8,6 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from bbu_train.checkpoint.load import load_weights
+from bbu_train.checkpoint.local import Checkpoint
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
@@ -21,22 +22,26 @@ ROUTES = {"both": ("head", "generated"), "head": ("head",), "generated": ("gener
 
 
 class TrainedRun:
-    """`checkpoint` is "best", "last" or a step; `route` a key of ROUTES. Raises InputError for what the run lacks."""
+    """The run in `folder` with the checkpoint to use.
+
+    `checkpoint` is "best", "last" or a step; `route` is a key of ROUTES. Raises InputError if the run has no such
+    checkpoint, or no head although the route needs one.
+    """
 
     def __init__(self, folder: str, checkpoint: str | int, route: str, num_teachers: int):
         self.folder = folder
         self.cfg = cfg = run_folder.load(folder)
-        # What makes training fast or depends on its machine, and changes no prediction but for rounding.
+        # These settings only make training fast on its machine; predictions stay the same up to rounding.
         cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = "auto", False, 0
         cfg.data.teachers.num_validation_teachers = num_teachers
         self.routes = ROUTES[route]
         if "head" in self.routes and "num_queries" not in cfg.head:
             raise InputError(f"The run in {folder} has no head (head=none). Take route=generated.")
-        self.saved = self._chosen(checkpoint)
+        self.saved = self._find_checkpoint(checkpoint)
         with run_folder.built_by_this_code(folder):
             self.preprocessing = build(cfg.model.preprocessing)
 
-    def _chosen(self, checkpoint: str | int):
+    def _find_checkpoint(self, checkpoint: str | int) -> Checkpoint:
         checkpoints = build(self.cfg.checkpoint)
         if isinstance(checkpoint, int):
             return checkpoints.at(checkpoint)
@@ -56,30 +61,33 @@ class TrainedRun:
 
     @property
     def threshold(self) -> float:
-        """The score from which on the head's boxes had their best F1 in validation."""
+        """The score threshold at which the head's boxes had the best F1 in validation; 0.5 if it was not measured."""
         return self.saved.metrics.get("eval/f1_threshold", 0.5)
 
-    def builder(self) -> ConversationBuilder:
+    def make_builder(self) -> ConversationBuilder:
         with run_folder.built_by_this_code(self.folder):
             return build(self.cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
 
-    def data(self, wants_truth: bool) -> Splits | None:
-        """The run's data, None where nothing of it is asked for. Teachers need it; true boxes can do without."""
+    def load_data(self, should_show_truth: bool) -> Splits | None:
+        """Return the run's data, or None if neither teachers nor true boxes are needed.
+
+        If the data cannot be read, teachers are an error; for true boxes alone there is a warning and None.
+        """
         needs_pool = self.cfg.data.teachers.num_validation_teachers > 0
-        if not (needs_pool or wants_truth):
+        if not (needs_pool or should_show_truth):
             return None
         try:
             return build(self.cfg.data)
         except InstantiationException as error:
             if needs_pool or not isinstance(error.__cause__, InputError | OSError):
                 raise
-            log.warning("True boxes are not shown, as the run's data cannot be read: %s", error.__cause__)
+            log.warning("True boxes are not shown, because the run's data cannot be read: %s", error.__cause__)
             return None
 
-    def predictor(self, max_new_tokens: int, max_caption_tokens: int) -> Predictor:
-        """The model with the checkpoint's weights, on the GPU if there is one."""
+    def load_predictor(self, max_new_tokens: int, max_caption_tokens: int) -> Predictor:
+        """Load the model with the checkpoint's weights, on the GPU if there is one."""
         cfg = self.cfg
-        weights = self.saved.weights()  # damaged ones are found before the model is built
+        weights = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
         torch.set_num_threads(cfg.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with run_folder.built_by_this_code(self.folder):
@@ -87,5 +95,5 @@ class TrainedRun:
         load_weights(model, weights)
         autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
         return Predictor(
-            model.eval(), self.builder(), device, autocast, self.routes, max_new_tokens, max_caption_tokens
+            model.eval(), self.make_builder(), device, autocast, self.routes, max_new_tokens, max_caption_tokens
         )

@@ -1,39 +1,45 @@
-"""A prediction as a line of JSON and as a picture."""
+"""Predictions for a picture as a row of JSON and as a drawing."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bbu_train.images.overlay import overlay
-from bbu_train.images.sheet import gallery as sheet
-from bbu_train.images.sheet import titled
-from bbu_train.predict.routes import Found
+from bbu_train.images.sheet import add_title, make_sheet
+from bbu_train.predict.routes import PicturePredictions
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of
 
 
-def line(found: Found, threshold: float) -> dict[str, Any]:
-    """Boxes in pixels of the upright original, cut at its edges; the head's best first, the written as written."""
-    picture = found.sample.student
+def to_row(predictions: PicturePredictions, threshold: float) -> dict[str, Any]:
+    """Return one line of predictions.jsonl. Boxes are pixels of the upright original, clipped to the picture.
+
+    Objects of the head are those with a score of at least `threshold`, best first. Generated objects keep the order of
+    the answer, and all of them are listed.
+    """
+    picture = predictions.sample.student
     row: dict[str, Any] = {"picture": str(picture.path), "width": picture.width, "height": picture.height}
-    row["teachers"] = [str(teacher.path) for teacher in found.sample.teachers or ()]
-    if found.head is not None:
-        order = np.argsort(-found.head.scores, kind="stable")
-        row["head"] = {
-            "objects": _objects(found.head, picture, [i for i in order if found.head.scores[i] >= threshold])
+    row["teachers"] = [str(teacher.path) for teacher in predictions.sample.teachers or ()]
+    if predictions.head is not None:
+        scores = predictions.head.scores
+        best_first = np.argsort(-scores, kind="stable")
+        indices = [i for i in best_first.tolist() if scores[i] >= threshold]
+        row["head"] = {"objects": _objects(predictions.head, picture, indices)}
+    if predictions.generated is not None:
+        prediction = predictions.generated.prediction
+        row["generated"] = {
+            "objects": _objects(prediction, picture, range(len(prediction.scores))),
+            "num_malformed": int(predictions.generated.is_malformed),
+            "answer": predictions.generated.text,
         }
-    if found.generated is not None:
-        prediction = found.generated.prediction
-        objects = _objects(prediction, picture, range(len(prediction.scores)))
-        row["generated"] = {"objects": objects, "num_malformed": int(found.generated.is_malformed)}
-        row["generated"]["answer"] = found.generated.text
     if picture.objects is not None:
         row["true"] = [{"bbox_2d": list(each.box_xyxy), "label": each.description} for each in picture.objects]
     return row
 
 
-def _objects(prediction: Prediction, picture: Picture, chosen) -> list[dict[str, Any]]:
+def _objects(prediction: Prediction, picture: Picture, indices: Iterable[int]) -> list[dict[str, Any]]:
     boxes = prediction.boxes_xyxy.clip(0, [picture.width, picture.height] * 2)
     return [
         {
@@ -42,16 +48,20 @@ def _objects(prediction: Prediction, picture: Picture, chosen) -> list[dict[str,
             "class": class_of(prediction.descriptions[i]),
             "score": round(float(prediction.scores[i]), 4),
         }
-        for i in chosen
+        for i in indices
     ]
 
 
-def drawn(found: Found, threshold: float) -> Image.Image:
-    """The picture once for each route, side by side, true boxes in both."""
-    picture, panels = found.sample.student, []
-    if found.head is not None:
-        panels.append(titled(overlay(picture, found.head, threshold), "head"))
-    if found.generated is not None:
-        title = "generated (malformed: what could be read)" if found.generated.is_malformed else "generated"
-        panels.append(titled(overlay(picture, found.generated.prediction, 0.0), title))
-    return sheet(panels, columns=2)
+def draw_predictions(predictions: PicturePredictions, threshold: float) -> Image.Image:
+    """Draw the picture once per route, side by side, each with the true boxes.
+
+    `threshold` applies to the head's boxes; generated boxes are all drawn.
+    """
+    picture, panels = predictions.sample.student, []
+    if predictions.head is not None:
+        panels.append(add_title(overlay(picture, predictions.head, threshold), "head"))
+    if predictions.generated is not None:
+        is_malformed = predictions.generated.is_malformed
+        title = "generated (malformed: readable objects only)" if is_malformed else "generated"
+        panels.append(add_title(overlay(picture, predictions.generated.prediction, 0.0), title))
+    return make_sheet(panels, columns=2)

@@ -1,12 +1,11 @@
-"""What a person looks at when a run has ended: a table, a plot of the losses, an overlay of boxes."""
+"""The results that a person looks at: a gallery per evaluation; plots and a summary when the run has ended."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bbu_train.images.overlay import overlay
-from bbu_train.images.sheet import gallery as sheet
-from bbu_train.images.sheet import titled
+from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.metrics.constant_boxes import constant_predictions
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.reporting.loss_plot import plot_losses
@@ -14,64 +13,69 @@ from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of
 
 NUM_OVERLAYS = 6
-GALLERY_SIZE = 900  # pixels of the longer side of a picture, so that many evaluations take little room
+GALLERY_SIZE = 900  # pixels of a picture's longer side, so that the galleries of many evaluations take little disk
 NUM_CONSTANT_BOXES = 100
 
 
-def draw(folder: Path, found: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
-    """Write losses.png, and overlay.png if anything was predicted, into the run's folder."""
+def write_plots(folder: Path, predictions: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
+    """Write losses.png into the run's folder, and overlay.png if there are predictions. Return their paths."""
     paths = [folder / "losses.png"]
     plot_losses(folder / "metrics.jsonl", paths[0])
-    if found:
-        overlays = [overlay(picture, prediction, threshold) for picture, prediction in found[:NUM_OVERLAYS]]
+    if predictions:
+        overlays = [overlay(picture, prediction, threshold) for picture, prediction in predictions[:NUM_OVERLAYS]]
         paths.append(folder / "overlay.png")
-        sheet(overlays, columns=3).save(paths[1])
+        make_sheet(overlays, columns=3).save(paths[1])
     return paths
 
 
-def gallery(
-    folder: Path, step: int, found: Sequence[tuple[Picture, Prediction]], metrics: Mapping[str, float]
+def write_gallery(
+    folder: Path, step: int, predictions: Sequence[tuple[Picture, Prediction]], metrics: Mapping[str, float]
 ) -> list[Path]:
-    """Write gallery/step-<step>.jpg into the run's folder, a sheet of what was found in these pictures, if any.
+    """Write gallery/step-<step>.jpg, a sheet of the pictures with their predicted boxes. Return its path, if written.
 
-    Boxes from the threshold of the best F1 on; before anything is found, as many of the best as there are true ones.
-    An evaluation that is done again writes the same file.
+    Boxes above the threshold of the best F1 are drawn. While F1 is 0, each picture shows as many of its best-scored
+    boxes as it has objects. A repeated evaluation of the step overwrites the file.
     """
-    if not found:
+    if not predictions:
         return []
-    sheets, classes = [], {class_of(each.description) for picture, _ in found for each in picture.objects or ()}
-    for picture, prediction in found:
+    classes = {class_of(each.description) for picture, _ in predictions for each in picture.objects or ()}
+    images = []
+    for picture, prediction in predictions:
         threshold = metrics.get("eval/f1_threshold", 0.5)
         if metrics.get("eval/f1") == 0:
-            best = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
-            threshold = float(min(best, default=1))
-        sheets.append(titled(overlay(picture, prediction, threshold, classes), picture.path.name))
-        sheets[-1].thumbnail((GALLERY_SIZE, GALLERY_SIZE))
-    names = {"eval/ap50": "AP50", "eval/f1": "F1"}
-    scores = [f"{word} {metrics[name]:.3f}" for name, word in names.items() if name in metrics]
+            best_scores = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
+            threshold = float(min(best_scores, default=1))
+        image = add_title(overlay(picture, prediction, threshold, classes), picture.path.name)
+        image.thumbnail((GALLERY_SIZE, GALLERY_SIZE))
+        images.append(image)
+    labels = {"eval/ap50": "AP50", "eval/f1": "F1"}
+    scores = [f"{label} {metrics[name]:.3f}" for name, label in labels.items() if name in metrics]
     path = folder / "gallery" / f"step-{step:08d}.jpg"
     path.parent.mkdir(exist_ok=True)
     title = ", ".join([f"step {step}", *scores])
-    titled(sheet(sheets, columns=2), title).save(path, quality=90)
+    add_title(make_sheet(images, columns=2), title).save(path, quality=90)
     return [path]
 
 
-def table(
+def summarize(
     folder: Path, train_pictures: Sequence[Picture], pictures: Sequence[Picture], seed: int, mlflow_command: str | None
 ) -> str:
-    """Losses first and last, average precision before and after beside constant boxes, and where everything lies."""
+    """Return the text that ends a run: first and last losses, validation scores, and where the results are.
+
+    The scores stand beside those of constant boxes, a baseline that does not look at the picture.
+    """
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [row for row in rows if "loss/total" in row]
     evaluations = [row for row in rows if "eval/loss/total" in row]
     lines = ["", f"{'':24}{'first':>12}{'last':>12}"]
-    names = [name for name in training[0] if name.startswith("loss/")]
-    lines += [f"{name:24}{float(training[0][name]):12.4f}{float(training[-1][name]):12.4f}" for name in names]
-    names = ("eval/ap", "eval/ap50", "eval/agnostic_ap50", "eval/f1")
-    scored = [name for name in names if evaluations and name in evaluations[-1]]
-    if scored:
+    losses = [name for name in training[0] if name.startswith("loss/")]
+    lines += [f"{name:24}{float(training[0][name]):12.4f}{float(training[-1][name]):12.4f}" for name in losses]
+    scores = ("eval/ap", "eval/ap50", "eval/agnostic_ap50", "eval/f1")
+    scores = [name for name in scores if evaluations and name in evaluations[-1]]
+    if scores:
         constant = detection_metrics(pictures, constant_predictions(train_pictures, pictures, NUM_CONSTANT_BOXES, seed))
         lines += ["", f"{'validation':24}{'before':>12}{'after':>12}{'constant boxes':>18}"]
-        for name in scored:
+        for name in scores:
             values = float(evaluations[0][name]), float(evaluations[-1][name]), constant[name.removeprefix("eval/")]
             lines.append(f"{name:24}{values[0]:12.4f}{values[1]:12.4f}{values[2]:18.4f}")
     lines += ["", f"run     {folder}"]

@@ -1,157 +1,160 @@
-"""What a model is given, to be read before it is trained for hours: samples.html, and in short in train.log.
+"""The model's first input, for a person to check before hours of training: samples.html, and an excerpt in train.log.
 
-The first training and the first validation conversation as their tokens say it, and how the first step lies in rows.
+Both show the first training and the first validation conversation, decoded from their tokens, and how the samples of
+the first step are laid out in rows.
 """
 
-import html
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bbu_train.conversation.text import Text
 from bbu_train.reporting import html_page
 from bbu_train.runtime import distributed
 from bbu_train.training import loader
+from bbu_train.training.planning import StepPlan
 from bbu_train.types.batch import Batch, Encoded
 from bbu_train.types.samples import Draw, Role
 
 log = logging.getLogger(__name__)
 NAME = "samples.html"
-MOST_LOGGED = 300  # characters of a piece of text in train.log
-WORDS = {Role.NONE: "prompt", Role.TEACHER: "teacher", Role.STUDENT: "student"}
-STYLE = """
-pre { background: #f9fafb; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 6px;
-  font: 13px/1.6 ui-monospace, monospace; }
-.prompt { color: #374151; } .teacher { background: #dbeafe; } .student { background: #fde68a; }
-.control { color: #9ca3af; } .image { background: #d1fae5; border-radius: 4px; padding: 0 .4em; }
-.row { display: flex; height: 1.9rem; margin-top: .6rem; border: 1px solid #9ca3af; }
-.row div { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; min-width: 0; font-size: 12px;
-  padding: .3rem .3rem 0; background: #bfdbfe; } .row div:nth-child(even) { background: #ddd6fe; }
-.row div.padding { background: repeating-linear-gradient(45deg, #f3f4f6 0 6px, #d1d5db 6px 12px); }
-"""
-LEGEND = """<p class="note"><span class="prompt">system and prompt</span> <span class="teacher">teacher's answer</span>
-<span class="student">student's answer</span> <span class="image">picture</span></p>"""
+TEMPLATE = html_page.TEMPLATES / "first_samples.html.j2"
+MAX_LOGGED_CHARACTERS = 300  # of a piece of text in train.log
+SPEAKERS = {Role.NONE: "prompt", Role.TEACHER: "teacher", Role.STUDENT: "student"}
 
 
 class Piece(NamedTuple):
-    """Tokens of one role in a row, and what they say; `kind` is text, control or image."""
+    """Consecutive tokens of one role and one kind ("text", "control" or "image"), and their text."""
 
     role: Role
     kind: str
     text: str
     num_tokens: int
 
+    @property
+    def speaker(self) -> str:
+        return SPEAKERS[self.role]
+
 
 class Segment(NamedTuple):
-    """A sample in a row of a batch, or padding: `sample` is None."""
+    """The tokens of one sample in a row of a batch, or padding, whose `sample` is None."""
 
     sample: str | None
     num_tokens: int
 
 
-def show(
-    folder: Path, source: loader.SampleSource, validation: loader.SampleSource, collator, plan, num_micro_batches: int
+def write_page(
+    folder: Path,
+    source: loader.SampleSource,
+    validation: loader.SampleSource,
+    collator: Callable[[Sequence[Encoded]], Batch],
+    plan: StepPlan,
+    num_micro_batches: int,
 ) -> Path:
-    """Write samples.html into the run's folder. The rows are those of this rank."""
+    """Write samples.html into the run's folder and return its path. The rows are those of this rank."""
     step = next(plan.starting_at(0))
-    ranks = distributed.rank(), distributed.world_size()
+    rank, num_ranks = distributed.rank(), distributed.world_size()
     text = source.builder.text
     first = {
         "First training conversation": source.encode(step[0][0]),
         "First validation conversation": validation.encode(Draw(0, validation.admissible(0)[0])),
     }
-    said = {f"{name}: {encoded.sample_id}": list(pieces(encoded, text)) for name, encoded in first.items()}
-    batches = next(loader.batches(source, collator, [step], num_micro_batches, *ranks, 0))
-    laid = [row for batch in batches for row in rows(batch)]
-    title = f"First step on rank {ranks[0]} of {ranks[1]}: {_shares(laid)}"
-    log.debug("%s", "\n".join([*_in_short(said), title, *map(_row_in_short, laid)]))
-    body = [f"<h1>What {html.escape(folder.name)} begins with</h1>", LEGEND]
-    body += [*map(_conversation, said, said.values()), f"<h2>{html.escape(title)}</h2>", *map(_row, laid)]
+    conversations = {f"{title}: {encoded.sample_id}": list(pieces(encoded, text)) for title, encoded in first.items()}
+    micro_batches = next(loader.batches(source, collator, [step], num_micro_batches, rank, num_ranks, 0))
+    layout = [row for batch in micro_batches for row in rows(batch)]
+    layout_title = f"First step on rank {rank} of {num_ranks}: {_describe_layout(layout)}"
+    log.debug("%s", "\n".join([*_excerpts(conversations), layout_title, *map(_describe_row, layout)]))
+    page = html_page.render(
+        TEMPLATE,
+        title=f"{folder.name}: first samples",
+        heading=f"First samples of {folder.name}",
+        conversations=[
+            {"title": title, "pieces": conversation, "token_counts": _token_counts(conversation)}
+            for title, conversation in conversations.items()
+        ],
+        layout={"title": layout_title, "rows": list(map(_row_values, layout))},
+    )
     path = folder / NAME
-    path.write_text(html_page.page(f"{folder.name}: first samples", STYLE, "\n".join(body)), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
     return path
 
 
 def pieces(encoded: Encoded, text: Text) -> Iterator[Piece]:
-    """The conversation in pieces of one role and kind. No text can pose as a control token: kinds are told by ids."""
+    """Split a conversation into pieces of one role and kind.
 
-    def kind(token: int) -> str:
-        return "image" if token == text.image else "control" if text.control(token) is not None else "text"
+    The kind is decided by token ids, so a text that spells a control token stays text.
+    """
+
+    def kind_of(token: int) -> str:
+        if token == text.image:
+            return "image"
+        return "text" if text.control(token) is None else "control"
 
     tokens = zip(encoded.input_ids.tolist(), map(Role, encoded.roles.tolist()), strict=True)
-    for (role, its_kind), group in groupby(tokens, key=lambda each: (each[1], kind(each[0]))):
+    for (role, kind), group in groupby(tokens, key=lambda token_role: (token_role[1], kind_of(token_role[0]))):
         ids = [token for token, _ in group]
-        words = {"image": "", "control": "".join(text.control(token) or "" for token in ids), "text": text.read(ids)}
-        yield Piece(role, its_kind, words[its_kind], len(ids))
+        decoded = {"image": "", "control": "".join(text.control(token) or "" for token in ids), "text": text.read(ids)}
+        yield Piece(role, kind, decoded[kind], len(ids))
 
 
 def rows(batch: Batch) -> list[list[Segment]]:
-    """How the samples of a batch lie in its rows."""
-    owners = batch.sample_of_token.flatten().tolist()
-    laid: list[list[Segment]] = [[] for _ in batch.input_ids]
+    """Return the segments of each row of the batch."""
+    samples = batch.sample_of_token.flatten().tolist()
+    segments: list[list[Segment]] = [[] for _ in batch.input_ids]
     for start, end in pairwise(batch.cu_seqlens.tolist()):
-        sample = None if owners[start] < 0 else batch.sample_ids[owners[start]]
-        laid[start // batch.input_ids.shape[1]].append(Segment(sample, end - start))
-    return laid
+        sample = None if samples[start] < 0 else batch.sample_ids[samples[start]]
+        segments[start // batch.input_ids.shape[1]].append(Segment(sample, end - start))
+    return segments
 
 
-def _filled(segments: Sequence[Segment]) -> float:
-    """The share of slots that hold a token and not padding."""
-    num_padding = sum(each.num_tokens for each in segments if each.sample is None)
-    return 1 - num_padding / sum(each.num_tokens for each in segments)
+def _token_counts(conversation: Sequence[Piece]) -> Counter[str]:
+    """Count tokens by speaker, with all image tokens under "picture"."""
+    counts: Counter[str] = Counter()
+    for piece in conversation:
+        counts["picture" if piece.kind == "image" else piece.speaker] += piece.num_tokens
+    return counts
 
 
-def _shares(laid: Sequence[Sequence[Segment]]) -> str:
-    everything = [segment for row in laid for segment in row]
-    num_samples = sum(each.sample is not None for each in everything)
-    num_slots = sum(each.num_tokens for each in everything)
-    return f"{num_samples} samples in {len(laid)} rows of {num_slots} slots, {_filled(everything):.1%} filled"
+def _row_values(segments: Sequence[Segment]) -> dict[str, Any]:
+    return {
+        "segments": segments,
+        "share_filled": f"{_share_filled(segments):.1%}",
+        "text": _describe_segments(segments),
+    }
 
 
-def _listed(segments: Sequence[Segment]) -> str:
-    return ", ".join(f"{each.sample or 'padding'} {each.num_tokens}" for each in segments)
+def _share_filled(segments: Sequence[Segment]) -> float:
+    """Return the share of slots that hold a token of a sample, not padding."""
+    num_padding = sum(segment.num_tokens for segment in segments if segment.sample is None)
+    return 1 - num_padding / sum(segment.num_tokens for segment in segments)
 
 
-def _in_short(said: dict[str, list[Piece]]) -> Iterator[str]:
-    """A line a piece of text, longer ones cut; of control tokens nothing."""
-    for title, its in said.items():
+def _describe_layout(layout: Sequence[Sequence[Segment]]) -> str:
+    segments = [segment for row in layout for segment in row]
+    num_samples = sum(segment.sample is not None for segment in segments)
+    num_slots = sum(segment.num_tokens for segment in segments)
+    return f"{num_samples} samples in {len(layout)} rows of {num_slots} slots, {_share_filled(segments):.1%} filled"
+
+
+def _describe_row(segments: Sequence[Segment]) -> str:
+    return f"  row, {_share_filled(segments):.1%} filled: {_describe_segments(segments)}"
+
+
+def _describe_segments(segments: Sequence[Segment]) -> str:
+    return ", ".join(f"{segment.sample or 'padding'} {segment.num_tokens}" for segment in segments)
+
+
+def _excerpts(conversations: Mapping[str, Sequence[Piece]]) -> Iterator[str]:
+    """Yield each title, then one line per piece: long texts are cut, control tokens left out."""
+    for title, conversation in conversations.items():
         yield title
-        for piece in its:
-            words = piece.text if len(piece.text) <= MOST_LOGGED else f"{piece.text[:MOST_LOGGED]}..."
+        for piece in conversation:
+            is_long = len(piece.text) > MAX_LOGGED_CHARACTERS
+            text = f"{piece.text[:MAX_LOGGED_CHARACTERS]}..." if is_long else piece.text
             if piece.kind == "image":
                 yield f"  image    {piece.num_tokens} tokens"
-            elif piece.kind == "text" and words.strip():
-                yield f"  {WORDS[piece.role]:8} {words.strip()!r}"
-
-
-def _row_in_short(segments: Sequence[Segment]) -> str:
-    return f"  row, {_filled(segments):.1%} filled: {_listed(segments)}"
-
-
-def _conversation(title: str, its: Sequence[Piece]) -> str:
-    counts: Counter[str] = Counter()
-    for piece in its:
-        counts["picture" if piece.kind == "image" else WORDS[piece.role]] += piece.num_tokens
-    note = ", ".join(f"{count} {word}" for word, count in counts.items())
-    marked = "".join(map(_marked, its))
-    return f'<h2>{html.escape(title)}</h2><p class="note">tokens: {note}</p><pre>{marked}</pre>'
-
-
-def _marked(piece: Piece) -> str:
-    if piece.kind == "image":
-        return f'<span class="image">{piece.num_tokens} image tokens</span>'
-    classes = WORDS[piece.role] + (" control" if piece.kind == "control" else "")
-    return f'<span class="{classes}">{html.escape(piece.text)}</span>'
-
-
-def _row(segments: Sequence[Segment]) -> str:
-    """Each segment as wide as it is long, and all of them in words below."""
-    bars = "".join(
-        f'<div style="flex: {each.num_tokens} 1 0" class="{"sample" if each.sample else "padding"}">'
-        f"{html.escape(each.sample or '')}</div>"
-        for each in segments
-    )
-    return f'<div class="row">{bars}</div><p class="note">{_filled(segments):.1%}: {html.escape(_listed(segments))}</p>'
+            elif piece.kind == "text" and text.strip():
+                yield f"  {piece.speaker:8} {text.strip()!r}"

@@ -1,22 +1,27 @@
-"""One page with everything in it: no other file, nothing from a network, so that it can be mailed and kept."""
+"""HTML pages from Jinja templates. Each page is one self-contained file that can be mailed and archived.
 
-import html
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""The browser refuses whatever is not in the page."""
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1180px; margin: 2rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
-.note { color: #6b7280; margin: .3rem 0; }
+`templates/page.html.j2` is the frame, which each page's template extends. Its Content-Security-Policy makes the browser
+refuse everything that is not in the page.
 """
 
+from pathlib import Path
 
-def page(title: str, style: str, body: str, script: str = "") -> str:
-    """HTML of a page with STYLE and more of it. `title` is escaped here, `body` by who makes it."""
-    end = f"\n<script>{script}</script>" if script else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n{body}{end}</body></html>\n"
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: Path, **values: object) -> str:
+    """Return the page that the file `template` makes of `values`.
+
+    All values are escaped, because many are a user's text. A name that is not in `values` raises UndefinedError.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    return environment.get_template(template.name).render(values)

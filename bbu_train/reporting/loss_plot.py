@@ -1,16 +1,24 @@
-"""Plots every loss of a run over its steps."""
+"""The plot of every loss of a run over its steps."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WINDOWS_PER_RUN = 40
+"""The moving average has a window of a run's number of points divided by this; a window below 2 averages nothing."""
+
 
 def plot_losses(metrics_path: Path, image_path: Path) -> None:
-    """Every `loss/*` of metrics.jsonl over the steps, a panel each, with its `eval/loss/*` as dots.
+    """Plot each `loss/*` of metrics.jsonl over the steps in axes of its own, with its `eval/loss/*` as dots.
 
-    Many steps are shown by their moving average, with the steps themselves behind it in a lighter tone.
+    A run of many steps is shown by its moving average, with the single steps behind it in a lighter tone.
     """
     from matplotlib.figure import Figure
 
@@ -22,38 +30,39 @@ def plot_losses(metrics_path: Path, image_path: Path) -> None:
     num_rows = max(1, math.ceil(len(names) / num_columns))
     figure = Figure(figsize=(12, 0.7 + 2.7 * num_rows), dpi=100, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    panels = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).flat)
-    for panel, name in zip(panels, names, strict=False):
-        _draw_loss(panel, name, _series(rows, name), _series(rows, "eval/" + name))
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
+    all_axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).flat)
+    for axes, name in zip(all_axes, names, strict=False):
+        _plot_loss(axes, name, _series(rows, name), _series(rows, "eval/" + name))
+    for axes in all_axes[len(names) :]:
+        axes.set_visible(False)
     if names:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(image_path)
 
 
-def _series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values; `float` reads "NaN" and "Infinity" too, which are drawn as gaps."""
+def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and values. The texts "NaN" and "Infinity" are read as numbers too, and drawn as gaps."""
     points = np.array([(row["step"], float(row[name])) for row in rows if name in row]).reshape(-1, 2)
     return points[:, 0], np.where(np.isfinite(points[:, 1]), points[:, 1], np.nan)
 
 
-def _draw_loss(panel, name: str, training: tuple[np.ndarray, np.ndarray], evaluation: tuple[np.ndarray, np.ndarray]):
+def _plot_loss(
+    axes: "Axes", name: str, training: tuple[np.ndarray, np.ndarray], evaluation: tuple[np.ndarray, np.ndarray]
+) -> None:
     steps, values = training
-    window = len(values) // 40
+    window = len(values) // WINDOWS_PER_RUN
     if window < 2:
-        panel.plot(steps, values, color="#2563eb", linewidth=1.6, label="training")
+        axes.plot(steps, values, color="#2563eb", linewidth=1.6, label="training")
     else:
         means = np.convolve(values, np.ones(window) / window, mode="valid")
-        panel.plot(steps, values, color="#2563eb", linewidth=0.8, alpha=0.35, label="training, every step logged")
-        panel.plot(
-            steps[window // 2 :][: len(means)], means, color="#2563eb", linewidth=1.8, label=f"mean of {window} steps"
-        )
-    panel.plot(*evaluation, "o", color="#ea580c", markersize=6, label="evaluation")
-    panel.set_title(name, loc="left", fontsize=12, fontweight="bold")
+        centers = steps[window // 2 :][: len(means)]
+        axes.plot(steps, values, color="#2563eb", linewidth=0.8, alpha=0.35, label="training, every step logged")
+        axes.plot(centers, means, color="#2563eb", linewidth=1.8, label=f"mean of {window} steps")
+    axes.plot(*evaluation, "o", color="#ea580c", markersize=6, label="evaluation")
+    axes.set_title(name, loc="left", fontsize=12, fontweight="bold")
     if len(values):
-        panel.set_title(f"{values[0]:.3g} \u2192 {values[-1]:.3g}", loc="right", fontsize=11, color="#555555")
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=10, labelbottom=True)
-    panel.set_xlabel("step", fontsize=10)
+        axes.set_title(f"{values[0]:.3g} \u2192 {values[-1]:.3g}", loc="right", fontsize=11, color="#555555")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=10, labelbottom=True)
+    axes.set_xlabel("step", fontsize=10)

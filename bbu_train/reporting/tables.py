@@ -1,22 +1,22 @@
-"""Tables of words and numbers, in line for a terminal."""
+"""Tables of texts and numbers, and how a terminal shows them."""
 
 from dataclasses import dataclass
 from unicodedata import east_asian_width
 
 Value = int | float | str
-"""As it is shown: numbers stay numbers, everything else is a text."""
+"""The value of a table's cell: a number, or a text for everything else."""
 
 
 @dataclass(frozen=True)
 class Table:
     title: str
-    head: list[str]
+    header: list[str]
     rows: list[list[Value]]
     note: str = ""
 
 
-def number(value: Value) -> str:
-    """Four digits; small ones as learning rates are typed, 1e-6."""
+def format_number(value: Value) -> str:
+    """Return a number with four digits, a small one as learning rates are typed (1e-6), and a text as it is."""
     if isinstance(value, str):
         return value
     if value and abs(value) < 1e-3:
@@ -26,23 +26,25 @@ def number(value: Value) -> str:
 
 
 def as_text(table: Table) -> str:
-    """Columns in line, numbers to the right; "-" stands for a number."""
-    rows = [[number(value) for value in row] for row in table.rows]
-    widths = [max(_width(row[column]) for row in [table.head, *rows]) for column in range(len(table.head))]
-    right = [all(_is_number(row[column]) for row in rows) for column in range(len(table.head))]
-    lines = ["  ".join(map(_padded, row, widths, right)).rstrip() for row in [table.head, *rows]]
-    return "\n".join([*lines, *([table.note] if table.note else [])])
+    """Return the table with aligned columns, numbers to the right. A "-" in a column of numbers is a missing number."""
+    rows = [[format_number(value) for value in row] for row in table.rows]
+    lines = [table.header, *rows]
+    columns = range(len(table.header))
+    widths = [max(_display_width(line[column]) for line in lines) for column in columns]
+    right_aligned = [all(_is_number(row[column]) for row in rows) for column in columns]
+    texts = ["  ".join(map(_pad, line, widths, right_aligned)).rstrip() for line in lines]
+    return "\n".join([*texts, *([table.note] if table.note else [])])
 
 
-def _padded(word: str, width: int, to_right: bool) -> str:
-    space = " " * (width - _width(word))
-    return space + word if to_right else word + space
+def _pad(text: str, width: int, to_right: bool) -> str:
+    padding = " " * (width - _display_width(text))
+    return padding + text if to_right else text + padding
 
 
-def _width(word: str) -> int:
-    """Cells of a terminal: a Chinese character takes two."""
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in word)
+def _display_width(text: str) -> int:
+    """Return the number of terminal columns that `text` takes: two for a Chinese character."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def _is_number(word: str) -> bool:
-    return word == "-" or word.lstrip("+-")[:1].isdigit()
+def _is_number(text: str) -> bool:
+    return text == "-" or text.lstrip("+-")[:1].isdigit()

@@ -156,7 +156,7 @@ def kind_problem(key: str, default: Any, value: Any) -> str | None:
         return None
     if isinstance(default, bool):
         return None if isinstance(value, bool) else f"{key}={value}: {key} is true or false."
-    if isinstance(default, int | float) and (isinstance(value, bool) or not isinstance(value, int | float | list)):
+    if isinstance(default, int | float) and (isinstance(value, bool) or not isinstance(value, (int, float, list))):
         return f"{key}={value}: {key} is a number, such as {default}."
     return None
 

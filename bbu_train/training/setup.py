@@ -58,7 +58,7 @@ def prepare(cfg: DictConfig, data: Splits | None = None) -> Prepared:
         validation=validation,
         plan=StepPlan(build(cfg.sampler), train, cfg.steps),
         evaluation_steps=planning.in_order(validation, cfg.eval_batch_size),
-        max_caption_tokens=builder.longest_caption(data.train),
+        max_caption_tokens=builder.max_caption_tokens(data.train),
     )
 
 

@@ -83,7 +83,7 @@ def command(conf, tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["bbu_train", *arguments])
         try:
-            code = command_line.run(keep, conf, launch)
+            code = command_line.run_command(keep, conf, launch)
         except SystemExit as leaving:
             code = leaving.code
         return code, capsys.readouterr().err, configs
@@ -355,8 +355,7 @@ def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(co
     code, says, _ = command(task=asked_to_end(tmp_path, 7))
     assert code == 75
     assert says == (
-        "SIGTERM asked the run to end, and it did, after step 7, which is saved. "
-        f"To go on: python -m bbu_train resume={tmp_path}\n"
+        f"SIGTERM ended the run after step 7, which is saved. To go on: python -m bbu_train resume={tmp_path}\n"
     )
 
 

@@ -5,17 +5,17 @@ from bbu_train.compare.comparison import compare
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
-    """outputs/ with the made sweep: nine cells of three seeds, one run failed and one unfinished. Not to be changed."""
+def grid_outputs(tmp_path_factory):
+    """outputs/ with the sweep of `sweeps.add_grid`: four cells of three seeds. Tests must not change its runs."""
     outputs = tmp_path_factory.mktemp("sweep") / "outputs"
-    sweeps.grid(outputs)
+    sweeps.add_grid(outputs)
     return outputs
 
 
 @pytest.fixture(scope="session")
-def found(made):
-    """What the made sweep says of eval/ap50."""
-    return compare(made, "made", "eval/ap50", "max", "last")
+def grid_comparison(grid_outputs):
+    """The comparison of that sweep by eval/ap50."""
+    return compare(grid_outputs, sweeps.NAME, "eval/ap50", "max", "last")
 
 
 @pytest.fixture

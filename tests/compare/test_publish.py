@@ -1,38 +1,42 @@
 import pytest
+import sweeps
 from sweeps import add_run
 
-from bbu_train.compare import publish as module
-from bbu_train.compare.publish import publish
-from bbu_train.compare.sweep import read
+from bbu_train.compare.publish import FOLDER, publish
+from bbu_train.compare.sweep import read_runs
 from bbu_train.tracker.mlflow_store import find_or_create_experiment, open_client
 
 
 @pytest.fixture
-def page(outputs):
-    folder = outputs / "made/compare"
+def report_folder(outputs):
+    folder = outputs / sweeps.NAME / "compare"
     folder.mkdir(parents=True)
     (folder / "index.html").write_text("page")
     return folder
 
 
-def test_the_page_becomes_an_artifact_of_the_sweeps_parent_run(outputs, page):
-    sweep = pytest.importorskip("bbu_train.tracker.mlflow_sweep")
+def publish_report(outputs, report_folder):
+    return publish(read_runs(outputs / sweeps.NAME)[0], sweeps.NAME, report_folder)
+
+
+def test_the_page_becomes_an_artifact_of_the_sweeps_parent_run(outputs, report_folder):
+    mlflow_sweep = pytest.importorskip("bbu_train.tracker.mlflow_sweep")
     add_run(outputs, [], 0.4)
     client = open_client(f"sqlite:///{outputs}/mlflow.db")
-    experiment = find_or_create_experiment(client, "made", outputs / "mlflow-artifacts")
-    said = publish(read(outputs / "made")[0], "made", page)
-    parent = sweep.find_or_create_parent(client, experiment, "made")
-    assert parent in said
-    assert [file.path for file in client.list_artifacts(parent, module.FOLDER)] == ["compare/index.html"]
+    experiment = find_or_create_experiment(client, sweeps.NAME, outputs / "mlflow-artifacts")
+    message = publish_report(outputs, report_folder)
+    parent = mlflow_sweep.find_or_create_parent(client, experiment, sweeps.NAME)
+    assert parent in message
+    assert [file.path for file in client.list_artifacts(parent, FOLDER)] == ["compare/index.html"]
 
 
-def test_without_a_store_nothing_is_made(outputs, page):
+def test_without_a_store_none_is_created(outputs, report_folder):
     pytest.importorskip("bbu_train.tracker.mlflow_sweep")
     add_run(outputs, [], 0.4)
-    assert publish(read(outputs / "made")[0], "made", page).startswith("not logged")
+    assert publish_report(outputs, report_folder).startswith("not logged")
     assert not (outputs / "mlflow.db").exists()
 
 
-def test_runs_without_mlflow_are_not_logged(outputs, page):
+def test_runs_without_mlflow_are_not_logged(outputs, report_folder):
     add_run(outputs, ["tracker=jsonl"], 0.4)
-    assert publish(read(outputs / "made")[0], "made", page) == ""
+    assert publish_report(outputs, report_folder) == ""

@@ -1,9 +1,10 @@
 import json
+from functools import partial
 
 import pytest
 
 from bbu_train.conversation.answer import parse, render, token_ids
-from bbu_train.conversation.order import Reading
+from bbu_train.conversation.order import ReadingOrder
 from bbu_train.conversation.text import Text
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.runtime.seeds import generator
@@ -13,10 +14,10 @@ ROW = '{"bbox_2d": [1, 2, 3, 4], "label": "screw/wrong"}'
 SCREW = Object((1.0, 2.0, 3.0, 4.0), "screw/wrong")
 
 
-def written(*boxes, scale_x=1.0, scale_y=1.0, width=100, height=80):
-    """The boxes of a rendered answer."""
+def render_boxes(*boxes, scale_x=1.0, scale_y=1.0, width=100, height=80):
+    """Return the boxes of the answer for `boxes`."""
     objects = [Object(tuple(map(float, box)), "x") for box in boxes]
-    return [row["bbox_2d"] for row in json.loads(render(objects, Reading(), scale_x, scale_y, width, height))]
+    return [row["bbox_2d"] for row in json.loads(render(objects, ReadingOrder(), scale_x, scale_y, width, height))]
 
 
 def read(text):
@@ -45,7 +46,7 @@ def test_boxes_survive_the_trip_through_the_answer_within_one_resized_pixel(seed
     resized_width, resized_height = (28 * random.integers(1, 60, 2)).tolist()
     scale_x, scale_y = resized_width / width, resized_height / height
     objects = random_objects(random, width, height, 100)
-    parsed = parse(render(objects, Reading(), scale_x, scale_y, resized_width, resized_height), scale_x, scale_y)
+    parsed = parse(render(objects, ReadingOrder(), scale_x, scale_y, resized_width, resized_height), scale_x, scale_y)
     assert parsed.is_complete
     back = {item.description: item.box_xyxy for item in parsed.objects}
     for item in objects:
@@ -54,9 +55,9 @@ def test_boxes_survive_the_trip_through_the_answer_within_one_resized_pixel(seed
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_written_boxes_are_whole_pixels_inside_the_picture_with_at_least_one_a_side(seed):
+def test_rendered_boxes_are_whole_pixels_inside_the_picture_and_at_least_one_pixel_wide_and_high(seed):
     random = generator("inside", seed)
-    for x1, y1, x2, y2 in written(*(item.box_xyxy for item in random_objects(random, 100, 80, 200))):
+    for x1, y1, x2, y2 in render_boxes(*(item.box_xyxy for item in random_objects(random, 100, 80, 200))):
         assert all(isinstance(value, int) for value in (x1, y1, x2, y2))
         assert 0 <= x1 < x2 <= 100
         assert 0 <= y1 < y2 <= 80
@@ -64,27 +65,27 @@ def test_written_boxes_are_whole_pixels_inside_the_picture_with_at_least_one_a_s
 
 def test_objects_lie_from_top_to_bottom_and_then_from_left_to_right():
     boxes = [(50, 5, 60, 9), (9, 30, 20, 40), (2, 5, 60, 9), (0, 30, 9, 40), (30, 0, 40, 80)]
-    assert written(*boxes) == [[30, 0, 40, 80], [2, 5, 60, 9], [50, 5, 60, 9], [0, 30, 9, 40], [9, 30, 20, 40]]
+    assert render_boxes(*boxes) == [[30, 0, 40, 80], [2, 5, 60, 9], [50, 5, 60, 9], [0, 30, 9, 40], [9, 30, 20, 40]]
 
 
-def test_the_order_is_that_of_the_written_pixels():
-    assert written((50, 5.4, 60, 9), (2, 4.6, 9, 9)) == [[2, 5, 9, 9], [50, 5, 60, 9]]
+def test_objects_are_ordered_by_their_rounded_boxes():
+    assert render_boxes((50, 5.4, 60, 9), (2, 4.6, 9, 9)) == [[2, 5, 9, 9], [50, 5, 60, 9]]
 
 
-def test_a_whole_picture_is_written_from_edge_to_edge():
-    assert written((0, 0, 640, 480), scale_x=100 / 640, scale_y=80 / 480) == [[0, 0, 100, 80]]
+def test_a_box_of_the_whole_picture_reaches_from_edge_to_edge():
+    assert render_boxes((0, 0, 640, 480), scale_x=100 / 640, scale_y=80 / 480) == [[0, 0, 100, 80]]
 
 
 @pytest.mark.parametrize(
     ("low", "high", "pixel"),
     [(10.1, 10.2, [10, 11]), (10.6, 10.7, [10, 11]), (9.9, 10.3, [10, 11]), (0, 0.1, [0, 1]), (79.8, 80, [79, 80])],
 )
-def test_a_box_thinner_than_a_pixel_becomes_the_pixel_in_which_it_lies(low, high, pixel):
-    assert written((low, low, high, high), width=80) == [[pixel[0], pixel[0], pixel[1], pixel[1]]]
+def test_a_box_thinner_than_a_pixel_becomes_the_pixel_that_holds_its_middle(low, high, pixel):
+    assert render_boxes((low, low, high, high), width=80) == [[pixel[0], pixel[0], pixel[1], pixel[1]]]
 
 
 def test_an_answer_without_objects_is_an_empty_list():
-    assert render((), Reading(), 1.0, 1.0, 100, 80) == "[]"
+    assert render((), ReadingOrder(), 1.0, 1.0, 100, 80) == "[]"
     assert read("[]") == ([], True)
 
 
@@ -93,9 +94,14 @@ def test_an_answer_without_objects_is_an_empty_list():
     ["机柜空间/空", 'a "quoted" word', "back\\slash/\\n", "line\nbreak\ttab", "```json", "}]{[", "", "\u2028é😀"],
 )
 def test_any_label_survives(label):
-    text = render([Object((1.0, 2.0, 3.0, 4.0), label)], Reading(), 1.0, 1.0, 100, 80)
+    text = render([Object((1.0, 2.0, 3.0, 4.0), label)], ReadingOrder(), 1.0, 1.0, 100, 80)
     assert read(text) == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
     assert read(f"```json\n{text}\n```") == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
+
+
+def encode_and_note(text, pieces, piece):
+    pieces.add(piece)
+    return text.ids(piece)
 
 
 @pytest.mark.parametrize(
@@ -113,18 +119,18 @@ def test_any_label_survives(label):
         "], 3",
     ],
 )
-def test_an_answer_read_piece_by_piece_has_the_tokens_of_the_whole(label):
+def test_an_answer_encoded_in_pieces_has_the_tokens_of_the_whole(label):
     text = Text(tiny_tokenizer(768))
     boxes = ((0.0, 20.0, 300.0, 400.0), (7.0, 8.0, 99.0, 1000.0), (10.0, 20.0, 31.0, 40.0))
     for num_objects in range(4):
-        whole = render([Object(box, label) for box in boxes[:num_objects]], Reading(), 1.0, 1.0, 2000, 2000)
-        asked = []
-        assert token_ids(whole, lambda piece: asked.append(piece) or text.ids(piece)) == text.ids(whole)  # noqa: B023
-        assert len(set(asked) - set("0123456789")) <= 4  # around coordinates, and between them
+        whole = render([Object(box, label) for box in boxes[:num_objects]], ReadingOrder(), 1.0, 1.0, 2000, 2000)
+        pieces: set[str] = set()
+        assert token_ids(whole, partial(encode_and_note, text, pieces)) == text.ids(whole)
+        assert len(pieces - set("0123456789")) <= 4  # around coordinates, and between them
 
 
-def test_labels_are_written_as_they_are_and_not_as_escapes():
-    assert "机柜空间/空" in render([Object((1.0, 2.0, 3.0, 4.0), "机柜空间/空")], Reading(), 1.0, 1.0, 100, 80)
+def test_labels_are_not_escaped():
+    assert "机柜空间/空" in render([Object((1.0, 2.0, 3.0, 4.0), "机柜空间/空")], ReadingOrder(), 1.0, 1.0, 100, 80)
 
 
 @pytest.mark.parametrize("text", [f"```json\n[{ROW}]\n```", f"```\n[{ROW}]```", f" \n[{ROW}] ", f"```json [{ROW}]"])
@@ -136,7 +142,7 @@ def test_fractions_of_a_pixel_are_read():
     assert read('[{"bbox_2d": [0.5, 1e1, 20, 30.25], "label": "x"}]') == ([Object((0.5, 10.0, 20.0, 30.25), "x")], True)
 
 
-def test_a_cut_off_answer_gives_the_objects_that_are_whole_wherever_it_is_cut():
+def test_an_answer_gives_its_complete_objects_wherever_it_is_cut_off():
     text = f"[{ROW}, {ROW}]"
     for end in range(len(text)):
         objects, is_complete = read(text[:end])
@@ -176,7 +182,7 @@ def test_objects_are_found_between_other_words():
         '{"bbox_2d": [1, 2, 3, ' + "9" * 5000 + '], "label": "x"}',
     ],
 )
-def test_what_is_no_object_is_left_out_and_makes_the_answer_incomplete(row):
+def test_json_that_is_not_an_object_is_skipped_and_makes_the_answer_incomplete(row):
     assert read(f"[{ROW}, {row}]") == ([SCREW], False)
 
 
@@ -186,7 +192,7 @@ def test_an_object_outside_a_plain_list_is_read_but_incomplete(text):
 
 
 @pytest.mark.parametrize("text", [f"[{ROW}, {ROW}]", f"```json\n[{ROW}]\n```", f'[{{"x": {ROW}}}, {ROW}, {ROW[:-9]}'])
-def test_spans_are_where_the_objects_stand(text):
+def test_spans_are_the_offsets_of_the_objects(text):
     parsed = parse(text, 1.0, 1.0)
     assert parsed.objects
     assert [text[first:end] for first, end in parsed.spans] == [ROW] * len(parsed.objects)
@@ -210,7 +216,7 @@ def test_spans_are_where_the_objects_stand(text):
         "\ud800\x00",
     ],
 )
-def test_nothing_readable_gives_no_objects_and_never_raises(text):
+def test_an_unreadable_answer_gives_no_objects_and_never_raises(text):
     assert read(text) == ([], False)
 
 

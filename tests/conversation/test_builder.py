@@ -21,7 +21,7 @@ def builder(request, config, preprocessing):
 
 @pytest.fixture(scope="module")
 def samples(samples, make_picture):
-    """Those of all tests, and one in Chinese with quotes, a backslash and a line break."""
+    """The samples of all tests, and one in Chinese with quotes, a backslash and a line break."""
     student = make_picture("机柜", 95, 133, ((3, 4, 50, 60), "机柜空间/空"), ((1, 2, 3, 4), '标签/可读 "a\\b"\n'))
     return (*samples, Sample("e", student, (samples[0].student, student)))
 
@@ -35,8 +35,8 @@ def encode(builder, sample, with_answer=True):
     return builder.encode(builder.converse(sample, sample.teachers, with_answer))
 
 
-def rendered(builder, tokenizer, sample, with_answer=True):
-    """The conversation as the tokenizer's own chat template writes it, its image placeholders expanded."""
+def render_template(builder, tokenizer, sample, with_answer=True):
+    """Return what the tokenizer's own chat template writes, with its image placeholders expanded."""
     pictures = (*sample.teachers, sample.student)
     messages = [{"role": "system", "content": builder.system}]
     for picture in pictures:
@@ -45,21 +45,21 @@ def rendered(builder, tokenizer, sample, with_answer=True):
     if not with_answer:
         messages.pop()
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not with_answer)
-    form = builder.picture_format
-    processor = Qwen2VLImageProcessorPil(min_pixels=form.min_pixels, max_pixels=form.max_pixels)
-    nums = iter([processor.get_number_of_image_patches(p.height, p.width) // form.merge_size**2 for p in pictures])
-    return re.sub(r"<\|image_pad\|>", lambda match: match[0] * next(nums), text)
+    limits = {"min_pixels": builder.picture_format.min_pixels, "max_pixels": builder.picture_format.max_pixels}
+    processor = Qwen2VLImageProcessorPil(**limits)
+    num_tokens = iter([processor.get_number_of_image_patches(p.height, p.width) // 4 for p in pictures])
+    return re.sub(r"<\|image_pad\|>", lambda match: match[0] * next(num_tokens), text)
 
 
 def test_training_ids_are_those_of_the_chat_template(builder, preprocessing, samples):
     for sample in samples:
-        text = rendered(builder, preprocessing.tokenizer, sample)
+        text = render_template(builder, preprocessing.tokenizer, sample)
         assert encode(builder, sample).input_ids.tolist() == preprocessing.tokenizer.encode(text)
 
 
 def test_prediction_ids_are_those_of_the_chat_template_with_a_generation_prompt(builder, preprocessing, samples):
     for sample in samples:
-        text = rendered(builder, preprocessing.tokenizer, sample, with_answer=False)
+        text = render_template(builder, preprocessing.tokenizer, sample, with_answer=False)
         assert encode(builder, sample, with_answer=False).input_ids.tolist() == preprocessing.tokenizer.encode(text)
 
 
@@ -77,7 +77,7 @@ def test_a_prediction_prompt_is_the_training_conversation_up_to_the_answer(build
 
 def test_roles_are_the_spans_between_assistant_and_end_of_the_rendered_text(builder, preprocessing, samples):
     for sample in samples:
-        text = rendered(builder, preprocessing.tokenizer, sample)
+        text = render_template(builder, preprocessing.tokenizer, sample)
         spans = [match.span(1) for match in re.finditer(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", text, re.DOTALL)]
         assert len(spans) == 1 + len(sample.teachers)
         expected = []
@@ -88,7 +88,7 @@ def test_roles_are_the_spans_between_assistant_and_end_of_the_rendered_text(buil
         assert encode(builder, sample).roles.tolist() == expected
 
 
-def test_each_answer_is_read_back_from_the_tokens_of_its_role(builder, samples):
+def test_the_answer_can_be_read_back_from_the_students_tokens(builder, samples):
     for sample in samples:
         encoded = encode(builder, sample)
         ids = encoded.input_ids[encoded.roles == Role.STUDENT].tolist()
@@ -143,8 +143,8 @@ def test_a_control_string_in_a_description_stays_text(config, preprocessing, sam
     builder = build(config(), preprocessing, tokenizer)
     description = f"label/{string}/{string}"
     student = samples[0].student
-    odd = replace(student, objects=tuple(replace(item, description=description) for item in student.objects))
-    encoded = encode(builder, Sample("odd", odd, (odd,)))
+    picture = replace(student, objects=tuple(replace(item, description=description) for item in student.objects))
+    encoded = encode(builder, Sample("control", picture, (picture,)))
     added = set(tokenizer.get_added_vocab().values())
     for role in (Role.TEACHER, Role.STUDENT):
         ids = encoded.input_ids[encoded.roles == role].tolist()
@@ -159,20 +159,19 @@ def test_a_control_string_in_a_description_stays_text(config, preprocessing, sam
 
 def test_a_control_string_in_a_prompt_stays_text(builder, samples):
     conversation = builder.converse(samples[0], samples[0].teachers, with_answer=True)
-    odd = replace(
-        conversation, turns=tuple(replace(turn, prompt="<|im_end|><|image_pad|>") for turn in conversation.turns)
-    )
-    num_ends = [(builder.encode(some).input_ids == builder.text.end).sum() for some in (conversation, odd)]
-    assert num_ends[0] == num_ends[1] == 1 + 2 * len(conversation.turns)
+    turns = tuple(replace(turn, prompt="<|im_end|><|image_pad|>") for turn in conversation.turns)
+    for prompts in (conversation, replace(conversation, turns=turns)):
+        num_ends = (builder.encode(prompts).input_ids == builder.text.end).sum()
+        assert num_ends == 1 + 2 * len(conversation.turns)
 
 
-def test_targets_are_the_students_boxes_and_descriptions_in_their_own_order(builder, samples):
+def test_targets_are_the_students_boxes_and_descriptions_in_the_order_of_the_data(builder, samples):
     for sample in samples:
         encoded = encode(builder, sample)
-        described = [builder.text.read(caption.tolist()) for caption in encoded.captions]
-        assert described == [item.description for item in sample.student.objects]
+        descriptions = [builder.text.read(caption.tolist()) for caption in encoded.captions]
+        assert descriptions == [item.description for item in sample.student.objects]
         assert all(caption[-1] == builder.text.end for caption in encoded.captions)
-        assert encoded.boxes_cxcywh.shape == (len(described), 4)
+        assert encoded.boxes_cxcywh.shape == (len(descriptions), 4)
 
 
 def test_target_boxes_come_back_to_the_pixels_of_the_original_within_half_a_pixel(builder, make_picture):
@@ -186,28 +185,28 @@ def test_target_boxes_come_back_to_the_pixels_of_the_original_within_half_a_pixe
         assert (back - torch.tensor([box for box, _ in rows])).abs().max() < 0.5
 
 
-def test_written_boxes_are_pixels_of_the_resized_picture(builder, make_picture):
+def test_boxes_of_the_answer_are_pixels_of_the_resized_picture(builder, make_picture):
     # 800 x 400 holds more than max_pixels; 252 x 112 is the largest size that does not.
     picture = make_picture("wide", 800, 400, ((0, 0, 800, 400), "all"), ((400, 200, 800, 400), "quarter"))
     encoded = encode(builder, Sample("wide", picture, ()))
     _, height, width = (14 * encoded.grid_thw[0]).tolist()
-    written = [item.box_xyxy for item in parse(builder.answer(picture), 1.0, 1.0).objects]
+    answer_boxes = [item.box_xyxy for item in parse(builder.answer(picture), 1.0, 1.0).objects]
     assert (width, height) != (800, 400)
-    assert written == [(0, 0, width, height), (width / 2, height / 2, width, height)]
+    assert answer_boxes == [(0, 0, width, height), (width / 2, height / 2, width, height)]
 
 
 def test_a_picture_annotated_as_empty_is_answered_with_an_empty_list_and_trains(builder, samples):
     sample = samples[2]
     assert sample.student.objects == ()
     encoded = encode(builder, sample)
-    answered = encoded.input_ids[encoded.roles == Role.STUDENT].tolist()
-    assert answered == [*builder.text.ids("[]"), builder.text.end]
+    ids = encoded.input_ids[encoded.roles == Role.STUDENT].tolist()
+    assert ids == [*builder.text.ids("[]"), builder.text.end]
     assert encoded.annotated
     assert encoded.boxes_cxcywh.shape == (0, 4)
     assert encoded.captions == ()
 
 
-def test_a_picture_that_nobody_annotated_can_only_be_asked_about(builder, samples):
+def test_a_picture_without_annotation_has_a_prompt_and_no_answer(builder, samples):
     sample = Sample("new", replace(samples[0].student, objects=None), samples[0].teachers)
     encoded = encode(builder, sample, with_answer=False)
     assert not encoded.annotated
@@ -218,9 +217,9 @@ def test_a_picture_that_nobody_annotated_can_only_be_asked_about(builder, sample
 
 def test_an_unsupervised_conversation_keeps_its_tokens_and_pixels_and_loses_its_targets(builder, samples):
     encoded = encode(builder, samples[0])
-    bare = encoded.unsupervised()
+    unsupervised = encoded.unsupervised()
     for name in ("input_ids", "position_ids", "image_positions", "patches", "grid_thw"):
-        assert torch.equal(getattr(bare, name), getattr(encoded, name))
-    assert bare.memory_end == encoded.memory_end
-    assert not bare.roles.any()
-    assert (bare.boxes_cxcywh.shape, bare.captions, bare.annotated) == ((0, 4), (), False)
+        assert torch.equal(getattr(unsupervised, name), getattr(encoded, name))
+    assert unsupervised.memory_end == encoded.memory_end
+    assert not unsupervised.roles.any()
+    assert (unsupervised.boxes_cxcywh.shape, unsupervised.captions, unsupervised.annotated) == ((0, 4), (), False)

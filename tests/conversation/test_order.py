@@ -6,7 +6,7 @@ import pytest
 from conftest import build, configured
 
 from bbu_train.conversation.answer import render
-from bbu_train.conversation.order import ByColumn, Reading
+from bbu_train.conversation.order import ColumnOrder, ReadingOrder
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Object
 
@@ -19,12 +19,12 @@ OBJECTS = [
 ]
 
 
-def named(order, objects=OBJECTS) -> list[str]:
+def labels_in_order(order, objects=OBJECTS):
     return [row["label"] for row in json.loads(render(objects, order, 1.0, 1.0, 100, 80))]
 
 
 def test_reading_goes_from_top_to_bottom_and_then_from_left_to_right():
-    assert named(Reading()) == ["screw", "screw/loose", "screw/tight", "label/a", "label"]
+    assert labels_in_order(ReadingOrder()) == ["screw", "screw/loose", "screw/tight", "label/a", "label"]
 
 
 @pytest.mark.parametrize(
@@ -35,30 +35,30 @@ def test_reading_goes_from_top_to_bottom_and_then_from_left_to_right():
         (40, ["label/a", "label"], ["screw", "screw/loose", "screw/tight"]),
     ],
 )
-def test_by_column_names_one_class_after_the_other_and_each_column_by_column(width, labels, screws):
-    assert named(ByColumn(width)) == labels + screws
+def test_column_order_lists_one_class_after_the_other_and_each_column_by_column(width, labels, screws):
+    assert labels_in_order(ColumnOrder(width)) == labels + screws
 
 
-def test_within_a_column_what_is_higher_comes_first_whatever_is_further_left():
+def test_within_a_column_the_higher_object_comes_first_even_if_another_is_further_left():
     tilted = [Object((12.0, 10.0, 20.0, 20.0), "screw/high"), Object((10.0, 30.0, 20.0, 40.0), "screw/low")]
-    assert named(ByColumn(20), tilted) == ["screw/high", "screw/low"]
-    assert named(ByColumn(12), tilted) == ["screw/low", "screw/high"]
+    assert labels_in_order(ColumnOrder(20), tilted) == ["screw/high", "screw/low"]
+    assert labels_in_order(ColumnOrder(12), tilted) == ["screw/low", "screw/high"]
 
 
 @pytest.mark.parametrize("width", [0, -1, True])
 def test_a_column_without_width_is_refused(width):
     with pytest.raises(InputError, match=f"conversation.order.width={width}"):
-        ByColumn(width)
+        ColumnOrder(width)
 
 
 @pytest.mark.parametrize("language", ["english", "chinese"])
-def test_a_conversation_is_ordered_as_its_choice_says(language, preprocessing, make_picture):
+def test_each_choice_of_conversation_has_its_order(language, preprocessing, make_picture):
     picture = make_picture("order", 112, 84, ((10, 10, 60, 40), "screw/loose"), ((70, 50, 100, 80), "label"))
 
-    def named(choice):
-        made = build(configured(f"conversation={choice}").conversation)
-        answer = made(preprocessing.tokenizer, preprocessing.picture_format).answer(picture)
+    def labels_of(choice):
+        make_builder = build(configured(f"conversation={choice}").conversation)
+        answer = make_builder(preprocessing.tokenizer, preprocessing.picture_format).answer(picture)
         return [row["label"] for row in json.loads(answer)]
 
-    assert named(language) == ["screw/loose", "label"]
-    assert named(f"{language}_by_column") == ["label", "screw/loose"]
+    assert labels_of(language) == ["screw/loose", "label"]
+    assert labels_of(f"{language}_by_column") == ["label", "screw/loose"]

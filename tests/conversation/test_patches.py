@@ -17,22 +17,22 @@ PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=FORMAT.min_pixels, max_pixels=FO
 KEPT, ENLARGED, REDUCED = [(112, 84), (56, 168)], [(20, 30), (57, 40), (5, 150)], [(300, 211), (640, 480), (97, 800)]
 
 
-def processed(image):
-    """(bytes of the first frame, bytes of the second, grid) that transformers' processor makes of a picture."""
-    made = PROCESSOR(images=image, return_tensors="pt")
+def process(image):
+    """Return (bytes of the first frame, bytes of the second, grid) from transformers' processor."""
+    features = PROCESSOR(images=image, return_tensors="pt")
     mean, std = (
         torch.tensor(values).repeat_interleave(2 * 14 * 14) for values in (PROCESSOR.image_mean, PROCESSOR.image_std)
     )
-    bytes_ = ((made["pixel_values"] * std + mean) * 255).unflatten(1, (3, 2, 14 * 14))
+    bytes_ = ((features["pixel_values"] * std + mean) * 255).unflatten(1, (3, 2, 14 * 14))
     assert (bytes_ - bytes_.round()).abs().max() < 1e-3
     first, second = bytes_.round().to(torch.uint8).unbind(2)
-    return first.flatten(1), second.flatten(1), made["image_grid_thw"][0].tolist()
+    return first.flatten(1), second.flatten(1), features["image_grid_thw"][0].tolist()
 
 
 @pytest.mark.parametrize(("width", "height"), KEPT + ENLARGED + REDUCED)
 def test_patches_are_the_bytes_of_transformers_processor(make_picture, width, height):
     picture = make_picture(f"noise {width} {height}", width, height)
-    first, second, _ = processed(Image.open(picture.path))
+    first, second, _ = process(Image.open(picture.path))
     patches = read_patches(picture, FORMAT)
     assert torch.equal(patches, first)
     assert torch.equal(patches, second)
@@ -42,7 +42,7 @@ def test_patches_are_the_bytes_of_transformers_processor(make_picture, width, he
 def test_the_resized_size_is_the_grid_of_transformers_processor(make_picture, width, height):
     picture = make_picture(f"noise {width} {height}", width, height)
     resized_width, resized_height = resized_size(picture, FORMAT)
-    assert processed(Image.open(picture.path))[2] == [1, resized_height // 14, resized_width // 14]
+    assert process(Image.open(picture.path))[2] == [1, resized_height // 14, resized_width // 14]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -53,7 +53,7 @@ def test_a_turned_jpeg_is_read_upright(tmp_path, orientation):
     Image.effect_noise((120, 70), 90).save(path, exif=exif)
     upright = ImageOps.exif_transpose(Image.open(path))
     patches = read_patches(Picture(path, *upright.size, ()), FORMAT)
-    assert torch.equal(patches, processed(upright)[0])
+    assert torch.equal(patches, process(upright)[0])
 
 
 def test_other_limits_give_another_size(make_picture):

@@ -6,7 +6,7 @@ from transformers import Qwen2_5_VLModel
 from bbu_train.conversation.positions import positions
 from bbu_train.model.shape import configuration
 
-IMAGE = 7  # any id: get_rope_index goes by the type of a token
+IMAGE = 7  # any id: get_rope_index only uses the types of tokens
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,11 @@ def test_no_text_becomes_a_control_token(tokenizer):
 
 def test_text_with_control_strings_is_read_back_as_it_was(tokenizer):
     text = Text(tokenizer)
-    written = every_added_token(tokenizer)
-    assert text.read(text.ids(written)) == written
+    string = every_added_token(tokenizer)
+    assert text.read(text.ids(string)) == string
 
 
-def test_reading_stops_at_the_end_token_and_leaves_control_tokens_out(tokenizer):
+def test_reading_stops_at_the_end_token_and_skips_control_tokens(tokenizer):
     text = Text(tokenizer)
     assert text.read([text.start, *text.ids("bbu/zte"), text.image, text.end, *text.ids("more"), text.end]) == "bbu/zte"
 
@@ -50,13 +50,13 @@ def test_a_tokenizer_of_another_model_is_refused():
         Text(Qwen2Tokenizer())
 
 
-def test_pieces_joined_are_the_text_and_no_piece_holds_another_tokens_characters(tokenizer):
+def test_pieces_joined_are_the_text_and_each_holds_only_characters_of_its_token(tokenizer):
     text = Text(tokenizer)
-    written = '[{"label": "机柜空间/空 é😀"}] <tool_call>'
-    ids = text.ids(written)
-    assert "".join(text.pieces(ids)) == written
+    string = '[{"label": "机柜空间/空 é😀"}] <tool_call>'
+    ids = text.ids(string)
+    assert "".join(text.pieces(ids)) == string
     for cut in range(len(ids)):
-        assert written.startswith("".join(text.pieces(ids[:cut])).rstrip("\ufffd"))
+        assert string.startswith("".join(text.pieces(ids[:cut])).rstrip("\ufffd"))
     assert text.pieces([*ids[:4], text.end, *ids]) == [*text.pieces(ids[:4]), *[""] * (len(ids) + 1)]
 
 

@@ -5,27 +5,23 @@ from bbu_train.data import overfit
 from bbu_train.errors import InputError
 
 
-@pytest.fixture
-def load(config, tmp_path):
-    """A function from overrides to the splits of data=overfit."""
-
-    def load(*overrides):
-        cfg = config(
-            "data=overfit", f"outputs={tmp_path}", "data.of.num_train=3", "data.of.num_validation=1", *overrides
-        )
-        return instantiate(cfg.data, _convert_="all")
-
-    return load
+@pytest.fixture(scope="module")
+def load(config, tmp_path_factory):
+    """A function from a number of samples to the splits of data=overfit, which come from 3 training pictures."""
+    folder = tmp_path_factory.mktemp("overfit")
+    cfg = config("data=overfit", f"outputs={folder}", "data.source.num_train=3", "data.source.num_validation=1")
+    return lambda num_samples: instantiate(cfg.data, num_samples=num_samples, _convert_="all")
 
 
-def test_the_first_training_samples_are_validated_on_as_well_and_get_no_teachers(load):
-    few, all_of_them = load("data.num_samples=2"), load("data.num_samples=3")
-    assert few.validation == few.train == all_of_them.train[:2]
-    assert len(all_of_them.train) == 3
-    assert few.teachers.draw(few.train[0], 0, few.pool) == few.teachers.draw_validation(few.train[0], few.pool) == ()
+def test_the_first_training_samples_are_also_validated_on_and_get_no_teachers(load):
+    two, three = load(2), load(3)
+    assert two.validation == two.train == three.train[:2]
+    assert len(three.train) == 3
+    assert two.teachers.draw(two.train[0], 0, two.pool) == two.teachers.draw_validation(two.train[0], two.pool) == ()
 
 
-def test_more_samples_than_there_are_is_an_error(load):
-    of = load("data.num_samples=3")
-    with pytest.raises(InputError, match=r"data.num_samples=4: expected a whole number from 1 to the 3"):
-        overfit.load(of, 4, of.teachers)
+@pytest.mark.parametrize("num_samples", [0, 4])
+def test_a_number_of_samples_that_the_source_lacks_is_an_error(load, num_samples):
+    source = load(3)
+    with pytest.raises(InputError, match=rf"data.num_samples={num_samples}: expected a whole number from 1 to 3"):
+        overfit.load(source, num_samples, source.teachers)

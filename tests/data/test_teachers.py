@@ -26,15 +26,15 @@ def samples_of(pictures, teachers=None):
     return tuple(Sample(f"train.jsonl:{number}", picture, teachers) for number, picture in enumerate(pictures, 1))
 
 
-def many(picture, num):
-    return [Sample(f"train.jsonl:{number}", picture, None) for number in range(num)]
+def samples_with(picture, num_samples):
+    return [Sample(f"train.jsonl:{number}", picture, None) for number in range(num_samples)]
 
 
 def test_a_draw_depends_on_seed_epoch_and_sample_alone(pictures):
     samples = samples_of(pictures)
     drawn = [ALWAYS_TWO.draw(sample, 3, pictures) for sample in samples]
-    again = [replace(ALWAYS_TWO).draw(sample, 3, pictures) for sample in reversed(samples)]
-    assert drawn == again[::-1]
+    in_reverse = [replace(ALWAYS_TWO).draw(sample, 3, pictures) for sample in reversed(samples)]
+    assert drawn == in_reverse[::-1]
     assert drawn != [ALWAYS_TWO.draw(sample, 4, pictures) for sample in samples]
     assert drawn != [replace(ALWAYS_TWO, seed=6).draw(sample, 3, pictures) for sample in samples]
     assert len(set(drawn)) > 1
@@ -42,19 +42,19 @@ def test_a_draw_depends_on_seed_epoch_and_sample_alone(pictures):
 
 def test_the_number_of_teachers_covers_its_range_and_nothing_else(pictures):
     draw = replace(ALWAYS_TWO, num_teachers=[1, 3])
-    assert {len(draw.draw(sample, 0, pictures)) for sample in many(pictures[0], 100)} == {1, 2, 3}
+    assert {len(draw.draw(sample, 0, pictures)) for sample in samples_with(pictures[0], 100)} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("ratio", [0, 0.0, 0.3, 0.7, 1, 1.0])
 def test_the_ratio_is_the_share_of_students_with_teachers(pictures, ratio):
     draw = replace(ALWAYS_TWO, teacher_ratio=ratio)
-    share = sum(bool(draw.draw(sample, 0, pictures)) for sample in many(pictures[0], 2000)) / 2000
+    share = sum(bool(draw.draw(sample, 0, pictures)) for sample in samples_with(pictures[0], 1000)) / 1000
     assert math.isclose(share, ratio, abs_tol=0 if ratio in (0, 1) else 0.05)
 
 
 def test_every_picture_of_the_pool_is_drawn_about_equally_often(pictures):
     draw = replace(ALWAYS_TWO, num_teachers=1)
-    drawn = [draw.draw(sample, 0, pictures)[0] for sample in many(pictures[0], 1400)]
+    drawn = [draw.draw(sample, 0, pictures)[0] for sample in samples_with(pictures[0], 1400)]
     assert all(150 < drawn.count(picture) < 250 for picture in pictures[1:])
 
 
@@ -72,12 +72,12 @@ def test_teachers_are_distinct_in_content_too(pictures, tmp_path):
         assert pictures[2] in drawn
 
 
-@pytest.mark.parametrize("make", ["same", "link", "copy", "detour"])
-def test_teachers_never_include_the_students_own_picture(pictures, tmp_path, make):
-    path = {"same": pictures[0].path, "detour": tmp_path / ".." / tmp_path.name / "0.bmp"}.get(make, tmp_path / "x.bmp")
-    if make == "link":
+@pytest.mark.parametrize("kind", ["same", "link", "copy", "detour"])
+def test_teachers_never_include_the_students_own_picture(pictures, tmp_path, kind):
+    path = {"same": pictures[0].path, "detour": tmp_path / ".." / tmp_path.name / "0.bmp"}.get(kind, tmp_path / "x.bmp")
+    if kind == "link":
         path.symlink_to(pictures[0].path)
-    if make == "copy":
+    if kind == "copy":
         shutil.copy(pictures[0].path, path)
     student = Sample("train.jsonl:1", Picture(path, 4, 4, ()), None)
     for epoch in range(20):
@@ -111,23 +111,23 @@ def test_a_pool_that_is_too_small_for_validation_is_an_error_at_once(pictures):
         Splits(samples_of(pictures[:1]), samples_of(pictures[1:]), draw, 0)
 
 
-def test_a_small_pool_does_no_harm_where_nothing_is_drawn(pictures):
+def test_a_small_pool_is_accepted_if_nothing_is_drawn(pictures):
     fixed = samples_of(pictures[:1], teachers=())
     assert Splits(fixed, fixed, ALWAYS_TWO, 0).pool == pictures[:1]
 
 
 def test_a_pool_of_copies_is_an_error_that_names_the_sample(pictures):
-    with pytest.raises(InputError, match=r"train\.jsonl:1 is to get 2 teachers, but .* only 1 differ"):
+    with pytest.raises(InputError, match=r"train\.jsonl:1 needs 2 teachers, but .* only 1 differ"):
         ALWAYS_TWO.draw(samples_of(pictures)[0], 0, (pictures[0], pictures[1], pictures[1]))
 
 
-def test_pictures_that_nobody_annotated_are_not_in_the_pool(pictures):
-    unknown = replace(pictures[0], objects=None)
-    assert Splits(samples_of((unknown, *pictures[1:])), (), ALWAYS_TWO, 0).pool == pictures[1:]
+def test_pictures_without_annotation_are_not_in_the_pool(pictures):
+    unannotated = replace(pictures[0], objects=None)
+    assert Splits(samples_of((unannotated, *pictures[1:])), (), ALWAYS_TWO, 0).pool == pictures[1:]
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "changes",
     [
         {"teacher_ratio": 1.5},
         {"teacher_ratio": -0.1},
@@ -142,10 +142,10 @@ def test_pictures_that_nobody_annotated_are_not_in_the_pool(pictures):
     ],
     ids=str,
 )
-def test_an_argument_out_of_range_is_named_by_its_key(wrong):
-    (key,) = wrong
+def test_an_argument_out_of_range_is_named_by_its_key(changes):
+    (key,) = changes
     with pytest.raises(InputError, match=rf"data\.teachers\.{key}="):
-        replace(ALWAYS_TWO, **wrong)
+        replace(ALWAYS_TWO, **changes)
 
 
 def test_all_wrong_arguments_are_named_at_once():

@@ -18,7 +18,7 @@ SIZE = "<size><width>8</width><height>6</height><depth>3</depth></size>"
 needs_blood_cells = pytest.mark.skipif(not BLOOD_CELLS.is_dir(), reason=f"needs the blood cells in {BLOOD_CELLS}")
 
 
-def thing(name="cell", box=(1, 2, 3, 4)):
+def cell(name="cell", box=(1, 2, 3, 4)):
     corners = zip(voc.CORNERS, box, strict=False)
     return f"<object><name>{name}</name><bndbox>{''.join(f'<{c}>{v}</{c}>' for c, v in corners)}</bndbox></object>"
 
@@ -34,7 +34,7 @@ def root(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     for name, split in (("a", "train"), ("b", "val")):
         Image.new("RGB", (8, 6)).save(tmp_path / f"JPEGImages/{name}.png")
-        annotate(tmp_path, name, thing())
+        annotate(tmp_path, name, cell())
         (tmp_path / f"ImageSets/Main/{split}.txt").write_text(f"{name}\n\n")
     return tmp_path
 
@@ -49,7 +49,7 @@ def message(root, **changes):
     return str(error.value)
 
 
-def test_an_annotation_becomes_a_sample_with_coordinates_as_they_stand(root):
+def test_an_annotation_becomes_a_sample_and_its_coordinates_are_not_converted(root):
     (sample,) = load(root).train
     assert (sample.id, sample.teachers) == ("Annotations/a.xml", None)
     assert sample.student.path == root / "JPEGImages/a.png"
@@ -70,14 +70,14 @@ def test_the_annotations_own_name_finds_the_picture_where_its_filename_does_not(
 
 
 def test_parts_of_an_object_are_not_objects(root):
-    whole = thing().replace("</object>", "<part><name>head</name><bndbox/></part></object>")
+    whole = cell().replace("</object>", "<part><name>head</name><bndbox/></part></object>")
     annotate(root, "a", whole)
     assert load(root).train[0].student.objects == (Object((1.0, 2.0, 3.0, 4.0), "cell"),)
 
 
 def test_a_picture_in_both_splits_is_read_and_counted_once(root):
     (root / "ImageSets/Main/train.txt").write_text("b\na\n")
-    annotate(root, "b", thing(), thing(box=(1, 2, 1, 4)))
+    annotate(root, "b", cell(), cell(box=(1, 2, 1, 4)))
     splits = load(root, bad_boxes="drop")
     assert [sample.id for sample in splits.train] == ["Annotations/b.xml", "Annotations/a.xml"]
     assert splits.validation[0] is splits.train[0]
@@ -96,7 +96,7 @@ def test_a_picture_in_both_splits_is_read_and_counted_once(root):
     ],
 )
 def test_a_bad_box_stops_or_is_dropped(root, box, expected):
-    annotate(root, "a", thing(), thing("RBC", box))
+    annotate(root, "a", cell(), cell("RBC", box))
     text = message(root)
     assert f"Annotations/a.xml object 2 (RBC): {expected}" in text
     assert "data.bad_boxes=drop" in text
@@ -105,7 +105,7 @@ def test_a_bad_box_stops_or_is_dropped(root, box, expected):
 
 
 def test_an_object_without_a_name_is_an_error(root):
-    annotate(root, "a", thing(name=" "))
+    annotate(root, "a", cell(name=" "))
     assert "Annotations/a.xml object 1: no name" in message(root, bad_boxes="drop")
 
 

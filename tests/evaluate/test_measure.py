@@ -1,6 +1,5 @@
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
-from bbu_train.evaluate.measure import Conversations, measured, twice_the_longest_answer
+from bbu_train.evaluate.measure import Conversations, default_max_new_tokens, measure
 from bbu_train.predict.routes import Predictor
 from bbu_train.types.samples import Object, Picture, Sample
 
@@ -29,25 +28,25 @@ def predictor(make_model, builder):
 
 
 @pytest.fixture
-def saying_the_truth(monkeypatch, builder):
-    """A function that puts the true answers of pictures, by the number of a batch, into the model's mouth."""
+def generate_truth(monkeypatch, builder):
+    """A function that makes the model generate the true answers of the given pictures, batch by batch."""
 
-    def let(batches):
+    def patch(batches):
         batches = iter(batches)
 
         def answer(*_):
-            written = [[*builder.text.ids(builder.answer(picture)), builder.text.end] for picture in next(batches)]
-            longest = max(map(len, written))
-            ids = torch.tensor([row + [builder.text.end] * (longest - len(row)) for row in written])
+            rows = [[*builder.text.ids(builder.answer(picture)), builder.text.end] for picture in next(batches)]
+            longest = max(map(len, rows))
+            ids = torch.tensor([row + [builder.text.end] * (longest - len(row)) for row in rows])
             return (ids, torch.full(ids.shape, 0.5)), None
 
-        monkeypatch.setattr("bbu_train.model.generation.answer", answer)
+        monkeypatch.setattr("bbu_train.model.generation.generate", answer)
 
-    return let
+    return patch
 
 
-def turned(folder):
-    """Upright 200 x 300, stored lying."""
+def make_turned_picture(folder):
+    """Upright it is 200 x 300; the file stores 300 x 200 with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     path = folder / "turned.jpg"
@@ -56,14 +55,14 @@ def turned(folder):
 
 
 def test_true_answers_score_1_on_turned_crowded_and_empty_pictures(
-    data, predictor, saying_the_truth, builder, preprocessing, make_picture, tmp_path
+    data, predictor, generate_truth, builder, preprocessing, make_picture, tmp_path
 ):
     boxes = [(x, y, x + 20, y + 20) for x in range(0, 480, 24) for y in range(0, 360, 24)]
     crowded = make_picture("crowded-evaluated", 480, 360, *((box, f"{i % 7}/x") for i, box in enumerate(boxes)))
-    pictures = [turned(tmp_path), crowded, make_picture("bare-evaluated", 84, 56)]
+    pictures = [make_turned_picture(tmp_path), crowded, make_picture("bare-evaluated", 84, 56)]
     samples = [Sample(f"validation.jsonl:{i}", picture, None) for i, picture in enumerate(pictures)]
-    saying_the_truth([pictures[:2], pictures[2:]])
-    [row] = measured(predictor, [Conversations(data, samples, 1, builder, preprocessing)], 2, 0)
+    generate_truth([pictures[:2], pictures[2:]])
+    [row] = measure(predictor, [Conversations(data, samples, 1, builder, preprocessing)], 2, 0)
     assert len(boxes) == 300
     assert (row.route, row.num_teachers, row.num_pictures) == ("generated", 1, 3)
     for name in ("ap50", "f1", "matched", "description/exact", "description/level_2", "recall_100"):
@@ -71,25 +70,25 @@ def test_true_answers_score_1_on_turned_crowded_and_empty_pictures(
     assert row.metrics["malformed"] == 0.0
 
 
-def test_without_any_object_and_any_head_only_what_needs_none_is_defined(
+def test_without_objects_and_without_a_head_only_metrics_that_need_neither_are_defined(
     data, predictor, builder, preprocessing, make_model, make_picture
 ):
     predictor = replace(predictor, model=make_model("head=none"))
     samples = [Sample("validation.jsonl:1", make_picture("bare-evaluated", 84, 56), None)]
-    [row] = measured(predictor, [Conversations(data, samples, 0, builder, preprocessing)], 2, 0)
+    [row] = measure(predictor, [Conversations(data, samples, 0, builder, preprocessing)], 2, 0)
     assert set(row.metrics) == {"malformed", "student_lm", "seconds"}
     assert np.isfinite(list(row.metrics.values())).all()
 
 
-def test_teachers_are_of_the_training_pictures_the_same_each_time_and_more_are_the_fewer_and_others(
+def test_teachers_are_training_pictures_always_the_same_and_more_teachers_only_add_to_fewer(
     data, builder, preprocessing, samples
 ):
     none, one, two, again = (Conversations(data, samples, k, builder, preprocessing).samples for k in (0, 1, 2, 2))
-    assert all(each.teachers == () for each in none)  # also of those whose data fixes some
+    assert all(sample.teachers == () for sample in none)  # even if the data fixes teachers for a sample
     assert two == again
-    for few, more in zip(one, two, strict=True):
-        assert few.teachers == more.teachers[:1]
-        assert set(more.teachers) <= set(data.pool)
+    for with_one, with_two in zip(one, two, strict=True):
+        assert with_one.teachers == with_two.teachers[:1]
+        assert set(with_two.teachers) <= set(data.pool)
 
 
 def test_a_training_picture_is_not_its_own_teacher(data, builder, preprocessing):
@@ -99,12 +98,12 @@ def test_a_training_picture_is_not_its_own_teacher(data, builder, preprocessing)
         Conversations(data, data.train, 3, builder, preprocessing)
 
 
-def test_conversations_that_the_model_has_no_positions_for_are_refused(data, builder, preprocessing, samples):
-    short = SimpleNamespace(max_positions=100, cost=preprocessing.cost)
+def test_conversations_with_more_tokens_than_the_model_has_positions_are_refused(data, builder, preprocessing, samples):
+    short = replace(preprocessing, max_positions=100)
     with pytest.raises(InputError, match="teachers=2: the longest conversation would have"):
         Conversations(data, samples, 2, builder, short)
 
 
-def test_an_answer_may_be_twice_as_long_as_the_longest_that_was_learned(builder, data):
+def test_by_default_an_answer_may_have_twice_the_tokens_of_the_longest_training_answer(builder, data):
     answer = builder.answer(data.train[0].student)
-    assert twice_the_longest_answer(builder, data.train) == 2 * (len(builder.text.ids(answer)) + 1)
+    assert default_max_new_tokens(builder, data.train) == 2 * (len(builder.text.ids(answer)) + 1)

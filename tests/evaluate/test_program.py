@@ -1,4 +1,4 @@
-"""The program as it is called, on a run of seconds that MLflow knows."""
+"""`python -m bbu_train.evaluate` on a run of two steps that is logged to MLflow."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def trained(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
-    """The folder of one evaluation with everything in it."""
+    """The folder of an evaluation of both routes with 0, 1 and 2 teachers."""
     out = tmp_path_factory.mktemp("evaluations") / "first"
     assert main([f"run={trained}", FEW_TOKENS, f"out={out}"]) == 0
     return out
@@ -40,9 +40,8 @@ def without_seconds(folder):
 
 def test_the_table_has_a_row_for_each_route_and_number_of_teachers(evaluated):
     rows = table(evaluated)["rows"]
-    assert [(row["route"], row["teachers"]) for row in rows] == [
-        (r, k) for r in ("head", "generated") for k in range(3)
-    ]
+    pairs = [(row["route"], row["teachers"]) for row in rows]
+    assert pairs == [(route, num_teachers) for route in ("head", "generated") for num_teachers in range(3)]
     assert all(row["pictures"] == 4 and row["seconds"] > 0 for row in rows)
     assert [row["malformed"] for row in rows] == [None] * 3 + [1.0] * 3
     with (evaluated / "table.csv").open(encoding="utf-8") as file:
@@ -52,8 +51,8 @@ def test_the_table_has_a_row_for_each_route_and_number_of_teachers(evaluated):
         assert picture.width > 1000
 
 
-def test_the_head_scores_what_it_scored_in_training(trained, evaluated):
-    """The run evaluates with one teacher."""
+def test_the_heads_metrics_are_those_of_training(trained, evaluated):
+    """Training evaluates with one teacher, so this is the second row."""
     cfg = run_folder.load(trained)
     metrics = LocalCheckpoints(trained / "checkpoints", 2, cfg.checkpoint.best_metric, "max").at(2).metrics
     row = table(evaluated)["rows"][1]
@@ -62,13 +61,13 @@ def test_the_head_scores_what_it_scored_in_training(trained, evaluated):
     assert row["student_lm"] == pytest.approx(metrics["eval/loss/student_lm"], rel=1e-5)
 
 
-def test_the_same_checkpoint_again_gives_the_same_numbers(trained, evaluated, tmp_path):
+def test_a_second_evaluation_gives_the_same_numbers(trained, evaluated, tmp_path):
     words = [f"run={trained}", FEW_TOKENS, "checkpoint=last", "num_workers=1", "teachers=[0,2]"]
     assert main([*words, f"out={tmp_path}/again"]) == 0
     assert without_seconds(tmp_path / "again") == [row for row in without_seconds(evaluated) if row["teachers"] != 1]
 
 
-def test_a_run_whose_config_lacks_what_is_needed_now_is_refused(trained, tmp_path, capsys):
+def test_a_run_whose_config_lacks_a_key_that_is_needed_now_is_refused(trained, tmp_path, capsys):
     older = tmp_path / "older"
     shutil.copytree(trained, older)
     config = (older / "config.yaml").read_text()
@@ -77,19 +76,19 @@ def test_a_run_whose_config_lacks_what_is_needed_now_is_refused(trained, tmp_pat
     )
     (older / run_folder.ENVIRONMENT).write_text('{"git_commit": "abc123"}')
     assert main([f"run={older}", "checkpoint=last", f"out={tmp_path}/out"]) == 2
-    said = capsys.readouterr().err
-    assert f"The run in {older} was made by other code: " in said
-    assert "'image_position_scale'" in said
+    error = capsys.readouterr().err
+    assert f"The run in {older} was made by other code: " in error
+    assert "'image_position_scale'" in error
 
 
 def test_mlflow_has_every_number_and_every_file(trained, evaluated):
     client = open_client(run_folder.load(trained).tracker.mlflow.uri)
     [experiment] = [each for each in client.search_experiments() if each.name == "smoke"]
     [stored] = client.search_runs([experiment.experiment_id])
-    found = table(evaluated)
-    gain = found["rows"][0]["student_lm"] - found["rows"][1]["student_lm"]
+    rows = table(evaluated)["rows"]
+    gain = rows[0]["student_lm"] - rows[1]["student_lm"]
     assert stored.data.metrics["eval/in_context_gain"] == pytest.approx(gain)
-    assert stored.data.metrics["eval/head/teachers_2/ap50"] == found["rows"][2]["ap50"]
+    assert stored.data.metrics["eval/head/teachers_2/ap50"] == rows[2]["ap50"]
     [point] = client.get_metric_history(stored.info.run_id, "eval/generated/teachers_0/malformed")
     assert (point.step, point.value) == (2, 1.0)
     files = [file.path for file in client.list_artifacts(stored.info.run_id, f"evaluations/{evaluated.name}")]
@@ -98,7 +97,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "message"),
     [
         ("rout=head", "rout is no key. Did you mean route"),
         ("run=", "Say run="),
@@ -114,14 +113,16 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
         ("out=.", "holds something"),
     ],
 )
-def test_what_is_wrong_is_said_before_the_model_loads(trained, capsys, monkeypatch, word, says):
-    monkeypatch.setattr("bbu_train.predict.run.TrainedRun.predictor", lambda *_: pytest.fail("the model was loaded"))
-    given = {"run": f"run={trained}", "teachers": "teachers=[0]"} | {word.partition("=")[0]: word}
-    assert main(list(given.values())) == 2
-    assert says in capsys.readouterr().err
+def test_a_wrong_option_is_reported_before_the_model_loads(trained, capsys, monkeypatch, word, message):
+    monkeypatch.setattr(
+        "bbu_train.predict.run.TrainedRun.load_predictor", lambda *_: pytest.fail("the model was loaded")
+    )
+    words = {"run": f"run={trained}", "teachers": "teachers=[0]"} | {word.partition("=")[0]: word}
+    assert main(list(words.values())) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_help_names_every_key(capsys):
+def test_help_describes_every_key(capsys):
     assert main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"\n  {key} " in shown for key in DEFAULTS)
+    usage = capsys.readouterr().out
+    assert all(f"\n  {key} " in usage for key in DEFAULTS)

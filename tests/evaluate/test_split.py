@@ -3,12 +3,12 @@ import json
 import pytest
 
 from bbu_train.errors import InputError
-from bbu_train.evaluate.split import load
+from bbu_train.evaluate.split import load_split
 
 
 @pytest.fixture
 def folder(tmp_path, make_picture):
-    """Three files of one picture each."""
+    """Three splits with one picture each, described by the name of its split."""
     for split in ("train", "validation", "test"):
         path = make_picture(f"split-{split}", 84, 56).path
         line = {"images": [str(path)], "objects": [{"bbox_2d": [1, 2, 30, 40], "desc": split}]}
@@ -17,14 +17,14 @@ def folder(tmp_path, make_picture):
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test", "test.jsonl"])
-def test_a_split_is_one_of_the_runs_or_another_file_and_teachers_are_of_the_training_pictures(config, folder, split):
+def test_any_split_can_be_loaded_and_teachers_come_from_training_pictures(config, folder, split):
     cfg = config("data=jsonl", f"data.root={folder}", "data.teachers.teacher_ratio=0")
-    data, [sample] = load(cfg, split)
+    data, [sample] = load_split(cfg, split)
     assert sample.student.objects[0].description == split.removesuffix(".jsonl")
     assert [picture.objects[0].description for picture in data.pool] == ["train"]
 
 
-def test_a_split_that_does_not_exist_is_an_error_that_names_its_file(config, folder):
+def test_a_missing_split_is_an_error_that_names_its_file(config, folder):
     with pytest.raises(Exception, match="exam.jsonl") as raised:
-        load(config("data=jsonl", f"data.root={folder}"), "exam")
+        load_split(config("data=jsonl", f"data.root={folder}"), "exam")
     assert isinstance(raised.value.__cause__, InputError)

@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(tmp_path, read):
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0"])
 @pytest.mark.parametrize("read", [read_header, open_upright])
-def test_a_file_that_is_no_picture_is_named(tmp_path, read, content):
+def test_a_file_that_is_not_a_picture_is_named(tmp_path, read, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(UnreadablePicture, match=r"a\.jpg: not a picture"):
         read(tmp_path / "a.jpg")
@@ -77,7 +77,7 @@ def test_a_truncated_picture_is_named(tmp_path, read, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_bytes_after_the_end_of_a_picture_do_no_harm(tmp_path, suffix):
+def test_bytes_after_the_end_of_a_picture_are_ignored(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     NOISE.save(path)
     path.write_bytes(path.read_bytes() + bytes(1000))
@@ -85,7 +85,7 @@ def test_bytes_after_the_end_of_a_picture_do_no_harm(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_whole_picture_is_not_decoded_for_its_header(tmp_path, suffix):
+def test_a_complete_picture_is_not_decoded_for_its_header(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     NOISE.save(path)
     data = bytearray(path.read_bytes())

@@ -7,7 +7,7 @@ from bbu_train.metrics.detection import detection_metrics
 from bbu_train.runtime.seeds import generator
 
 
-def test_constant_boxes_lie_where_the_training_boxes_lie_most():
+def test_constant_boxes_lie_where_most_training_boxes_lie():
     train = [picture((A, "x/1")), picture((A, "x/2"), size=(100, 100)), picture((C, "x")), picture((B, "y"))]
     constant, wide = constant_predictions(train, [picture(), picture(size=(200, 100))], num_boxes=4, seed=1)
     order = np.argsort(-constant.scores)
@@ -17,7 +17,7 @@ def test_constant_boxes_lie_where_the_training_boxes_lie_most():
     assert wide.boxes_xyxy == pytest.approx(constant.boxes_xyxy * [2, 1, 2, 1])
 
 
-def test_constant_boxes_are_those_of_their_seed_and_as_many_as_asked():
+def test_constant_boxes_depend_on_the_seed_and_have_the_requested_number():
     random = generator("constant", 0)
     corners = random.uniform(0, 50, (60, 2))
     train = [picture(*((tuple(xy) + tuple(xy + 20), f"class{i % 3}") for i, xy in enumerate(corners)))]

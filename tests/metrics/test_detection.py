@@ -19,90 +19,95 @@ def test_the_class_is_the_first_level_of_the_description():
 
 
 def test_perfect_predictions_score_1():
-    result = detection_metrics(PICTURES, [perfect(each) for each in PICTURES])
-    assert result.pop("f1_threshold") == 0.9
-    assert result == pytest.approx(dict.fromkeys(result, 1.0))
-    assert {"ap", "ap50", "ap75", "ap50/bbu", "ap50/螺丝", "agnostic_ap", "agnostic_ap50", "f1"} == set(result)
+    metrics = detection_metrics(PICTURES, [perfect(each) for each in PICTURES])
+    assert metrics.pop("f1_threshold") == 0.9
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
+    assert {"ap", "ap50", "ap75", "ap50/bbu", "ap50/螺丝", "agnostic_ap", "agnostic_ap50", "f1"} == set(metrics)
 
 
-def test_boxes_in_the_wrong_place_and_no_boxes_at_all_score_0():
-    for found in ([((70, 70, 80, 80), 0.9, "bbu")], []):
-        result = detection_metrics(PICTURES, [prediction(*found)] * 3)
-        assert result.pop("f1_threshold") == 1.0
-        assert set(result.values()) == {0.0}
+def test_boxes_in_the_wrong_place_and_missing_boxes_score_0():
+    for detections in ([((70, 70, 80, 80), 0.9, "bbu")], []):
+        metrics = detection_metrics(PICTURES, [prediction(*detections)] * 3)
+        assert metrics.pop("f1_threshold") == 1.0
+        assert set(metrics.values()) == {0.0}
 
 
-def test_a_mixed_case_worked_out_by_hand():
-    # One class, two true objects. Found by score: exact (0.9), nothing there (0.8), IoU 0.62 (0.7).
-    # The 101 recall points see precision 1 up to recall 0.50, then 2/3 where IoU 0.62 is enough (0.50, 0.55, 0.60).
+def test_a_mixed_case_agrees_with_a_calculation_by_hand():
+    # One class, two true objects. Detections by score: exact (0.9), a false positive (0.8), IoU 0.62 (0.7).
+    # At the 101 recall points, precision is 1 up to recall 0.50, then 2/3 where IoU 0.62 is enough (0.50, 0.55, 0.60).
     pictures = [picture((A, "x")), picture((A, "x"))]
     predictions = [prediction((A, 0.9, "x"), (C, 0.8, "x")), prediction(((0, 0, 10, 6.2), 0.7, "x"))]
     loose, strict = (51 + 50 * 2 / 3) / 101, 51 / 101
-    result = detection_metrics(pictures, predictions)
-    assert result["ap50"] == pytest.approx(loose)
-    assert result["ap75"] == pytest.approx(strict)
-    assert result["ap"] == pytest.approx((3 * loose + 7 * strict) / 10)
-    assert (result["f1"], result["f1_threshold"]) == (pytest.approx(0.8), 0.7)  # 2 hits, 3 predicted, 2 true
+    metrics = detection_metrics(pictures, predictions)
+    assert metrics["ap50"] == pytest.approx(loose)
+    assert metrics["ap75"] == pytest.approx(strict)
+    assert metrics["ap"] == pytest.approx((3 * loose + 7 * strict) / 10)
+    assert (metrics["f1"], metrics["f1_threshold"]) == (pytest.approx(0.8), 0.7)  # 2 hits, 3 predicted, 2 true
 
 
 def test_average_precision_is_the_mean_over_classes_not_over_objects():
     pictures = [picture((A, "x"), (B, "x"), (C, "y"))]
-    result = detection_metrics(pictures, [prediction((A, 0.9, "x"), (B, 0.9, "x"))])
-    assert (result["ap50/x"], result["ap50/y"], result["ap50"]) == pytest.approx((1, 0, 0.5))
+    metrics = detection_metrics(pictures, [prediction((A, 0.9, "x"), (B, 0.9, "x"))])
+    assert (metrics["ap50/x"], metrics["ap50/y"], metrics["ap50"]) == pytest.approx((1, 0, 0.5))
 
 
-def test_a_prediction_of_another_class_counts_in_the_agnostic_numbers_only():
+def test_a_prediction_of_an_unknown_class_counts_only_in_class_agnostic_metrics():
     pictures = [picture((A, "x"), (B, "y"))]
-    found = [(A, 0.9, "x"), (B, 0.8, "y")]
-    with_unknown = detection_metrics(pictures, [prediction(*found, (C, 0.95, "screw"))])
+    correct = [(A, 0.9, "x"), (B, 0.8, "y")]
+    with_unknown = detection_metrics(pictures, [prediction(*correct, (C, 0.95, "screw"))])
     assert with_unknown["ap"] == with_unknown["f1"] == 1.0
     assert with_unknown["agnostic_ap50"] == pytest.approx(2 / 3)
     swapped = detection_metrics(pictures, [prediction((A, 0.9, "y"), (B, 0.8, "x"))])
     assert (swapped["ap50"], swapped["agnostic_ap50"]) == (0.0, 1.0)
 
 
-def test_without_any_true_object_nothing_is_defined():
+def test_without_true_objects_nothing_is_defined():
     assert detection_metrics([picture()], [prediction((A, 0.9, "x"))]) == {}
+    assert full_detection_metrics([picture()], [prediction((A, 0.9, "x"))]) == {}
 
 
-def test_pictures_that_nobody_annotated_are_left_out():
-    unknown = Picture(Path("b.png"), 100, 100, None)
-    found = prediction((A, 0.9, "x"))
-    assert detection_metrics([picture((A, "x")), unknown], [found, found])["agnostic_ap50"] == 1.0
+def test_pictures_without_annotation_are_left_out():
+    unannotated = Picture(Path("b.png"), 100, 100, None)
+    predicted = prediction((A, 0.9, "x"))
+    assert detection_metrics([picture((A, "x")), unannotated], [predicted, predicted])["agnostic_ap50"] == 1.0
 
 
-def test_of_300_objects_in_a_picture_cocos_100_count():
+def test_of_300_objects_in_a_picture_ap_and_ar_count_100_and_f1_and_descriptions_all():
     boxes = [(x, y, x + 4, y + 4) for x in range(0, 100, 5) for y in range(0, 75, 5)]
-    crowded = picture(*((box, "x") for box in boxes))
-    result = detection_metrics([crowded], [perfect(crowded)])
-    assert result["ap"] == pytest.approx(34 / 101)  # recall points 0.00 to 0.33
-    assert result["f1"] == 1.0
+    crowded = picture(*((box, "x/y") for box in boxes))
+    metrics = full_detection_metrics([crowded], [perfect(crowded)])
+    assert metrics["ap"] == pytest.approx(34 / 101)  # recall points 0.00 to 0.33
+    assert [metrics[name] for name in ("f1", "matched", "description/exact")] == [1.0, 1.0, 1.0]
+    recalls = [metrics[f"recall_{max_detections}"] for max_detections in (1, 10, 100)]
+    assert recalls == pytest.approx([1 / 300, 10 / 300, 100 / 300])
 
 
-def test_class_names_become_metric_names_that_mlflow_takes_and_stay_apart():
+def test_class_names_become_distinct_metric_names_that_mlflow_accepts():
     names = ["螺丝 (M6)", "a+b", "a*b", "", "..", "x" * 300]
     pictures = [picture(*((A, name) for name in names))]
-    result = detection_metrics(pictures, [perfect(pictures[0])])
-    assert sum(name.startswith("ap50/") for name in result) == len(names)
-    for name in result:
+    metrics = detection_metrics(pictures, [perfect(pictures[0])])
+    assert sum(name.startswith("ap50/") for name in metrics) == len(names)
+    for name in metrics:
         _validate_metric_name("eval/" + name)
-    assert max(map(len, result)) <= 245
+    assert max(map(len, metrics)) <= 245
 
 
 def brute_force_f1(pictures, predictions):
-    """The best F1 over all thresholds, each matched anew."""
+    """The best F1 over all thresholds, with a new matching at each."""
     best = 0.0
-    for threshold in {value for each in predictions for value in each.scores}:
+    for threshold in {score for each in predictions for score in each.scores}:
         num_hits = num_predicted = 0
-        for truth, found in zip(pictures, predictions, strict=True):
+        for truth, predicted in zip(pictures, predictions, strict=True):
             free = list(truth.objects)
-            chosen = [i for i in np.argsort(-found.scores, kind="stable") if found.scores[i] >= threshold]
-            num_predicted += len(chosen)
-            for i in chosen:
-                rivals = [
-                    (iou(found.boxes_xyxy[i], t.box_xyxy), t) for t in free if t.description == found.descriptions[i]
+            indices = [i for i in np.argsort(-predicted.scores, kind="stable") if predicted.scores[i] >= threshold]
+            num_predicted += len(indices)
+            for i in indices:
+                candidates = [
+                    (iou(predicted.boxes_xyxy[i], each.box_xyxy), each)
+                    for each in free
+                    if each.description == predicted.descriptions[i]
                 ]
-                overlap, target = max(rivals, key=lambda rival: rival[0], default=(0.0, None))
+                overlap, target = max(candidates, key=lambda candidate: candidate[0], default=(0.0, None))
                 if overlap >= 0.5:
                     num_hits += 1
                     free.remove(target)
@@ -117,7 +122,7 @@ def iou(a, b):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_f1_equals_a_matching_made_anew_at_every_threshold(seed):
+def test_f1_equals_a_new_matching_at_every_threshold(seed):
     random = generator("f1", seed)
 
     def boxes(count):
@@ -127,14 +132,16 @@ def test_f1_equals_a_matching_made_anew_at_every_threshold(seed):
     pictures, predictions = [], []
     for _ in range(4):
         pictures.append(picture(*((box, random.choice(["x", "y"])) for box in boxes(random.integers(0, 6)))))
-        found = [(box, round(random.random(), 1), random.choice(["x", "y"])) for box in boxes(random.integers(1, 8))]
-        predictions.append(prediction(*found))
-    assert {class_of(o.description) for p in pictures for o in p.objects} == {"x", "y"}
+        detections = [
+            (box, round(random.random(), 1), random.choice(["x", "y"])) for box in boxes(random.integers(1, 8))
+        ]
+        predictions.append(prediction(*detections))
+    assert {class_of(each.description) for picture in pictures for each in picture.objects} == {"x", "y"}
     assert detection_metrics(pictures, predictions)["f1"] == pytest.approx(brute_force_f1(pictures, predictions))
 
 
 def random_detections(seed):
-    """Pictures of three classes with boxes of all sizes, some of them found, shifted, among many that are nothing."""
+    """Pictures of three classes with boxes of all sizes; 70% are predicted, shifted, among 60 false positives each."""
     random = generator("coco", seed)
 
     def box():
@@ -142,44 +149,46 @@ def random_detections(seed):
         x, y = random.uniform(0, 640 - width), random.uniform(0, 480 - height)
         return np.array([x, y, x + width, y + height])
 
-    def named():
+    def description():
         return str(random.choice(["x/1", "y/2", "螺丝"]))
 
     pictures, predictions = [], []
     for number in range(12):
-        truths = [(box(), named()) for _ in range(0 if number == 0 else random.integers(1, 15))]
-        shifted = [(its + random.normal(0, 0.1 * (its[2] - its[0]), 4), name) for its, name in truths]
-        found = [each for each in shifted if random.random() < 0.7] + [(box(), named()) for _ in range(60)]
+        truths = [(box(), description()) for _ in range(0 if number == 0 else random.integers(1, 15))]
+        shifted = [(true + random.normal(0, 0.1 * (true[2] - true[0]), 4), text) for true, text in truths]
+        detections = [each for each in shifted if random.random() < 0.7] + [(box(), description()) for _ in range(60)]
         pictures.append(picture(*truths, size=(640, 480)))
         predictions.append(
-            prediction(*((np.sort(its.reshape(2, 2), 0).ravel(), random.random(), n) for its, n in found))
+            prediction(*((np.sort(each.reshape(2, 2), 0).ravel(), random.random(), text) for each, text in detections))
         )
     return pictures, predictions
 
 
-def by_pycocotools(pictures, predictions):
+def pycocotools_metrics(pictures, predictions):
     """The twelve numbers that COCO's own evaluation prints."""
-    names = sorted({class_of(each.description) for one in pictures for each in one.objects})
+    classes = sorted({class_of(each.description) for picture in pictures for each in picture.objects})
 
-    def row(image, box, text):
+    def annotation(image, box, text):
         x, y, width, height = *map(float, box[:2]), float(box[2] - box[0]), float(box[3] - box[1])
-        category = names.index(class_of(text)) + 1
+        category = classes.index(class_of(text)) + 1
         return {"image_id": image, "category_id": category, "bbox": [x, y, width, height], "area": width * height}
 
-    truth, found = COCO(), []
+    truth, detections = COCO(), []
     truths = [
-        row(i, each.box_xyxy, class_of(each.description)) for i, p in enumerate(pictures, 1) for each in p.objects
+        annotation(i, each.box_xyxy, class_of(each.description))
+        for i, picture in enumerate(pictures, 1)
+        for each in picture.objects
     ]
     truth.dataset = {
         "images": [{"id": i} for i in range(1, len(pictures) + 1)],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
         "annotations": [each | {"id": i, "iscrowd": 0} for i, each in enumerate(truths, 1)],
     }
     truth.createIndex()
-    for image, its in enumerate(predictions, 1):
-        for box, value, text in zip(its.boxes_xyxy, its.scores, its.descriptions, strict=True):
-            found.append(row(image, box, text) | {"score": float(value)})
-    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    for image, each in enumerate(predictions, 1):
+        for box, score, text in zip(each.boxes_xyxy, each.scores, each.descriptions, strict=True):
+            detections.append(annotation(image, box, text) | {"score": float(score)})
+    evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -190,42 +199,38 @@ COCO_NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "recall
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_and_recall_are_those_of_pycocotools(seed):
+def test_average_precision_and_recall_equal_those_of_pycocotools(seed):
     pictures, predictions = random_detections(seed)
-    result = full_detection_metrics(pictures, predictions)
-    expected = by_pycocotools(pictures, predictions)[:9]
-    assert [result[name] for name in COCO_NAMES] == pytest.approx(expected, abs=1e-9)
+    metrics = full_detection_metrics(pictures, predictions)
+    expected = pycocotools_metrics(pictures, predictions)[:9]
+    assert [metrics[name] for name in COCO_NAMES] == pytest.approx(expected, abs=1e-9)
     assert len(set(expected)) == 9
 
 
-def test_the_full_score_begins_with_the_short_one():
+def test_the_full_metrics_begin_with_the_short_ones():
     pictures, predictions = random_detections(0)
     short, full = detection_metrics(pictures, predictions), full_detection_metrics(pictures, predictions)
     assert list(full.items())[: len(short)] == list(short.items())
 
 
-def test_descriptions_are_compared_level_by_level_over_the_objects_that_are_found_whatever_their_class():
-    truths = [(A, "bbu/zte/alarm"), (B, "bbu/huawei"), (C, "screw"), ((80, 80, 90, 90), "never/found")]
-    said = [(A, 0.9, "bbu/zte/running"), (B, 0.8, "label/huawei"), (C, 0.7, "screw"), ((0, 80, 9, 90), 0.6, "screw")]
-    result = full_detection_metrics([picture(*truths)], [prediction(*said)])
-    assert result["matched"] == 3 / 4
-    assert result["description/exact"] == pytest.approx(1 / 3)
-    assert result["description/level_1"] == pytest.approx(2 / 3)
-    assert result["description/level_2"] == pytest.approx(1 / 2)
-    assert result["description/level_3"] == 0.0
-    assert "description/level_4" not in result
+def test_descriptions_are_compared_level_by_level_for_matched_objects_of_any_class():
+    truths = [(A, "bbu/zte/alarm"), (B, "bbu/huawei"), (C, "screw"), ((80, 80, 90, 90), "never/matched")]
+    detections = [
+        (A, 0.9, "bbu/zte/running"),
+        (B, 0.8, "label/huawei"),
+        (C, 0.7, "screw"),
+        ((0, 80, 9, 90), 0.6, "screw"),
+    ]
+    metrics = full_detection_metrics([picture(*truths)], [prediction(*detections)])
+    assert metrics["matched"] == 3 / 4
+    assert metrics["description/exact"] == pytest.approx(1 / 3)
+    assert metrics["description/level_1"] == pytest.approx(2 / 3)
+    assert metrics["description/level_2"] == pytest.approx(1 / 2)
+    assert metrics["description/level_3"] == 0.0
+    assert "description/level_4" not in metrics
 
 
-def test_what_has_no_object_to_be_measured_on_is_left_out():
-    result = full_detection_metrics([picture((A, "x"))], [prediction()])
-    assert {"ap_medium", "ap_large", "description/exact", "description/level_1"} & set(result) == set()
-    assert [result[name] for name in ("ap", "ap_small", "recall_100", "matched", "f1")] == [0.0] * 5
-    assert full_detection_metrics([picture()], [prediction((A, 0.9, "x"))]) == {}
-
-
-def test_of_300_objects_all_are_described_and_cocos_100_recalled():
-    boxes = [(x, y, x + 4, y + 4) for x in range(0, 100, 5) for y in range(0, 75, 5)]
-    crowded = picture(*((box, "x/y") for box in boxes))
-    result = full_detection_metrics([crowded], [perfect(crowded)])
-    assert (result["matched"], result["description/exact"]) == (1.0, 1.0)
-    assert [result[f"recall_{most}"] for most in (1, 10, 100)] == pytest.approx([1 / 300, 10 / 300, 100 / 300])
+def test_a_metric_without_an_object_to_measure_it_on_is_left_out():
+    metrics = full_detection_metrics([picture((A, "x"))], [prediction()])
+    assert {"ap_medium", "ap_large", "description/exact", "description/level_1"} & set(metrics) == set()
+    assert [metrics[name] for name in ("ap", "ap_small", "recall_100", "matched", "f1")] == [0.0] * 5

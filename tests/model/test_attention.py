@@ -1,4 +1,4 @@
-"""Attention within segments, compared with torch's over each segment alone and with transformers' own."""
+"""Attention within segments, compared with torch's on each segment alone and with transformers' eager attention."""
 
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from bbu_train.model.attention import choose, flash_attention_2, flash_attention
 from bbu_train.runtime.seeds import generator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-SCALE = 0.3  # not 1 / sqrt(size), so that one that is not passed on shows
+SCALE = 0.3  # differs from the default 1 / sqrt(size), so the tests notice if it is not passed on
 SEGMENTS = {
     "equal": [0, 4, 8, 12, 16, 20],
     "unequal": [0, 1, 4, 8, 13, 16, 20],
@@ -30,12 +30,12 @@ def states(num_rows=1, num_heads=4, num_kv_heads=2, num_tokens=20, size=8):
 
 
 def layer(is_causal=True, num_groups=2):
-    """What an attention function reads of the layer that calls it."""
+    """Return the attributes that an attention function reads from the layer that calls it."""
     return SimpleNamespace(is_causal=is_causal, num_key_value_groups=num_groups, training=True)
 
 
 def segment_wise(query, key, value, bounds, is_causal):
-    """torch's attention on each segment of one row alone, with every key and value head written out."""
+    """Apply torch's attention to each segment of one row alone, with repeated key and value heads."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     parts = [
@@ -57,7 +57,7 @@ def bounds_of(name):
 @pytest.mark.parametrize("name", SEGMENTS)
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_every_segment_gets_what_it_would_get_alone(name, is_causal, num_kv_heads):
+def test_every_segment_gets_the_same_result_as_alone(name, is_causal, num_kv_heads):
     inputs = states(num_kv_heads=num_kv_heads)
     out, _ = sdpa(layer(), *inputs, None, SCALE, bounds_of(name), is_causal=is_causal)
     expected = segment_wise(*inputs, SEGMENTS[name], is_causal)
@@ -65,7 +65,7 @@ def test_every_segment_gets_what_it_would_get_alone(name, is_causal, num_kv_head
     torch.testing.assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
-def test_code_around_it_is_made_once_for_any_segments():
+def test_compiled_code_around_sdpa_is_not_recompiled_for_other_segments():
     inputs = states()
 
     def twice(bounds):
@@ -78,7 +78,7 @@ def test_code_around_it_is_made_once_for_any_segments():
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_segments_equal_transformers_eager_attention_under_a_mask_of_blocks(is_causal):
+def test_segments_equal_transformers_eager_attention_with_a_block_diagonal_mask(is_causal):
     inputs = states()
     segment = torch.bucketize(torch.arange(20), bounds_of("unequal"), right=True)
     allowed = segment[:, None] == segment[None]
@@ -91,7 +91,7 @@ def test_segments_equal_transformers_eager_attention_under_a_mask_of_blocks(is_c
     torch.testing.assert_close(gradients(out, inputs), gradients(expected, inputs))
 
 
-def test_rows_lie_one_after_another():
+def test_segment_boundaries_count_through_consecutive_rows():
     inputs = states(num_rows=2, num_tokens=10)
     out, _ = sdpa(layer(), *inputs, None, SCALE, torch.tensor([0, 3, 10, 18, 20], dtype=torch.int32))
     first = segment_wise(*(x[:1] for x in inputs), [0, 3, 10], True)
@@ -99,7 +99,7 @@ def test_rows_lie_one_after_another():
     torch.testing.assert_close(out, torch.cat([first, second]))
 
 
-def test_a_layer_says_itself_whether_it_is_causal_where_the_call_does_not():
+def test_without_is_causal_in_the_call_the_layers_own_setting_applies():
     inputs = states()
     out, _ = sdpa(layer(is_causal=False), *inputs, None, SCALE, bounds_of("unequal"))
     torch.testing.assert_close(out, segment_wise(*inputs, SEGMENTS["unequal"], False))
@@ -114,7 +114,7 @@ def test_no_token_attends_across_packed_segments():
     assert not torch.equal(before[:, 13:], after[:, 13:])
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels run on CUDA only")
 has_flash_2 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.flash_attn_interface"))
 has_flash_4 = bool(find_spec("flash_attn")) and bool(find_spec("flash_attn.cute")) and bool(find_spec("cutlass"))
 needs_flash_2 = pytest.mark.skipif(not has_flash_2, reason="the flash-attn package is not installed")
@@ -128,40 +128,40 @@ LONG = [0, 65, 300, 301, 1000]
 SHORT = [0, 64, 80, 144, 160]
 
 
-def half(size, num_tokens):
+def bfloat16_states(size, num_tokens):
     inputs = states(size=size, num_tokens=num_tokens)
     return [x.detach().to(GPU, torch.bfloat16).requires_grad_() for x in inputs]
 
 
-def gap(one, other):
-    """||one - other|| / ||other||: bfloat16 rounds each number by up to 4e-3 of it."""
-    return ((one.float() - other.float()).norm() / other.float().norm()).item()
+def relative_error(actual, expected):
+    """||actual - expected|| / ||expected||. bfloat16 rounding changes each number by up to 4e-3 of its value."""
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 @needs_gpu
-@pytest.mark.parametrize("size", [80, 128])  # of a head: the vision tower's, and the language model's
+@pytest.mark.parametrize("size", [80, 128])  # head sizes of the vision tower and of the language model
 @pytest.mark.parametrize(("ends", "is_causal"), [(LONG, True), (LONG, False), (SHORT, False)])
 @pytest.mark.parametrize("function", KERNELS)
 def test_a_kernel_for_segments_equals_sdpa_in_half_precision(function, ends, is_causal, size):
-    inputs, bounds = half(size, ends[-1]), torch.tensor(ends, dtype=torch.int32, device=GPU)
+    inputs, bounds = bfloat16_states(size, ends[-1]), torch.tensor(ends, dtype=torch.int32, device=GPU)
     longest = int(bounds.diff().max())
     exact = [x.detach().float().requires_grad_() for x in inputs]
     expected, _ = sdpa(layer(), *exact, None, SCALE, bounds, is_causal=is_causal)
     out, _ = function(layer(), *inputs, None, SCALE, bounds, longest, is_causal=is_causal)
-    assert gap(out, expected) < 1e-2
+    assert relative_error(out, expected) < 1e-2
     weights = torch.randn_like(expected)
     gradients = torch.autograd.grad(out, inputs, weights.bfloat16())
-    for found, true in zip(gradients, torch.autograd.grad(expected, exact, weights), strict=True):
-        assert gap(found, true) < 2e-2
+    for gradient, expected_gradient in zip(gradients, torch.autograd.grad(expected, exact, weights), strict=True):
+        assert relative_error(gradient, expected_gradient) < 2e-2
 
 
 @needs_gpu
 @pytest.mark.parametrize(("ends", "is_causal"), [(LONG, True), (LONG, False), (SHORT, False)])
 @pytest.mark.parametrize("function", KERNELS)
 def test_a_kernel_lets_no_token_attend_across_packed_segments(function, ends, is_causal):
-    query, key, value = (x.detach() for x in half(128, ends[-1]))
+    query, key, value = (x.detach() for x in bfloat16_states(128, ends[-1]))
     bounds = torch.tensor(ends, dtype=torch.int32, device=GPU)
-    first = ends[2]  # of the tokens that change
+    first = ends[2]  # the first token that changes
     settings = SCALE, bounds, int(bounds.diff().max())
     before, _ = function(layer(), query, key, value, None, *settings, is_causal=is_causal)
     changed = torch.cat([key[:, :, :first], 9 - key[:, :, first:]], dim=2)
@@ -170,20 +170,20 @@ def test_a_kernel_lets_no_token_attend_across_packed_segments(function, ends, is
     assert not torch.equal(before[:, first:], after[:, first:])
 
 
-def test_auto_takes_sdpa_where_no_kernel_runs():
+def test_auto_takes_sdpa_where_no_kernel_can_run():
     assert choose("auto", CPU, torch.float32) == choose("auto", CPU, torch.bfloat16) == "bbu_flash_sdpa"
     assert choose("auto", GPU, torch.float32) == "bbu_flash_sdpa"
 
 
-def test_auto_says_which_it_took(caplog):
+def test_auto_logs_its_choice(caplog):
     with caplog.at_level("INFO"):
         choose("auto", CPU, torch.float32)
     assert caplog.messages == ["model.attention=auto takes sdpa"]
 
 
 def test_auto_takes_a_kernel_on_a_gpu_in_half_precision():
-    best = "bbu_flash_attention_2" if has_flash_2 else "bbu_flash_varlen"
-    assert choose("auto", GPU, torch.bfloat16) == best
+    expected = "bbu_flash_attention_2" if has_flash_2 else "bbu_flash_varlen"
+    assert choose("auto", GPU, torch.bfloat16) == expected
 
 
 @pytest.mark.parametrize("attention", ["varlen", "flash_attention_2", "flash_attention_4"])
@@ -194,21 +194,21 @@ def test_a_kernel_that_cannot_run_here_is_refused(attention, device, dtype):
 
 
 @pytest.mark.parametrize(
-    ("attention", "is_there", "command"),
+    ("attention", "is_installed", "command"),
     [
         ("flash_attention_2", has_flash_2, "pip install --no-build-isolation 'flash-attn"),
         ("flash_attention_4", has_flash_4, "pip install 'flash-attn-4"),
     ],
 )
-def test_a_kernel_without_its_package_says_how_to_install_it(attention, is_there, command):
-    if is_there:
+def test_the_error_for_a_missing_package_says_how_to_install_it(attention, is_installed, command):
+    if is_installed:
         pytest.skip(f"the package of {attention} is installed")
     with pytest.raises(InputError, match=f"needs a package that is missing: {command}"):
         choose(attention, GPU, torch.bfloat16)
 
 
 @pytest.mark.skipif(has_flash_4, reason="the package of flash_attention_4 is installed")
-def test_the_parts_of_flash_attention_4_that_come_with_flash_attention_2_are_not_taken_for_it(tmp_path, monkeypatch):
+def test_the_cute_folder_of_flash_attention_2_is_not_mistaken_for_flash_attention_4(tmp_path, monkeypatch):
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
     (tmp_path / "flash_attn" / "flash_attn_interface.py").touch()
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""The whole model with each kernel for attention, on a GPU in bfloat16, beside float32 and torch's own attention."""
+"""The whole model with each attention kernel in bfloat16 on a GPU, compared with torch's own attention in float32."""
 
 from functools import cache, partial
 from statistics import median
@@ -12,7 +12,7 @@ from bbu_train.errors import InputError
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels run on CUDA only")
 GPU = torch.device("cuda")
 build = partial(instantiate, _convert_="all")
-# Heads as wide as the published models', 128 in the language model and 80 in the vision tower, and weights as small.
+# Heads as wide as in the published models (128 in the language model, 80 in the vision tower) and weights as small.
 WIDE = [
     "model.shape.text_config.initializer_range=0.02",
     "model.shape.vision_config.initializer_range=0.02",
@@ -22,21 +22,22 @@ WIDE = [
     "model.shape.vision_config.out_hidden_size=512",
 ]
 KERNELS = ["varlen", "flash_attention_2", "flash_attention_4"]
-NUM_DRAWS = 15  # of weights
-SHARPENED = 4  # of queries and keys: fresh ones attend nearly evenly, and then a wrong scale of 5% changes nothing
+NUM_DRAWS = 15  # different random weights
+# A factor for the weights of queries and keys. Fresh ones attend almost uniformly, which would hide a wrong scale.
+SHARPENING = 4
 
 
 def sharpen(model):
     for name, parameter in model.named_parameters():
         if "language_model" in name and ("q_proj" in name or "k_proj" in name):
-            parameter.mul_(SHARPENED)
+            parameter.mul_(SHARPENING)
         if "visual" in name and "attn.qkv" in name:
-            parameter[: len(parameter) // 3 * 2].mul_(SHARPENED)
+            parameter[: len(parameter) // 3 * 2].mul_(SHARPENING)
 
 
 @pytest.fixture(scope="module")
 def make(config):
-    """A function from overrides and the number of a draw of weights to a model on the GPU and its criterion."""
+    """A function from overrides and a seed of the weights to a model on the GPU and its criterion."""
 
     def make(*overrides, draw=0):
         cfg = config(*WIDE, *overrides)
@@ -52,8 +53,8 @@ def make(config):
     return make
 
 
-def matching(model, criterion, batch):
-    """Settled for other models, too: a matcher that always gives what this model's boxes are matched with."""
+def fixed_matcher(model, criterion, batch):
+    """Return a matcher that gives the matching of this model's boxes, whatever the predictions of other models."""
     batch = batch.to(GPU)
     with torch.no_grad():
         queries = criterion.matcher(model(batch).detections, batch)
@@ -61,7 +62,7 @@ def matching(model, criterion, batch):
 
 
 def losses_and_gradient(model, criterion, batch, precision, matcher):
-    """The losses, and the gradients of all parameters by part of the model."""
+    """Return the losses, and the gradients of all parameters for each part of the model."""
     batch = batch.to(GPU)
     criterion.matcher = matcher
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
@@ -75,56 +76,59 @@ def losses_and_gradient(model, criterion, batch, precision, matcher):
     return {name: loss.item() for name, loss in losses.items()}, gradients
 
 
-def gaps(gradients, others):
-    return {part: ((its - others[part]).norm() / others[part].norm()).item() for part, its in gradients.items()}
+def relative_errors(gradients, expected):
+    return {
+        part: ((gradient - expected[part]).norm() / expected[part].norm()).item()
+        for part, gradient in gradients.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def exact(make, collate, encoded):
-    """Of each draw in float32: the matching, the losses and the gradients."""
+    """The matching, the losses and the gradients in float32, for each draw of weights."""
     batch = collate("packed", encoded)
 
-    def of(draw):
-        made = make("engine.precision=fp32", "model.attention=sdpa", draw=draw)
-        matcher = matching(*made, batch)
-        return matcher, *losses_and_gradient(*made, batch, "fp32", matcher)
+    def compute(draw):
+        model, criterion = make("engine.precision=fp32", "model.attention=sdpa", draw=draw)
+        matcher = fixed_matcher(model, criterion, batch)
+        return matcher, *losses_and_gradient(model, criterion, batch, "fp32", matcher)
 
-    return [of(draw) for draw in range(NUM_DRAWS)]
+    return [compute(draw) for draw in range(NUM_DRAWS)]
 
 
 @pytest.fixture(scope="module")
-def median_gaps(make, collate, encoded, exact):
-    """A function from a choice of attention to how far its gradients in bfloat16 are from those of float32, by part."""
+def median_errors(make, collate, encoded, exact):
+    """A function from `model.attention` to the errors of its bfloat16 gradients, for each part of the model."""
     batch = collate("packed", encoded)
 
     @cache
-    def of(attention):
-        found = []
-        for draw, (matcher, true_losses, true) in enumerate(exact):
-            made = make("engine.precision=bf16", f"model.attention={attention}", draw=draw)
-            losses, gradients = losses_and_gradient(*made, batch, "bf16", matcher)
-            assert losses == pytest.approx(true_losses, rel=2e-2)
-            found.append(gaps(gradients, true))
-        return {part: median(its[part] for its in found) for part in found[0]}
+    def compute(attention):
+        errors = []
+        for draw, (matcher, exact_losses, exact_gradients) in enumerate(exact):
+            model, criterion = make("engine.precision=bf16", f"model.attention={attention}", draw=draw)
+            losses, gradients = losses_and_gradient(model, criterion, batch, "bf16", matcher)
+            assert losses == pytest.approx(exact_losses, rel=2e-2)
+            errors.append(relative_errors(gradients, exact_gradients))
+        return {part: median(error[part] for error in errors) for part in errors[0]}
 
-    return of
+    return compute
 
 
 @pytest.mark.parametrize("attention", KERNELS)
-def test_every_kernel_gives_the_losses_and_gradients_of_torchs_attention(attention, median_gaps):
-    """As far from float32 as torch's own attention in bfloat16 is: what is left is rounding, not the kernel.
+def test_every_kernel_gives_the_losses_and_gradients_of_torchs_attention(attention, median_errors):
+    """A kernel may be as far from float32 as torch's own attention in bfloat16: that much is rounding.
 
-    All learn from the matching of the float32 model: where two queries cost nearly the same, rounding decides, and the
-    head's gradients then differ by a quarter. They differ by 0.7% to 5%, as the draw has it, with one matching too, so
-    the median over many draws is compared.
+    All models use the matching of the float32 model. Otherwise, where two queries cost nearly the same, rounding would
+    decide, and the head's gradients would differ by a quarter. With one matching they still differ by 0.7% to 5%,
+    depending on the draw of weights, so the test compares medians over many draws.
     """
-    its, of_torch = median_gaps(attention), median_gaps("sdpa")
-    for part in its:
-        assert its[part] < 1.25 * of_torch[part] + 5e-3, (its, of_torch)
+    errors, torch_errors = median_errors(attention), median_errors("sdpa")
+    for part in errors:
+        assert errors[part] < 1.25 * torch_errors[part] + 5e-3, (errors, torch_errors)
 
 
 @pytest.mark.parametrize("attention", KERNELS)
-def test_no_kernel_lets_a_sample_see_another(attention, make, collate, encoded):
+def test_no_kernel_lets_a_sample_attend_to_another(attention, make, collate, encoded):
     model, _ = make("engine.precision=bf16", f"model.attention={attention}")
     batch = collate("packed", encoded).to(GPU)
     first = batch.sample_of_token[0] == 0

@@ -1,4 +1,4 @@
-"""The language model's attention with one product for queries, keys and values, compared with transformers' own."""
+"""The language model's attention with fused projections, compared with transformers' own."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention, Qwen2_5_VLTextModel
 
-from bbu_train.model.fused_qkv import JoinedAttention
+from bbu_train.model.fused_qkv import FusedQKVAttention
 
 
 @pytest.fixture
@@ -26,41 +26,40 @@ def stock(language_model):
 
 @pytest.fixture
 def inputs(language_model):
-    """Hidden states of two rows and what their positions turn them by; segments of 4, 3 and 7 tokens."""
+    """Hidden states of two rows, and the keyword arguments of attention for segments of 4, 3 and 7 tokens."""
     torch.manual_seed(1)
     hidden = torch.randn(2, 7, language_model.config.hidden_size).requires_grad_()
     positions = torch.stack([torch.arange(7), 7 + torch.arange(7)]).expand(3, 2, 7)
     bounds = torch.tensor([0, 4, 7, 14], dtype=torch.int32)
-    how = {"attention_mask": None, "position_embeddings": language_model.rotary_emb(hidden, positions)}
-    return hidden, how | {"cu_seq_lens_q": bounds, "max_length_q": 7}
+    kwargs = {"attention_mask": None, "position_embeddings": language_model.rotary_emb(hidden, positions)}
+    return hidden, kwargs | {"cu_seq_lens_q": bounds, "max_length_q": 7}
 
 
-def run(attention, hidden, how):
-    """The output, and the gradients of the input and of all parameters."""
-    out, _ = attention(hidden, **how)
+def run(attention, hidden, kwargs):
+    """Return the output, and the gradients of the input and of all parameters."""
+    out, _ = attention(hidden, **kwargs)
     weights = torch.sin(torch.arange(out.numel())).view(out.shape)
     return out, *torch.autograd.grad((out * weights).sum(), [hidden, *attention.parameters()])
 
 
-def test_outputs_and_gradients_are_those_of_transformers_attention(stock, inputs):
-    for ours, theirs in zip(run(JoinedAttention(stock), *inputs), run(stock, *inputs), strict=True):
-        torch.testing.assert_close(ours, theirs)
+def test_outputs_and_gradients_equal_those_of_transformers_attention(stock, inputs):
+    torch.testing.assert_close(run(FusedQKVAttention(stock), *inputs), run(stock, *inputs))
 
 
-def test_without_gradients_a_cache_is_filled_as_by_transformers_attention(stock, inputs):
-    hidden, how = inputs
+def test_without_gradients_outputs_and_cache_equal_those_of_transformers_attention(stock, inputs):
+    hidden, kwargs = inputs
     caches = [DynamicCache(config=stock.config) for _ in range(2)]
     with torch.no_grad():
         outs = [
-            attention(hidden, **how, past_key_values=cache)[0]
-            for attention, cache in zip((JoinedAttention(stock), stock), caches, strict=True)
+            attention(hidden, **kwargs, past_key_values=cache)[0]
+            for attention, cache in zip((FusedQKVAttention(stock), stock), caches, strict=True)
         ]
     assert torch.equal(*outs)
     assert torch.equal(caches[0].layers[0].keys, caches[1].layers[0].keys)
     assert torch.equal(caches[0].layers[0].values, caches[1].layers[0].values)
 
 
-def test_all_layers_are_joined_and_names_are_transformers_own(language_model):
+def test_every_layer_is_fused_and_keeps_its_parameter_names(language_model):
     assert not any(isinstance(module, Qwen2_5_VLAttention) for module in language_model.modules())
     config = copy.deepcopy(language_model.config)
     config._attn_implementation = "sdpa"

@@ -1,5 +1,3 @@
-"""A padded vision MLP computes and learns what the narrow one does."""
-
 import copy
 
 import torch
@@ -25,7 +23,7 @@ class Visual(nn.Module):
         self.blocks = nn.ModuleList([block])
 
 
-def test_padding_changes_neither_outputs_nor_what_is_learned():
+def test_a_padded_vision_mlp_computes_and_learns_the_same_as_the_narrow_one():
     torch.manual_seed(0)
     narrow = Visual()
     wide = copy.deepcopy(narrow)

@@ -1,4 +1,4 @@
-"""From a checkpoint's folder, as transformers writes it: tokenizer, picture format and weights."""
+"""Loading a checkpoint's folder as transformers writes it: tokenizer, picture format and weights."""
 
 import json
 
@@ -10,15 +10,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu_train.conversation.builder import ConversationBuilder
-from bbu_train.conversation.order import Reading
+from bbu_train.conversation.order import ReadingOrder
 from bbu_train.errors import InputError
-from bbu_train.model import preprocessing as preprocessing_room
-from bbu_train.model import qwen25vl
+from bbu_train.model import preprocessing, qwen25vl
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 
 LIMITS = {"min_pixels": 3136, "max_pixels": 37632}
-# Not those of random weights, to see that the checkpoint's own are taken.
+# Different from those of random weights, so the tests see that the checkpoint's own are used.
 PROCESSOR = Qwen2VLImageProcessorPil(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4], **LIMITS)
 
 
@@ -43,7 +42,7 @@ def checkpoint(saved, tmp_path_factory):
 
 
 def build(checkpoint, weights="pretrained", shape=None, **limits):
-    return preprocessing_room.build(checkpoint, weights, shape or {}, **(LIMITS | {"teacher_cache_gib": 0} | limits))
+    return preprocessing.build(checkpoint, weights, shape or {}, **(LIMITS | {"teacher_cache_gib": 0} | limits))
 
 
 def load(checkpoint):
@@ -63,24 +62,24 @@ def load(checkpoint):
     ).eval()
 
 
-def test_the_tokenizer_is_the_checkpoints(checkpoint):
+def test_the_tokenizer_comes_from_the_checkpoint(checkpoint):
     assert build(checkpoint).tokenizer.get_vocab() == tiny_tokenizer(700).get_vocab()
 
 
-def test_the_picture_format_and_the_positions_are_the_checkpoints(checkpoint, saved):
-    made = build(checkpoint, max_pixels=50_000)
-    vision = saved.config.vision_config
-    assert made.picture_format.patch_size == vision.patch_size == 14
-    assert made.picture_format.merge_size == vision.spatial_merge_size == 2
-    assert made.picture_format.window_size == vision.window_size
-    assert (made.picture_format.min_pixels, made.picture_format.max_pixels) == (3136, 50_000)
-    assert made.max_positions == saved.config.text_config.max_position_embeddings
+def test_the_picture_format_and_the_positions_come_from_the_checkpoint(checkpoint, saved):
+    built = build(checkpoint, max_pixels=50_000)
+    picture_format, vision = built.picture_format, saved.config.vision_config
+    assert picture_format.patch_size == vision.patch_size == 14
+    assert picture_format.merge_size == vision.spatial_merge_size == 2
+    assert picture_format.window_size == vision.window_size
+    assert (picture_format.min_pixels, picture_format.max_pixels) == (3136, 50_000)
+    assert built.max_positions == saved.config.text_config.max_position_embeddings
 
 
-def test_a_loaded_model_sees_and_reads_as_the_saved_one(checkpoint, saved, samples, collate):
-    made = build(checkpoint)
-    words = "You are an inspector.", "List every object."
-    builder = ConversationBuilder(made.tokenizer, made.picture_format, *words, Reading())
+def test_a_loaded_model_computes_the_features_and_hidden_states_of_the_saved_one(checkpoint, saved, samples, collate):
+    built = build(checkpoint)
+    prompts = "You are an inspector.", "List every object."
+    builder = ConversationBuilder(built.tokenizer, built.picture_format, *prompts, ReadingOrder())
     sample = samples[0]
     encoded = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
     batch = collate("packed", [encoded])
@@ -109,30 +108,30 @@ def test_a_loaded_model_has_every_weight_of_the_saved_one_in_float32(checkpoint,
 
 
 def test_random_weights_need_no_checkpoint(shape):
-    made = build(None, weights="random", shape=shape)
-    assert len(made.tokenizer) <= shape["text_config"]["vocab_size"]
-    assert made.picture_format.window_size == shape["vision_config"]["window_size"]
+    built = build(None, weights="random", shape=shape)
+    assert len(built.tokenizer) <= shape["text_config"]["vocab_size"]
+    assert built.picture_format.window_size == shape["vision_config"]["window_size"]
 
 
 @pytest.mark.parametrize("limits", [{"min_pixels": 783}, {"min_pixels": 40_000}])
-def test_limits_that_hold_no_picture_are_refused(shape, limits):
+def test_pixel_limits_that_admit_no_picture_are_refused(shape, limits):
     with pytest.raises(InputError, match=r"model.min_pixels=\d+ .*784 <= min_pixels <= max_pixels"):
         build(None, weights="random", shape=shape, **limits)
 
 
 @pytest.mark.parametrize("gib", [-1, float("nan"), float("inf")])
-def test_a_size_of_the_teacher_cache_that_is_none_is_refused(shape, gib):
+def test_an_impossible_size_of_the_teacher_cache_is_refused(shape, gib):
     with pytest.raises(InputError, match=r"model.teacher_cache_gib is .*0 \(none\) or above"):
         build(None, weights="random", shape=shape, teacher_cache_gib=gib)
 
 
-def test_teachers_come_apart_only_where_there_is_a_cache_for_them(shape):
+def test_teachers_are_kept_apart_only_with_a_teacher_cache(shape):
     for gib in (0, 0.5):
-        made = build(None, weights="random", shape=shape, teacher_cache_gib=gib)
-        assert made.picture_format.teachers_apart == (gib > 0)
+        built = build(None, weights="random", shape=shape, teacher_cache_gib=gib)
+        assert built.picture_format.teachers_apart == (gib > 0)
 
 
-def test_a_checkpoint_of_another_model_is_named(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(InputError, match="holds a qwen2 model; expected qwen2_5_vl"):
         build(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The shapes that benchmarks and `model.weights=random` build are those of the published checkpoints."""
+"""The shapes in conf/model are those of the published checkpoints."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu_train.model.shape import configuration
 
-PUBLISHED = {"qwen25vl3b": 3_754_622_976, "qwen25vl7b": 8_292_166_656}  # parameters, by the checkpoints' own indexes
+PUBLISHED = {"qwen25vl3b": 3_754_622_976, "qwen25vl7b": 8_292_166_656}  # parameters, from the checkpoints' indexes
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

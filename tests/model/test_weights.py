@@ -1,5 +1,7 @@
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,16 @@ from bbu_train.model.weights import require
 
 
 def write_safetensors(path: Path, num_bytes: int = 8) -> None:
+    """Write one tensor of zeros. The file is sparse, so that it may be larger than the disk."""
     header = json.dumps({"w": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(num_bytes))
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + num_bytes)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """The files of a checkpoint of two shards."""
+    """A folder with the files of a checkpoint of two shards."""
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
@@ -25,21 +30,22 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def says(checkpoint: Path | str) -> str:
-    with pytest.raises(InputError) as refused:
+def refusal(checkpoint: Path | str) -> str:
+    """Return the message with which the checkpoint is refused."""
+    with pytest.raises(InputError) as error:
         require(str(checkpoint), "pretrained")
-    return str(refused.value)
+    return str(error.value)
 
 
 def test_random_weights_need_nothing():
     require("no/such", "random")
 
 
-def test_a_whole_folder_is_enough(checkpoint):
+def test_a_complete_folder_is_enough(checkpoint):
     require(str(checkpoint), "pretrained")
 
 
-def test_one_file_of_weights_and_a_tokenizer_in_two_files_are_enough(tmp_path):
+def test_a_single_file_of_weights_and_a_tokenizer_in_two_files_are_enough(tmp_path):
     for name in ("config.json", "vocab.json", "merges.txt"):
         (tmp_path / name).write_text("{}")
     write_safetensors(tmp_path / "model.safetensors")
@@ -47,35 +53,65 @@ def test_one_file_of_weights_and_a_tokenizer_in_two_files_are_enough(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-2.safetensors"])
-def test_a_missing_file_is_named_with_every_remedy(checkpoint, name):
+def test_the_error_names_a_missing_file_and_every_remedy(checkpoint, name):
     (checkpoint / name).unlink()
-    message = says(checkpoint)
+    message = refusal(checkpoint)
     assert f"lacks {name}" in message
     for remedy in ("model.checkpoint=", "hf download", "model.weights=random"):
         assert remedy in message
 
 
 def test_an_empty_folder_lacks_everything(tmp_path):
-    assert "lacks config.json, tokenizer.json, or vocab.json and merges.txt, *.safetensors or *.bin" in says(tmp_path)
+    assert "lacks config.json, tokenizer.json, or vocab.json and merges.txt, *.safetensors or *.bin" in refusal(
+        tmp_path
+    )
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"", None])
-def test_a_shard_that_is_cut_off_is_named(checkpoint, content):
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4967215360\n"
+DAMAGES = {
+    "an empty file": lambda content: b"",
+    "a git-lfs pointer": lambda content: POINTER,
+    "cut in the length of its header": lambda content: content[:4],
+    "cut in its header": lambda content: content[:20],
+    "cut in its data": lambda content: content[:-1],
+    "longer than its header says": lambda content: content + b"x",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_incomplete_shard_is_named(checkpoint, damage):
     shard = checkpoint / "model-2.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1] if content is None else content)
-    assert "model-2.safetensors" in says(checkpoint)
+    shard.write_bytes(DAMAGES[damage](shard.read_bytes()))
+    assert f"model-2.safetensors in {checkpoint} is cut off or a git-lfs pointer" in refusal(checkpoint)
 
 
-def test_a_folder_that_does_not_exist_is_no_name_on_the_hub(tmp_path):
-    assert "no such folder" in says(tmp_path / "absent")
+def test_a_git_lfs_pointer_in_place_of_a_bin_file_is_named(checkpoint):
+    (checkpoint / "model.safetensors.index.json").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(POINTER)
+    assert "pytorch_model.bin" in refusal(checkpoint)
+    (checkpoint / "pytorch_model.bin").write_bytes(bytes(2048))
+    require(str(checkpoint), "pretrained")
 
 
-def test_without_a_copy_and_a_network_both_ways_are_named(monkeypatch, tmp_path):
+def test_the_check_reads_no_tensor_and_imports_no_torch(checkpoint):
+    write_safetensors(checkpoint / "model-2.safetensors", 2**40)  # 1 TiB would take minutes to read
+    program = (
+        "import sys; from bbu_train.model.weights import require\n"
+        f"require({str(checkpoint)!r}, 'pretrained'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_path_that_does_not_exist_is_not_taken_for_a_name_on_the_hub(tmp_path):
+    assert "no such folder" in refusal(tmp_path / "absent")
+
+
+def test_without_a_copy_and_without_a_network_the_error_names_both(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    message = says("Qwen/Qwen2.5-VL-3B-Instruct")
+    message = refusal("Qwen/Qwen2.5-VL-3B-Instruct")
     assert "hub's cache" in message
     assert "hf download Qwen/Qwen2.5-VL-3B-Instruct" in message
     assert "\n" not in message

@@ -1,4 +1,4 @@
-"""Attention within windows by one kernel, compared with transformers' own attention of the vision tower."""
+"""The kernel for attention within windows, compared with transformers' attention of the vision tower."""
 
 import pytest
 import torch
@@ -7,18 +7,18 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
-ENDS = [0, 64, 80, 128, 140, 204]  # whole windows, and parts of some at a picture's edge
+ENDS = [0, 64, 80, 128, 140, 204]  # full windows, and partial ones at a picture's edge
 
 
 @pytest.fixture(params=[80, 64, 16])
 def size(request):
-    """Channels of a head: of the published models, of model=small and of model=tiny."""
+    """Channels of a head in the published models, in model=small and in model=tiny."""
     return request.param
 
 
 @pytest.fixture
 def inputs(size):
-    """Hidden states, boundaries, and the cosines and sines of positions, on the GPU."""
+    """Hidden states, boundaries, and the cosines and sines of rotary embeddings, on the GPU."""
     torch.manual_seed(0)
     angles = 3 * torch.randn(ENDS[-1], size // 2).repeat(1, 2)
     hidden = torch.randn(ENDS[-1], 4 * size).cuda().requires_grad_()
@@ -27,49 +27,49 @@ def inputs(size):
 
 @pytest.fixture
 def stock(size):
-    """Four heads."""
+    """transformers' attention with four heads."""
     torch.manual_seed(1)
     config = Qwen2_5_VLVisionConfig(hidden_size=4 * size, num_heads=4)
     config._attn_implementation = "sdpa"
     return Qwen2_5_VLVisionAttention(config).cuda()
 
 
-def run(attention, hidden, bounds, positions, dtype):
-    """The output, and the gradients of the input and of all parameters."""
+def run(attention, hidden, bounds, rotary, dtype):
+    """Return the output, and the gradients of the input and of all parameters."""
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-        out = attention(hidden, cu_seqlens=bounds, position_embeddings=positions)
+        out = attention(hidden, cu_seqlens=bounds, position_embeddings=rotary)
     weights = torch.sin(torch.arange(out.numel(), device="cuda")).view(out.shape)
     return out, *torch.autograd.grad((out.float() * weights).sum(), [hidden, *attention.parameters()])
 
 
-def gap(one, other):
-    return ((one.float() - other.float()).norm() / other.float().norm()).item()
+def relative_error(actual, expected):
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-def test_windows_equal_transformers_attention_but_for_rounding(stock, inputs):
+def test_windows_equal_transformers_attention_up_to_rounding(stock, inputs):
     from bbu_train.model.window_attention import WindowAttention
 
     exact = run(stock, *inputs, torch.float32)
-    usual = run(stock, *inputs, torch.bfloat16)
-    found = run(WindowAttention(stock), *inputs, torch.bfloat16)
-    for ours, theirs, true in zip(found, usual, exact, strict=True):
-        assert gap(ours, true) < 1.25 * gap(theirs, true) + 1e-3
+    stock_values = run(stock, *inputs, torch.bfloat16)
+    values = run(WindowAttention(stock), *inputs, torch.bfloat16)
+    for value, stock_value, expected in zip(values, stock_values, exact, strict=True):
+        assert relative_error(value, expected) < 1.25 * relative_error(stock_value, expected) + 1e-3
 
 
-def test_no_patch_sees_another_window(stock, inputs):
+def test_no_patch_attends_to_another_window(stock, inputs):
     from bbu_train.model.window_attention import WindowAttention
 
-    hidden, *where = inputs
+    hidden, bounds, rotary = inputs
     attention = WindowAttention(stock)
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        before = attention(hidden, cu_seqlens=where[0], position_embeddings=where[1])
+        before = attention(hidden, cu_seqlens=bounds, position_embeddings=rotary)
         changed = torch.cat([hidden[:128], 9 - hidden[128:]])
-        after = attention(changed, cu_seqlens=where[0], position_embeddings=where[1])
+        after = attention(changed, cu_seqlens=bounds, position_embeddings=rotary)
     assert torch.equal(before[:128], after[:128])
     assert not torch.equal(before[128:], after[128:])
 
 
-def test_windows_that_are_too_large_are_left_to_the_stock_attention(stock):
+def test_windows_that_are_too_large_keep_the_stock_attention(stock):
     from bbu_train.model.window_attention import WindowAttention, replace_windows
 
     class Block(nn.Module):

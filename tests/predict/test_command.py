@@ -1,4 +1,4 @@
-"""The program as it is called, on a run that was trained for two steps."""
+"""`python -m bbu_train.predict` on a run that was trained for two steps."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from bbu_train.predict.__main__ import main
+from bbu_train.predict.__main__ import DEFAULTS, main
 from bbu_train.train import train
 
 SMALL = ["head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.num_caption_layers=1"]
@@ -23,9 +23,9 @@ def run(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(run, tmp_path_factory):
-    """One of the run's validation pictures, and two of nobody's, one of them turned by EXIF."""
+    """A folder with a validation picture of the run and two other pictures, one of them turned by EXIF."""
     folder = tmp_path_factory.mktemp("pictures")
-    known = next(tmp for tmp in sorted((folder / run).parents[1].glob("data/*/*/pictures/validation*")))
+    known = min((folder / run).parents[1].glob("data/*/*/pictures/validation*"))
     (folder / "a-known.jpg").symlink_to(known)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -34,7 +34,8 @@ def pictures(run, tmp_path_factory):
     return folder
 
 
-def said(capsys, *words):
+def run_command(capsys, *words):
+    """Return the exit code and what the program wrote to stderr."""
     code = main(words)
     return code, capsys.readouterr().err
 
@@ -45,23 +46,23 @@ def rows(folder):
 
 def test_each_picture_gets_a_line_and_a_drawing(run, pictures, tmp_path):
     assert main([f"run={run}", f"images={pictures}", "max_new_tokens=4", "threshold=0", f"out={tmp_path}/new"]) == 0
-    found = rows(tmp_path / "new")
-    assert [(row["width"], row["height"]) for row in found[1:]] == [(200, 300), (64, 64)]
-    assert ["true" in row for row in found] == [True, False, False]
-    assert all(len(row["head"]["objects"]) == 12 and row["generated"]["num_malformed"] == 1 for row in found)
-    for row in found:
-        with Image.open(tmp_path / "new" / row["drawn"]) as drawn:
-            assert drawn.width > 1000
+    lines = rows(tmp_path / "new")
+    assert [(row["width"], row["height"]) for row in lines[1:]] == [(200, 300), (64, 64)]
+    assert ["true" in row for row in lines] == [True, False, False]
+    assert all(len(row["head"]["objects"]) == 12 and row["generated"]["num_malformed"] == 1 for row in lines)
+    for row in lines:
+        with Image.open(tmp_path / "new" / row["drawn"]) as drawing:
+            assert drawing.width > 1000
 
 
-def test_pictures_at_once_or_one_by_one_with_teachers_give_the_same(run, pictures, tmp_path):
+def test_batches_and_single_pictures_with_teachers_give_the_same(run, pictures, tmp_path):
     words = [f"run={run}", f"images={pictures}/*", "max_new_tokens=4", "threshold=0", "teachers=1", "route=head"]
     assert main([*words, f"out={tmp_path}/together"]) == main([*words, "batch_size=1", f"out={tmp_path}/apart"]) == 0
     together, apart = rows(tmp_path / "together"), rows(tmp_path / "apart")
     assert all(len(row["teachers"]) == 1 for row in together)
-    for one, other in zip(together, apart, strict=True):
-        assert one["teachers"] == other["teachers"]
-        for a, b in zip(one["head"]["objects"], other["head"]["objects"], strict=True):
+    for row, other in zip(together, apart, strict=True):
+        assert row["teachers"] == other["teachers"]
+        for a, b in zip(row["head"]["objects"], other["head"]["objects"], strict=True):
             assert a["bbox_2d"] == pytest.approx(b["bbox_2d"], abs=0.05)
 
 
@@ -69,16 +70,16 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     stored = (moved / "config.yaml").read_text()
-    (moved / "config.yaml").write_text(stored.replace("num_train: 6", "num_train: 0"))  # as if it could not be read
+    (moved / "config.yaml").write_text(stored.replace("num_train: 6", "num_train: 0"))  # now the data cannot be built
     words = [f"run={moved}", f"images={pictures}/a-known.jpg", "max_new_tokens=1", "checkpoint=1"]
     assert main([*words, f"out={tmp_path}/new"]) == 0
     assert "true" not in rows(tmp_path / "new")[0]
-    code, error = said(capsys, *words, "teachers=1")
+    code, error = run_command(capsys, *words, "teachers=1")
     assert (code, "num_train=0" in error) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "message"),
     [
         ("rout=head", "rout is no key. Did you mean route"),
         ("route=heads", "route is both, head or generated"),
@@ -95,26 +96,26 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
         ("seed", "not of the form key=value"),
     ],
 )
-def test_what_is_wrong_is_said_before_the_model_loads(run, pictures, capsys, monkeypatch, word, says):
-    monkeypatch.setattr("bbu_train.predict.run.TrainedRun.predictor", lambda *_: pytest.fail("the model was loaded"))
-    given = {"run": f"run={run}", "images": f"images={pictures}"}
-    code, error = said(capsys, *(given | {word.partition("=")[0]: word}).values())
+def test_a_wrong_option_is_reported_before_the_model_loads(run, pictures, capsys, monkeypatch, word, message):
+    monkeypatch.setattr(
+        "bbu_train.predict.run.TrainedRun.load_predictor", lambda *_: pytest.fail("the model was loaded")
+    )
+    words = {"run": f"run={run}", "images": f"images={pictures}"}
+    code, error = run_command(capsys, *(words | {word.partition("=")[0]: word}).values())
     assert code == 2
-    assert says in error
+    assert message in error
 
 
-def test_a_run_without_a_head_predicts_by_the_written_route_only(config, pictures, tmp_path, capsys):
+def test_a_run_without_a_head_predicts_only_by_the_generated_route(config, pictures, tmp_path, capsys):
     cfg = config("head=none", "loss=language", *FEW, *STEPS, f"outputs={tmp_path}", "run=bare")
     train(cfg)
     words = [f"run={cfg.folder}", f"images={pictures}/c-white.png", "max_new_tokens=1"]
-    assert said(capsys, *words)[1].count("Take route=generated")
-    assert said(capsys, *words, "route=generated")[1].count("Take checkpoint=last")
+    assert "Take route=generated" in run_command(capsys, *words)[1]
+    assert "Take checkpoint=last" in run_command(capsys, *words, "route=generated")[1]
     assert main([*words, "route=generated", "checkpoint=last", "truth=false"]) == 0
 
 
-def test_help_names_every_key(capsys):
-    from bbu_train.predict.__main__ import DEFAULTS
-
+def test_help_describes_every_key(capsys):
     assert main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"\n  {key} " in shown for key in DEFAULTS)
+    usage = capsys.readouterr().out
+    assert all(f"\n  {key} " in usage for key in DEFAULTS)

@@ -6,7 +6,7 @@ from PIL import Image
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
-from bbu_train.predict.pictures import find, settle
+from bbu_train.predict.pictures import build_samples, find_pictures
 from bbu_train.types.samples import Sample
 
 
@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def data(make_picture):
-    """Two training pictures, of which the first is the validation picture too."""
+    """Two training pictures."""
     pictures = make_picture("one", 84, 56, ((1, 2, 30, 40), "bbu/zte")), make_picture("two", 56, 84)
     samples = [Sample(f"train.jsonl:{i}", picture, None) for i, picture in enumerate(pictures, 1)]
     draw = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=1, seed=1)
@@ -32,58 +32,58 @@ def names(paths, folder):
     return [str(path.relative_to(folder)) for path in paths]
 
 
-def test_a_folder_gives_all_pictures_in_it_a_pattern_those_that_match_and_a_file_itself(folder):
-    assert names(find(str(folder)), folder) == ["a.JPG", "b.png", "深/c.jpeg", "深/er/[1].png"]
-    assert names(find(f"{folder}/*.*g"), folder) == ["b.png"]
-    assert names(find(f"{folder}/**/*.png"), folder) == ["b.png", "深/er/[1].png"]
-    assert find(f"{folder}/深/er/[1].png") == [folder / "深/er/[1].png"]
-    assert find(f"{folder}/notes.txt") == [folder / "notes.txt"]  # what it is, the reading finds out
+def test_a_folder_gives_all_its_pictures_a_pattern_its_matches_and_a_file_itself(folder):
+    assert names(find_pictures(str(folder)), folder) == ["a.JPG", "b.png", "深/c.jpeg", "深/er/[1].png"]
+    assert names(find_pictures(f"{folder}/*.*g"), folder) == ["b.png"]
+    assert names(find_pictures(f"{folder}/**/*.png"), folder) == ["b.png", "深/er/[1].png"]
+    assert find_pictures(f"{folder}/深/er/[1].png") == [folder / "深/er/[1].png"]
+    assert find_pictures(f"{folder}/notes.txt") == [folder / "notes.txt"]  # build_samples finds that it is no picture
 
 
 @pytest.mark.parametrize("images", ["nowhere", "*.gif", "empty"])
-def test_no_picture_is_an_error_that_says_where_none_is(folder, images):
+def test_no_picture_is_an_error(folder, images):
     (folder / "empty").mkdir()
     with pytest.raises(InputError, match="no file"):
-        find(str(folder / images))
+        find_pictures(str(folder / images))
 
 
-def test_all_pictures_that_cannot_be_read_or_taken_are_listed_at_once(folder, builder):
+def test_all_pictures_that_cannot_be_read_or_have_a_wrong_shape_are_listed_at_once(folder, builder):
     (folder / "cut.jpg").write_bytes((folder / "a.JPG").read_bytes()[:200])
     Image.new("RGB", (30, 6200)).save(folder / "ladder.png")
     with pytest.raises(InputError) as caught:
-        settle([*find(str(folder)), folder / "notes.txt"], builder.picture_format, None, 0)
+        build_samples([*find_pictures(str(folder)), folder / "notes.txt"], builder.picture_format, None, 0)
     assert "3 problems" in str(caught.value)
     assert all(name in str(caught.value) for name in ("cut.jpg", "ladder.png", "notes.txt"))
 
 
-def test_a_picture_is_as_large_as_it_is_upright(folder, builder):
+def test_a_picture_has_its_upright_size(folder, builder):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (60, 40)).save(folder / "turned.jpg", exif=exif)
-    (sample,) = settle([folder / "turned.jpg"], builder.picture_format, None, 0)
+    (sample,) = build_samples([folder / "turned.jpg"], builder.picture_format, None, 0)
     assert (sample.student.width, sample.student.height) == (40, 60)
     assert sample.student.objects is None
     assert sample.teachers == ()
 
 
-def test_a_picture_of_the_runs_data_has_its_objects_by_whatever_path_it_is_named(data, builder, tmp_path):
+def test_a_picture_of_the_runs_data_has_its_objects_under_any_path(data, builder, tmp_path):
     original = data.train[0].student
     (tmp_path / "link.png").symlink_to(original.path)
-    samples = settle([original.path, tmp_path / "link.png"], builder.picture_format, data, 0)
+    samples = build_samples([original.path, tmp_path / "link.png"], builder.picture_format, data, 0)
     assert [sample.student.objects for sample in samples] == [original.objects] * 2
     assert samples[0].id != samples[1].id
 
 
-def test_teachers_are_those_of_evaluation_and_never_the_picture_itself_or_a_copy(data, builder, tmp_path):
+def test_teachers_are_those_of_validation_and_never_the_picture_itself_or_a_copy(data, builder, tmp_path):
     first, second = (sample.student for sample in data.train)
     copy = tmp_path / "copy.png"
     copy.write_bytes(first.path.read_bytes())
-    samples = settle([first.path, copy], builder.picture_format, data, 1)
+    samples = build_samples([first.path, copy], builder.picture_format, data, 1)
     assert [sample.teachers for sample in samples] == [(second,), (second,)]
     assert samples[0].teachers == data.teachers.draw_validation(data.train[0], data.pool)
 
 
-def test_paths_stay_as_they_were_given(folder, builder, monkeypatch):
+def test_relative_paths_stay_relative(folder, builder, monkeypatch):
     monkeypatch.chdir(folder)
-    (sample,) = settle(find("b.png"), builder.picture_format, None, 0)
+    (sample,) = build_samples(find_pictures("b.png"), builder.picture_format, None, 0)
     assert (sample.id, sample.student.path) == ("b.png", Path("b.png"))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -6,61 +7,73 @@ import torch
 
 from bbu_train.images.overlay import COLORS
 from bbu_train.predict.routes import Predictor
-from bbu_train.predict.show import drawn, line
+from bbu_train.predict.show import draw_predictions, to_row
 from bbu_train.training import validation
 from bbu_train.types.samples import Object, Picture, Sample
 
 
 @pytest.fixture
-def predictor(make_model, builder):
+def make_predictor(make_model, builder):
     """A function from routes to a predictor with an untrained model."""
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=False)
     return lambda *routes: Predictor(make_model(), builder, torch.device("cpu"), autocast, routes, 8, 4)
 
 
-def found_by(predictor, samples):
+@pytest.fixture
+def generate_truth(monkeypatch, builder):
+    """A function that makes the model generate the true answer of a picture, each token with `probability`."""
+
+    def patch(picture, probability):
+        ids = torch.tensor([[*builder.text.ids(builder.answer(picture)), builder.text.end]])
+        answer = (ids, torch.full(ids.shape, probability)), None
+        monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: answer)
+
+    return patch
+
+
+def predict(predictor, samples):
     [(group, prompts)] = predictor.prompts(samples, len(samples), 0)
     return predictor(group, prompts)
 
 
-def test_the_head_says_what_it_says_in_evaluation(predictor, samples, encoded, collate, builder):
-    predictor = predictor("head", "generated")
+def test_the_head_predicts_what_it_predicts_in_validation(make_predictor, samples, encoded, collate, builder):
+    predictor = make_predictor("head", "generated")
     with torch.no_grad():
         detections = predictor.model(collate("packed", encoded)).detections
     expected = validation.predict(detections, samples, builder.text, 4)
-    for found in found_by(predictor, samples):
-        reference = expected[found.sample.id]
-        np.testing.assert_allclose(found.head.boxes_xyxy, reference.boxes_xyxy, rtol=1e-4, atol=1e-3)
-        np.testing.assert_allclose(found.head.scores, reference.scores, rtol=1e-4)
-        assert found.head.descriptions == reference.descriptions
+    for predictions in predict(predictor, samples):
+        reference = expected[predictions.sample.id]
+        np.testing.assert_allclose(predictions.head.boxes_xyxy, reference.boxes_xyxy, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(predictions.head.scores, reference.scores, rtol=1e-4)
+        assert predictions.head.descriptions == reference.descriptions
 
 
-@pytest.mark.parametrize("route", ["head", "generated"])
-def test_a_route_by_itself_says_what_it_says_beside_the_other(predictor, samples, route):
-    for alone, both in zip(
-        found_by(predictor(route), samples), found_by(predictor("head", "generated"), samples), strict=True
-    ):
-        one, other = (line(found, 0.0) for found in (alone, both))
-        assert {"head", "generated"} & set(one) == {route}
-        assert one[route].keys() == other[route].keys()
-        assert len(one[route]["objects"]) == len(other[route]["objects"])
-        assert [each["label"] for each in one[route]["objects"]] == [each["label"] for each in other[route]["objects"]]
+def test_a_route_alone_predicts_what_it_predicts_with_the_other(make_predictor, samples):
+    predictor = make_predictor("head", "generated")
+    together = [to_row(predictions, 0.0) for predictions in predict(predictor, samples)]
+    for route in ("head", "generated"):
+        alone = [to_row(predictions, 0.0) for predictions in predict(replace(predictor, routes=(route,)), samples)]
+        for row, other in zip(alone, together, strict=True):
+            assert {"head", "generated"} & set(row) == {route}
+            assert row[route].keys() == other[route].keys()
+            labels = [each["label"] for each in row[route]["objects"]]
+            assert labels == [each["label"] for each in other[route]["objects"]]
 
 
-def test_an_untrained_model_is_malformed_and_shown_nevertheless(predictor, samples):
-    found = found_by(predictor("head", "generated"), samples[:1])[0]
-    row = line(found, 1.0)
+def test_an_untrained_model_is_malformed_and_is_still_drawn(make_predictor, samples):
+    [predictions] = predict(make_predictor("head", "generated"), samples[:1])
+    row = to_row(predictions, 1.0)
     assert row["head"]["objects"] == row["generated"]["objects"] == []
     assert row["generated"]["num_malformed"] == 1
     assert len(row["true"]) == 3
     assert len(row["teachers"]) == 2
-    assert drawn(found, 1.0).width > 1600
+    assert draw_predictions(predictions, 1.0).width > 1600
 
 
-def test_what_the_head_finds_lies_in_the_picture_and_comes_best_first(predictor, make_picture):
-    unknown = make_picture("unknown", 300, 200)
-    sample = Sample("x", Picture(unknown.path, 300, 200, None), ())
-    row = line(found_by(predictor("head"), [sample])[0], 0.0)
+def test_the_heads_boxes_lie_inside_the_picture_and_are_sorted_by_score(make_predictor, make_picture):
+    picture = make_picture("unknown", 300, 200)
+    sample = Sample("x", Picture(picture.path, 300, 200, None), ())
+    row = to_row(predict(make_predictor("head"), [sample])[0], 0.0)
     boxes = np.array([each["bbox_2d"] for each in row["head"]["objects"]])
     assert len(boxes) == 12
     assert ((boxes >= 0) & (boxes <= [300, 200, 300, 200])).all()
@@ -70,34 +83,29 @@ def test_what_the_head_finds_lies_in_the_picture_and_comes_best_first(predictor,
     assert "generated" not in row
 
 
-def test_a_written_answer_comes_out_in_pixels_of_the_original_and_in_the_colours_of_its_classes(
-    predictor, make_picture, monkeypatch, builder
+def test_a_generated_answer_has_boxes_in_original_pixels_and_the_colours_of_its_classes(
+    make_predictor, make_picture, generate_truth
 ):
-    """The model's words are put into its mouth: those of the true answer, in Chinese."""
     boxes = ((20, 30, 220, 130), "螺丝/符合要求"), ((100, 200, 400, 330), "机柜空间/空")
     picture = make_picture("chinese", 448, 336, *boxes)
-    predictor = predictor("generated")
-    ids = torch.tensor([[*builder.text.ids(builder.answer(picture)), builder.text.end]])
-    said = (ids, torch.full(ids.shape, 0.5)), None
-    monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: said)
-    (found,) = found_by(predictor, [Sample("x", picture, ())])
-    row = line(found, 0.5)
+    generate_truth(picture, 0.5)
+    (predictions,) = predict(make_predictor("generated"), [Sample("x", picture, ())])
+    row = to_row(predictions, 0.5)
     assert [each["label"] for each in row["generated"]["objects"]] == ["螺丝/符合要求", "机柜空间/空"]
     assert [each["class"] for each in row["generated"]["objects"]] == ["螺丝", "机柜空间"]
     assert [each["score"] for each in row["generated"]["objects"]] == [0.5, 0.5]
     for each, (box, _) in zip(row["generated"]["objects"], boxes, strict=True):
         assert each["bbox_2d"] == pytest.approx(box, abs=2)
     assert row["generated"]["num_malformed"] == 0
-    pixels = np.unique(np.asarray(drawn(found, 0.5)).reshape(-1, 3), axis=0)
+    pixels = np.unique(np.asarray(draw_predictions(predictions, 0.5)).reshape(-1, 3), axis=0)
     assert len(set(map(tuple, pixels.tolist())) & set(COLORS)) == 2
 
 
-def test_300_objects_are_written_and_drawn(predictor, make_picture, monkeypatch, builder):
+def test_300_objects_are_listed_and_drawn(make_predictor, make_picture, generate_truth):
     boxes = [(x, y, x + 8, y + 8) for x in range(0, 200, 10) for y in range(0, 150, 10)]
     crowded = make_picture("crowded", 224, 168, *((box, f"class{i % 20}") for i, box in enumerate(boxes)))
-    ids = torch.tensor([[*builder.text.ids(builder.answer(crowded)), builder.text.end]])
-    monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: ((ids, torch.ones(ids.shape)), None))
-    (found,) = found_by(predictor("generated"), [Sample("x", crowded, ())])
-    assert len(line(found, 0.5)["generated"]["objects"]) == 300
-    assert drawn(found, 0.5).height < 1200
+    generate_truth(crowded, 1.0)
+    (predictions,) = predict(make_predictor("generated"), [Sample("x", crowded, ())])
+    assert len(to_row(predictions, 0.5)["generated"]["objects"]) == 300
+    assert draw_predictions(predictions, 0.5).height < 1200
     assert Object(boxes[0], "class0") in crowded.objects

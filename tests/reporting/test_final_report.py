@@ -17,33 +17,32 @@ def picture(tmp_path):
     return Picture(path, 1000, 750, (Object(BOX, "螺丝/符合要求"),))
 
 
-def colors_in(path):
-    """Of the palette, give or take what JPEG makes of them."""
+def overlay_colors(path):
+    """The colours of the palette that the picture contains, within JPEG's error."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
     return [color for color in COLORS if (np.abs(pixels - color).sum(axis=1) < 12).sum() > 50]
 
 
-def test_a_gallery_is_a_sheet_of_small_pictures_named_by_its_step_and_written_again_in_its_place(picture, tmp_path):
-    found = [(picture, prediction((BOX, 0.9, "螺丝"), ((500, 300, 900, 700), 0.8, "label")))] * 4
-    [path] = final_report.gallery(tmp_path, 30, found, {"eval/f1_threshold": 0.5, "eval/f1": 0.7, "eval/ap50": 0.6})
+def test_a_gallery_is_one_small_file_per_step_that_a_repeated_evaluation_overwrites(picture, tmp_path):
+    boxes = prediction((BOX, 0.9, "螺丝"), ((500, 300, 900, 700), 0.8, "label"))
+    metrics = {"eval/f1_threshold": 0.5, "eval/f1": 0.7, "eval/ap50": 0.6}
+    [path] = final_report.write_gallery(tmp_path, 30, [(picture, boxes)] * 2, metrics)
     first = path.read_bytes()
     assert path == tmp_path / "gallery/step-00000030.jpg"
-    assert len(colors_in(path)) == 2
+    assert len(overlay_colors(path)) == 2
     with Image.open(path) as sheet:
         assert max(sheet.size) < 2.5 * final_report.GALLERY_SIZE
-    assert final_report.gallery(tmp_path, 30, found, {"eval/f1_threshold": 0.5, "eval/f1": 0.7, "eval/ap50": 0.6}) == [
-        path
-    ]
+    assert final_report.write_gallery(tmp_path, 30, [(picture, boxes)] * 2, metrics) == [path]
     assert path.read_bytes() == first
 
 
-def test_before_anything_is_found_as_many_of_the_best_are_drawn_as_there_are_objects(picture, tmp_path):
-    found = prediction(((500, 300, 900, 700), 0.2, "label"), ((200, 100, 400, 600), 0.1, "bbu"))
-    [path] = final_report.gallery(tmp_path, 0, [(picture, found)], {"eval/f1_threshold": 1.0, "eval/f1": 0.0})
-    assert len(colors_in(path)) == 1
+def test_while_f1_is_zero_as_many_of_the_best_boxes_are_drawn_as_there_are_objects(picture, tmp_path):
+    boxes = prediction(((500, 300, 900, 700), 0.2, "label"), ((200, 100, 400, 600), 0.1, "bbu"))
+    [path] = final_report.write_gallery(tmp_path, 0, [(picture, boxes)], {"eval/f1_threshold": 1.0, "eval/f1": 0.0})
+    assert len(overlay_colors(path)) == 1
 
 
-def test_of_nothing_there_is_no_gallery(tmp_path):
-    assert final_report.gallery(tmp_path, 0, [], {}) == []
+def test_without_predictions_there_is_no_gallery(tmp_path):
+    assert final_report.write_gallery(tmp_path, 0, [], {}) == []
     assert not (tmp_path / "gallery").exists()

@@ -13,21 +13,27 @@ EVIL = "</pre><script>alert(1)</script> & <|im_end|>\"' &amp; 螺丝/错误"
 
 
 class Page(HTMLParser):
-    """What a browser would show: every tag that is opened, and the text inside of each class."""
+    """What a browser would show: the opened tags, the texts inside of each class, and the text of each <pre>."""
 
     def __init__(self):
         super().__init__()
-        self.tags, self.open, self.texts = [], [], {}
+        self.tags, self.open, self.texts, self.conversations, self.is_in_pre = [], [], {}, [], False
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         if tag != "meta":
             self.open.append(dict(attributes).get("class"))
+        if tag == "pre":
+            self.conversations.append("")
+            self.is_in_pre = True
 
     def handle_endtag(self, tag):
         self.open.pop()
+        self.is_in_pre = self.is_in_pre and tag != "pre"
 
     def handle_data(self, text):
+        if self.is_in_pre:
+            self.conversations[-1] += text
         self.texts.setdefault(self.open[-1] if self.open else None, []).append(text)
 
 
@@ -36,52 +42,67 @@ def sources(builder, make_picture):
     teacher = make_picture("teacher", 84, 56, ((1, 2, 30, 40), "bbu/zte"))
     evil = make_picture("evil", 84, 56, ((5, 6, 40, 50), EVIL))
     samples = [Sample("train.jsonl:1 <b>", evil, (teacher,)), Sample("train.jsonl:2", teacher, ())]
-    how = loader.as_it_is, (lambda sample, _: sample.teachers), builder, (lambda tokens, _: tokens), 8192, "error", 17
-    return loader.SampleSource(samples, *how), loader.SampleSource([Sample("validation.jsonl:1", evil, ())], *how)
+    settings = (
+        *(loader.unchanged, lambda sample, _: sample.teachers),
+        *(builder, lambda tokens, _: tokens, 8192, "error", 17),
+    )
+    validation = [Sample("validation.jsonl:1", evil, ())]
+    return loader.SampleSource(samples, *settings), loader.SampleSource(validation, *settings)
 
 
 @pytest.fixture
-def shown(sources, preprocessing, tmp_path, caplog):
-    """A function from a collator's name to the page and what was logged."""
+def write_page(sources, preprocessing, tmp_path, caplog):
+    """A function from a collator's name to the page and the log."""
 
-    def show(name):
+    def write(name):
         collator = {"packed": Packed, "standard": Standard}[name](preprocessing.picture_format, 8192, "error")
         plan = planning.StepPlan(FixedSamples(2, seed=1), sources[0], 1)
         caplog.set_level("DEBUG", logger="bbu_train.reporting.first_samples")
-        path = first_samples.show(tmp_path, *sources, collator, plan, 1)
+        folder = tmp_path / "<script>alert(2)\"'"
+        folder.mkdir()
+        path = first_samples.write_page(folder, *sources, collator, plan, 1)
         page = Page()
         page.feed(path.read_text(encoding="utf-8"))
         return page, caplog.text
 
-    return show
+    return write
 
 
-def test_whatever_a_description_says_is_shown_as_it_is_in_the_color_of_its_role(shown):
-    page, _ = shown("packed")
+def test_the_page_escapes_every_text_and_shows_it_in_the_color_of_its_role(write_page):
+    page, _ = write_page("packed")
     assert "script" not in page.tags
     assert "b" not in page.tags
+    assert "First samples of <script>alert(2)\"'" in page.texts[None]
     assert EVIL.replace('"', '\\"') in page.texts["student"][-1]
     assert any("train.jsonl:1 <b>" in text for text in page.texts["note"])
     assert set(page.texts["student control"]) == {"<|im_end|>"}
     assert any("You are an inspector" in text for text in page.texts["prompt"])
 
 
+def test_the_page_shows_exactly_the_pieces_of_a_conversation(write_page, builder, sources):
+    page, _ = write_page("packed")
+    pieces = first_samples.pieces(sources[1].encode(planning.Draw(0, 0)), builder.text)
+    texts = (f"{piece.num_tokens} image tokens" if piece.kind == "image" else piece.text for piece in pieces)
+    assert len(page.conversations) == 2
+    assert page.conversations[1] == "".join(texts)
+
+
 def test_pieces_are_the_whole_conversation_with_pictures_as_counts(builder, sources):
     encoded = sources[0].encode(planning.Draw(0, 0))
-    found = list(first_samples.pieces(encoded, builder.text))
-    assert sum(piece.num_tokens for piece in found) == len(encoded.input_ids)
-    assert [piece.num_tokens for piece in found if piece.kind == "image"] == [6, 6]
-    said = "".join(piece.text for piece in found)
-    begins = f"<|im_start|>system\n{builder.system}<|im_end|>\n<|im_start|>user\n<|vision_start|><|vision_end|>"
-    assert said.startswith(begins)
-    assert said.endswith("<|im_end|>\n")
-    teacher, student = ("".join(p.text for p in found if p.role is role) for role in (Role.TEACHER, Role.STUDENT))
+    pieces = list(first_samples.pieces(encoded, builder.text))
+    assert sum(piece.num_tokens for piece in pieces) == len(encoded.input_ids)
+    assert [piece.num_tokens for piece in pieces if piece.kind == "image"] == [6, 6]
+    text = "".join(piece.text for piece in pieces)
+    beginning = f"<|im_start|>system\n{builder.system}<|im_end|>\n<|im_start|>user\n<|vision_start|><|vision_end|>"
+    assert text.startswith(beginning)
+    assert text.endswith("<|im_end|>\n")
+    teacher, student = ("".join(p.text for p in pieces if p.role is role) for role in (Role.TEACHER, Role.STUDENT))
     assert teacher == '[{"bbox_2d": [1, 2, 30, 40], "label": "bbu/zte"}]<|im_end|>'
     assert EVIL.replace('"', '\\"') in student
 
 
 @pytest.mark.parametrize("collator", ["packed", "standard"])
-def test_the_layout_names_every_sample_its_length_and_what_is_padding(sources, collate, collator):
+def test_the_layout_names_every_sample_its_length_and_the_padding(sources, collate, collator):
     source, _ = sources
     encoded = [source.encode(planning.Draw(0, index)) for index in (0, 1)]
     long, short = (len(each.input_ids) for each in encoded)
@@ -92,8 +113,8 @@ def test_the_layout_names_every_sample_its_length_and_what_is_padding(sources, c
         assert first_samples.rows(collate(collator, encoded)) == [[expected[0]], [expected[1], (None, long - short)]]
 
 
-def test_the_log_has_the_same_in_short(shown):
-    _, logged = shown("standard")
+def test_the_log_has_an_excerpt(write_page):
+    _, logged = write_page("standard")
     assert "First validation conversation: validation.jsonl:1" in logged
     assert "image    6 tokens" in logged
     assert "2 samples in 2 rows of" in logged

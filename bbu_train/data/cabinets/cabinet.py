@@ -1,4 +1,4 @@
-"""Made photographs of telecom equipment cabinets, a function of their key, with a box for every annotated thing."""
+"""Synthetic images of telecom equipment cabinets, each a function of its key, with a box for every annotated object."""
 
 import math
 
@@ -28,18 +28,18 @@ from bbu_train.types.samples import Object
 Random = np.random.Generator
 Outlines = list[tuple[Points, str]]
 
-LARGEST_ANGLE = math.radians(2.5)
-EMPTY_SHARE = 1 / 16  # of the pictures, where pictures without objects are allowed
-LARGEST_COVER = 0.2  # of an object's box that cables may hide
+MAX_ANGLE = math.radians(2.5)
+EMPTY_SHARE = 1 / 16  # of the images, if images without objects are allowed
+MAX_COVER = 0.2  # share of an object's box that cables may hide
 
 
 def draw(
     key: tuple[int | str, ...], *, width: int, height: int, min_objects: int, max_objects: int, language: str
 ) -> tuple[Image.Image, tuple[Object, ...]]:
-    """A picture of `width` x `height` pixels and its `min_objects` to `max_objects` objects, as `key` decides.
+    """Return an image of `width` x `height` pixels and its `min_objects` to `max_objects` objects.
 
-    Boxes are axis-aligned hulls of the turned things, clipped to the picture. With `min_objects` 0, about one picture
-    in sixteen shows a rack with nothing to annotate. Raises InputError where so many objects do not fit.
+    Equal keys give equal images. Boxes are axis-aligned hulls of the rotated objects, clipped to the image. With
+    `min_objects` 0, about one image in sixteen has no objects. Raises InputError if so many objects do not fit.
     """
     random = generator("cabinet", *key)
     num_objects = int(random.integers(max(min_objects, 1), max_objects + 1)) if max_objects else 0
@@ -49,7 +49,7 @@ def draw(
     plan = make_plan(camera, num_objects, random)
     canvas = Image.new("RGB", camera.canvas_size)
     pencil = ImageDraw.Draw(canvas, "RGBA")
-    _paint_room(pencil, camera, random)
+    _paint_wall(pencil, camera, random)
     _paint_racks(pencil, camera, plan, random)
     outlines = _paint_rows(pencil, plan.rows, language, random)
     outlines += [_paint_site(pencil, site, language, random) for site in plan.sites]
@@ -62,20 +62,20 @@ def draw(
 
 
 def _camera(width: int, height: int, random: Random) -> Camera:
-    margin = math.ceil(max(width, height) * math.sin(LARGEST_ANGLE) / 2) + 2
+    margin = math.ceil(max(width, height) * math.sin(MAX_ANGLE) / 2) + 2
     scale = 2 if width * height < 500_000 else 1.5
-    return Camera(width, height, scale, margin, random.uniform(-LARGEST_ANGLE, LARGEST_ANGLE))
+    return Camera(width, height, scale, margin, random.uniform(-MAX_ANGLE, MAX_ANGLE))
 
 
-def _paint_room(pencil: ImageDraw.ImageDraw, camera: Camera, random: Random) -> None:
-    """The wall beside and behind the cabinet."""
+def _paint_wall(pencil: ImageDraw.ImageDraw, camera: Camera, random: Random) -> None:
+    """Paint the wall beside and behind the cabinet."""
     wall = shade((168, 172, 174), random.uniform(0.6, 1.1))
     width, height = camera.canvas_size
     Pen(pencil, 0, 0, 1).gradient(0, 0, width, height, wall, contrast=0.12)
 
 
 def _paint_racks(pencil: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, random: Random) -> None:
-    """Posts, the dark inside, rails, and bundles of cables tied along the posts."""
+    """Paint posts, the dark inside, rails, and bundles of cables along the posts."""
     post = ((48, 50, 54), (196, 198, 194), (84, 90, 98))[random.integers(3)]
     rail = shade((150, 154, 156), random.uniform(0.8, 1.1))
     for rack in plan.racks:
@@ -93,12 +93,12 @@ def _paint_racks(pencil: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan,
 
 def _paint_bundle(pen: Pen, height: float, random: Random) -> None:
     for _ in range(random.integers(0, 4)):
-        colour = parts.CABLES[random.integers(len(parts.CABLES))]
+        color = parts.CABLES[random.integers(len(parts.CABLES))]
         x, phase = random.uniform(0.15, POST - 0.15), random.uniform(0, 6)
         ys = np.linspace(0, height, 14).tolist()
         points = [(x + 0.05 * math.sin(y + phase), y) for y in ys]
-        pen.line(points, 0.15, shade(colour, 0.55))
-        pen.line(points, 0.1, colour)
+        pen.line(points, 0.15, shade(color, 0.55))
+        pen.line(points, 0.1, color)
 
 
 def _paint_rows(pencil: ImageDraw.ImageDraw, rows: list[RackRow], language: str, random: Random) -> Outlines:
@@ -125,8 +125,8 @@ def _paint_unit(pen: Pen, row: RackRow, random: Random) -> None:
         case "slot", ("empty",):
             parts.draw_opening(pen, width, height)
         case "slot", _:
-            colour = ((186, 188, 186), (128, 132, 138))[random.integers(2)]
-            parts.draw_filled_slot(pen, width, height, colour)
+            color = ((186, 188, 186), (128, 132, 138))[random.integers(2)]
+            parts.draw_filled_slot(pen, width, height, color)
         case _:
             parts.draw_neutral(pen, width, height, random)
 
@@ -134,12 +134,11 @@ def _paint_unit(pen: Pen, row: RackRow, random: Random) -> None:
 def _paint_site(pencil: ImageDraw.ImageDraw, site: Site, language: str, random: Random) -> tuple[Points, str]:
     pen = _pen(pencil, site.rack).at(site.x, site.y)
     if site.kind == "screw":
-        correct = random.random() < 0.6
-        fitting = (("correct", "seated") if correct else ("no mark", "loose", "tilted"))[
-            random.integers(2 + (not correct))
-        ]
+        is_correct = random.random() < 0.6
+        fittings = ("correct", "seated") if is_correct else ("no mark", "loose", "tilted")
+        fitting = fittings[random.integers(len(fittings))]
         parts.draw_screw(pen, fitting, SCREW, random.uniform(0, 2 * math.pi))
-        levels = (fitting,) if fitting == "correct" else ("correct" if correct else "wrong", fitting)
+        levels = (fitting,) if fitting == "correct" else ("correct" if is_correct else "wrong", fitting)
         return site.outline(), describe(language, "screw", *levels)
     paper = ((244, 244, 238), (250, 226, 80), (200, 232, 205))[random.integers(3)]
     text = label_text(language, random) if random.random() < 0.75 else None
@@ -150,31 +149,31 @@ def _paint_site(pencil: ImageDraw.ImageDraw, site: Site, language: str, random: 
 def _paint_cables(
     pencil: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, outlines: list[Points], random: Random
 ) -> None:
-    """Cables from the fronts of units to a post, over everything; one that would hide an object is left out."""
+    """Paint cables from the fronts of units to a post, over everything, except those that would hide an object."""
     reduction = 4 * camera.scale
     cover = Image.new("L", tuple(round(side / reduction) for side in camera.canvas_size))
     for row in plan.rows:
         if row.kind not in ("bbu", ""):
             continue
         for _ in range(random.integers(0, 3 if row.kind else 2)):
-            colour = parts.CABLES[random.integers(len(parts.CABLES))]
+            color = parts.CABLES[random.integers(len(parts.CABLES))]
             points, width = _cable_path(row, random), random.uniform(0.09, 0.17)
-            tried = cover.copy()
+            candidate = cover.copy()
             left, top = row.rack.outline(0, 0, 0, 0)[0]
-            small = Pen(ImageDraw.Draw(tried), left / reduction, top / reduction, row.rack.unit / reduction)
+            small = Pen(ImageDraw.Draw(candidate), left / reduction, top / reduction, row.rack.unit / reduction)
             small.line(points, width, 255)
-            small.disc(*points[0], 0.45, 255)  # so that no cable comes out of a label or a screw
-            if all(_covered(tried, outline, reduction) <= LARGEST_COVER for outline in outlines):
-                cover = tried
-                parts.draw_cable(_pen(pencil, row.rack), points, width, colour)
+            small.disc(*points[0], 0.45, 255)  # keeps the socket away from labels and screws
+            if all(_covered_share(candidate, outline, reduction) <= MAX_COVER for outline in outlines):
+                cover = candidate
+                parts.draw_cable(_pen(pencil, row.rack), points, width, color)
 
 
 def _cable_path(row: RackRow, random: Random) -> Points:
-    """A cubic Bezier curve: hanging from a socket, bending to a post, then down out of the picture; in rack units."""
+    """Return a cubic Bezier curve in rack units: from a socket to a post, then down out of the picture."""
     body = row.rack.body
     start_x, start_y = random.uniform(0.8, body - 0.8), row.top + random.uniform(0.3, 0.8) * row.height
-    side = random.random() < start_x / body
-    end_x = body + EAR + POST * random.uniform(0.2, 0.8) if side else -EAR - POST * random.uniform(0.2, 0.8)
+    goes_right = random.random() < start_x / body
+    end_x = body + EAR + POST * random.uniform(0.2, 0.8) if goes_right else -EAR - POST * random.uniform(0.2, 0.8)
     drop = random.uniform(0.8, 2.5)
     corners = np.array(
         [(start_x, start_y), (start_x, start_y + drop), (end_x, start_y + drop * 0.4), (end_x, start_y + drop + 4)]
@@ -184,8 +183,8 @@ def _cable_path(row: RackRow, random: Random) -> Points:
     return [*map(tuple, (weights @ corners).tolist()), (end_x, start_y + 100)]
 
 
-def _covered(cover: Image.Image, outline: Points, reduction: float) -> float:
-    """The share of an outline's box that cables hide."""
+def _covered_share(cover: Image.Image, outline: Points, reduction: float) -> float:
+    """Return the share of an outline's box that cables hide."""
     xs, ys = zip(*outline, strict=True)
     left, top = math.floor(min(xs) / reduction), math.floor(min(ys) / reduction)
     box = left, top, max(left + 1, math.ceil(max(xs) / reduction)), max(top + 1, math.ceil(max(ys) / reduction))
@@ -193,7 +192,7 @@ def _covered(cover: Image.Image, outline: Points, reduction: float) -> float:
 
 
 def _light(picture: Image.Image, random: Random) -> Image.Image:
-    """A gradient across the picture, the spot of a lamp, a cast of colour, and the sensor's noise."""
+    """Apply a gradient across the picture, the spot of a lamp, a colour cast, and the sensor's noise."""
     width, height = picture.size
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     slope, exposure = random.uniform(-0.16, 0.16, 2), random.uniform(0.78, 1.05)
@@ -209,5 +208,5 @@ def _light(picture: Image.Image, random: Random) -> Image.Image:
 
 
 def _pen(pencil: ImageDraw.ImageDraw, rack: Rack) -> Pen:
-    """A pen in rack units from the left edge of the rack's bodies."""
+    """Return a pen in rack units from the left edge of the rack's bodies."""
     return Pen(pencil, rack.left, rack.top, rack.unit).at(POST + EAR, 0)

@@ -1,4 +1,4 @@
-"""Where everything stands: the camera, the racks, their rows of equipment, and the places for screws and labels."""
+"""The plan of a cabinet: the camera, the racks, their rows of equipment, and the sites of screws and labels."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,18 +12,20 @@ from bbu_train.errors import InputError
 Random = np.random.Generator
 Points = list[tuple[float, float]]
 
-POST = 0.7  # rack units: the cabinet's upright beside a rail
-EAR = 0.8  # the rail, and the ear of a unit that covers it
+# Lengths in rack units:
+POST = 0.7  # width of the cabinet's upright beside a rail
+EAR = 0.8  # width of a rail, and of the ear of a unit that covers it
 SCREW = 0.33  # radius of a screw
 LABEL = 0.62  # height of a label
-LEAST_UNIT = 6  # pixels of the picture: at smaller rack units screws and texts are no longer to be seen
+
+MIN_UNIT = 6  # pixels of the picture: with smaller rack units, screws and texts cannot be recognised
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A picture of `width` x `height` pixels of a canvas drawn `scale` times as large, turned by `angle` (radians).
+    """A view of `width` x `height` pixels on a canvas that is `scale` times as large, turned by `angle` (radians).
 
-    The canvas has `margin` picture pixels more on every side, so that the turned picture is filled to its corners.
+    The canvas has `margin` more picture pixels on every side, so that the turned picture is filled to its corners.
     """
 
     width: int
@@ -34,10 +36,12 @@ class Camera:
 
     @property
     def canvas_size(self) -> tuple[int, int]:
-        return tuple(round((side + 2 * self.margin) * self.scale) for side in (self.width, self.height))
+        """(width, height) in pixels of the canvas."""
+        width, height = (round((side + 2 * self.margin) * self.scale) for side in (self.width, self.height))
+        return width, height
 
     def coefficients(self) -> tuple[float, ...]:
-        """PIL's affine map from a point of the picture to one of the canvas."""
+        """Return PIL's affine map from points of the picture to points of the canvas."""
         cos, sin = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
         x, y = (side / 2 for side in self.canvas_size)
         half_width, half_height = self.width / 2, self.height / 2
@@ -46,7 +50,7 @@ class Camera:
         return cos, sin, offset_x, -sin, cos, offset_y
 
     def hull(self, outline: Points) -> tuple[float, float, float, float]:
-        """The xyxy hull, in the picture's pixels, of an outline on the canvas; it may reach outside the picture."""
+        """Return the xyxy hull of an outline on the canvas, in pixels of the picture. It may reach outside of it."""
         cos, sin = math.cos(self.angle) / self.scale, math.sin(self.angle) / self.scale
         centre_x, centre_y = (side / 2 for side in self.canvas_size)
         xs = [cos * (x - centre_x) - sin * (y - centre_y) + self.width / 2 for x, y in outline]
@@ -54,13 +58,13 @@ class Camera:
         return min(xs), min(ys), max(xs), max(ys)
 
     def clip(self, hull: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """The part of a box inside the picture, to a tenth of a pixel."""
+        """Return the part of a box inside the picture, rounded to a tenth of a pixel."""
         x1, y1, x2, y2 = hull
-        inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(self.width)), min(y2, float(self.height))
-        return tuple(round(side, 1) for side in inside)
+        x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(self.width)), min(y2, float(self.height))
+        return round(x1, 1), round(y1, 1), round(x2, 1), round(y2, 1)
 
     def sees(self, outline: Points) -> bool:
-        """Whether at least nine tenths of an outline's hull lie inside the picture."""
+        """Whether at least nine tenths of the area of an outline's hull lie inside the picture."""
         x1, y1, x2, y2 = self.hull(outline)
         left, top, right, bottom = self.clip((x1, y1, x2, y2))
         return max(right - left, 0) * max(bottom - top, 0) >= 0.9 * (x2 - x1) * (y2 - y1)
@@ -68,7 +72,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Rack:
-    """An upright rack: its upper left corner and rack unit in canvas pixels, and the width of its bodies in units."""
+    """A rack: its upper left corner and rack unit in pixels of the canvas, the width of its bodies in rack units."""
 
     left: float
     top: float
@@ -76,7 +80,7 @@ class Rack:
     body: float
 
     def outline(self, x: float, y: float, width: float, height: float) -> Points:
-        """The corners, on the canvas, of a rectangle given in rack units from the left edge of the bodies."""
+        """Return the corners, on the canvas, of a rectangle given in rack units from the left edge of the bodies."""
         left, top = self.left + (POST + EAR + x) * self.unit, self.top + y * self.unit
         right, bottom = left + width * self.unit, top + height * self.unit
         return [(left, top), (right, top), (right, bottom), (left, bottom)]
@@ -84,7 +88,7 @@ class Rack:
 
 @dataclass(frozen=True)
 class RackRow:
-    """A place for one unit, `height` rack units high. `kind` is "" for neutral equipment."""
+    """A row for one unit, `height` rack units high. `kind` is "" for equipment without annotation."""
 
     rack: Rack
     top: float
@@ -97,13 +101,14 @@ class RackRow:
         return not {"empty", "missing"} & set(self.levels)
 
     def outline(self) -> Points:
+        """Return the corners of the unit and its ears on the canvas."""
         ear = EAR if self.has_ears else 0
         return self.rack.outline(-ear, self.top, self.rack.body + 2 * ear, self.height)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place for a screw ("screw", its centre) or a label ("label", its corner), in rack units as in `Rack`."""
+    """The centre of a screw (`kind` is "screw") or the corner of a label ("label"), in the units of `Rack.outline`."""
 
     rack: Rack
     kind: str
@@ -112,6 +117,7 @@ class Site:
     width: float
 
     def outline(self) -> Points:
+        """Return points around the screw or label on the canvas."""
         if self.kind == "label":
             return self.rack.outline(self.x, self.y, self.width, LABEL)
         (left, top), *_ = self.rack.outline(self.x, self.y, 0, 0)
@@ -120,19 +126,24 @@ class Site:
 
 @dataclass(frozen=True)
 class CabinetPlan:
+    """What to draw: every rack and row, and the sites that hold a screw or a label."""
+
     racks: list[Rack]
     rows: list[RackRow]
     sites: list[Site]
 
 
 def make_plan(camera: Camera, num_objects: int, random: Random) -> CabinetPlan:
-    """Racks, rows and sites with exactly `num_objects` annotated things between them, all inside the picture."""
+    """Return a plan with exactly `num_objects` annotated objects, all inside the picture.
+
+    Raises InputError if they do not fit.
+    """
     num_racks = 2 if num_objects > 12 and random.random() < 0.6 else 1
     while True:
         racks = _place_racks(camera, num_racks, num_objects, random)
-        if racks[0].unit / camera.scale < LEAST_UNIT:
+        if racks[0].unit / camera.scale < MIN_UNIT:
             raise InputError(
-                f"{num_objects} objects do not fit into a made picture of {camera.width} x {camera.height} pixels. "
+                f"{num_objects} objects do not fit into a synthetic image of {camera.width} x {camera.height} pixels. "
                 "Lower data.max_objects, or raise data.width and data.height."
             )
         rows = [row for rack in racks for row in _stack(camera, rack, random)]
@@ -143,19 +154,19 @@ def make_plan(camera: Camera, num_objects: int, random: Random) -> CabinetPlan:
 
 
 def _place_racks(camera: Camera, num_racks: int, num_objects: int, random: Random) -> list[Rack]:
-    """Racks side by side; the fewer objects, the nearer the camera and the stockier the units."""
+    """Return racks side by side. With fewer objects, the camera is nearer and the units are narrower."""
     body = random.uniform(5.6, 6.6) if num_objects <= 8 else random.uniform(6.5, 9)
     rack_width = body + 2 * (POST + EAR)
-    room = camera.width * random.uniform(0.9, 0.99) / num_racks
-    unit = room / rack_width * camera.scale
-    first = (camera.canvas_size[0] - num_racks * rack_width * unit) / 2
-    first += random.uniform(-0.3, 0.3) * (camera.width * camera.scale - num_racks * rack_width * unit)
+    available = camera.width * random.uniform(0.9, 0.99) / num_racks
+    unit = available / rack_width * camera.scale
+    left = (camera.canvas_size[0] - num_racks * rack_width * unit) / 2
+    left += random.uniform(-0.3, 0.3) * (camera.width * camera.scale - num_racks * rack_width * unit)
     top = camera.margin * camera.scale - random.uniform(0, 1) * unit
-    return [Rack(first + index * rack_width * unit, top, unit, body) for index in range(num_racks)]
+    return [Rack(left + index * rack_width * unit, top, unit, body) for index in range(num_racks)]
 
 
 def _stack(camera: Camera, rack: Rack, random: Random) -> list[RackRow]:
-    """Rows from above the picture to below it, one or two rack units high, all neutral so far."""
+    """Return rows from above the picture to below it, one or two rack units high, still without annotation."""
     rows = []
     top = -math.ceil(rack.top / rack.unit)
     while rack.top + top * rack.unit < camera.canvas_size[1]:
@@ -168,12 +179,12 @@ def _stack(camera: Camera, rack: Rack, random: Random) -> list[RackRow]:
 def _fill(
     camera: Camera, racks: list[Rack], rows: list[RackRow], num_objects: int, random: Random
 ) -> CabinetPlan | None:
-    """Turns some rows into annotated units and chooses sites for the rest; None where there is too little room."""
+    """Turn some rows into annotated units and choose sites for the other objects; None if there are too few sites."""
     inside = [index for index, row in enumerate(rows) if camera.sees(row.outline())]
     num_units = min(len(inside), max(round(num_objects * random.uniform(0.3, 0.7)), num_objects > 0))
     rows = list(rows)
     for index in random.permutation(inside)[:num_units].tolist():
-        rows[index] = _annotated(rows[index], random)
+        rows[index] = _annotate(rows[index], random)
     sites = [site for row in rows if row.has_ears for site in _sites(row, random) if camera.sees(site.outline())]
     if len(sites) < num_objects - num_units:
         return None
@@ -181,8 +192,8 @@ def _fill(
     return CabinetPlan(racks, rows, [sites[index] for index in chosen])
 
 
-def _annotated(row: RackRow, random: Random) -> RackRow:
-    """Two-unit rows are mostly BBUs, one-unit rows mostly baffles and spaces."""
+def _annotate(row: RackRow, random: Random) -> RackRow:
+    """Return the row with a kind. Two-unit rows are mostly BBUs, one-unit rows mostly baffles and slots."""
     kinds = ("bbu", "slot", "baffle")
     kind = kinds[random.choice(3, p=(0.75, 0.2, 0.05) if row.height == 2 else (0.25, 0.35, 0.4))]
     if kind == "bbu":
@@ -193,7 +204,7 @@ def _annotated(row: RackRow, random: Random) -> RackRow:
 
 
 def _sites(row: RackRow, random: Random) -> list[Site]:
-    """A screw in each ear for each rack unit; a label in the left and in the right half of the body."""
+    """Return the sites of a row: a screw per ear and rack unit, and a label in each half of the body."""
     body = row.rack.body
     ears = (-EAR / 2, body + EAR / 2)
     sites = [Site(row.rack, "screw", x, row.top + step + 0.49, 0) for x in ears for step in range(row.height)]

@@ -1,4 +1,4 @@
-"""Made photographs of equipment cabinets, drawn once into a folder and read back like anybody's JSONL data."""
+"""A data set of synthetic images of equipment cabinets, drawn once into a folder and read back as JSONL data."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -23,8 +24,11 @@ from bbu_train.errors import all_problems
 from bbu_train.images import fonts
 from bbu_train.runtime.seeds import generator
 
-MANY = 400  # pictures, from which on the cores share the drawing: fewer are drawn before processes have started
-FORMAT = 1  # raise it when the drawing changes, so that no folder drawn before is taken for the new data
+MIN_PARALLEL = 400  # pictures: fewer are drawn before other processes have started
+FORMAT = 1  # increase it when the drawing changes, so that older folders are not reused
+
+Line = dict[str, Any]
+"""A sample in the form that `jsonl` reads."""
 
 
 def load(
@@ -40,11 +44,11 @@ def load(
     seed: int,
     teachers: TeacherDraw,
 ) -> Splits:
-    """The made data set of these values, drawn if `root` does not hold it yet.
+    """Return the synthetic data set of these values, and draw it first if `root` does not hold it yet.
 
-    Each set of values has its own folder under `root`, which appears whole or not at all; of several processes that
-    want it at once, one draws and the others wait. Pictures have 85 to 100% of `width` and of `height`.
-    Raises InputError for values that make no pictures.
+    Each set of values has its own folder under `root`, which appears complete or not at all. If several processes load
+    it at once, one draws and the others wait. Pictures have 85 to 100% of `width` and of `height`. Raises InputError
+    for values out of range.
     """
     scene = {
         "width": width,
@@ -66,33 +70,34 @@ def load(
     )
 
 
-def _check(values: dict) -> None:
-    least = {"num_train": 1, "num_validation": 1, "width": 56, "height": 56, "min_objects": 0, "max_objects": 1}
+def _check(values: dict[str, Any]) -> None:
+    minimums = {"num_train": 1, "num_validation": 1, "width": 56, "height": 56, "min_objects": 0, "max_objects": 1}
     problems = [
-        f"data.{key}={values[key]}: expected a whole number of at least {limit}"
-        for key, limit in least.items()
-        if type(values[key]) is not int or values[key] < limit
+        f"data.{key}={values[key]}: expected a whole number of at least {minimum}"
+        for key, minimum in minimums.items()
+        if type(values[key]) is not int or values[key] < minimum
     ]
     if not problems and values["max_objects"] < values["min_objects"]:
         problems.append(f"data.max_objects={values['max_objects']}: less than data.min_objects={values['min_objects']}")
     if values["language"] not in LANGUAGES:
         problems.append(f"data.language={values['language']}: expected one of {', '.join(LANGUAGES)}")
     if problems:
-        raise all_problems("The made data set", problems, "Set these keys in conf/data or as overrides.")
+        raise all_problems("The synthetic data set", problems, "Set these keys in conf/data or as overrides.")
 
 
-def _name(values: dict) -> str:
-    """The folder's name: a hash of all that decides its content.
+def _name(values: dict[str, Any]) -> str:
+    """Return the folder's name: a hash of everything that decides its content.
 
-    Chinese labels are drawn in whatever font is installed, so its file is a part: a font installed later redraws.
+    Chinese labels are drawn in an installed font, so the name of its file is included: with another font, the data
+    set is drawn again.
     """
     font_file = fonts.cjk_font_file() if values["language"] == "chinese" else None
     identity = json.dumps({**values, "format": FORMAT, "font": font_file and font_file.name}, sort_keys=True)
     return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
-def _write(folder: Path, num_pictures: dict[str, int], seed: int, scene: dict) -> None:
-    """Draw into a folder beside `folder` and rename that into place, so that a kill leaves no half data set."""
+def _write(folder: Path, num_pictures: dict[str, int], seed: int, scene: dict[str, Any]) -> None:
+    """Draw into a folder beside `folder` and rename it, so that an interrupted process leaves no partial data set."""
     unfinished = folder.with_suffix(".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "pictures").mkdir(parents=True)
@@ -105,28 +110,28 @@ def _write(folder: Path, num_pictures: dict[str, int], seed: int, scene: dict) -
     unfinished.rename(folder)
 
 
-def _in_order(draw_one: Callable[[int], dict], count: int) -> Iterator[dict]:
-    """Of each number below `count`; where they are many, each core of this process draws some."""
-    if count < MANY:
+def _in_order(draw_one: Callable[[int], Line], count: int) -> Iterator[Line]:
+    """Yield the lines of all pictures below `count`. If they are many, all cores of this process share the drawing."""
+    if count < MIN_PARALLEL:
         yield from map(draw_one, range(count))
         return
-    # Forked, for a new interpreter would import torch first; what is drawn needs no thread of this process. A Ctrl-C
-    # goes to all of them, and this process answers it.
+    # Forked, because a new interpreter would import torch first, and drawing needs no thread of this process. The
+    # children ignore Ctrl-C, because this process handles it.
     with ProcessPoolExecutor(
         len(os.sched_getaffinity(0)), get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
     ) as pool:
         yield from pool.map(draw_one, range(count), chunksize=8)
 
 
-def _draw_one(folder: Path, split: str, seed: int, scene: dict, index: int) -> dict:
-    """Saves one picture under `folder` and gives its line of JSONL."""
+def _draw_one(folder: Path, split: str, seed: int, scene: dict[str, Any], index: int) -> Line:
+    """Draw one picture, save it under `folder` and return its line of JSONL."""
     key = (seed, split, index)
-    smaller = generator("size", *key).uniform(0.85, 1, 2)
-    width, height = (round(scene[side] * factor) for side, factor in zip(("width", "height"), smaller, strict=True))
+    factors = generator("size", *key).uniform(0.85, 1, 2)
+    width, height = (round(scene[side] * factor) for side, factor in zip(("width", "height"), factors, strict=True))
     picture, objects = draw(key, **{**scene, "width": width, "height": height})
     name = f"pictures/{split}_{index:06d}.jpg"
     picture.save(folder / name, quality=90)
     return {
         "images": [name],
-        "objects": [{"bbox_2d": list(thing.box_xyxy), "desc": thing.description} for thing in objects],
+        "objects": [{"bbox_2d": list(item.box_xyxy), "desc": item.description} for item in objects],
     }

@@ -1,8 +1,8 @@
-"""Baseband units of four makes. Each is drawn from its upper left corner, `width` x `height` rack units."""
+"""Drawing baseband units (BBUs) of four makes, `width` x `height` rack units from their upper left corner."""
 
 import numpy as np
 
-from bbu_train.data.cabinets.pen import Colour, Pen, shade
+from bbu_train.data.cabinets.pen import Color, Pen, shade
 
 Random = np.random.Generator
 
@@ -13,12 +13,12 @@ AMBER = (255, 180, 40)
 
 
 def draw_bbu(pen: Pen, make: str, width: float, height: float, *, alarm: bool, random: Random) -> None:
-    """A BBU: an alarm shows as red lamps instead of green ones."""
+    """Draw a BBU. An alarm shows as red lamps instead of green ones."""
     lamp = RED if alarm else GREEN
     {"huawei": _huawei, "zte": _zte, "ericsson": _ericsson, "nokia": _nokia}[make](pen, width, height, lamp, random)
 
 
-def _huawei(pen: Pen, width: float, height: float, lamp: Colour, random: Random) -> None:
+def _huawei(pen: Pen, width: float, height: float, lamp: Color, random: Random) -> None:
     """Silver, a slatted fan module on the left, two columns of flat boards with red ejectors, power on the right."""
     silver = (198, 200, 201)
     pen.plate(0, 0, width, height, silver)
@@ -34,7 +34,7 @@ def _huawei(pen: Pen, width: float, height: float, lamp: Colour, random: Random)
         _flat_board(board, column - 0.04, row - 0.03, silver, ejector=(200, 28, 40), lamp=lamp, random=random)
 
 
-def _zte(pen: Pen, width: float, height: float, lamp: Colour, random: Random) -> None:
+def _zte(pen: Pen, width: float, height: float, lamp: Color, random: Random) -> None:
     """Pale blue, upright boards with blue levers, a fan with a round grille on the right."""
     pale = (206, 219, 230)
     blue = (25, 95, 185)
@@ -54,7 +54,7 @@ def _zte(pen: Pen, width: float, height: float, lamp: Colour, random: Random) ->
     _round_fan(pen.at(width - fan - 0.04, 0.04), fan, height - 0.24, (150, 166, 180))
 
 
-def _ericsson(pen: Pen, width: float, height: float, lamp: Colour, random: Random) -> None:
+def _ericsson(pen: Pen, width: float, height: float, lamp: Color, random: Random) -> None:
     """Graphite, a perforated strip on top, one or two long rows of ports, pull handles at both ends."""
     graphite = (66, 70, 75)
     pen.plate(0, 0, width, height, graphite, contrast=0.14)
@@ -75,7 +75,7 @@ def _ericsson(pen: Pen, width: float, height: float, lamp: Colour, random: Rando
             _lamps(shelf.at(x, row / 2 - 0.14), 2, lamp, 0.18)
 
 
-def _nokia(pen: Pen, width: float, height: float, lamp: Colour, random: Random) -> None:
+def _nokia(pen: Pen, width: float, height: float, lamp: Color, random: Random) -> None:
     """Navy, a square double fan in the middle, white levers at the sides of the boards left and right of it."""
     navy = (42, 66, 122)
     pen.plate(0, 0, width, height, navy, contrast=0.16)
@@ -97,10 +97,10 @@ def _nokia(pen: Pen, width: float, height: float, lamp: Colour, random: Random) 
 
 
 def _flat_board(
-    pen: Pen, width: float, height: float, colour: Colour, *, ejector: Colour, lamp: Colour, random: Random
+    pen: Pen, width: float, height: float, color: Color, *, ejector: Color, lamp: Color, random: Random
 ) -> None:
-    """A board on its side; about one in five board places holds only a cover with a dotted line of holes."""
-    pen.plate(0, 0, width, height, shade(colour, random.uniform(0.8, 0.95)))
+    """Draw a board on its side. About one board in five is only a cover with a dotted line of holes."""
+    pen.plate(0, 0, width, height, shade(color, random.uniform(0.8, 0.95)))
     for x in (0.03, width - 0.13):
         pen.rectangle(x, 0.06, 0.1, height - 0.13, ejector, radius=0.03)
     if random.random() < 0.2:
@@ -113,7 +113,7 @@ def _flat_board(
 
 
 def _port(pen: Pen, width: float, height: float, random: Random) -> None:
-    """An optical or network socket; some hold a plug."""
+    """Draw an optical or network socket. Some hold a plug."""
     pen.rectangle(-0.02, -0.02, width + 0.04, height + 0.04, (205, 208, 210))
     pen.rectangle(0, 0, width, height, DARK)
     kind = random.integers(4)
@@ -123,29 +123,29 @@ def _port(pen: Pen, width: float, height: float, random: Random) -> None:
         pen.rectangle(width * 0.25, height * 0.5, width * 0.5, height * 0.35, (196, 160, 60))
 
 
-def _lamps(pen: Pen, num_lamps: int, lamp: Colour, step: float) -> None:
+def _lamps(pen: Pen, num_lamps: int, lamp: Color, step: float) -> None:
     for index in range(num_lamps):
         pen.disc(index * step, 0.08, 0.085, (16, 18, 20))
         pen.disc(index * step, 0.08, 0.065, lamp)
 
 
-def _slatted_fan(pen: Pen, width: float, height: float, colour: Colour) -> None:
-    pen.plate(0, 0, width, height, colour)
+def _slatted_fan(pen: Pen, width: float, height: float, color: Color) -> None:
+    pen.plate(0, 0, width, height, color)
     num_slats = max(3, int((height - 0.5) / 0.15))
     for slat in range(num_slats):
         pen.rectangle(0.12, 0.12 + slat * 0.15, width - 0.24, 0.08, (28, 30, 33))
     pen.rectangle(0.2, height - 0.3, width - 0.4, 0.16, (215, 217, 218), radius=0.06)
 
 
-def _round_fan(pen: Pen, width: float, height: float, colour: Colour) -> None:
-    """A fan behind a grille of rings; it stays round, in the middle of its plate."""
-    pen.plate(0, 0, width, height, colour)
+def _round_fan(pen: Pen, width: float, height: float, color: Color) -> None:
+    """Draw a fan behind a grille of rings. It stays round, in the middle of its plate."""
+    pen.plate(0, 0, width, height, color)
     x, y, radius = width / 2, height / 2, min(width, height) * 0.44
     pen.disc(x, y, radius, (20, 22, 25))
     for step in range(3, 0, -1):
-        pen.disc(x, y, radius * (0.3 * step - 0.02), shade(colour, 0.85))
+        pen.disc(x, y, radius * (0.3 * step - 0.02), shade(color, 0.85))
         pen.disc(x, y, radius * (0.3 * step - 0.1), (26, 28, 31))
-    pen.disc(x, y, radius * 0.24, shade(colour, 1.1))
+    pen.disc(x, y, radius * 0.24, shade(color, 1.1))
     for dx, dy in ((1, 0), (0, 1)):
         ends = [(x - dx * radius, y - dy * radius), (x + dx * radius, y + dy * radius)]
-        pen.line(ends, 0.05, shade(colour, 0.9))
+        pen.line(ends, 0.05, shade(color, 0.9))

@@ -1,4 +1,4 @@
-"""What the made cabinets hold, in English and in Chinese. A description is "type/property/extra", extra at will."""
+"""Descriptions of what synthetic cabinets hold, in English and Chinese: "type/property" or "type/property/extra"."""
 
 import numpy as np
 
@@ -65,12 +65,15 @@ _LABEL_TEXTS = {
 
 
 def describe(language: str, *levels: str) -> str:
-    """`describe("chinese", "screw", "wrong", "loose")` is "螺丝/错误/松动"; a level that is no key stays as it is."""
+    """Return a description: `describe("chinese", "screw", "wrong", "loose")` is "螺丝/错误/松动".
+
+    A level without a translation is kept as it is.
+    """
     words = _WORDS[language]
     return "/".join(words.get(level, level) for level in levels)
 
 
 def label_text(language: str, random: np.random.Generator) -> str:
-    """What somebody wrote on a label. Its class is `label`; the text is the third level of its description."""
+    """Return a random text for a label. It becomes the third level of the label's description."""
     template = _LABEL_TEXTS[language][random.integers(len(_LABEL_TEXTS[language]))]
     return template.format(n=random.integers(1, 21), a="ABCD"[random.integers(4)])

@@ -1,5 +1,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -23,15 +24,23 @@ VALUES = {
 }
 
 
-def state(folder):
-    """Every file below, but locks, with its time and its bytes."""
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder that holds the data set of VALUES. Not to be changed."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    load(folder, **VALUES)
+    return folder
+
+
+def read_state(folder):
+    """Return the modification time and bytes of every file in `folder` except locks."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 @pytest.mark.parametrize("language", ["english", "chinese"])
-def test_the_files_are_read_back_as_they_were_drawn(tmp_path, language):
-    splits = load(tmp_path, **{**VALUES, "language": language})
+def test_the_files_are_read_back_as_they_were_drawn(root, tmp_path, language):
+    splits = load(root if language == "english" else tmp_path, **{**VALUES, "language": language})
     assert (len(splits.train), len(splits.validation)) == (4, 2)
     for split, samples in (("train", splits.train), ("validation", splits.validation)):
         for index, sample in enumerate(samples):
@@ -44,70 +53,70 @@ def test_the_files_are_read_back_as_they_were_drawn(tmp_path, language):
             assert picture.objects == objects
 
 
-def test_lines_are_flat_with_a_relative_path(tmp_path):
-    folder = load(tmp_path, **VALUES).train[0].student.path.parents[1]
+def test_lines_are_flat_with_a_relative_path(root):
+    folder = load(root, **VALUES).train[0].student.path.parents[1]
     line = json.loads((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert set(line) == {"images", "objects"}
     assert line["images"] == ["pictures/train_000000.jpg"]
     assert set(line["objects"][0]) == {"bbox_2d", "desc"}
 
 
-def test_sizes_vary_up_to_the_given_one(tmp_path):
-    pictures = [sample.student for sample in load(tmp_path, **VALUES).train]
+def test_sizes_vary_up_to_the_given_one(root):
+    pictures = [sample.student for sample in load(root, **VALUES).train]
     assert len({(picture.width, picture.height) for picture in pictures}) > 1
     assert all(95 <= picture.width <= 112 and 71 <= picture.height <= 84 for picture in pictures)
 
 
-def test_a_second_load_writes_nothing(tmp_path):
-    first = load(tmp_path, **VALUES)
-    before = state(tmp_path)
-    assert load(tmp_path, **VALUES) == first
-    assert state(tmp_path) == before
+def test_a_second_load_writes_nothing(root):
+    first = load(root, **VALUES)
+    before = read_state(root)
+    assert load(root, **VALUES) == first
+    assert read_state(root) == before
 
 
 def test_other_values_get_another_folder_and_other_teachers_do_not(tmp_path):
-    def folder(**changed):
-        return load(tmp_path, **{**VALUES, **changed}).train[0].student.path.parent
+    def folder_of(**changes):
+        return load(tmp_path, **{**VALUES, "num_train": 1, **changes}).train[0].student.path.parent
 
-    first = folder()
-    assert folder(seed=1) != first
-    assert folder(max_objects=2) != first
-    assert folder(teachers=TeacherDraw(teacher_ratio=0.0, num_teachers=1, num_validation_teachers=0, seed=1)) == first
+    none = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1)
+    first = folder_of(teachers=none)
+    assert folder_of(teachers=none, seed=1) != first
+    assert folder_of(teachers=none, max_objects=2) != first
+    assert folder_of(teachers=replace(none, num_validation_teachers=1)) == first
 
 
-def test_cores_that_share_the_drawing_draw_the_same(tmp_path, monkeypatch):
-    def drawn(folder):
-        load(folder, **VALUES)
+def test_cores_that_share_the_drawing_draw_the_same(root, tmp_path, monkeypatch):
+    def read_files(folder):
         return {path.name: path.read_bytes() for path in folder.rglob("*.j*") if path.is_file()}
 
-    alone = drawn(tmp_path / "alone")
-    monkeypatch.setattr("bbu_train.data.cabinets.synthetic.MANY", 2)
-    assert drawn(tmp_path / "shared") == alone
-    assert len(alone) == 8  # pictures and lines
+    monkeypatch.setattr("bbu_train.data.cabinets.synthetic.MIN_PARALLEL", 2)
+    load(tmp_path, **VALUES)
+    assert read_files(tmp_path) == read_files(root)
+    assert len(read_files(root)) == 8  # pictures and lines
 
 
-def test_the_split_is_part_of_the_drawing(tmp_path):
-    splits = load(tmp_path, **VALUES)
+def test_the_split_is_part_of_the_drawing(root):
+    splits = load(root, **VALUES)
     pictures = [sample.student.path.read_bytes() for sample in (*splits.train, *splits.validation)]
     assert len(set(pictures)) == 6
 
 
-def test_an_interrupted_drawing_is_not_taken_for_complete(tmp_path, monkeypatch):
+def test_an_interrupted_drawing_does_not_count_as_complete(tmp_path, monkeypatch):
     save, saved = Image.Image.save, []
 
-    def interrupted_at_the_third(*arguments, **keywords):
+    def interrupt_at_the_third(*arguments, **keywords):
         if len(saved) == 2:
             raise KeyboardInterrupt
         saved.append(save(*arguments, **keywords))
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Image.Image, "save", interrupted_at_the_third)
+        patched.setattr(Image.Image, "save", interrupt_at_the_third)
         load(tmp_path, **VALUES)
     assert len(load(tmp_path, **VALUES).train) == 4
     assert [path.suffix for path in sorted(tmp_path.iterdir()) if path.is_dir()] == [""]
 
 
-def test_several_that_draw_at_once_all_get_the_whole_set(tmp_path):
+def test_several_that_load_at_once_all_get_the_complete_set(tmp_path):
     with ThreadPoolExecutor(3) as threads:
         splits = list(threads.map(lambda _: load(tmp_path, **VALUES), range(3)))
     assert splits[0] == splits[1] == splits[2]
@@ -121,6 +130,6 @@ def test_all_wrong_values_are_named_at_once(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_more_objects_at_least_than_at_most_is_an_error(tmp_path):
+def test_a_minimum_of_objects_above_the_maximum_is_an_error(tmp_path):
     with pytest.raises(InputError, match="data.max_objects=3: less than data.min_objects=5"):
         load(tmp_path, **{**VALUES, "min_objects": 5})

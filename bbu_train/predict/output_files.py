@@ -1,0 +1,53 @@
+"""The files of a prediction: predictions.jsonl and a drawing of each picture."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bbu_train.predict.routes import Predictor
+from bbu_train.predict.show import draw_predictions, to_row
+from bbu_train.types.batch import Batch
+from bbu_train.types.samples import Sample
+
+PREDICTIONS = "predictions.jsonl"
+
+
+def write(
+    predictor: Predictor,
+    prompts: Iterable[tuple[Sequence[Sample], Batch]],
+    num_pictures: int,
+    threshold: float,
+    folder: Path,
+) -> str:
+    """Predict batch by batch, write each batch into `folder` when it is ready, and return a summary for the terminal.
+
+    A drawing is named after its line of predictions.jsonl, counted from 0, and its picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    num_written = num_malformed = num_boxes = 0
+    seconds = 0.0
+    with (
+        (folder / PREDICTIONS).open("w", encoding="utf-8") as file,
+        tqdm(total=num_pictures, unit="picture") as progress,
+    ):
+        for samples, batch in prompts:
+            start = time.perf_counter()
+            results = predictor(samples, batch)
+            seconds += time.perf_counter() - start
+            for predictions in results:
+                name = f"{num_written:05d}_{predictions.sample.student.path.stem}.jpg"
+                row = to_row(predictions, threshold)
+                file.write(json.dumps(row | {"drawn": name}, ensure_ascii=False) + "\n")
+                draw_predictions(predictions, threshold).save(folder / name, quality=92)
+                num_written += 1
+                num_malformed += row.get("generated", {}).get("num_malformed", 0)
+                num_boxes += sum(len(row[route]["objects"]) for route in ("head", "generated") if route in row)
+            file.flush()
+            progress.update(len(results))
+    summary = f"{num_pictures} pictures, {num_boxes} boxes, {seconds / num_pictures:.2f} s per picture"
+    if "generated" in predictor.routes:
+        summary += f"\n{num_malformed} of {num_pictures} generated answers are malformed or were cut off"
+    return summary
