@@ -26,7 +26,7 @@ GROUP_KEYS = ("model", "head", "optimizer")
 SEED_KEYS = ("data.teachers.seed", "augmentation.seed", "sampler.seed")  # whether data is valid depends on no seed
 
 
-class CheckFailed(InputError):
+class CheckAborted(InputError):
     """The check itself did not finish, which says nothing about the cells."""
 
 
@@ -93,7 +93,7 @@ def _run_child(cells: Sequence[Cell], checks: Mapping[str, Sequence[Sequence[int
         )
     if child.returncode != 0:
         preemption.end_sweep_if_asked()  # a signal to this process often reaches the child too
-        raise CheckFailed(
+        raise CheckAborted(
             f"The sweep could not be checked (exit code {child.returncode}; see above). Nothing was started."
         )
     return [json.loads(line) for line in child.stdout.splitlines()]

@@ -98,9 +98,8 @@ class Controller:
 
         Ended trials come first, as the pruner compares the others with them.
         """
-        started = [
-            trial_run.is_started for trial_run in self.running
-        ]  # before the states, or a start would look like an end
+        # Read before the states: a run that starts in between must not look like one that has ended.
+        started = [trial_run.is_started for trial_run in self.running]
         statuses = read_statuses(self.ledger, [trial_run.run for trial_run in self.running])
         ended, active = [], []
         for trial_run, is_started, status in zip(self.running, started, statuses, strict=True):

@@ -54,7 +54,7 @@ class TrialRun:
     def log(self) -> Path:
         return Path(self.entry.cell["folder"]) / "metrics.jsonl"
 
-    def has_lost_slurm(self) -> bool:
+    def should_start_again(self) -> bool:
         """Whether the launcher's call ended because SLURM was unavailable, so that it should be repeated."""
         return self.starting is not None and isinstance(self.starting.exception(), jobs.SlurmUnavailable)
 
@@ -65,7 +65,7 @@ class TrialRun:
         atomic_write(self.entry.folder / "trial.json", json.dumps(content, ensure_ascii=False))
 
     def new_evaluations(self, metric: str) -> Iterator[Evaluation]:
-        """Yield the evaluations since the last call. A resumed run repeats steps with the same values: they are skipped."""
+        """Yield the evaluations since the last call, without the steps that a resumed run has repeated."""
         size = self.log.stat().st_size if self.log.exists() else 0
         if size == self._size:
             return
