@@ -75,8 +75,8 @@ def _check_and_record(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
     known = estimate.from_finished_runs(cells)
     requirements = check_cells(cells, estimate.group_unknown(cells, known))
     estimates = [
-        found or estimate.from_requirements(cell, **requirements[number])
-        for number, (cell, found) in enumerate(zip(cells, known, strict=True))
+        estimated or estimate.from_requirements(cell, **requirements[number])
+        for number, (cell, estimated) in enumerate(zip(cells, known, strict=True))
     ]
     preemption.end_sweep_if_asked()
     print(estimate.format_estimates(cells, estimates), flush=True)

@@ -111,7 +111,7 @@ def _refuse_conflicts(ledger: Ledger, command: SearchCommand) -> None:
     problems += [f"{text} was not given before" for text in command.fixed if text not in record["fixed"]]
     if problems:
         what = f"The search of {ledger.sweep} was started over another space"
-        raise all_problems(what, problems, "Give the same command again, or the new search a sweep=<name> of its own.")
+        raise all_problems(what, problems, "Give the same command again, or give the new search its own sweep=<name>.")
 
 
 def _refuse_second_controller(ledger: Ledger) -> None:
