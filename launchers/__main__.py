@@ -20,6 +20,7 @@ from launchers.status import RunStatus, format_reasons, format_table, read_statu
 from launchers.watch import show_runs
 
 CANCEL_TIMEOUT_SECONDS = 60  # SLURM kills jobs that do not end by themselves after KillWait, 30 s by default
+CANCEL_POLL_SECONDS = 1  # between signals to the jobs that are still there
 COMMANDS = {
     "status": "show every run: its state, its job, its last step, and why it failed",
     "resume": "submit the runs that are preempted, lost, cancelled or were never submitted; not those that failed",
@@ -114,7 +115,7 @@ def _end_jobs(ledger: Ledger, entries: Sequence[Entry]) -> None:
                 f"Still there after {CANCEL_TIMEOUT_SECONDS} s: {', '.join(active)}. See scontrol show job."
             )
         jobs.cancel(active)
-        time.sleep(1)
+        time.sleep(CANCEL_POLL_SECONDS)
 
 
 def _active_jobs(entries: Sequence[Entry]) -> list[str]:

@@ -71,7 +71,7 @@ class Struck:
         return wait_for(held)
 
     def update(self, said, limit):
-        self.sweep.says("scontrol", "update", f"JobId={said['job']}", limit)
+        self.sweep.run("scontrol", "update", f"JobId={said['job']}", limit)
 
     def end_in(self, said, seconds):
         """Bring the time limit of a job forward."""
@@ -80,7 +80,7 @@ class Struck:
 
     def preempt(self, cell, step, restart):
         said = self.held(cell, step, restart)
-        self.sweep.says("scancel", "--signal=USR2", said["job"])
+        self.sweep.run("scancel", "--signal=USR2", said["job"])
         self.let_go(cell, step)
 
 
