@@ -25,8 +25,7 @@ from omegaconf import OmegaConf
 
 from bbu_train.cli import main as command_line
 from bbu_train.cli import overrides
-from launchers.launch import launch
-from launchers.preflight import check as preflight
+from launchers import launch as launching
 
 
 def sweep(seeds: int, rates: int) -> list[str]:
@@ -73,9 +72,9 @@ def ours(given: list[str]) -> tuple[Timed, Timed]:
 
     def command() -> int:
         overrides.check(arguments, folder)
-        return launch(arguments, folder)
+        return launching.launch(arguments, folder)
 
-    preflight.check = check = Timed(preflight.check)
+    launching.check_cells = check = Timed(launching.check_cells)
     whole = Timed(command)
     with redirect_stdout(StringIO()):  # a table of all runs
         assert whole() == 0

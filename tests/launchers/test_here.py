@@ -199,7 +199,7 @@ def test_the_processes_of_torchrun_train_each_run_together(sweep, tmp_path):
 
 
 def test_a_fault_that_the_check_finds_is_reported_by_one_rank_and_ends_all(tmp_path):
-    """The ranks are started as torchrun starts them, but without torchrun, which kills those that have not ended yet."""
+    """The test starts the ranks itself: torchrun would kill the one that has not ended yet."""
     command = [sys.executable, "-m", "bbu_train", "-m", f"outputs={tmp_path}", "seed=1,2"]
     command += ["model=qwen25vl3b", "model.checkpoint=/nowhere"]
     with socket.socket() as free:

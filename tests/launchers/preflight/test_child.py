@@ -1,4 +1,4 @@
-"""The requirements of a training step that are computed before a sweep equal what a run of that config logs and saves."""
+"""The requirements of a training step, computed before a sweep, equal what a run of that config logs and saves."""
 
 import json
 

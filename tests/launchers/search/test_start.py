@@ -46,27 +46,29 @@ start_search(Ledger(Path("outputs/s/ledger").absolute()), command, sys.argv[1:],
 """
 
 
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory) -> Path:
+    """The folder with the launcher's config."""
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "hydra/launcher").mkdir(parents=True)
+    (folder / "hydra/launcher/formula.yaml").write_text(searches.CONFIG)
+    return folder
+
+
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """The folder with the launcher's config; the tests' working directory has outputs/s/."""
-    (tmp_path / "conf/hydra/launcher").mkdir(parents=True)
-    (tmp_path / "conf/hydra/launcher/formula.yaml").write_text(searches.CONFIG)
+def ledger(tmp_path, monkeypatch) -> Ledger:
+    """The ledger of outputs/s/ in the working directory of the test and its processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BBU_OUTPUTS", raising=False)
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths).rstrip(os.pathsep))
-    return tmp_path / "conf"
+    return Ledger(tmp_path / "outputs/s/ledger")
 
 
-@pytest.fixture
-def ledger(own):
-    return Ledger(own.parent / "outputs/s/ledger")
-
-
-@pytest.fixture
-def arguments(own) -> Callable[..., list[str]]:
+@pytest.fixture(scope="module")
+def arguments(conf) -> Callable[..., list[str]]:
     """A function from a sampler and overrides to the arguments of a search of two trials of four steps."""
-    options = ("-m", "--config-dir", str(own), "hydra/launcher=formula", "tracker=jsonl")
+    options = ("-m", "--config-dir", str(conf), "hydra/launcher=formula", "tracker=jsonl")
     small = ("search.num_trials=2", "search.poll_seconds=0.02", "steps=4", "eval_every=1", "sweep=s")
     return lambda sampler, *overrides: [*options, f"search={sampler}", *small, *overrides]
 
@@ -126,7 +128,7 @@ def test_the_same_search_with_more_trials_continues_and_repeats_none(search, led
 
 
 def test_a_search_continues_after_its_controller_is_killed_and_draws_the_same_trials(
-    search, start_process, ledger, own, monkeypatch, capsys
+    search, start_process, ledger, tmp_path, monkeypatch
 ):
     space = ("tpe", "search.sampler.n_startup_trials=1", "search.num_trials=3", f"{WEIGHT}=interval(1.5,5)", "seed=1,2")
     process = start_process({WEIGHT: 2.0, "seed": "1"}, *space)
@@ -137,9 +139,9 @@ def test_a_search_continues_after_its_controller_is_killed_and_draws_the_same_tr
     assert num_attempts(ledger) == [1, 1, 1]
     assert states(ledger) == {"done": 3}
     interrupted = drawn(ledger)
-    (own.parent / "again").mkdir()
-    monkeypatch.chdir(own.parent / "again")
-    whole = Ledger(own.parent / "again/outputs/s/ledger")
+    (tmp_path / "again").mkdir()
+    monkeypatch.chdir(tmp_path / "again")
+    whole = Ledger(tmp_path / "again/outputs/s/ledger")
     ledger.folder = whole.folder
     assert search(*space) == 0
     assert drawn(whole) == interrupted
@@ -263,22 +265,18 @@ def test_cancel_ends_the_controller_and_its_trials(start_process, ledger, monkey
     assert ledger.search.state(job_states()).name == "cancelled"
 
 
-def test_real_runs_continue_without_their_controller_and_a_poor_one_is_pruned(own, ledger, own_process):
-    (own / "experiment").mkdir()
-    (own / "experiment/good.yaml").write_text("# @package _global_\nsteps: 2\n")
-    (own / "experiment/poor.yaml").write_text("# @package _global_\nsteps: 1000\nloss: {weights: {l1: 1000}}\n")
+def test_real_runs_continue_without_their_controller_and_a_poor_one_is_pruned(tmp_path, ledger, own_process):
+    experiments = tmp_path / "conf/experiment"
+    experiments.mkdir(parents=True)
+    (experiments / "good.yaml").write_text("# @package _global_\nsteps: 2\n")
+    (experiments / "poor.yaml").write_text("# @package _global_\nsteps: 1000\nloss: {weights: {l1: 1000}}\n")
     settings = ("search.num_trials=2", "search.seed=2", "search.poll_seconds=0.2", "search.pruner.n_startup_trials=1")
     settings += ("search=random", "search.metric=eval/loss/total")
     small = ("data.num_train=8", "data.num_validation=2", "sampler.num_samples=2", "threads=1", "tracker=jsonl")
-    small += (
-        "head.num_queries=20",
-        "head.d_model=64",
-        "eval_every=1",
-        "save_every=null",
-        "schedule.num_warmup_steps=1",
-    )
+    small += ("head.num_queries=20", "head.d_model=64", "schedule.num_warmup_steps=1")
+    small += ("eval_every=1", "save_every=null")
     overrides = ("hydra/launcher=local", "sweep=s", *settings, *small, "experiment=good,poor")
-    command = [sys.executable, "-m", "bbu_train", "-m", "--config-dir", str(own), *overrides]
+    command = [sys.executable, "-m", "bbu_train", "-m", "--config-dir", str(tmp_path / "conf"), *overrides]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for(lambda: process.poll() is not None or (ledger.folder.exists() and states(ledger)["running"]))
         process.kill()
@@ -288,7 +286,7 @@ def test_real_runs_continue_without_their_controller_and_a_poor_one_is_pruned(ow
     assert drawn(ledger) == [{"experiment": "good"}, {"experiment": "poor"}]
     assert num_attempts(ledger) == [1, 1]
     assert states(ledger) == {"done": 1, "pruned": 1}
-    (apart,) = comparison.compare(own.parent / "outputs", "s", "eval/loss/total", "min", "last").apart.rows
+    (apart,) = comparison.compare(tmp_path / "outputs", "s", "eval/loss/total", "min", "last").apart.rows
     assert apart[0] == read_trials(ledger)[1][0].run
     assert apart[1].startswith("pruned: eval/loss/total was")
 
