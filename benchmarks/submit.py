@@ -23,9 +23,9 @@ from pathlib import Path
 import hydra
 from omegaconf import OmegaConf
 
+import launchers.launch
 from bbu_train.cli import main as command_line
 from bbu_train.cli import overrides
-from launchers import launch as launching
 
 
 def sweep(seeds: int, rates: int) -> list[str]:
@@ -72,9 +72,9 @@ def ours(given: list[str]) -> tuple[Timed, Timed]:
 
     def command() -> int:
         overrides.check(arguments, folder)
-        return launching.launch(arguments, folder)
+        return launchers.launch.launch(arguments, folder)
 
-    launching.check_cells = check = Timed(launching.check_cells)
+    launchers.launch.check_cells = check = Timed(launchers.launch.check_cells)
     whole = Timed(command)
     with redirect_stdout(StringIO()):  # a table of all runs
         assert whole() == 0

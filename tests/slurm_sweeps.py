@@ -67,7 +67,7 @@ class Sweep:
         return self.run("squeue", "--noheader", "--array").splitlines()
 
     def wait_until_over(self) -> None:
-        wait_for(lambda: not self.jobs())
+        wait_for(lambda: not self.jobs(), poll_seconds=0.2)
 
     def states(self) -> Counter[str]:
         lines = [line.split() for line in self.launchers("status").splitlines()]
