@@ -29,7 +29,7 @@ from launchers.local import Local
 from launchers.preflight import check
 from launchers.preflight.check import CheckAborted
 from launchers.search.command import create_study, read_search_command
-from launchers.search.start import resume_search, start_search
+from launchers.search.start import launch_search, resume_search, start_search
 from launchers.search.trials import read_trials
 from launchers.status import read_statuses
 
@@ -177,6 +177,14 @@ def test_a_metric_that_no_trial_logs_ends_the_search_and_the_error_lists_the_log
         search("random", *space, "search.num_trials=9")
     assert search("random", *space, "search.metric=eval/loss/total") == 0
     assert num_attempts(ledger) == [1, 1, 1]
+
+
+def test_a_launcher_that_gives_trials_no_process_of_their_own_is_refused():
+    arguments = ["-m", "hydra/launcher=here", "search=random", "seed=1,2"]
+    command = read_search_command(arguments, ROOT / "conf")
+    assert command is not None
+    with pytest.raises(InputError, match="A search needs a process for each trial"):
+        launch_search(command, arguments)
 
 
 def test_a_second_controller_is_refused_while_the_first_is_running(search, ledger):
