@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from slurm_sweeps import Sweep
 
@@ -30,11 +31,13 @@ def _compose_once():
     """Let Hydra compose each config once for all tests of launchers: that takes longer than most of these tests."""
     load = ConfigLoaderImpl.load_configuration
 
-    def load_once(self: ConfigLoaderImpl, name: str, overrides: list[str], *arguments: Any, **options: Any) -> Any:
+    def load_once(
+        self: ConfigLoaderImpl, config_name: str, overrides: list[str], run_mode: RunMode, **options: Any
+    ) -> DictConfig:
         paths = tuple(element.path for element in self.config_search_path.get_path())
-        key = (paths, name, tuple(overrides), arguments, tuple(options.items()))
+        key = (paths, config_name, tuple(overrides), run_mode, tuple(sorted(options.items())))
         if key not in COMPOSED:
-            COMPOSED[key] = load(self, name, overrides, *arguments, **options)
+            COMPOSED[key] = load(self, config_name, overrides, run_mode, **options)
         return deepcopy(COMPOSED[key])
 
     with pytest.MonkeyPatch.context() as patch:
