@@ -28,10 +28,9 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
+import launchers.launch
 from bbu_train.cli import main as command_line
 from bbu_train.cli import overrides
-from launchers.launch import launch
-from launchers.preflight import check as preflight
 
 
 def sweep_overrides(num_seeds: int, num_learning_rates: int) -> list[str]:
@@ -83,9 +82,9 @@ def run_bbu_train(sweep: list[str]) -> tuple[Timed, Timed]:
 
     def command() -> int:
         overrides.check(arguments, folder)
-        return launch(arguments, folder)
+        return launchers.launch.launch(arguments, folder)
 
-    preflight.check = check = Timed(preflight.check)
+    launchers.launch.check_cells = check = Timed(launchers.launch.check_cells)
     whole = Timed(command)
     with redirect_stdout(StringIO()):  # it prints a table of all runs
         assert whole() == 0

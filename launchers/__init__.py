@@ -1,1 +1,1 @@
-"""Sweeps: how their runs are started elsewhere than in one process, and the ledger of what became of them."""
+"""Sweeps: launchers that start their runs, the ledger that records them, and searches that draw them."""

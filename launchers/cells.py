@@ -1,7 +1,7 @@
-"""From the command of a sweep to its cells, each with the config that it takes. Nothing here imports torch.
+"""From a sweep's command to its cells, each with the config of its run. Nothing here imports torch.
 
-Hydra's own sweeper composes every cell anew, which takes 28 s for 200 of them. Here each combination of config groups
-is composed once, and the values of swept keys are set on copies.
+Hydra's own sweeper composes every cell anew, which takes 28 s for 200 cells. Here each combination of config groups is
+composed once, and the values of swept keys are set on copies.
 """
 
 import copy
@@ -25,7 +25,7 @@ from bbu_train.runs import config_keys, identity, resume
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: the command's overrides with one value each, the choices of groups, and the config."""
+    """One run of a sweep: the command's overrides with one value each, the chosen config groups, and the config."""
 
     overrides: tuple[str, ...]
     choices: Mapping[str, str]
@@ -39,55 +39,57 @@ class Cell:
         return {str(key): value for key, value in values.items()}
 
 
-def compose(arguments: Sequence[str], folder: Path, searched: Sequence[str] = ()) -> list[Cell]:
-    """All cells, in the order in which Hydra would run them; `arguments` have passed `overrides.check`.
+def compose(arguments: Sequence[str], folder: Path, searched_keys: Sequence[str] = ()) -> list[Cell]:
+    """Return all cells in Hydra's order. `arguments` have passed `overrides.check`.
 
-    `searched` are keys whose value here is one of many that a search tries, so they too tell its cells apart.
-    Raises one InputError that names every cell that does not compose, that is there twice, or that belongs elsewhere.
+    `searched_keys` have one value here but vary over the trials of a search, so they are part of a run's title.
+    Raises one InputError that names every cell that does not compose, is there twice, or belongs to another sweep.
     """
     flags = get_args_parser().parse_args(list(arguments))
     loader = overrides.config_loader(folder, flags.config_dir)
     name = flags.config_name or overrides.CONFIG_NAME
-    given = with_sweep_of_config(config_keys.parse(flags.overrides, loader), loader, name)
-    axes = [_values(override) for override in given]
-    set_later = [_is_set_on_copies(override, loader) for override in given]
-    swept = [*searched, *(override.key_or_group for override in given if override.is_sweep_override())]
+    given = add_config_sweep(config_keys.parse(flags.overrides, loader), loader, name)
+    axes = [_list_values(override) for override in given]
+    set_on_copies = [_is_set_on_copies(override, loader) for override in given]
+    swept_keys = [*searched_keys, *(override.key_or_group for override in given if override.is_sweep_override())]
 
     @cache
-    def composed(chosen: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, str]]:
-        cfg = loader.load_configuration(name, list(chosen), RunMode.MULTIRUN)
+    def compose_groups(texts: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, str]]:
+        cfg = loader.load_configuration(name, list(texts), RunMode.MULTIRUN)
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+        assert isinstance(choices, dict)
         with open_dict(cfg):
             del cfg["hydra"]
-            cfg.pop("search", None)  # an experiment may choose it, but it is no part of the runs
-        kept = [group for group, choice in choices.items() if isinstance(choice, str) and not is_of_search(group)]
-        return cfg, {group: choices[group] for group in kept}
+            cfg.pop("search", None)  # an experiment may choose a search, which is no part of its runs
+        groups = [str(group) for group, choice in choices.items() if isinstance(choice, str)]
+        return cfg, {group: choices[group] for group in groups if not is_search_key(group)}
 
     cells, problems = [], []
     for texts in itertools.product(*axes):
+        composed = tuple(text for text, is_set in zip(texts, set_on_copies, strict=True) if not is_set)
+        changes = [text for text, is_set in zip(texts, set_on_copies, strict=True) if is_set]
         try:
-            cfg, choices = composed(tuple(text for text, later in zip(texts, set_later, strict=True) if not later))
-            cfg = _changed(cfg, [text for text, later in zip(texts, set_later, strict=True) if later])
-            cells.append(Cell(texts, choices, _settled(cfg, choices, texts, swept)))
+            cfg, choices = compose_groups(composed)
+            cells.append(Cell(texts, choices, _resolve_run(_set_values(cfg, changes), choices, texts, swept_keys)))
         except InputError as error:
             problems.append(f"{' '.join(texts)}: {error}")
-    problems += _shared_names(cells)
+    problems += _find_conflicts(cells)
     if problems:
         raise all_problems("The sweep", problems, "Nothing was started.")
     return cells
 
 
-def is_of_search(key: str) -> bool:
-    """Whether a key or a config group says how cells are searched for, so that it belongs to none of them."""
+def is_search_key(key: str) -> bool:
+    """Whether a key or a config group configures the search, and therefore no run."""
     return key.replace("/", ".").split(".")[0] == "search"
 
 
-def with_sweep_of_config(given: list[Override], loader: ConfigLoaderImpl, name: str) -> list[Override]:
-    """The overrides, after those that the config itself sweeps over (hydra.sweeper.params), as in Hydra's sweeper.
+def add_config_sweep(given: list[Override], loader: ConfigLoaderImpl, name: str) -> list[Override]:
+    """Return the overrides with the config's own sweep (hydra.sweeper.params) before them, as in Hydra's sweeper.
 
-    Where nobody has named a launcher, it is `here`.
+    The command wins over the config. If neither names a launcher, it is `here`.
     """
-    config = loader.load_configuration(name, firsts(given), RunMode.MULTIRUN)
+    config = loader.load_configuration(name, first_values(given), RunMode.MULTIRUN)
     params = config.hydra.sweeper.get("params") or {}
     keys = {override.key_or_group for override in given}
     added = [f"{key}={value}" for key, value in params.items() if str(key).lstrip("+~") not in keys]
@@ -97,57 +99,61 @@ def with_sweep_of_config(given: list[Override], loader: ConfigLoaderImpl, name: 
     return [*config_keys.parse(added, loader), *given]
 
 
-def firsts(given: Sequence[Override]) -> list[str]:
-    """The overrides with the first of their values each."""
+def first_values(given: Sequence[Override]) -> list[str]:
+    """Return the overrides, each with the first of its values."""
     return [
         f"{override.get_key_element()}={override.value().start}"
         if override.is_interval_sweep()
-        else _values(override)[0]
+        else _list_values(override)[0]
         for override in given
     ]
 
 
-def _values(override: Override) -> list[str]:
-    """The override with each of its values, one after the other."""
+def _list_values(override: Override) -> list[str]:
+    """Return one override for each value of `override`."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not (override.is_discrete_sweep() or override.is_range_sweep()):
         raise InputError(
-            f"{override.input_line}: an interval has no values of its own to try. List them, 1,2,3, or let search=tpe "
-            "draw from it."
+            f"{override.input_line}: an interval has no values to list. List them, as in 1,2,3, or let search=tpe draw "
+            "from it."
         )
     if not (values := [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]):
-        raise InputError(f"{override.input_line}: there is no value in it.")
+        raise InputError(f"{override.input_line}: this sweep has no values.")
     return values
 
 
 def _is_set_on_copies(override: Override, loader: ConfigLoaderImpl) -> bool:
-    swept = override.is_sweep_override() and override.type is OverrideType.CHANGE
-    return swept and not overrides.is_group(override, loader) and not override.key_or_group.startswith("hydra.")
+    is_swept = override.is_sweep_override() and override.type is OverrideType.CHANGE
+    return is_swept and not overrides.is_group(override, loader) and not override.key_or_group.startswith("hydra.")
 
 
-def _changed(cfg: DictConfig, texts: Sequence[str]) -> DictConfig:
+def _set_values(cfg: DictConfig, texts: Sequence[str]) -> DictConfig:
+    """Return a copy of the config with these overrides applied."""
     changed = copy.deepcopy(cfg)
     for override in config_keys.parse(texts):
         OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     return changed
 
 
-def _settled(cfg: DictConfig, choices: Mapping[str, Any], texts: Sequence[str], swept: Sequence[str]) -> DictConfig:
-    """The config of the run, with places that hold from any folder, as a job may start in another."""
+def _resolve_run(
+    cfg: DictConfig, choices: Mapping[str, str], texts: Sequence[str], swept_keys: Sequence[str]
+) -> DictConfig:
+    """Return the config with its run named and `outputs` absolute, as a job may start in another folder."""
     if cfg.resume is not None:
-        raise InputError(f"resume={cfg.resume} goes on with one run, here; a launcher starts the runs of a sweep.")
-    cfg = resume.resolve_run(cfg, identity.experiment_name(choices.get("experiment")), texts, True, swept)
+        raise InputError(f"resume={cfg.resume} continues one run in this process; a launcher starts runs of a sweep.")
+    experiment = identity.experiment_name(choices.get("experiment"))
+    cfg = resume.resolve_run(cfg, experiment, texts, in_sweep=True, swept_keys=swept_keys)
     cfg.outputs = str(Path(cfg.outputs).expanduser().absolute())
     return cfg
 
 
-def _shared_names(cells: Sequence[Cell]) -> Iterator[str]:
-    """Cells that would be one run, and cells of another sweep's ledger."""
-    first: dict[str, Cell] = {}
+def _find_conflicts(cells: Sequence[Cell]) -> Iterator[str]:
+    """Yield a problem for each cell that is the same run as an earlier cell or belongs to another sweep."""
+    first_cell_of_run: dict[str, Cell] = {}
     for cell in cells:
-        its = first.setdefault(cell.cfg.run, cell)
-        if its is not cell:
-            yield f"{' '.join(cell.overrides)}: the same run ({cell.cfg.run}) as {' '.join(its.overrides)}"
+        first = first_cell_of_run.setdefault(cell.cfg.run, cell)
+        if first is not cell:
+            yield f"{' '.join(cell.overrides)}: the same run ({cell.cfg.run}) as {' '.join(first.overrides)}"
         if (cell.cfg.outputs, cell.cfg.sweep) != (cells[0].cfg.outputs, cells[0].cfg.sweep):
             yield f"{' '.join(cell.overrides)}: one command starts one sweep, here {cells[0].cfg.sweep}"

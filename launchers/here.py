@@ -1,4 +1,4 @@
-"""Runs one after the other in this process, or in those of torchrun together."""
+"""The launcher that trains runs one after the other in this process, or in all processes of torchrun together."""
 
 import os
 import sys
@@ -6,21 +6,26 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from bbu_train.cli import main as command_line
-from launchers import jobs, ranks, status
+from launchers import jobs, ranks
 from launchers.job import Job
-from launchers.ledger import Attempt, Entry, Ledger, locked
+from launchers.ledger import Attempt, Entry, Ledger
+from launchers.lock import locked
+from launchers.status import read_statuses
 
 
 class Here:
-    """A run that fails is said at once, and the next one begins; a signal ends the sweep."""
+    """A run that fails is reported at once, and the next one starts. A signal ends the sweep."""
 
-    wait = True  # its runs have ended when `start` returns, but others may be at work on the same sweep
+    wait = True  # its own runs have ended when `start` returns, but other commands may work on the same sweep
+    can_search = False
+    handles_signals = True
+    works_under_torchrun = True
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
-        """Run those that are in one of these states when it is their turn; give the exit code of the first to fail."""
+        """Train those of `runs` that are in one of `states` at their turn; return the first failure's exit code."""
         code = 0
         for run in runs:
-            attempt = ranks.agreed(partial(_claimed, ledger, run, states))
+            attempt = ranks.decide_on_main(partial(_claim, ledger, run, states))
             if attempt is None:
                 continue
             try:
@@ -28,21 +33,22 @@ class Here:
             except Exception as error:
                 overrides = Entry(attempt.entry_folder).cell["overrides"]
                 print(f"{' '.join(text for text in overrides if not text.startswith('hydra/'))}:", file=sys.stderr)
-                ended = command_line.report(error)
-                code = code or ended
+                failure = command_line.report_error(error)
+                code = code or failure
             else:
                 if preempted is not None:
-                    if ranks.is_first():
+                    if ranks.is_main():
                         print(preempted, file=sys.stderr)
                     return os.EX_TEMPFAIL
         return code
 
 
-def _claimed(ledger: Ledger, run: str, states: Collection[str]) -> Attempt | None:
+def _claim(ledger: Ledger, run: str, states: Collection[str]) -> Attempt | None:
+    """Return a new attempt at the run that belongs to this process, or None if the run is in no state to start."""
     with locked(ledger.folder):
-        (row,) = status.rows(ledger, [run])
-        if not row.may_start(states):
+        (status,) = read_statuses(ledger, [run])
+        if not status.can_start(states):
             return None
-        attempt = row.entry.claim()
-        attempt.write("job", job=jobs.this_process())
+        attempt = status.entry.add_attempt()
+        attempt.write("job", job=jobs.local_job_id())
         return attempt

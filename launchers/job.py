@@ -1,13 +1,12 @@
-"""What a job runs: one attempt at a run, which it finds in the ledger, or at the search that makes runs. Torch is
-imported here only, when it trains.
+"""What a job runs: one attempt at a run, or at the controller of a search. Torch is imported only to train.
 
-A job that is started again, by itself or by SLURM, gets the same path, and the run goes on where it was saved last.
+A job that is started again, by itself or by SLURM, gets the same attempt, and the run resumes from its last checkpoint.
 """
 
 from bbu_train.runtime import preemption
 
 if __name__ == "__main__":
-    preemption.install()  # before the imports, which take time: an early signal must not kill the process
+    preemption.install()  # before the slow imports: an early signal must not kill the process
 
 import os  # noqa: E402
 import socket  # noqa: E402
@@ -26,47 +25,46 @@ from launchers.ledger import Attempt, Entry, Ledger  # noqa: E402
 
 
 class Job:
-    """Called on every rank."""
+    """One attempt, called on every rank."""
 
     def __init__(self, attempt_folder: str):
         self.attempt_folder = attempt_folder
 
     def __call__(self) -> Preempted | None:
-        """Says how the run was preempted, if it was: that is no failure of the job."""
-        preemption.install()  # a signal that comes before this ends the process, so it comes before everything
+        """Run the attempt. Return how it was preempted, if it was: SLURM shall not count that as a failure."""
+        preemption.install()  # first, as a signal that comes earlier kills the process
         return self.run()
 
     def run(self) -> Preempted | None:
-        """The same in a process that has other signals to obey."""
+        """Do the same in a process whose signal handlers stay as they are."""
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
         job, is_main = _join_ranks()
-        where = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
-        if is_main and (refusal := attempt.begin(job, **where)):
-            sys.exit(f"{entry.run} does not run here: {refusal}.")  # which ends the other ranks too
+        place = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
+        if is_main and (refusal := attempt.begin(job, **place)):
+            sys.exit(f"{entry.run} does not run here: {refusal}.")  # this ends the other ranks too
         try:
             cfg = entry.config()
             _search(entry, cfg) if entry.is_search else _train(entry, cfg)
         except Preempted as preempted:
             if is_main:
-                _preempted(attempt, job, preempted, entry.config())
+                _record_preemption(attempt, job, preempted, entry.config())
             return preempted
         except KeyboardInterrupt:
             attempt.write("cancelled", reason="interrupted by hand")
             raise
         except BaseException as error:
-            attempt.fail(job, traceback.format_exc(), _first_line(error))
+            attempt.fail(job, traceback.format_exc(), _summarize(error))
             raise
-        else:
-            if is_main:
-                attempt.write("state", state="done", job=job)
+        if is_main:
+            attempt.write("state", state="done", job=job)
         return None
 
 
 def _join_ranks() -> tuple[str, bool]:
-    """The job's id, and whether this is its first process. Of several, each learns where it finds the others."""
+    """Return the job's id and whether this is rank 0. Tasks of a SLURM job get torch's environment variables."""
     if "SLURM_JOB_ID" not in os.environ or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return jobs.this_process(), ranks.is_first()
+        return jobs.local_job_id(), ranks.is_main()
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -77,19 +75,19 @@ def _join_ranks() -> tuple[str, bool]:
 
 
 def _search(entry: Entry, cfg: DictConfig) -> None:
-    from launchers.search.controller import Controller  # which needs Optuna
+    from launchers.search.controller import Controller  # it imports Optuna
 
     Controller(Ledger(entry.folder.parent), cfg).run()
 
 
 def _train(entry: Entry, cfg: DictConfig) -> None:
-    """The run, as if its command had been given in the folder where the sweep was started."""
-    its = entry.cell
-    os.chdir(its["started_in"])
-    sys.argv = ["bbu_train", *its["overrides"]]
+    """Train as if the run's command had been given in the folder where the sweep was started."""
+    cell = entry.cell
+    os.chdir(cell["started_in"])
+    sys.argv = ["bbu_train", *cell["overrides"]]
     hydra = OmegaConf.structured(HydraConf)
     with open_dict(hydra):
-        hydra.runtime.choices = its["choices"]
+        hydra.runtime.choices = cell["choices"]
     HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
     cfg = cfg.copy()
     with open_dict(cfg):
@@ -100,19 +98,20 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
     train(cfg)
 
 
-def _preempted(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
-    """All ranks have saved. Wait in the queue again, unless somebody wants this to end or it was so too often.
+def _record_preemption(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
+    """Record that the run was preempted, after all ranks have saved, and requeue its job.
 
-    Who ends it by SLURM's own scancel is known by its job, which then is not called running any more.
+    The job is not requeued if it is a local process, was cancelled, or has been requeued cluster.max_requeues times;
+    nor if SLURM no longer calls it running, as after a plain scancel.
     """
     saved = f"saved at step {preempted.step}" if preempted.step else "there was nothing to save"
-    num_requeues, why = _num_restarts(), f"{preempted.signal}; {saved}"
-    goes_on = not job.startswith("local/") and not attempt.read("cancelled")
-    if goes_on and num_requeues >= cfg.cluster.max_requeues:
-        goes_on = False
-        why += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
-    attempt.write("state", state="preempted", job=job, step=preempted.step, reason=why)
-    if goes_on and jobs.asked("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}"):
+    num_requeues, reason = _num_restarts(), f"{preempted.signal}; {saved}"
+    can_requeue = not job.startswith("local/") and not attempt.read("cancelled")
+    if can_requeue and num_requeues >= cfg.cluster.max_requeues:
+        can_requeue = False
+        reason += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
+    attempt.write("state", state="preempted", job=job, step=preempted.step, reason=reason)
+    if can_requeue and jobs.run_slurm_command("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}"):
         subprocess.run(["scontrol", "requeue", job], check=True)
 
 
@@ -120,8 +119,9 @@ def _num_restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:  # what `instantiate` wraps says more than the wrapping
+def _summarize(error: BaseException) -> str:
+    """Return the class and first line of the original error, which `instantiate` may have wrapped."""
+    while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 

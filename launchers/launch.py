@@ -1,9 +1,8 @@
-"""What `python -m bbu_train -m ...` does: compose the sweep, check it, write it down, start it."""
+"""What `python -m bbu_train -m ...` does: compose the sweep, check it, record it in the ledger, start it."""
 
 import json
 import os
 import sys
-import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,108 +11,86 @@ from hydra.utils import instantiate
 
 from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
-from launchers import jobs, ranks, status
+from launchers import ranks
 from launchers.cells import Cell, compose
-from launchers.here import Here
-from launchers.ledger import OPEN, Ledger, locked
-from launchers.local import Local
-from launchers.preflight import check as preflight
+from launchers.launcher import Launcher
+from launchers.ledger import RESTARTABLE, Ledger
+from launchers.lock import locked
 from launchers.preflight import estimate
-from launchers.search import command as search_command
-from launchers.search import start as search
-
-POLL_SECONDS = 5  # between tables of a command that waits
+from launchers.preflight.check import check_cells
+from launchers.search.command import read_search_command
+from launchers.search.start import launch_search
+from launchers.status import read_statuses
+from launchers.watch import show_runs, watch_runs
 
 
 def launch(arguments: Sequence[str], folder: Path) -> int:
-    """Start what is missing of the sweep; give the exit code. The same command again resumes it."""
+    """Start the missing runs of the sweep; return the exit code. The same command again resumes the sweep."""
     preemption.uninstall()
-    if (searched := search_command.read(arguments, folder)) is not None:
+    if (search := read_search_command(arguments, folder)) is not None:
         _refuse_torchrun()
-        return search.launch(searched, arguments)
+        return launch_search(search, arguments)
     cells = compose(arguments, folder)
-    launcher = instantiate(cells[0].cfg.launchers, _convert_="all")
-    _obey_signals([launcher])
-    if not isinstance(launcher, Here):
+    launcher: Launcher = instantiate(cells[0].cfg.launchers, _convert_="all")
+    _install_signal_handlers([launcher])
+    if not launcher.works_under_torchrun:
         _refuse_torchrun()
     ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
-    return start(ledger, ranks.agreed(partial(_written_down, ledger, cells)), OPEN)
+    runs = ranks.decide_on_main(partial(_check_and_record, ledger, cells))
+    return start_runs(ledger, runs, RESTARTABLE)
 
 
-def _obey_signals(launchers: Iterable[object]) -> None:
-    """Where a launcher makes runs in this process, or in children of it, a signal ends these first."""
-    if any(isinstance(launcher, Here | Local) for launcher in launchers):
+def start_runs(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
+    """Start those of `runs` that are in one of `states`, each with its own config's launcher; return the exit code.
+
+    No further run starts after a signal has asked the sweep to end.
+    """
+    runs_by_launcher: dict[str, list[str]] = {}
+    for status in ranks.decide_on_main(partial(read_statuses, ledger, runs)):
+        config = json.dumps(status.entry.cell["launcher"], sort_keys=True)
+        startable = runs_by_launcher.setdefault(config, [])
+        if status.can_start(states):
+            startable.append(status.entry.run)
+    launchers: dict[str, Launcher] = {
+        config: instantiate(json.loads(config), _convert_="all") for config in runs_by_launcher
+    }
+    _install_signal_handlers(launchers.values())
+    code = 0
+    for config, startable in runs_by_launcher.items():
+        if startable and code != os.EX_TEMPFAIL:
+            code = max(code, launchers[config].start(ledger, startable, states))
+    if not ranks.is_main():
+        return code
+    if code == os.EX_TEMPFAIL:
+        print("The sweep ends here. The same command continues it.", file=sys.stderr, flush=True)
+    elif any(launcher.wait for launcher in launchers.values()):
+        return max(code, watch_runs(ledger, runs))
+    show_runs(ledger, runs)
+    return code
+
+
+def _check_and_record(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
+    """Check the whole sweep, print what it will take, and write it to the ledger; return the names of its runs."""
+    preemption.end_sweep_if_asked()
+    known = estimate.from_finished_runs(cells)
+    requirements = check_cells(cells, estimate.group_unknown(cells, known))
+    estimates = [
+        estimated or estimate.from_requirements(cell, **requirements[number])
+        for number, (cell, estimated) in enumerate(zip(cells, known, strict=True))
+    ]
+    preemption.end_sweep_if_asked()
+    print(estimate.format_estimates(cells, estimates), flush=True)
+    with locked(ledger.folder):
+        return [entry.run for entry in ledger.add(cells)]
+
+
+def _install_signal_handlers(launchers: Iterable[Launcher]) -> None:
+    if any(launcher.handles_signals for launcher in launchers):
         preemption.install()
 
 
 def _refuse_torchrun() -> None:
     if ranks.are_several():
         raise InputError(
-            "torchrun starts processes of one run, and a launcher those of a sweep. Leave out one of them."
+            "torchrun starts the processes of one run, and a launcher those of a sweep. Leave out one of them."
         )
-
-
-def _written_down(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
-    """The runs of the sweep, when all of it has been found to be in order, or an error."""
-    preemption.end_sweep_if_asked()
-    needs = estimate.measured(cells)
-    found = preflight.check(cells, estimate.unmeasured(cells, needs))
-    needs = [need or estimate.computed(cells[number], **found[number]) for number, need in enumerate(needs)]
-    preemption.end_sweep_if_asked()
-    print(estimate.report(cells, needs), flush=True)
-    with locked(ledger.folder):
-        return [entry.run for entry in ledger.add(cells)]
-
-
-def start(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
-    """Start those of the runs that are in one of these states, each with the launcher of its own config, until a signal
-    ends the sweep."""
-    runs_of: dict[str, list[str]] = {}
-    for row in ranks.agreed(partial(status.rows, ledger, runs)):
-        its = runs_of.setdefault(json.dumps(row.entry.cell["launcher"], sort_keys=True), [])
-        if row.may_start(states):
-            its.append(row.entry.run)
-    launchers = {text: instantiate(json.loads(text), _convert_="all") for text in runs_of}
-    _obey_signals(launchers.values())
-    code = 0
-    for text, its in runs_of.items():
-        if its and code != os.EX_TEMPFAIL:
-            code = max(code, launchers[text].start(ledger, its, states))
-    if ranks.is_first() and code == os.EX_TEMPFAIL:
-        print("The sweep ends here. The same command goes on with it.", file=sys.stderr, flush=True)
-    elif ranks.is_first() and any(launcher.wait for launcher in launchers.values()):
-        return max(code, watch(ledger, runs))
-    if ranks.is_first():
-        show(ledger, runs)
-    return code
-
-
-def show(ledger: Ledger, runs: Sequence[str] | None) -> int:
-    """Print the table."""
-    print(status.table(ledger, status.rows(ledger, runs)))
-    print(f"To see how they get on: python -m launchers status {ledger.folder.parent}", flush=True)
-    return 0
-
-
-def watch(ledger: Ledger, runs: Sequence[str]) -> int:
-    """Show the table until no run has a job left that can be seen; 1 unless all are done, else 0.
-
-    A terminal is drawn anew; a file gets a table when it changes. Ctrl-C or a signal ends the looking and no run.
-    """
-    shown, patience = None, jobs.Patience()
-    try:
-        while True:
-            with patience:
-                found = status.rows(ledger, runs)
-                text = status.table(ledger, found)
-                if text != shown:
-                    print("\033[2J\033[H" * sys.stdout.isatty() + text, flush=True)
-                    shown = text
-                if not any(row.state.may_change for row in found):
-                    return int(any(row.state.name != "done" for row in found))
-            preemption.end_sweep_if_asked()
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        end = f"python -m launchers cancel {ledger.folder.parent}"
-        print(f"\nNo longer looking; the runs go on. To end them: {end}", file=sys.stderr)
-        raise

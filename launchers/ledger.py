@@ -1,17 +1,16 @@
-"""What is known of a sweep's runs, as small files that many jobs may write at once: `outputs/<sweep>/ledger`.
+"""The ledger of a sweep's runs: small files in `outputs/<sweep>/ledger` that many jobs may write at once.
 
-    <run>/cell.json      what a table of runs needs of it: overrides, folder, steps, git commit, how it is started
+    <run>/cell.json      what a table of runs shows of it: overrides, folder, steps, git commit, launcher
     <run>/config.yaml    the config that its job takes
-    <run>/<attempt>/     0001, 0002, ...: every time that the run was submitted or started
+    <run>/<attempt>/     0001, 0002, ...: one folder for every submission or local start of the run
         queued.json      who submitted it, and when
         job.json         the id of its job
-        state.json       what the job itself says: running, preempted, failed or done
-        cancelled.json   somebody wants it to end, or it was never submitted, and why; with `state`, a search pruned it
-    search/              what makes the runs one after the other, if not a grid: an entry of its own (search.py)
+        state.json       what the job reports of itself: running, preempted, failed or done
+        cancelled.json   why the attempt shall end or was never submitted; `state` is "pruned" if a search did it
+    search/              if a search makes the runs: an entry for its controller (search/start.py)
 
-Every file is written beside its place and renamed into it, so a crash at any moment leaves each old or new, and each
-has one kind of writer. What an attempt says of itself holds as long as its job is there, which the scheduler knows
-(jobs.py), so one that was killed is known as lost.
+Every file is written atomically and has one kind of writer. What an attempt reports of itself holds only as long as its
+job exists, and the scheduler knows that (jobs.py): so a run whose job was killed is reported as lost.
 """
 
 import getpass
@@ -23,43 +22,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from bbu_train.errors import InputError
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.runtime.git import git_commit
 from launchers import jobs
 from launchers.cells import Cell
+from launchers.lock import locked
 
-LOCK_SECONDS = 120  # a submission holds the lock for seconds
-OPEN = ("preempted", "lost", "cancelled", "missing")
-"""States in which a run may be started again, unless a job has it in hand; a failed one only on demand."""
+RESTARTABLE = ("preempted", "lost", "cancelled", "missing")
+"""States in which a run without a live job may be started again. A failed run is started only with `retry --failed`."""
 
 
 @dataclass(frozen=True)
 class State:
-    """`name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted).
+    """The state of a run or of one attempt.
 
-    `in_hand` is whether its job is there, or may be: a preempted one that queued itself again is. `is_seen` is whether
-    that can be told from here.
+    `name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted).
+    `has_live_job` says whether its job exists or may exist; a preempted job that requeued itself does. `is_job_visible`
+    says whether this host can tell.
     """
 
     name: str
     reason: str = ""
     job: str | None = None
-    in_hand: bool = False
-    is_seen: bool = True
+    has_live_job: bool = False
+    is_job_visible: bool = True
 
     @property
-    def may_change(self) -> bool:
-        """Whether it is worth to wait for another state: one that is this process's own comes when it looks no more."""
-        return self.in_hand and self.is_seen and self.job != jobs.this_process()
+    def can_change(self) -> bool:
+        """Whether waiting may show another state. Not if the job is this very process: it is the one that waits."""
+        return self.has_live_job and self.is_job_visible and self.job != jobs.local_job_id()
 
 
 class Attempt:
-    """One start of a run. Its job holds nothing but the path."""
+    """One start of a run. A job holds nothing but the path of its attempt."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -67,6 +65,7 @@ class Attempt:
         self.entry_folder = folder.parent
 
     def read(self, name: str) -> dict[str, Any]:
+        """Return the content of `<name>.json`, or an empty dict if there is no such file."""
         try:
             return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -79,50 +78,50 @@ class Attempt:
     def job(self) -> str | None:
         return (self.read("state") or self.read("job")).get("job")
 
-    def begin(self, job: str, **where: Any) -> str | None:
-        """Say that `job` runs this attempt, and `where`, or why it must not: None lets it run."""
+    def begin(self, job: str, **place: Any) -> str | None:
+        """Record that `job` runs this attempt, and at what `place`; or return the reason why it must not run."""
         with locked(self.entry_folder.parent):
-            newest = Entry(self.entry_folder).newest()
+            newest = Entry(self.entry_folder).newest_attempt()
             assert newest is not None
-            state = self.read("state").get("state")
             if newest.number != self.number:
                 return f"it was submitted again, as attempt {newest.number}"
             if self.read("cancelled"):
                 return "it was cancelled"
-            if state == "done":
+            if self.read("state").get("state") == "done":
                 return "it is done"
-            self.write("state", state="running", job=job, **where)
+            self.write("state", state="running", job=job, **place)
         return None
 
     def fail(self, job: str, traceback: str, message: str) -> None:
-        """The first rank that fails has the reason; the others fail because it has left them."""
+        """Record a failure. The first rank that fails has the reason; the others fail because they lost that rank."""
         if self.read("state").get("state") != "failed":
             self.write("state", state="failed", job=job, traceback=traceback, reason=message)
 
     def state(self, job_state: Callable[[str], str | None]) -> State:
-        """What is true now: what the job said of itself, if it is still there; see `jobs.seen`."""
+        """Return the present state: what the job reported, if the job still exists. See `jobs.job_states`."""
         job = self.job
-        now = "gone" if job is None else job_state(job)
-        said, cancelled = self.read("state"), self.read("cancelled")  # after its job was asked for: see jobs.seen
-        name = said.get("state", "queued")
+        job_now = "gone" if job is None else job_state(job)
+        reported, cancelled = self.read("state"), self.read("cancelled")  # read after the job's state: see job_states
+        name, reason = reported.get("state", "queued"), reported.get("reason", "")
         if name in ("done", "failed"):
-            return State(name, said.get("reason", ""), job)
-        if now in jobs.LIVE:
-            if now == "waiting" and name == "running":  # SLURM stopped it without a word to it, and starts it again
+            return State(name, reason, job)
+        if job_now in jobs.ACTIVE:
+            if job_now == jobs.PENDING and name == "running":  # SLURM requeued it without notice, and will restart it
                 name = "preempted"
-            return State(name, "being cancelled" if cancelled else said.get("reason", ""), job, in_hand=True)
+            return State(name, "being cancelled" if cancelled else reason, job, has_live_job=True)
         if cancelled:
-            return State(cancelled.get("state", "cancelled"), cancelled["reason"], job, is_seen=now is not None)
-        if now is None:
-            return State(name, "its job cannot be seen from here", job, in_hand=True, is_seen=False)
-        if name == "preempted":  # it saved, and did not queue itself again
-            return State(name, said["reason"], job)
-        ended = "never submitted" if job is None else f"its job is gone: {now}"
-        return State("lost", f"was {name}; {ended}", job)
+            name = cancelled.get("state", "cancelled")
+            return State(name, cancelled["reason"], job, is_job_visible=job_now is not None)
+        if job_now is None:
+            return State(name, "its job cannot be seen from here", job, has_live_job=True, is_job_visible=False)
+        if name == "preempted":  # it saved and did not requeue itself
+            return State(name, reason, job)
+        end = "never submitted" if job is None else f"its job is gone: {job_now}"
+        return State("lost", f"was {name}; {end}", job)
 
 
 class Entry:
-    """A run in the ledger."""
+    """A run in the ledger, or the search that makes the runs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -138,45 +137,51 @@ class Entry:
 
     def config(self) -> DictConfig:
         cfg = OmegaConf.load(self.folder / "config.yaml")
+        assert isinstance(cfg, DictConfig)
         OmegaConf.set_struct(cfg, True)
         return cfg
 
-    def newest(self) -> Attempt | None:
+    def newest_attempt(self) -> Attempt | None:
         names = [path.name for path in self.folder.iterdir() if path.name.isdigit()]
         return Attempt(self.folder / max(names)) if names else None
 
-    def claim(self) -> Attempt:
-        """A new attempt, which ends the right of all older ones to begin. The caller holds the lock."""
-        newest = self.newest()
+    def add_attempt(self) -> Attempt:
+        """Add an attempt. No older attempt may begin from now on. The caller holds the lock."""
+        newest = self.newest_attempt()
         attempt = Attempt(self.folder / f"{newest.number + 1 if newest else 1:04d}")
         attempt.folder.mkdir()
         attempt.write("queued", user=getpass.getuser(), host=socket.gethostname())
         return attempt
 
     def state(self, job_state: Callable[[str], str | None]) -> State:
-        newest = self.newest()
+        newest = self.newest_attempt()
         return newest.state(job_state) if newest else State("missing", "never submitted")
 
 
 class Ledger:
-    """All runs of the sweep whose ledger lies in `folder`."""
+    """All runs of the sweep whose ledger is in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.sweep = folder.parent.name
 
     def add(self, cells: Sequence[Cell]) -> list[Entry]:
-        """Write down the cells, or write them anew with the command's present paths, tracker and cluster."""
-        commit = git_commit()
-        entries, here = [], str(Path.cwd())
+        """Write an entry for each cell. Existing entries get the command's present paths, tracker and cluster."""
+        entries, commit, started_in = [], git_commit(), str(Path.cwd())
         for cell in cells:
             entry = self.entry(cell.cfg.run)
             entry.folder.mkdir(parents=True, exist_ok=True)
-            its = {"overrides": cell.overrides, "choices": cell.choices, "git_commit": commit, "started_in": here}
-            its |= {"folder": cell.cfg.folder, "steps": cell.cfg.steps}
-            its["launcher"] = OmegaConf.to_container(cell.cfg.launchers, resolve=True)
+            description = {
+                "overrides": cell.overrides,
+                "choices": cell.choices,
+                "git_commit": commit,
+                "started_in": started_in,
+                "folder": cell.cfg.folder,
+                "steps": cell.cfg.steps,
+                "launcher": OmegaConf.to_container(cell.cfg.launchers, resolve=True),
+            }
             atomic_write(entry.folder / "config.yaml", run_folder.as_yaml(cell.cfg))
-            atomic_write(entry.folder / "cell.json", json.dumps(its, ensure_ascii=False))
+            atomic_write(entry.folder / "cell.json", json.dumps(description, ensure_ascii=False))
             entries.append(entry)
         return entries
 
@@ -185,25 +190,9 @@ class Ledger:
 
     @property
     def search(self) -> Entry:
-        """Of the search that makes the sweep's runs: each of its attempts is a start of its controller."""
+        """The entry of the search. Each of its attempts is one start of the controller."""
         return Entry(self.folder / "search")
 
     def entries(self) -> list[Entry]:
-        """Every run that is written down, in the order of names."""
+        """Return every run in the ledger, sorted by name."""
         return [Entry(path.parent) for path in sorted(self.folder.glob("*/cell.json"))]
-
-
-def locked(folder: Path) -> FileLock:
-    """For `with`: nobody else submits, begins or cancels runs of the ledger in `folder` meanwhile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return _Lock(folder / ".lock", timeout=LOCK_SECONDS)
-
-
-class _Lock(FileLock):
-    def acquire(self, *arguments: Any, **options: Any) -> Any:
-        try:
-            return super().acquire(*arguments, **options)
-        except Timeout as error:
-            raise InputError(
-                f"Another command has held {self.lock_file} for over {LOCK_SECONDS} s. Try again when it is through."
-            ) from error

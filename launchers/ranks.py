@@ -1,4 +1,4 @@
-"""The processes that torchrun started, in a sweep whose runs they make together. Torch is imported for them only."""
+"""The processes of torchrun in a sweep whose runs they train together. Torch is imported only if there are several."""
 
 import os
 from collections.abc import Callable
@@ -13,20 +13,22 @@ def are_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def agreed(decide: Callable[[], Decision]) -> Decision:
-    """What the first process decides, in all of them; the others wait for it. Where it fails, it alone says why, and
-    all leave with the exit code of its error."""
+def decide_on_main(decide: Callable[[], Decision]) -> Decision:
+    """Call `decide` on rank 0 and return its result on every rank; the other ranks wait.
+
+    If it raises, rank 0 raises that error, and the others exit with the error's exit code and print nothing.
+    """
     if not are_several():
         return decide()
     from bbu_train.runtime import distributed
 
     distributed.start()
     try:
-        if not is_first():
+        if not is_main():
             decision, code = distributed.broadcast_from_main(None)
             if code:
                 raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""Runs as job arrays of SLURM, submitted through submitit; the command that submits them does not wait for them."""
+"""The launcher that submits runs to SLURM as job arrays, through submitit. The command does not wait for the jobs."""
 
 import os
 import re
@@ -8,53 +8,63 @@ from typing import Any
 
 from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
-from launchers import jobs, status
 from launchers.job import Job
-from launchers.ledger import Attempt, Ledger, locked
+from launchers.jobs import run_slurm_command
+from launchers.ledger import Attempt, Ledger
+from launchers.lock import locked
+from launchers.status import read_statuses
 
 
 class Slurm:
     """`cluster` is a file of conf/cluster. With `wait` the command stays until the last run has ended."""
+
+    can_search = True
+    handles_signals = False
+    works_under_torchrun = False
 
     def __init__(self, cluster: Mapping[str, Any], wait: bool):
         self.cluster = cluster
         self.wait = wait
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
-        """Submit a new attempt at each of the runs that is in one of these states: one array, or as many as it takes
-        where the cluster's arrays are shorter."""
+        """Submit a new attempt at each of `runs` that is in one of `states`.
+
+        They become one array, or several if the cluster's longest array is too short.
+        """
         with locked(ledger.folder):
-            entries = [row.entry for row in status.rows(ledger, runs) if row.may_start(states)]
+            entries = [status.entry for status in read_statuses(ledger, runs) if status.can_start(states)]
             if not entries:
                 return 0
-            longest = _longest_array()
-            parts = [entries[i : i + longest] for i in range(0, len(entries), longest)]
-            for i, part in enumerate(parts):
-                attempts = [entry.claim() for entry in part]
-                ids = self._start_array(ledger, attempts, num_parallel=self._share(i, len(parts)))
-                print(f"Submitted {len(ids)} of {len(runs)} runs as job {ids[0].partition('_')[0]}.", flush=True)
+            size = _max_array_size()
+            arrays = [entries[start : start + size] for start in range(0, len(entries), size)]
+            for index, array in enumerate(arrays):
+                attempts = [entry.add_attempt() for entry in array]
+                jobs = self._submit_array(ledger, attempts, self._array_parallelism(index, len(arrays)))
+                print(f"Submitted {len(jobs)} of {len(runs)} runs as job {jobs[0].partition('_')[0]}.", flush=True)
         return 0
 
-    def control(self, attempt: Attempt, ledger: Ledger, asks: Mapping[str, Any]) -> None:
-        """Submit the job that makes a search's trials; it `asks` for this instead of what the cluster's file says."""
-        (job,) = Slurm({**self.cluster, **asks}, self.wait)._start_array(ledger, [attempt], num_parallel=1)
+    def start_controller(self, attempt: Attempt, ledger: Ledger, cluster: Mapping[str, Any]) -> None:
+        """Submit the job that makes a search's trials. `cluster` replaces settings of the cluster's file."""
+        launcher = Slurm({**self.cluster, **cluster}, self.wait)
+        (job,) = launcher._submit_array(ledger, [attempt], num_parallel=1)
         print(f"Submitted the search as job {job}.", flush=True)
 
-    def _start_array(self, ledger: Ledger, attempts: Sequence[Attempt], num_parallel: int) -> list[str]:
+    def _submit_array(self, ledger: Ledger, attempts: Sequence[Attempt], num_parallel: int) -> list[str]:
+        """Submit one array and record its job ids, or why it was not submitted."""
         try:
-            ids = self._submit(ledger, attempts, num_parallel)
+            jobs = self._submit(ledger, attempts, num_parallel)
         except BaseException as error:
             for attempt in attempts:
                 attempt.write("cancelled", reason=f"not submitted: {error}")
             raise
-        for attempt, job in zip(attempts, ids, strict=True):
+        for attempt, job in zip(attempts, jobs, strict=True):
             attempt.write("job", job=job)
-        return ids
+        return jobs
 
-    def _share(self, i: int, num_arrays: int) -> int:
-        """Of max_parallel, which SLURM keeps for each array by itself, the part of array `i`: at least 1."""
-        whole, rest = divmod(self.cluster["max_parallel"], num_arrays)
-        return max(1, whole + (i < rest))
+    def _array_parallelism(self, index: int, num_arrays: int) -> int:
+        """Return this array's share of max_parallel, at least 1: SLURM limits each array separately."""
+        share, remainder = divmod(self.cluster["max_parallel"], num_arrays)
+        return max(1, share + (index < remainder))
 
     def _submit(self, ledger: Ledger, attempts: Sequence[Attempt], num_parallel: int) -> list[str]:
         from submitit import SlurmExecutor
@@ -65,14 +75,15 @@ class Slurm:
                 folder=ledger.folder.absolute() / "jobs", max_num_timeout=self.cluster["max_requeues"]
             )
             executor.update_parameters(**self._options(ledger.sweep), array_parallelism=num_parallel)
-            with _first_start():
-                submitted = executor.submit_array([Job(str(attempt.folder)) for attempt in attempts])
+            with _without_restart_count():
+                jobs = executor.submit_array([Job(str(attempt.folder)) for attempt in attempts])
         except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
-            preemption.end_sweep_if_asked()  # SLURM's signals go to sbatch too, where a search submits
-            raise InputError(f"SLURM took no job of the sweep. {error}".strip()) from error
-        return [job.job_id for job in submitted]
+            preemption.end_sweep_if_asked()  # a signal to a controller's job also ends the sbatch that it started
+            raise InputError(f"SLURM accepted no job of the sweep. {error}".strip()) from error
+        return [job.job_id for job in jobs]
 
     def _options(self, sweep: str) -> dict[str, Any]:
+        """Return the parameters of submitit's executor."""
         cluster = self.cluster
         options = {
             "job_name": f"bbu-{sweep}",
@@ -89,15 +100,15 @@ class Slurm:
             "setup": list(cluster["setup"]),
             "additional_parameters": {"requeue": True, **cluster["additional"]},
             "stderr_to_stdout": True,
-            # A rank that fails takes the others with it, which would wait for it until the time limit.
+            # When a rank fails, the others would wait for it until the time limit: end them.
             "srun_args": ["--kill-on-bad-exit=1"],
         }
         return {name: value for name, value in options.items() if value is not None}
 
 
 @contextmanager
-def _first_start() -> Iterator[None]:
-    """sbatch hands its environment on: a job would count the requeues of the one that submits it as its own."""
+def _without_restart_count() -> Iterator[None]:
+    """Hide SLURM_RESTART_COUNT: sbatch passes the environment on, and a job would count its submitter's requeues."""
     count = os.environ.pop("SLURM_RESTART_COUNT", None)
     try:
         yield
@@ -106,9 +117,11 @@ def _first_start() -> Iterator[None]:
             os.environ["SLURM_RESTART_COUNT"] = count
 
 
-def _longest_array() -> int:
-    """How many jobs an array of this cluster may have: its indices end below MaxArraySize."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", jobs.asked("scontrol", "show", "config"), re.MULTILINE)
-    if found is None or int(found[1]) < 1:
-        raise InputError("scontrol show config names no MaxArraySize, or 0: this cluster takes no job arrays.")
-    return int(found[1])
+def _max_array_size() -> int:
+    """Return the number of jobs that an array of this cluster may have: indices are below MaxArraySize."""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", run_slurm_command("scontrol", "show", "config"), re.MULTILINE)
+    if match is None or int(match[1]) < 1:
+        raise InputError(
+            "scontrol show config gives no MaxArraySize, or 0: this cluster has no job arrays, which a sweep needs."
+        )
+    return int(match[1])

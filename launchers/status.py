@@ -1,4 +1,4 @@
-"""What became of every run of a sweep: one table, and the runs that may be started again."""
+"""The state of every run of a sweep: as a table, and as the list of runs that can be started again."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launchers import jobs
+from launchers.jobs import job_states
 from launchers.ledger import Entry, Ledger, State
 
 TAIL_BYTES = 65536
@@ -19,52 +19,52 @@ class RunStatus:
     entry: Entry
     state: State
 
-    def may_start(self, states: Collection[str]) -> bool:
-        """Whether the run is in one of these states, and no job has it in hand."""
-        return self.state.name in states and not self.state.in_hand
+    def can_start(self, states: Collection[str]) -> bool:
+        """Whether the run is in one of these states and has no live job."""
+        return self.state.name in states and not self.state.has_live_job
 
 
-def rows(ledger: Ledger, runs: Sequence[str] | None = None) -> list[RunStatus]:
-    """Each of these runs with its present state, in this order; or every run, in the order of names."""
-    job_state = jobs.seen()
+def read_statuses(ledger: Ledger, runs: Sequence[str] | None = None) -> list[RunStatus]:
+    """Return the status of each of these runs in this order, or of every run of the ledger, sorted by name."""
+    job_state = job_states()
     entries = ledger.entries() if runs is None else [ledger.entry(run) for run in runs]
     return [RunStatus(entry, entry.state(job_state)) for entry in entries]
 
 
-def summary(found: Sequence[RunStatus]) -> str:
-    counts = Counter(row.state.name for row in found)
-    return f"{len(found)} runs: {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
-
-
-def table(ledger: Ledger, found: Sequence[RunStatus]) -> str:
-    """A line a run: state, job, steps made, what is its own among the overrides, and the reason of its state."""
-    cells = [row.entry.cell for row in found]
+def format_table(ledger: Ledger, statuses: Sequence[RunStatus]) -> str:
+    """Return a table with a line for each run: state, job, last step, and the overrides that not every run has."""
+    cells = [status.entry.cell for status in statuses]
     shared = set.intersection(*(set(cell["overrides"]) for cell in cells)) if len(cells) > 1 else set()
-    lines = [("run", "state", "job", "step", "overrides")]
-    for row, cell in zip(found, cells, strict=True):
+    rows = [("run", "state", "job", "step", "overrides")]
+    for status, cell in zip(statuses, cells, strict=True):
         own = " ".join(text for text in cell["overrides"] if text not in shared)
-        lines.append((row.entry.run, row.state.name, row.state.job or "-", _progress(cell), own))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows.append((status.entry.run, status.state.name, status.state.job or "-", _progress(cell), own))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     width = shutil.get_terminal_size((160, 24)).columns
-    text = [_cut("  ".join(map(str.ljust, line, widths)).rstrip(), width) for line in lines]
-    return "\n".join([f"{ledger.sweep}: {summary(found)}", *text])
+    lines = [_truncate("  ".join(map(str.ljust, row, widths)).rstrip(), width) for row in rows]
+    return "\n".join([f"{ledger.sweep}: {_count_states(statuses)}", *lines])
 
 
-def reasons(found: Sequence[RunStatus], names: Collection[str]) -> str:
-    """Why runs are in these states, with the traceback of those that failed, and where all is that they said."""
+def format_reasons(statuses: Sequence[RunStatus], states: Collection[str]) -> str:
+    """Return why runs are in these states, with the traceback of each failed run and the paths of its logs."""
     parts = []
-    for row in found:
-        newest = row.entry.newest()
-        if newest and row.state.name in names and row.state.reason:
-            traceback = newest.read("state").get("traceback", "") if row.state.name == "failed" else ""
-            logs = newest.folder / "log.txt", newest.folder.parents[1] / f"jobs/{row.state.job}_0_log.out"
-            said = "".join(f"\nWhat it said: {log}" for log in logs if log.exists())
-            parts.append(f"{row.entry.run} {row.state.name}: {row.state.reason}\n{traceback}".rstrip() + said)
+    for status in statuses:
+        attempt, state = status.entry.newest_attempt(), status.state
+        if attempt and state.name in states and state.reason:
+            traceback = attempt.read("state").get("traceback", "") if state.name == "failed" else ""
+            logs = attempt.folder / "log.txt", attempt.folder.parents[1] / f"jobs/{state.job}_0_log.out"
+            paths = "".join(f"\nLog: {log}" for log in logs if log.exists())
+            parts.append(f"{status.entry.run} {state.name}: {state.reason}\n{traceback}".rstrip() + paths)
     return "\n\n".join(parts)
 
 
+def _count_states(statuses: Sequence[RunStatus]) -> str:
+    counts = Counter(status.state.name for status in statuses)
+    return f"{len(statuses)} runs: {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
+
+
 def _progress(cell: Mapping[str, Any]) -> str:
-    """`<last step>/<steps>`, of what the run has logged."""
+    """Return `<last logged step>/<steps>`."""
     return f"{_last_step(Path(cell['folder']) / 'metrics.jsonl')}/{cell['steps']}"
 
 
@@ -83,5 +83,5 @@ def _last_step(path: Path) -> int:
     return 0
 
 
-def _cut(line: str, width: int) -> str:
+def _truncate(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"

@@ -1,4 +1,4 @@
-"""A tracker that holds a run after a step until a test lets it go, so that the test knows where it strikes."""
+"""A tracker that holds a run after a step until a test lets it continue, so that the test can act at that step."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,10 @@ UNTIL_ASKED = "until asked to end"
 
 
 class Hold:
-    """Run `cell` is held after a step as long as <folder>/<cell>-<step> exists, or is asked to end if it says so."""
+    """Holds run `cell` after a step while <folder>/<cell>-<step> exists.
+
+    If that file contains UNTIL_ASKED, a signal that asks the run to end also ends the hold.
+    """
 
     def __init__(self, folder: str, cell: int):
         self.folder = Path(folder)

@@ -1,4 +1,4 @@
-"""Commands about a sweep on the SLURM that the tests start, and what became of its runs."""
+"""The sweep "s" on the SLURM cluster of the tests: its commands, and the state of its runs."""
 
 import json
 import subprocess
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import whole_runs
 
@@ -14,13 +15,15 @@ from bbu_train.cli.overrides import in_hydras_order
 from launchers.cells import compose
 from launchers.ledger import Ledger
 
+Result = TypeVar("Result")
+
 SWEEP = ("-m", "hydra/launcher=slurm", "sweep=s", "cluster.time_minutes=10")
 SMALL = ("experiment=smoke", *whole_runs.SMALL_DATA, *whole_runs.SMALL_HEAD, "sampler.num_samples=2", "threads=1")
 SUBMIT = """
 import sys
-from bbu_train.cli import main as command_line
+from bbu_train.cli.main import config_folder, run
 from launchers.launch import launch
-code = command_line.run(None, command_line.config_folder(), launch)
+code = run(None, config_folder(), launch)
 assert "torch" not in sys.modules
 sys.exit(code)
 """
@@ -33,7 +36,7 @@ class Sweep:
         self.environment, self.folder = environment, folder
         self.outputs = folder / "outputs/s"
 
-    def start(self, *arguments: str) -> subprocess.Popen:
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             arguments,
             cwd=self.folder,
@@ -43,52 +46,52 @@ class Sweep:
             text=True,
         )
 
-    def submitting(self, *overrides: str) -> subprocess.Popen:
+    def start_submission(self, *overrides: str) -> subprocess.Popen[str]:
         return self.start(sys.executable, "-c", SUBMIT, *SWEEP, *SMALL, *overrides)
 
     def submit(self, *overrides: str) -> str:
-        return said_by(self.submitting(*overrides))
+        return read_output(self.start_submission(*overrides))
 
-    def write_down(self, *overrides: str) -> None:
-        """What a command does before it submits, but for the checks: `launchers resume` submits then."""
-        given = in_hydras_order([*SWEEP, f"outputs={self.outputs.parent}", *SMALL, *overrides])
-        cells = compose(given, whole_runs.CONF)
-        Ledger(self.outputs / "ledger").add(cells)
+    def record(self, *overrides: str) -> None:
+        """Write the ledger as a submission does, without its checks. `launchers resume` then submits the runs."""
+        arguments = in_hydras_order([*SWEEP, f"outputs={self.outputs.parent}", *SMALL, *overrides])
+        Ledger(self.outputs / "ledger").add(compose(arguments, whole_runs.CONF))
 
-    def says(self, *arguments: str) -> str:
-        return said_by(self.start(*arguments))
+    def run(self, *arguments: str) -> str:
+        return read_output(self.start(*arguments))
 
     def launchers(self, command: str) -> str:
-        return self.says(sys.executable, "-m", "launchers", *command.split(), "s")
+        return self.run(sys.executable, "-m", "launchers", *command.split(), "s")
 
     def jobs(self) -> list[str]:
-        return self.says("squeue", "--noheader", "--array").splitlines()
+        return self.run("squeue", "--noheader", "--array").splitlines()
 
     def wait_until_over(self) -> None:
-        wait_for(lambda: not self.jobs())
+        wait_for(lambda: not self.jobs(), poll_seconds=0.2)
 
-    def states(self) -> Counter:
+    def states(self) -> Counter[str]:
         lines = [line.split() for line in self.launchers("status").splitlines()]
         return Counter(line[1] for line in lines if len(line) > 4 and line[3].endswith("/6"))
 
     def attempts(self) -> dict[str, list[Path]]:
-        """The attempts at each run, by its overrides."""
+        """Return the attempts at each run, by the last override of the run."""
         cells = sorted((self.outputs / "ledger").glob("*/cell.json"))
         return {json.loads(cell.read_text())["overrides"][-1]: sorted(cell.parent.glob("0*")) for cell in cells}
 
 
-def said_by(process: subprocess.Popen) -> str:
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, text
-    return text
+def read_output(process: subprocess.Popen[str]) -> str:
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    return output
 
 
-def wait_for(what: Callable[[], object], seconds: float = 300):
+def wait_for(condition: Callable[[], Result], seconds: float = 300, poll_seconds: float = 0.05) -> Result:
+    """Return the first true result of `condition`."""
     end = time.monotonic() + seconds
-    while not (found := what()):
+    while not (result := condition()):
         assert time.monotonic() < end, f"waited for {seconds} s"
-        time.sleep(0.1)
-    return found
+        time.sleep(poll_seconds)
+    return result
 
 
 def read(path: Path) -> dict:

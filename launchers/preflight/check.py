@@ -1,7 +1,8 @@
-"""What is checked of a whole sweep before the first of its runs is started. Torch stays out of this process.
+"""The checks of a whole sweep before its first run starts. Torch stays out of this process.
 
-Every cell has composed (cells.py). Here: the weights are there; then, in one child process that imports torch, the data
-of each data config, the groups of parameters of each model, head and optimizer, and what a step takes (estimate.py).
+Composing the cells (cells.py) has checked their configs. Here: model weights exist; then one child process that imports
+torch checks the data of each data config and the parameter groups of each model, head and optimizer, and computes what
+a training step requires (child.py).
 """
 
 import json
@@ -20,87 +21,86 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runtime import preemption
 from launchers.cells import Cell
 
-DATA = ("data", "augmentation", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
-GROUPS = ("model", "head", "optimizer")
-# What is wrong with data is wrong whatever is drawn from it.
-SEEDS = ("data.teachers.seed", "augmentation.seed", "sampler.seed")
+DATA_KEYS = ("data", "augmentation", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
+GROUP_KEYS = ("model", "head", "optimizer")
+SEED_KEYS = ("data.teachers.seed", "augmentation.seed", "sampler.seed")  # whether data is valid depends on no seed
 
 
-class NotChecked(InputError):
-    """The check itself came to no end, which says nothing of the cells."""
+class CheckAborted(InputError):
+    """The check itself did not finish, which says nothing about the cells."""
 
 
-def check(cells: Sequence[Cell], unmeasured: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
-    """Raise one InputError that names all that is wrong, each problem with the cells that have it.
+def check_cells(cells: Sequence[Cell], unknown: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
+    """Raise one InputError that names every problem, each with the cells that have it.
 
-    If nothing is: what a step of the unmeasured cells takes (`built.needs`), by their numbers, which are put together
-    where that is the same.
+    If there is none, return by the number of the cell what a step of the `unknown` cells requires
+    (`child.compute_requirements`). Cells in the same group of `unknown` require the same.
     """
     for checkpoint, kind in sorted({(cell.cfg.model.checkpoint, cell.cfg.model.weights) for cell in cells}, key=str):
         if checkpoint is not None:
             weights.require(checkpoint, kind)
-    answers = _asked_child(cells, {**tasks(cells), "needs": unmeasured})
+    answers = _run_child(cells, {**group_for_checks(cells), "requirements": unknown})
     problems = [
-        indent(f"{_named(cells, its['cells'])}: {its['problem']}", "    ").strip()
-        for its in answers
-        if "problem" in its
+        indent(f"{_name_cells(cells, answer['cells'])}: {answer['problem']}", "    ").strip()
+        for answer in answers
+        if "problem" in answer
     ]
     if problems:
         raise all_problems("The sweep", problems, "Nothing was started.")
-    return {number: its["needs"] for its in answers for number in its["cells"]}
+    return {number: answer["requirements"] for answer in answers for number in answer["cells"]}
 
 
-def tasks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
-    """What is to be checked, and for each the numbers of the cells of which one stands for all."""
-    resolved = [cell.values for cell in cells]
-    return {"data": _alike(resolved, DATA), "groups": _alike(resolved, GROUPS)}
+def group_for_checks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
+    """Return for each check the numbers of the cells, in groups of which one cell is checked for all."""
+    configs = [cell.values for cell in cells]
+    return {"data": _group_equal(configs, DATA_KEYS), "groups": _group_equal(configs, GROUP_KEYS)}
 
 
-def _alike(resolved: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> list[list[int]]:
-    """The numbers of the cells, put together where they agree in these parts of the config."""
-    alike: dict[str, list[int]] = {}
-    for number, values in enumerate(resolved):
+def _group_equal(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[int]]:
+    """Return the numbers of the configs, grouped by what they have under `keys`."""
+    groups: dict[str, list[int]] = {}
+    for number, config in enumerate(configs):
         leaves = {
-            key: _rate(key, value)
-            for key, value in config_keys.leaves(values)
-            if any(key == part or key.startswith(f"{part}.") for part in parts) and key not in SEEDS
+            key: _simplify_rate(key, value)
+            for key, value in config_keys.leaves(config)
+            if any(key == owner or key.startswith(f"{owner}.") for owner in keys) and key not in SEED_KEYS
         }
-        alike.setdefault(json.dumps(leaves, sort_keys=True, default=str), []).append(number)
-    return list(alike.values())
+        groups.setdefault(json.dumps(leaves, sort_keys=True, default=str), []).append(number)
+    return list(groups.values())
 
 
-def _rate(key: str, value: Any) -> Any:
-    """Of a learning rate only whether it is positive matters: 0 freezes a group, and all else is refused."""
+def _simplify_rate(key: str, value: Any) -> Any:
+    """Replace a valid learning rate by "positive": 0 freezes a group, and every other positive rate is as good."""
     is_rate = key.endswith(".lr") or key.startswith("model.learning_rates.")
     return "positive" if is_rate and isinstance(value, int | float) and 0 < value < float("inf") else value
 
 
-def _asked_child(cells: Sequence[Cell], work: Mapping[str, Sequence[Sequence[int]]]) -> list[dict[str, Any]]:
-    """What the child answers, each time with the numbers of the cells."""
+def _run_child(cells: Sequence[Cell], checks: Mapping[str, Sequence[Sequence[int]]]) -> list[dict[str, Any]]:
+    """Return the child's answers, each with the numbers of its cells."""
     with tempfile.TemporaryDirectory() as folder:
         tasks = []
-        for what, groups in work.items():
+        for check, groups in checks.items():
             for numbers in groups:
-                path = Path(folder) / f"{what}-{numbers[0]}.yaml"
+                path = Path(folder) / f"{check}-{numbers[0]}.yaml"
                 path.write_text(run_folder.as_yaml(cells[numbers[0]].cfg), encoding="utf-8")
-                tasks.append({"what": what, "config": str(path), "cells": numbers})
-        done = subprocess.run(
+                tasks.append({"check": check, "config": str(path), "cells": numbers})
+        child = subprocess.run(
             [sys.executable, "-m", "launchers.preflight.child"],
             input=json.dumps(tasks),
             stdout=subprocess.PIPE,
             text=True,
             check=False,
         )
-    if done.returncode != 0:
-        preemption.end_sweep_if_asked()  # a signal to this process often goes to the child too
-        raise NotChecked(
-            f"The sweep could not be checked (exit code {done.returncode}; see above). Nothing was started."
+    if child.returncode != 0:
+        preemption.end_sweep_if_asked()  # a signal to this process often reaches the child too
+        raise CheckAborted(
+            f"The sweep could not be checked (exit code {child.returncode}; see above). Nothing was started."
         )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in child.stdout.splitlines()]
 
 
-def _named(cells: Sequence[Cell], numbers: Sequence[int]) -> str:
-    """The first of these cells, by what not every cell has, and how many more there are."""
+def _name_cells(cells: Sequence[Cell], numbers: Sequence[int]) -> str:
+    """Name the first of these cells by the overrides that not every cell has, and count the others."""
     shared = set.intersection(*(set(cell.overrides) for cell in cells))
     own = " ".join(text for text in cells[numbers[0]].overrides if text not in shared) or "every cell"
     return own if len(numbers) == 1 else f"{own} and {len(numbers) - 1} more cells"

@@ -1,5 +1,8 @@
-"""What a sweep will take, judged by finished runs of the same shape beside it; where there are none, by the useful
-arithmetic of a step and the rate that the cluster's file gives for a GPU, or it is unknown."""
+"""Time and memory that a sweep will take.
+
+They come from finished runs of the same shape in the same `outputs`. Without such a run, the time is computed from a
+step's FLOPs and `cluster.tflops_per_gpu`, or unknown where that is null.
+"""
 
 import json
 import statistics
@@ -17,75 +20,79 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.tracker.jsonl import read_rows
 from launchers.cells import Cell
 
-NUM_RUNS = 50  # the newest, whose configs and logs are read
-NUM_SLOW_STEPS = 2  # at the beginning of a run, which are not like the others
-SEEDS = ("seed", "sampler.seed", "data.teachers.seed", "data.seed", "augmentation.seed")
-WITHOUT = (*SEEDS, "steps", "schedule", "loss", "model.learning_rates")
-PLACES = ("cluster.partition", "cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
+MAX_RUNS = 50  # finished runs to read, the newest first
+NUM_WARMUP_STEPS = 2  # first steps of a run, which are slower than the others
+SEED_KEYS = ("seed", "sampler.seed", "data.teachers.seed", "data.seed", "augmentation.seed")
+IGNORED_KEYS = (*SEED_KEYS, "steps", "schedule", "loss", "model.learning_rates")
+CLUSTER_KEYS = ("cluster.partition", "cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a run takes: seconds of the usual step (None: unknown), and the rest of the sentence that says so."""
+class Estimate:
+    """What a run takes: seconds of a typical step (None: unknown), and a text with the memory and the source."""
 
     step_seconds: float | None
-    says: str
+    text: str
 
 
-def measured(cells: Sequence[Cell]) -> list[Need | None]:
-    """Of each cell, as a finished run of its shape took; None where there is none."""
-    known = dict(reversed([*_finished(Path(cells[0].cfg.outputs))]))
-    return [known.get(shape(cell.values)) for cell in cells]
+def from_finished_runs(cells: Sequence[Cell]) -> list[Estimate | None]:
+    """Return for each cell what the newest finished run of its shape took, or None if there is none."""
+    estimates = dict(reversed([*_read_finished_runs(Path(cells[0].cfg.outputs))]))
+    return [estimates.get(shape_key(cell.values)) for cell in cells]
 
 
-def unmeasured(cells: Sequence[Cell], needs: Sequence[Need | None]) -> list[list[int]]:
-    """The numbers of the cells that lack a need, put together where they have one shape."""
-    alike: dict[str, list[int]] = {}
-    for number, (cell, need) in enumerate(zip(cells, needs, strict=True)):
-        if need is None:
-            alike.setdefault(shape(cell.values), []).append(number)
-    return list(alike.values())
+def group_unknown(cells: Sequence[Cell], estimates: Sequence[Estimate | None]) -> list[list[int]]:
+    """Return the numbers of the cells without an estimate, grouped by shape."""
+    groups: dict[str, list[int]] = {}
+    for number, (cell, estimate) in enumerate(zip(cells, estimates, strict=True)):
+        if estimate is None:
+            groups.setdefault(shape_key(cell.values), []).append(number)
+    return list(groups.values())
 
 
-def computed(cell: Cell, operations: float, num_bytes: int) -> Need:
-    """From the useful operations of a step and the bytes that each process needs at least (`built.needs`)."""
+def from_requirements(cell: Cell, flops: float, num_bytes: float) -> Estimate:
+    """Return the estimate from a step's FLOPs and the bytes of each process (`child.compute_requirements`)."""
     cluster = cell.cfg.cluster
     rate = cluster.tflops_per_gpu
-    least = f"at least {num_bytes / 2**30:.3g} GiB (weights, gradients, optimizer, average)"
-    amount = f"{operations / 1e12:.3g} TFLOP a step"
+    memory = f"at least {num_bytes / 2**30:.3g} GiB (weights, gradients, optimizer, average)"
+    work = f"{flops / 1e12:.3g} TFLOP a step"
     if rate is None:
-        why = "no run of their shape is done here yet, and cluster.tflops_per_gpu is null"
-        return Need(None, f"{least}; {amount}, in a time that is unknown: {why}.")
-    seconds = operations / (rate * 1e12 * cluster.nodes * cluster.tasks_per_node)
-    return Need(seconds, f"{least}, by {amount} at cluster.tflops_per_gpu={rate:g}.")
+        reason = "no run of this shape has finished in this outputs folder, and cluster.tflops_per_gpu is null"
+        return Estimate(None, f"{memory}; {work}, in an unknown time: {reason}.")
+    seconds = flops / (rate * 1e12 * cluster.nodes * cluster.tasks_per_node)
+    return Estimate(seconds, f"{memory}, by {work} at cluster.tflops_per_gpu={rate:g}.")
 
 
-def report(cells: Sequence[Cell], needs: Sequence[Need]) -> str:
-    """Time and memory of the cells in a few lines, those that are alike in one, with the total in (GPU-)hours."""
-    alike: dict[Need, list[float]] = {}
-    gpu_hours, is_known = 0.0, all(need.step_seconds is not None for need in needs)
-    for cell, need in zip(cells, needs, strict=True):
-        hours = (need.step_seconds or 0) * cell.cfg.steps / 3600
-        alike.setdefault(need, []).append(hours)
+def format_estimates(cells: Sequence[Cell], estimates: Sequence[Estimate]) -> str:
+    """Return a line for each different estimate, with the number of its cells, and one with the total hours."""
+    hours_by_estimate: dict[Estimate, list[float]] = {}
+    gpu_hours = 0.0
+    for cell, estimate in zip(cells, estimates, strict=True):
+        hours = (estimate.step_seconds or 0) * cell.cfg.steps / 3600
+        hours_by_estimate.setdefault(estimate, []).append(hours)
         gpu_hours += hours * cell.cfg.cluster.nodes * cell.cfg.cluster.gpus_per_node
     lines = []
-    for need, hours in alike.items():
-        time = f"{min(hours):.2g} to {max(hours):.2g} h of training steps each and " if need.step_seconds else ""
-        lines.append(f"Expected of {len(hours)} runs: {time}{need.says}")
-    if gpu_hours or any(map(any, alike.values())):
-        total = f"{sum(map(sum, alike.values())):.2g} h of jobs"
+    for estimate, hours in hours_by_estimate.items():
+        time = f"{min(hours):.2g} to {max(hours):.2g} h of training steps each and " if estimate.step_seconds else ""
+        lines.append(f"Expected of {len(hours)} runs: {time}{estimate.text}")
+    if gpu_hours or any(map(any, hours_by_estimate.values())):
+        total = f"{sum(map(sum, hours_by_estimate.values())):.2g} h of jobs"
         total += f", {gpu_hours:.2g} GPU-hours" if gpu_hours else ""
-        lines.append(f"In all {total}{'' if is_known else ', and what is unknown'}; evaluations come on top.")
+        is_known = all(estimate.step_seconds is not None for estimate in estimates)
+        lines.append(f"Total: {total}{'' if is_known else ', plus the unknown ones'}; evaluations take extra time.")
     return "\n".join(lines)
 
 
-def shape(values: Mapping[str, Any]) -> str:
-    """What decides how long a step takes and how much memory it needs. Of rates only whether they freeze a group."""
+def shape_key(values: Mapping[str, Any]) -> str:
+    """Return a key that is equal for configs whose steps take the same time and memory.
+
+    Of a learning rate it has only whether the rate freezes its group.
+    """
     kept = {
         key: bool(value) if key.endswith(".lr") else value
         for key, value in config_keys.leaves(values)
-        if key in PLACES
-        or not (identity.is_neutral(key) or key.endswith((".root", ".cache")) or _is_under(key, WITHOUT))
+        if key in CLUSTER_KEYS
+        or not (identity.is_neutral(key) or key.endswith((".root", ".cache")) or _is_under(key, IGNORED_KEYS))
     }
     return json.dumps(kept, sort_keys=True, default=str)
 
@@ -94,20 +101,20 @@ def _is_under(key: str, owners: Sequence[str]) -> bool:
     return any(key == owner or key.startswith(f"{owner}.") for owner in owners)
 
 
-def _finished(outputs: Path) -> Iterator[tuple[str, Need]]:
-    """(shape, what it took) of runs that are done, the newest first."""
+def _read_finished_runs(outputs: Path) -> Iterator[tuple[str, Estimate]]:
+    """Yield (shape key, estimate) of each finished run, the newest first."""
     logs = sorted(outputs.glob("*/*/metrics.jsonl"), key=lambda path: -path.stat().st_mtime)
-    for log in logs[:NUM_RUNS]:
+    for log in logs[:MAX_RUNS]:
         try:
             values = OmegaConf.to_container(OmegaConf.load(log.parent / run_folder.CONFIG), resolve=True)
             rows = [row for _, row in read_rows(log) if "time/step_seconds" in row]
-            if len(rows) > NUM_SLOW_STEPS and rows[-1]["step"] >= values["steps"]:
-                yield shape(values), _took(rows, f"{log.parent.parent.name}/{log.parent.name}")
+            if len(rows) > NUM_WARMUP_STEPS and rows[-1]["step"] >= values["steps"]:
+                yield shape_key(values), _estimate_from_log(rows, f"{log.parent.parent.name}/{log.parent.name}")
         except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
-            continue  # not a run, or damaged, or of a version of which nothing can be learned
+            continue  # not a run, damaged, or written by another version
 
 
-def _took(rows: Sequence[Mapping[str, Any]], name: str) -> Need:
-    seconds = statistics.median(row["time/step_seconds"] for row in rows[NUM_SLOW_STEPS:])
+def _estimate_from_log(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate:
+    seconds = statistics.median(row["time/step_seconds"] for row in rows[NUM_WARMUP_STEPS:])
     gib = max(row.get("memory/peak_gib", 0) for row in rows)
-    return Need(seconds, f"{gib:.3g} GiB, as {name} took.")
+    return Estimate(seconds, f"{gib:.3g} GiB, as {name} took.")

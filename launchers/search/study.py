@@ -1,4 +1,4 @@
-"""The trials of a search as Optuna knows them. It is kept nowhere: it is made anew from the ledger, trial by trial."""
+"""The trials of a search as an Optuna study. It is not stored: it is rebuilt from the ledger, trial by trial."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from optuna.trial import Trial, TrialState
 
 
 class Study:
-    """Draws trials from `space` and hears of them. `mode` says which is better, max or min.
+    """Draws trials from `space` and learns from their results. `mode`, max or min, says which value is better.
 
-    What is drawn depends on `seed`, the trial's number and what is known of the others, and on nothing else: a study
-    that was made anew goes on as the first would have. So the sampler is built for each trial.
+    A draw depends only on `seed`, the trial's number and what is known of the other trials, so a rebuilt study draws
+    what the first one would have drawn. For this the sampler is created anew for each trial.
     """
 
     def __init__(
@@ -33,19 +33,19 @@ class Study:
         self.optuna = optuna.create_study(study_name="search", direction=direction, pruner=pruner)
 
     def ask(self) -> Trial:
-        """The next trial, drawn."""
+        """Draw the next trial."""
         self.optuna.sampler = self.sampler(seed=self.seed + self._num_trials())
         return self.optuna.ask(self.space)
 
-    def again(self, number: int, params: Mapping[str, Any]) -> Trial:
-        """A trial that was drawn before, with its number; those that were drawn in between came to nothing."""
+    def restore(self, number: int, params: Mapping[str, Any]) -> Trial:
+        """Add a trial that was drawn earlier, with its number. Missing numbers before it become failed trials."""
         while self._num_trials() < number:
             self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
         self.optuna.enqueue_trial(dict(params))
         return self.optuna.ask(self.space)
 
     def tell(self, trial: Trial, value: float | None, pruned: bool = False) -> None:
-        """A trial has ended with this value; without one it has failed, or was pruned."""
+        """Record a trial's final value. Without a value the trial was pruned or has failed."""
         state = TrialState.COMPLETE if value is not None else TrialState.PRUNED if pruned else TrialState.FAIL
         self.optuna.tell(trial, value, state)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A real SLURM on this machine for tests: munged, slurmctld and two nodes of slurmd, all on 127.0.0.1, as root, without
-# systemd, cgroups or DNS. It needs Debian's packages slurmctld, slurmd, slurm-client and munge, and writes in its folder
-# and, while it is up, one marked line of /etc/hosts.
+# A real SLURM cluster on this machine for tests: munged, slurmctld and two nodes of slurmd, all on 127.0.0.1, as root,
+# without systemd, cgroups or DNS. It needs Debian's packages slurmctld, slurmd, slurm-client and munge. It writes to its
+# folder only, and adds one marked line to /etc/hosts while it is up.
 #   slurm_cluster.sh <folder> <port> up | down
-# Afterwards SLURM_CONF=<folder>/slurm.conf and PATH=<folder>/bin:$PATH are what sbatch, squeue and sacct need.
+# sbatch, squeue and sacct then need SLURM_CONF=<folder>/slurm.conf and PATH=<folder>/bin:$PATH.
 set -euo pipefail
 umask 022
 DIR=$1 PORT=$2 NODES="tnode1 tnode2" TAG="# slurm_cluster $1"
@@ -16,7 +16,7 @@ wait_for() { # what, command...
     sleep 0.05
   done
 }
-stop() { # pidfiles: all their processes at once, as each takes two seconds, and wait until they are gone
+stop() { # pidfiles: end their processes, all at once, as each takes two seconds, and wait until they are gone
   local pids; pids=$(cat "$@" 2>/dev/null) || true
   for pid in $pids; do kill "$pid" 2>/dev/null || true; done
   for pid in $pids; do
@@ -62,14 +62,14 @@ NodeName=tnode[1-2] NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=[$((PORT + 
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=5
 CONF
   printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$DIR/cgroup.conf"
-  # Without a database there are no accounts, of which submitit asks sacct.
+  # submitit calls sacct, which needs an accounting database. There is none, so squeue answers in its place.
   printf '#!/bin/sh\necho "JobID|State|NodeList"\nexec squeue -h -r -t all -o "%%i|%%T|%%N"\n' >"$DIR/bin/sacct"
   chmod 755 "$DIR/bin/sacct"
 }
 
 up() {
   mkdir -p "$DIR"/{state,spool/tnode1,spool/tnode2,log,bin}
-  # SLURM resolves names only where some interface has an address outside 127/8.
+  # SLURM resolves names only if some network interface has an address outside 127/8.
   hostname -I | grep -q . || ip addr add 192.0.2.1/32 dev lo
   hosts "127.0.0.1 $NODES$(getent hosts "$(hostname)" >/dev/null || echo " $(hostname)")"
   configure

@@ -1,30 +1,34 @@
-"""What a job does with one attempt: run it, say how it ended, and queue itself again when it was preempted."""
+"""A job runs one attempt, records how it ended, and requeues itself after a preemption."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from yaml import YAMLError
 
 import bbu_train.train
+from bbu_train.errors import Preempted
 from launchers.cells import compose
-from launchers.job import Job, Preempted
-from launchers.ledger import Ledger
+from launchers.job import Job
+from launchers.ledger import Attempt, Ledger
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+OVERRIDES = ("hydra/launcher=local", "head=none", "cluster.max_requeues=2")
 pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture
-def attempt(tmp_path):
-    given = ["-m", "hydra/launcher=local", f"outputs={tmp_path}", "head=none", "cluster.max_requeues=2"]
-    return Ledger(tmp_path / "default/ledger").add(compose(given, CONF))[0].claim()
+def attempt(tmp_path) -> Attempt:
+    cells = compose(["-m", *OVERRIDES, f"outputs={tmp_path}"], CONF)
+    return Ledger(tmp_path / "default/ledger").add(cells)[0].add_attempt()
 
 
 @pytest.fixture
-def requeued(monkeypatch, tmp_path):
-    """A job of SLURM, number 7_3, and the commands that it gives to scontrol."""
+def scontrol_commands(monkeypatch, tmp_path) -> Callable[[], list[str]]:
+    """This process looks like SLURM job 7_3; the function returns the commands that it has given to scontrol."""
     pytest.importorskip("submitit")
     log = tmp_path / "scontrol.log"
     (tmp_path / "bin").mkdir()
@@ -39,20 +43,21 @@ def requeued(monkeypatch, tmp_path):
     return lambda: log.read_text().splitlines() if log.exists() else []
 
 
-def run(attempt, monkeypatch, train) -> dict:
+def run(attempt: Attempt, monkeypatch: pytest.MonkeyPatch, train: Callable[[DictConfig], None]) -> dict:
+    """Run a job that trains with `train`; return its state.json."""
     monkeypatch.setattr(bbu_train.train, "train", train)
     Job(str(attempt.folder))()
     return attempt.read("state")
 
 
-def fail(error: BaseException):
-    def train(cfg):
+def raises(error: BaseException) -> Callable[[DictConfig], None]:
+    def train(cfg: DictConfig) -> None:
         raise error
 
     return train
 
 
-def test_a_job_trains_the_config_of_its_run_and_says_that_it_is_done(attempt, monkeypatch):
+def test_a_job_trains_the_config_of_its_run_and_records_that_it_is_done(attempt, monkeypatch):
     trained = []
 
     def train(cfg):
@@ -60,58 +65,57 @@ def test_a_job_trains_the_config_of_its_run_and_says_that_it_is_done(attempt, mo
         trained.append((cfg.run, cfg.get("launchers"), choices["head"], sys.argv[1:]))
 
     assert run(attempt, monkeypatch, train)["state"] == "done"
-    overrides = ["hydra/launcher=local", f"outputs={Path.cwd()}", "head=none", "cluster.max_requeues=2"]
-    assert trained == [(attempt.entry_folder.name, None, "none", overrides)]
+    assert trained == [(attempt.entry_folder.name, None, "none", [*OVERRIDES, f"outputs={Path.cwd()}"])]
 
 
-def test_a_job_that_fails_keeps_its_traceback_and_its_exit_code(attempt, monkeypatch):
+def test_a_job_that_fails_records_its_traceback_and_raises_its_error(attempt, monkeypatch):
     with pytest.raises(RuntimeError):
-        run(attempt, monkeypatch, fail(RuntimeError("no box\nat all")))
-    said = attempt.read("state")
-    assert (said["state"], said["reason"]) == ("failed", "RuntimeError: no box")
-    assert "Traceback" in said["traceback"]
+        run(attempt, monkeypatch, raises(RuntimeError("no box\nat all")))
+    state = attempt.read("state")
+    assert (state["state"], state["reason"]) == ("failed", "RuntimeError: no box")
+    assert "Traceback" in state["traceback"]
 
 
 def test_a_job_whose_config_cannot_be_read_has_failed(attempt, monkeypatch):
     (attempt.entry_folder / "config.yaml").write_text("seed: [")
     with pytest.raises(YAMLError):
-        run(attempt, monkeypatch, fail(AssertionError("it trained")))
+        run(attempt, monkeypatch, raises(AssertionError("it trained")))
     assert attempt.read("state")["state"] == "failed"
 
 
-def test_a_job_that_is_interrupted_by_hand_may_be_started_again(attempt, monkeypatch):
+def test_a_job_that_is_interrupted_by_hand_is_cancelled(attempt, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        run(attempt, monkeypatch, fail(KeyboardInterrupt()))
+        run(attempt, monkeypatch, raises(KeyboardInterrupt()))
     assert attempt.state(lambda job: "ended").name == "cancelled"
 
 
-def test_a_preempted_job_queues_itself_again_until_the_cap(attempt, monkeypatch, requeued):
-    preempted = fail(Preempted(5, "SIGUSR2", "folder"))
+def test_a_preempted_job_requeues_itself_at_most_max_requeues_times(attempt, monkeypatch, scontrol_commands):
+    preempted = raises(Preempted(5, "SIGUSR2", "folder"))
     for restart in (0, 1):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        said = run(attempt, monkeypatch, preempted)
-        assert (said["state"], said["step"], said["job"]) == ("preempted", 5, "7_3")
-    assert requeued() == ["requeue 7_3", "requeue 7_3"]
+        state = run(attempt, monkeypatch, preempted)
+        assert (state["state"], state["step"], state["job"]) == ("preempted", 5, "7_3")
+    assert scontrol_commands() == ["requeue 7_3", "requeue 7_3"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     run(attempt, monkeypatch, preempted)
-    assert len(requeued()) == 2
-    state = attempt.state(lambda job: "COMPLETED")
-    why = "SIGUSR2; saved at step 5; requeued 2 times, as often as cluster.max_requeues allows"
-    assert (state.name, state.reason, state.in_hand) == ("preempted", why, False)
+    assert len(scontrol_commands()) == 2
+    end = attempt.state(lambda job: "COMPLETED")
+    reason = "SIGUSR2; saved at step 5; requeued 2 times, as often as cluster.max_requeues allows"
+    assert (end.name, end.reason, end.has_live_job) == ("preempted", reason, False)
 
 
-def test_a_cancelled_job_does_not_queue_itself_again(attempt, monkeypatch, requeued):
-    def cancelled_meanwhile(cfg):
+def test_a_cancelled_job_does_not_requeue_itself(attempt, monkeypatch, scontrol_commands):
+    def cancelled_while_training(cfg):
         attempt.write("cancelled", reason="by hand")
         raise Preempted(5, "SIGTERM", "folder")
 
-    assert run(attempt, monkeypatch, cancelled_meanwhile)["state"] == "preempted"
-    assert requeued() == []
+    assert run(attempt, monkeypatch, cancelled_while_training)["state"] == "preempted"
+    assert scontrol_commands() == []
     assert attempt.state(lambda job: "CANCELLED").name == "cancelled"
 
 
-def test_a_job_that_must_not_begin_leaves_without_training(attempt, monkeypatch):
+def test_a_job_that_must_not_begin_exits_without_training(attempt, monkeypatch):
     attempt.write("cancelled", reason="by hand")
     with pytest.raises(SystemExit, match="it was cancelled"):
-        run(attempt, monkeypatch, fail(AssertionError("it trained")))
+        run(attempt, monkeypatch, raises(AssertionError("it trained")))
     assert attempt.read("state") == {}

@@ -1,4 +1,4 @@
-"""The space of a search, from Hydra's words."""
+"""The space of a search, from Hydra's sweep syntax."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from bbu_train.cli import overrides
 from bbu_train.errors import InputError
 from bbu_train.runs.config_keys import parse
-from launchers.search import command as search_command
-from launchers.search import space
+from launchers.search.command import create_study, read_search_command
+from launchers.search.space import to_distribution
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 
@@ -31,22 +31,22 @@ CONF = Path(__file__).resolve().parents[3] / "conf"
         ("[1,2],'a, b'", CategoricalDistribution(["[1,2]", "'a, b'"])),
     ],
 )
-def test_words_of_hydra_become_distributions_of_optuna(text, expected):
-    assert space.distribution(*parse([f"key={text}"])) == expected
+def test_hydras_sweep_syntax_becomes_optunas_distributions(text, expected):
+    assert to_distribution(*parse([f"key={text}"])) == expected
 
 
-def test_a_glob_of_a_config_group_stands_for_its_choices():
+def test_a_glob_of_a_config_group_means_all_its_choices():
     (override,) = parse(["head=glob(*)"], overrides.config_loader(CONF, None))
     heads = sorted(path.stem for path in (CONF / "head").glob("*.yaml"))
-    assert space.distribution(override) == CategoricalDistribution(heads)
+    assert to_distribution(override) == CategoricalDistribution(heads)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("interval(5,1)", "low.*5.*high.*1"),
         ("tag(log,interval(0,1))", "low > 0. must hold for .log=True"),
-        ("tag(lin,interval(0,1))", "tag lin says nothing to a search. There is log"),
+        ("tag(lin,interval(0,1))", "a search knows no tag lin. There is log"),
         ("tag(log,choice(1,2))", "listed values have no scale"),
         ("tag(log,range(1,2,0.1))", "range of fractions has even steps"),
         ("range(5,1)", "this range is empty"),
@@ -54,13 +54,13 @@ def test_a_glob_of_a_config_group_stands_for_its_choices():
         ("1,2,1", "1 is there twice"),
     ],
 )
-def test_a_space_that_cannot_be_drawn_from_is_refused_with_its_words(text, says):
-    with pytest.raises(InputError, match=f"^key=.*{says}"):
-        space.distribution(*parse([f"key={text}"]))
+def test_a_space_that_cannot_be_drawn_from_is_refused_with_its_override(text, message):
+    with pytest.raises(InputError, match=f"^key=.*{message}"):
+        to_distribution(*parse([f"key={text}"]))
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("arguments", "message"),
     [
         (["search=tpe", "seed=1,2"], "A search starts its trials by a launcher: add -m hydra/launcher=local"),
         (["-m", "search=tpe", "seed=1,2"], "A search starts its trials by a launcher"),
@@ -72,13 +72,13 @@ def test_a_space_that_cannot_be_drawn_from_is_refused_with_its_words(text, says)
         ),
     ],
 )
-def test_a_command_that_is_no_search_is_refused(given, says):
-    with pytest.raises(InputError, match=says):
-        overrides.check(given, CONF)
+def test_a_command_that_mixes_up_search_and_sweep_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        overrides.check(arguments, CONF)
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("override", "message"),
     [
         ("search.num_trials=0", "search.num_trials=0: num_trials is a whole number, 1 or more"),
         ("search.mode=up", "search.mode=up: mode is max or min"),
@@ -86,26 +86,26 @@ def test_a_command_that_is_no_search_is_refused(given, says):
         ("eval_every=null", "search.metric=eval/ap50 is of evaluations, and with eval_every=null there are none"),
     ],
 )
-def test_settings_that_make_no_search_are_refused(given, says):
-    with pytest.raises(InputError, match=says):
-        search_command.read(["-m", "hydra/launcher=local", "search=tpe", "seed=1,2", given], CONF)
+def test_invalid_settings_of_a_search_are_refused(override, message):
+    with pytest.raises(InputError, match=message):
+        read_search_command(["-m", "hydra/launcher=local", "search=tpe", "seed=1,2", override], CONF)
 
 
-def test_a_search_without_anything_to_vary_is_refused():
-    command = search_command.read(["-m", "hydra/launcher=local", "search=tpe", "seed=1"], CONF)
+def test_a_search_with_nothing_to_vary_is_refused():
+    command = read_search_command(["-m", "hydra/launcher=local", "search=tpe", "seed=1"], CONF)
     with pytest.raises(InputError, match="A search needs keys to vary"):
-        search_command.made_study(command)
+        create_study(command)
 
 
-def test_an_experiment_may_say_what_is_searched_and_how(tmp_path):
+def test_an_experiment_can_define_a_space_and_a_search(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/own.yaml").write_text(
         "# @package _global_\ndefaults: [{override /search: tpe}]\nsteps: 3\nsearch: {metric: loss/total}\n"
         "hydra: {sweeper: {params: {loss.weights.giou: 'interval(1,5)'}}}\n"
     )
-    given = ["-m", "--config-dir", str(tmp_path), "hydra/launcher=local", "experiment=own"]
-    overrides.check(given, CONF)
-    command = search_command.read(given, CONF)
+    arguments = ["-m", "--config-dir", str(tmp_path), "hydra/launcher=local", "experiment=own"]
+    overrides.check(arguments, CONF)
+    command = read_search_command(arguments, CONF)
     assert command.space == {"loss.weights.giou": FloatDistribution(1, 5)}
     assert command.settings.mode == "min"
     cell = command.cell({"loss.weights.giou": 2.5})
