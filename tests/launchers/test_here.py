@@ -101,7 +101,7 @@ def test_a_preempted_sweep_starts_no_further_run_and_continues_with_the_preempte
     trained.errors = {2: Preempted(7, "SIGTERM", "folder")}
     assert start_runs(*sweep, RESTARTABLE) == os.EX_TEMPFAIL
     message = capsys.readouterr().err
-    assert "SIGTERM asked the run to end, and it did, after step 7" in message
+    assert "SIGTERM ended the run after step 7" in message
     assert message.endswith("The sweep ends here. The same command continues it.\n")
     assert states(sweep[0]) == {"done": 1, "preempted": 1, "missing": 1}
     trained.errors = {}
@@ -123,7 +123,7 @@ def test_a_signal_ends_the_wait_for_a_run_of_another_process(sweep, monkeypatch)
     ledger.entry(runs[0]).add_attempt().begin(local_job_id(os.getppid()))
     monkeypatch.setattr(preemption, "_received", ["SIGUSR2"])
     monkeypatch.setattr(watch.time, "sleep", lambda seconds: pytest.fail("it waits"))
-    with pytest.raises(SweepPreempted, match="SIGUSR2 asked the sweep to end"):
+    with pytest.raises(SweepPreempted, match="SIGUSR2 ended the sweep"):
         watch_runs(ledger, runs)
     assert states(ledger) == {"running": 1, "missing": 2}
 
