@@ -83,7 +83,7 @@ def score_test_split(folder: Path, max_new_tokens: int) -> dict[str, Any]:
     """Score both routes with the checkpoint that was best in validation, and count its parameters."""
     from bbu_train.evaluate.split import load_split
     from bbu_train.metrics.detection import detection_metrics
-    from bbu_train.predict.run import TrainedRun
+    from bbu_train.predict.trained_run import TrainedRun
     from bbu_train.types.samples import Sample
 
     run = TrainedRun(str(folder), "best", "both", num_teachers=0)

@@ -22,7 +22,8 @@ from bbu_train.conversation.pixels import read_pixels
 from bbu_train.data.splits import Splits
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.ops import boxes
-from bbu_train.optimizer import groups
+from bbu_train.optimizer import adamw
+from bbu_train.optimizer.groups import set_learning_rates
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Draw, Picture, Sample, class_of
@@ -127,7 +128,7 @@ class Peer:
         self.model = build(len(self.classes)).to(self.device).train()
         one_group = {"all": {"pattern": "", "owner": "model", "lr": LEARNING_RATE}}
         settings = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": WEIGHT_DECAY, "precision": "fp32"}
-        self.optimizer = groups.build(self.model, one_group, **settings)
+        self.optimizer = adamw.build(self.model, one_group, **settings)
         self.average = AveragedModel(self.model, multi_avg_fn=update_average, use_buffers=True)
         self.batches = DataLoader(
             Views(data.train, view_of, self.classes, side),
@@ -164,7 +165,7 @@ class Peer:
 
     def _step(self, batch: tuple[Tensor, Labels], multiplier: float) -> None:
         inputs, labels = batch
-        groups.set_learning_rates(self.optimizer, multiplier)
+        set_learning_rates(self.optimizer, multiplier)
         labels = [{name: value.to(self.device, non_blocking=True) for name, value in each.items()} for each in labels]
         loss = self.model(pixel_values=self._inputs(inputs), labels=labels).loss
         loss.backward()

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bbu_train.evaluate.split import load_split
 from bbu_train.optimizer.groups import parameters_by_group
-from bbu_train.predict.run import TrainedRun
+from bbu_train.predict.trained_run import TrainedRun
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from bbu_train.evaluate.measure import default_max_new_tokens
 from bbu_train.evaluate.split import load_split
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.model import qwen25vl
-from bbu_train.predict.run import TrainedRun
+from bbu_train.predict.trained_run import TrainedRun
 from bbu_train.types.batch import Batch
 from bbu_train.types.samples import Picture, PictureFormat, Sample
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bbu_train.cli.main import report_error
 from bbu_train.errors import InputError, Preempted
-from launchers import jobs
+from launchers import job_states
 from launchers.launch import start_runs
 from launchers.ledger import RESTARTABLE, Entry, Ledger
 from launchers.lock import locked
@@ -65,7 +65,7 @@ def status(ledger: Ledger) -> int:
     print(format_table(ledger, statuses))
     if ledger.search.is_search:
         print(format_progress(ledger))
-        statuses.append(RunStatus(ledger.search, ledger.search.state(jobs.job_states())))
+        statuses.append(RunStatus(ledger.search, ledger.search.state(job_states.lookup())))
     if reasons := format_reasons(statuses, ("failed", "lost", "cancelled", "preempted", "pruned")):
         print(f"\n{reasons}")
     return 0
@@ -100,7 +100,7 @@ def _end_jobs(ledger: Ledger, entries: Sequence[Entry]) -> None:
     The attempts are marked as cancelled first, so that no job requeues itself or begins meanwhile.
     """
     with locked(ledger.folder):
-        job_state = jobs.job_states()
+        job_state = job_states.lookup()
         for entry in entries:
             if entry.state(job_state).has_live_job:
                 attempt = entry.newest_attempt()
@@ -114,14 +114,16 @@ def _end_jobs(ledger: Ledger, entries: Sequence[Entry]) -> None:
             raise InputError(
                 f"Still there after {CANCEL_TIMEOUT_SECONDS} s: {', '.join(active)}. See scontrol show job."
             )
-        jobs.cancel(active)
+        job_states.cancel(active)
         time.sleep(CANCEL_POLL_SECONDS)
 
 
 def _active_jobs(entries: Sequence[Entry]) -> list[str]:
-    job_state = jobs.job_states()
+    job_state = job_states.lookup()
     attempts = [entry.newest_attempt() for entry in entries]
-    return [attempt.job for attempt in attempts if attempt and attempt.job and job_state(attempt.job) in jobs.ACTIVE]
+    return [
+        attempt.job for attempt in attempts if attempt and attempt.job and job_state(attempt.job) in job_states.ACTIVE
+    ]
 
 
 if __name__ == "__main__":

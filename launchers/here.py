@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from bbu_train.cli import main as command_line
-from launchers import jobs, ranks
+from launchers import job_states, ranks
 from launchers.job import Job
 from launchers.ledger import Attempt, Entry, Ledger
 from launchers.lock import locked
@@ -50,5 +50,5 @@ def _claim(ledger: Ledger, run: str, states: Collection[str]) -> Attempt | None:
         if not status.can_start(states):
             return None
         attempt = status.entry.add_attempt()
-        attempt.write("job", job=jobs.local_job_id())
+        attempt.write("job", job=job_states.local_job_id())
         return attempt

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 
 from bbu_train.errors import Preempted  # noqa: E402
-from launchers import jobs, ranks  # noqa: E402
+from launchers import job_states, ranks  # noqa: E402
 from launchers.ledger import Attempt, Entry, Ledger  # noqa: E402
 
 
@@ -64,7 +64,7 @@ class Job:
 def _join_ranks() -> tuple[str, bool]:
     """Return the job's id and whether this is rank 0. Tasks of a SLURM job get torch's environment variables."""
     if "SLURM_JOB_ID" not in os.environ or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return jobs.local_job_id(), ranks.is_main()
+        return job_states.local_job_id(), ranks.is_main()
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -111,7 +111,7 @@ def _record_preemption(attempt: Attempt, job: str, preempted: Preempted, cfg: Di
         can_requeue = False
         reason += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
     attempt.write("state", state="preempted", job=job, step=preempted.step, reason=reason)
-    if can_requeue and jobs.run_slurm_command("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}"):
+    if can_requeue and job_states.run_slurm_command("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}"):
         subprocess.run(["scontrol", "requeue", job], check=True)
 
 

@@ -13,11 +13,11 @@ from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
 from launchers import ranks
 from launchers.cells import Cell, compose
-from launchers.launcher import Launcher
 from launchers.ledger import RESTARTABLE, Ledger
 from launchers.lock import locked
 from launchers.preflight import estimate
 from launchers.preflight.check import check_cells
+from launchers.protocol import Launcher
 from launchers.search.command import read_search_command
 from launchers.search.start import launch_search
 from launchers.status import read_statuses

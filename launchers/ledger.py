@@ -10,7 +10,7 @@
     search/              if a search makes the runs: an entry for its controller (search/start.py)
 
 Every file is written atomically and has one kind of writer. What an attempt reports of itself holds only as long as its
-job exists, and the scheduler knows that (jobs.py): so a run whose job was killed is reported as lost.
+job exists, and the scheduler knows that (job_states.py): so a run whose job was killed is reported as lost.
 """
 
 import getpass
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.runtime.git import git_commit
-from launchers import jobs
+from launchers import job_states
 from launchers.cells import Cell
 from launchers.lock import locked
 
@@ -53,7 +53,7 @@ class State:
     @property
     def can_change(self) -> bool:
         """Whether waiting may show another state. Not if the job is this very process: it is the one that waits."""
-        return self.has_live_job and self.is_job_visible and self.job != jobs.local_job_id()
+        return self.has_live_job and self.is_job_visible and self.job != job_states.local_job_id()
 
 
 class Attempt:
@@ -98,15 +98,17 @@ class Attempt:
             self.write("state", state="failed", job=job, traceback=traceback, reason=message)
 
     def state(self, job_state: Callable[[str], str | None]) -> State:
-        """Return the present state: what the job reported, if the job still exists. See `jobs.job_states`."""
+        """Return the present state: what the job reported, if the job still exists. See `job_states.lookup`."""
         job = self.job
         job_now = "gone" if job is None else job_state(job)
-        reported, cancelled = self.read("state"), self.read("cancelled")  # read after the job's state: see job_states
+        reported, cancelled = self.read("state"), self.read("cancelled")  # read after the job's state: see `lookup`
         name, reason = reported.get("state", "queued"), reported.get("reason", "")
         if name in ("done", "failed"):
             return State(name, reason, job)
-        if job_now in jobs.ACTIVE:
-            if job_now == jobs.PENDING and name == "running":  # SLURM requeued it without notice, and will restart it
+        if job_now in job_states.ACTIVE:
+            if (
+                job_now == job_states.PENDING and name == "running"
+            ):  # SLURM requeued it without notice, and will restart it
                 name = "preempted"
             return State(name, "being cancelled" if cancelled else reason, job, has_live_job=True)
         if cancelled:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
-from launchers import jobs
+from launchers import job_states
 from launchers.job import Job
 from launchers.ledger import Attempt, Ledger
 from launchers.lock import locked
@@ -70,10 +70,10 @@ class Local:
                     return None
                 attempt = status.entry.add_attempt()
                 process = _start_process(attempt, gpu)
-                attempt.write("job", job=jobs.local_job_id(process.pid))
+                attempt.write("job", job=job_states.local_job_id(process.pid))
             print(f"{run} is running. Log: {attempt.folder / LOG}", flush=True)
             _wait_or_terminate(process)
-            state = attempt.state(jobs.job_states()).name
+            state = attempt.state(job_states.lookup()).name
             if state in ("preempted", "cancelled"):
                 is_over.set()
             print(f"{run} has ended: {state}", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
 from launchers.job import Job
-from launchers.jobs import run_slurm_command
+from launchers.job_states import run_slurm_command
 from launchers.ledger import Attempt, Ledger
 from launchers.lock import locked
 from launchers.status import read_statuses

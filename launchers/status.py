@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launchers.jobs import job_states
+from launchers import job_states
 from launchers.ledger import Entry, Ledger, State
 
 TAIL_BYTES = 65536
@@ -26,7 +26,7 @@ class RunStatus:
 
 def read_statuses(ledger: Ledger, runs: Sequence[str] | None = None) -> list[RunStatus]:
     """Return the status of each of these runs in this order, or of every run of the ledger, sorted by name."""
-    job_state = job_states()
+    job_state = job_states.lookup()
     entries = ledger.entries() if runs is None else [ledger.entry(run) for run in runs]
     return [RunStatus(entry, entry.state(job_state)) for entry in entries]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bbu_train.runtime import preemption
-from launchers.jobs import RetryTransient
+from launchers.job_states import RetryTransient
 from launchers.ledger import Ledger, State
 from launchers.status import format_table, read_statuses
 

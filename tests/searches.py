@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.job import Job
-from launchers.jobs import local_job_id
+from launchers.job_states import local_job_id
 from launchers.ledger import Attempt, Entry, Ledger
 from launchers.lock import locked
 from launchers.status import read_statuses

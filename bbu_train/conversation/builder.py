@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bbu_train.conversation import answer, patches
-from bbu_train.conversation.positions import positions
+from bbu_train.conversation.mrope_positions import positions
 from bbu_train.conversation.text import Text
 from bbu_train.ops import boxes
 from bbu_train.types.batch import Encoded

@@ -79,7 +79,7 @@ def evaluate(options: DictConfig) -> None:
     from bbu_train.evaluate.measure import Conversations, default_max_new_tokens, measure
     from bbu_train.evaluate.split import load_split
     from bbu_train.evaluate.table import EvaluationTable
-    from bbu_train.predict.run import TrainedRun
+    from bbu_train.predict.trained_run import TrainedRun
 
     out = arguments.new_folder(options.out)
     run = TrainedRun(options.run, options.checkpoint, options.route, max(options.teachers))

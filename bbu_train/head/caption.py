@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bbu_train.head.adapter import Memory
 from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample
+from bbu_train.head.memory import Memory
 from bbu_train.ops.chunked_cross_entropy import chunked_cross_entropy, cross_entropy
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.sine_encoding import sine_encoding

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.head import flops
-from bbu_train.head.adapter import Adapter, Memory, gather_memory
+from bbu_train.head.adapter import Adapter
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp, Objectness
+from bbu_train.head.memory import Memory, gather_memory
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import GroundTruth, MemoryIndex

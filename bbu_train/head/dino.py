@@ -7,12 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.head import anchors, flops
-from bbu_train.head.adapter import Adapter, Memory, gather_memory, point_sine_encoding
+from bbu_train.head.adapter import Adapter
 from bbu_train.head.anchored_layer import AnchoredLayer
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.denoising import DecoderInputs, Slots, add_box_noise, build_slots, concat_queries
 from bbu_train.head.dense import assign_tokens
 from bbu_train.head.layers import KeysValues, Mlp, Objectness
+from bbu_train.head.memory import Memory, gather_memory, point_sine_encoding
 from bbu_train.head.modulated_attention import MemoryPositions, memory_positions
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import GroundTruth, MemoryIndex

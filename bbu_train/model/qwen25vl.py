@@ -11,7 +11,7 @@ from transformers import Cache, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from bbu_train.errors import InputError
-from bbu_train.model import flops, image_positions
+from bbu_train.model import flops, image_position_encoding
 from bbu_train.model.activation_checkpointing import enable_activation_checkpointing
 from bbu_train.model.backbone import compile_blocks, load_backbone, set_attention
 from bbu_train.model.fused_qkv import fuse_qkv
@@ -115,7 +115,7 @@ class GroundingModel(nn.Module):
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
         if self.image_position_scale:
             position_ids = batch.position_ids[1:].flatten(1)[:, batch.image_positions]
-            encoding = image_positions.image_position_encoding(position_ids, vision_features.shape[1])
+            encoding = image_position_encoding.image_position_encoding(position_ids, vision_features.shape[1])
             vision_features = vision_features + (self.image_position_scale * encoding).to(vision_features.dtype)
         flat = embedded.flatten(0, 1).index_copy(0, batch.image_positions, vision_features.to(embedded.dtype))
         hidden = self.backbone.model.language_model(
@@ -190,7 +190,7 @@ def build(
     "fp32", matrices are bfloat16, as in published checkpoints; norms, biases and the head's queries are always float32.
     Raise InputError for an `attention` that cannot run here and an `image_position_scale` unfit for these weights.
     """
-    image_positions.check_scale(image_position_scale, weights)
+    image_position_encoding.check_scale(image_position_scale, weights)
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
         backbone = load_backbone(config, checkpoint, weights)

@@ -1,4 +1,4 @@
-"""Named groups of parameters, each with its own learning rate, and AdamW over them.
+"""Named groups of parameters, each with its own learning rate.
 
 The groups are ordered: a parameter belongs to the first group whose pattern is found in its name. Every parameter must
 belong to a group and every group must match something, so that a sweep cannot vary a rate that has no effect.
@@ -18,27 +18,6 @@ from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
 KEYS = ("pattern", "submodule", "lr")
 MAX_NAMES_SHOWN = 10
-
-
-def build(
-    model: nn.Module,
-    groups: dict[str, dict[str, Any]],
-    *,
-    betas: Sequence[float],
-    eps: float,
-    weight_decay: float,
-    precision: str,
-) -> torch.optim.AdamW:
-    """Freeze the groups with rate 0 and build AdamW over the others.
-
-    `groups` is described in `make_param_groups`. `precision` is the engine's: with "bf16" every bfloat16 parameter has
-    a float32 master, with "pure_bf16" none has.
-    """
-    param_groups = make_param_groups(model, groups, betas, eps, weight_decay)
-    # Both optimizers scale gradients and skip a refused update on the device (engine/ddp.py).
-    if precision == "fp32":
-        return torch.optim.AdamW(param_groups, betas=(betas[0], betas[1]), eps=eps, fused=True)
-    return MixedAdamW(param_groups, has_masters=precision == "bf16", betas=(betas[0], betas[1]), eps=eps)
 
 
 def make_param_groups(

@@ -34,7 +34,7 @@ def build(
     """Freeze the groups with rate 0 and give the others to Muon and AdamW, at the same rates.
 
     Muon takes the matrices whose names match the regular expression `matrices` (anywhere in the name). The other
-    arguments are those of `groups.build`, but "pure_bf16" is refused: Muon keeps float32 masters.
+    arguments are those of `adamw.build`, but "pure_bf16" is refused: Muon keeps float32 masters.
     """
     if precision == "pure_bf16":
         raise InputError("optimizer=muon keeps float32 masters: take engine.precision=bf16, or optimizer=adamw.")

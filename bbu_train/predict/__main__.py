@@ -87,7 +87,7 @@ def predict(options: DictConfig) -> None:
     logs.start()
     from bbu_train.predict import output_files
     from bbu_train.predict.pictures import build_samples, find_pictures
-    from bbu_train.predict.run import TrainedRun
+    from bbu_train.predict.trained_run import TrainedRun
 
     out = arguments.new_folder(options.out)
     run = TrainedRun(options.run, options.checkpoint, options.route, options.teachers)

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runtime.seeds import generator
-from bbu_train.sampler.exchange import balance_costs
-from bbu_train.sampler.fill import fill_rows
+from bbu_train.sampler.balance_rows import balance_costs
+from bbu_train.sampler.fill_rows import fill_rows
 from bbu_train.sampler.shuffle import shuffle
 from bbu_train.types.samples import Draw, Step
 

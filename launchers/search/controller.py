@@ -20,11 +20,11 @@ from bbu_train.runtime import preemption
 from bbu_train.tracker import mlflow_finished_run
 from bbu_train.tracker.jsonl import read_rows
 from launchers.cells import Cell
-from launchers.jobs import RetryTransient
-from launchers.launcher import SearchLauncher
+from launchers.job_states import RetryTransient
 from launchers.ledger import RESTARTABLE, Ledger, State
 from launchers.lock import locked
 from launchers.preflight.check import CheckAborted, check_cells, group_for_checks
+from launchers.protocol import SearchLauncher
 from launchers.search.command import read_search_command
 from launchers.search.source import TrialSource
 from launchers.search.start import read_record

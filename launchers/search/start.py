@@ -17,13 +17,13 @@ from omegaconf import OmegaConf, open_dict
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime.atomic_write import atomic_write
+from launchers import job_states
 from launchers.cells import Cell
-from launchers.jobs import job_states
-from launchers.launcher import Launcher, SearchLauncher
 from launchers.ledger import Attempt, Ledger
 from launchers.lock import locked
 from launchers.preflight import estimate
 from launchers.preflight.check import check_cells
+from launchers.protocol import Launcher, SearchLauncher
 from launchers.search.command import SearchCommand, create_study
 from launchers.search.trials import read_trials
 from launchers.status import format_table, read_statuses
@@ -115,7 +115,7 @@ def _refuse_conflicts(ledger: Ledger, command: SearchCommand) -> None:
 
 
 def _refuse_second_controller(ledger: Ledger) -> None:
-    state = ledger.search.state(job_states())
+    state = ledger.search.state(job_states.lookup())
     if state.has_live_job:
         raise InputError(
             f"The search of {ledger.sweep} is {state.name} already, as {state.job}: a second would run trials twice. "
@@ -125,7 +125,7 @@ def _refuse_second_controller(ledger: Ledger) -> None:
 
 def format_progress(ledger: Ledger) -> str:
     """Return a line with the state of the search and the number of its trials."""
-    state = ledger.search.state(job_states())
+    state = ledger.search.state(job_states.lookup())
     num_trials = ledger.search.config().search.num_trials
     job = f", {state.job}" if state.job else ""
     return f"search: {state.name}{job}; {len(read_trials(ledger))} of {num_trials} trials are drawn"
@@ -143,7 +143,7 @@ def _watch(ledger: Ledger) -> int:
     """
 
     def take_snapshot() -> Snapshot:
-        search, statuses = ledger.search.state(job_states()), read_statuses(ledger)
+        search, statuses = ledger.search.state(job_states.lookup()), read_statuses(ledger)
         table = f"{format_table(ledger, statuses)}\n{format_progress(ledger)}"
         states = [search, *(status.state for status in statuses)]
         return Snapshot(table, states, int(search.name != "done"))

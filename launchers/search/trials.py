@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.tracker.jsonl import read_rows
-from launchers import jobs
+from launchers import job_states
 from launchers.ledger import Entry, Ledger, State
 
 if TYPE_CHECKING:  # the programs that only show a search do not import Optuna
@@ -56,7 +56,7 @@ class TrialRun:
 
     def should_start_again(self) -> bool:
         """Whether the launcher's call ended because SLURM was unavailable, so that it should be repeated."""
-        return self.starting is not None and isinstance(self.starting.exception(), jobs.SlurmUnavailable)
+        return self.starting is not None and isinstance(self.starting.exception(), job_states.SlurmUnavailable)
 
     def record(self) -> None:
         """Write trial.json."""
@@ -87,7 +87,7 @@ class TrialRun:
             return
         if not self.is_pruned():
             attempt.write("cancelled", state=PRUNED, reason=reason)
-        jobs.cancel([attempt.job])
+        job_states.cancel([attempt.job])
         self._is_asked_to_end = True
 
     def refuse(self, reason: str) -> None:

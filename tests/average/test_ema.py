@@ -12,7 +12,7 @@ from bbu_train.average.ema import ExponentialMovingAverage
 from bbu_train.average.none import NoAverage
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32
-from bbu_train.optimizer import groups
+from bbu_train.optimizer import adamw
 from bbu_train.runtime.seeds import generator
 
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
@@ -31,7 +31,7 @@ def small_model(precision):
 
 def make_optimizer(model, precision):
     one_group = {"all": {"pattern": "", "submodule": "0", "lr": 0.1}}
-    return groups.build(model, one_group, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, precision=precision)
+    return adamw.build(model, one_group, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, precision=precision)
 
 
 def steps(model, optimizer, first, last):

@@ -115,7 +115,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
 )
 def test_a_wrong_option_is_reported_before_the_model_loads(trained, capsys, monkeypatch, word, message):
     monkeypatch.setattr(
-        "bbu_train.predict.run.TrainedRun.load_predictor", lambda *_: pytest.fail("the model was loaded")
+        "bbu_train.predict.trained_run.TrainedRun.load_predictor", lambda *_: pytest.fail("the model was loaded")
     )
     words = {"run": f"run={trained}", "teachers": "teachers=[0]"} | {word.partition("=")[0]: word}
     assert main(list(words.values())) == 2

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from bbu_train.head.adapter import Adapter, gather_memory, memory_pos_embed
+from bbu_train.head.adapter import Adapter
+from bbu_train.head.memory import gather_memory, memory_pos_embed
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.batch import MemoryIndex
 

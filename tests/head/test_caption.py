@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bbu_train.head.adapter import Memory
 from bbu_train.head.caption import CaptionDecoder
+from bbu_train.head.memory import Memory
 from bbu_train.runtime.seeds import generator
 
 WIDTH, D_MODEL, VOCABULARY, IGNORED = 12, 8, 20, -100

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from bbu_train.head.adapter import Memory
 from bbu_train.head.caption import CaptionLayer
 from bbu_train.head.detr import QueryLayer
 from bbu_train.head.layers import Attention, DecoderLayer
+from bbu_train.head.memory import Memory
 from bbu_train.runtime.seeds import generator
 
 D_MODEL, NUM_HEADS = 16, 2

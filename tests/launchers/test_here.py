@@ -13,10 +13,10 @@ import whole_runs
 import bbu_train.train
 from bbu_train.errors import InputError, Preempted, SweepPreempted
 from bbu_train.runtime import preemption
-from launchers import jobs, watch
+from launchers import watch
 from launchers.__main__ import main
 from launchers.cells import Cell, compose
-from launchers.jobs import SlurmUnavailable, local_job_id
+from launchers.job_states import SlurmUnavailable, local_job_id
 from launchers.launch import launch, start_runs
 from launchers.ledger import RESTARTABLE, Ledger
 from launchers.status import read_statuses

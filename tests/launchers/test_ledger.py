@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from launchers import job_states
 from launchers.cells import compose
-from launchers.jobs import PENDING, RUNNING, job_states, local_job_id
+from launchers.job_states import PENDING, RUNNING, local_job_id
 from launchers.ledger import RESTARTABLE, Entry, Ledger
 from launchers.lock import locked
 from launchers.status import RunStatus
@@ -75,7 +76,7 @@ def test_a_submission_that_crashed_before_it_knew_its_job_is_lost(entry):
 
 def test_a_job_that_this_host_cannot_see_is_never_called_lost(entry):
     entry.add_attempt().begin("local/elsewhere/1/1")
-    assert entry.state(job_states()).name == "running"
+    assert entry.state(job_states.lookup()).name == "running"
 
 
 def test_a_job_begins_only_the_newest_attempt(entry):
@@ -122,5 +123,5 @@ def test_attempts_that_are_added_at_the_same_time_get_different_numbers(entry):
 
 def test_a_local_process_is_identified_by_its_start_time_and_not_by_its_number_alone():
     job = local_job_id()
-    assert job_states()(job) == RUNNING
-    assert job_states()(job.rpartition("/")[0] + "/1") == "ended"
+    assert job_states.lookup()(job) == RUNNING
+    assert job_states.lookup()(job.rpartition("/")[0] + "/1") == "ended"

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bbu_train.errors import InputError
-from bbu_train.optimizer.groups import build, learning_rates, parameters_by_group, set_learning_rates
+from bbu_train.optimizer.adamw import build
+from bbu_train.optimizer.groups import learning_rates, parameters_by_group, set_learning_rates
 
 CONF = Path(__file__).parents[2] / "conf" / "optimizer"
 RATES = {"vision": 2e-6, "merger": 1e-5, "llm": 1e-5, "adapter": 1e-4, "detection": 1e-4}

@@ -98,7 +98,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
 )
 def test_a_wrong_option_is_reported_before_the_model_loads(run, pictures, capsys, monkeypatch, word, message):
     monkeypatch.setattr(
-        "bbu_train.predict.run.TrainedRun.load_predictor", lambda *_: pytest.fail("the model was loaded")
+        "bbu_train.predict.trained_run.TrainedRun.load_predictor", lambda *_: pytest.fail("the model was loaded")
     )
     words = {"run": f"run={run}", "images": f"images={pictures}"}
     code, error = run_command(capsys, *(words | {word.partition("=")[0]: word}).values())

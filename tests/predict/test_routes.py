@@ -26,7 +26,7 @@ def generate_truth(monkeypatch, builder):
     def patch(picture, probability):
         ids = torch.tensor([[*builder.text.ids(builder.answer(picture)), builder.text.end]])
         answer = (ids, torch.full(ids.shape, probability)), None
-        monkeypatch.setattr("bbu_train.model.generation.answer", lambda *_: answer)
+        monkeypatch.setattr("bbu_train.model.generation.generate", lambda *_: answer)
 
     return patch
 

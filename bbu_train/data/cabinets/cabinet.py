@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from bbu_train.data.cabinets import parts
+from bbu_train.data.cabinets.baseband_units import draw_bbu
 from bbu_train.data.cabinets.pen import Pen, shade
 from bbu_train.data.cabinets.plan import (
     EAR,
@@ -20,7 +21,6 @@ from bbu_train.data.cabinets.plan import (
     Site,
     make_plan,
 )
-from bbu_train.data.cabinets.units import draw_bbu
 from bbu_train.data.cabinets.words import describe, label_text
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object

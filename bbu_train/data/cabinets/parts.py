@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from bbu_train.data.cabinets.baseband_units import AMBER, DARK, RED
 from bbu_train.data.cabinets.pen import Color, Pen, shade
-from bbu_train.data.cabinets.units import AMBER, DARK, RED
 
 Random = np.random.Generator
 

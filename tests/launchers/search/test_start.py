@@ -21,9 +21,9 @@ from bbu_train.compare import comparison
 from bbu_train.errors import InputError, SweepPreempted
 from bbu_train.runs.identity import run_identity
 from bbu_train.runtime import preemption
-from launchers import jobs
+from launchers import job_states
 from launchers.__main__ import main
-from launchers.jobs import SlurmUnavailable, job_states, local_job_id
+from launchers.job_states import SlurmUnavailable, local_job_id
 from launchers.ledger import Ledger
 from launchers.local import Local
 from launchers.preflight import check
@@ -168,7 +168,7 @@ def test_failed_and_diverged_trials_do_not_end_a_search_and_an_exhausted_space_d
 def test_a_search_without_any_finished_trial_has_failed(search, ledger):
     with pytest.raises(InputError, match="1 trials have ended, and none with a eval/ap50. See why"):
         search("random", f"seed={searches.RAISES},{searches.RAISES}.0", "search.num_trials=2")
-    assert ledger.search.state(job_states()).name == "failed"
+    assert ledger.search.state(job_states.lookup()).name == "failed"
 
 
 def test_a_metric_that_no_trial_logs_ends_the_search_and_the_error_lists_the_logged_ones(search, ledger):
@@ -228,9 +228,9 @@ def test_a_search_that_a_signal_asks_to_end_is_preempted_and_its_trials_continue
         asking.join()
         preemption._received.clear()
     assert exit_code(preempted.value) == os.EX_TEMPFAIL
-    assert ledger.search.state(job_states()).name == "preempted"
+    assert ledger.search.state(job_states.lookup()).name == "preempted"
     assert states(ledger) == {"running": 1}
-    jobs.cancel([entry.newest_attempt().job for entry, _ in read_trials(ledger)])
+    job_states.cancel([entry.newest_attempt().job for entry, _ in read_trials(ledger)])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_check_that_is_killed_fails_no_trial(search, ledger, monkeypatch, sign
     with pytest.raises(error):
         search("random", "head=none,detr")
     assert states(ledger) == {"done": 1}
-    assert ledger.search.state(job_states()).name == state
+    assert ledger.search.state(job_states.lookup()).name == state
 
 
 def test_a_trial_is_started_again_if_slurm_did_not_answer(search, ledger, monkeypatch):
@@ -270,7 +270,7 @@ def test_cancel_ends_the_controller_and_its_trials(start_process, ledger, monkey
     assert main(["cancel", "s"]) == 0
     assert process.wait(10) == -signal.SIGTERM
     assert states(ledger) == {"cancelled": 2}
-    assert ledger.search.state(job_states()).name == "cancelled"
+    assert ledger.search.state(job_states.lookup()).name == "cancelled"
 
 
 def test_real_runs_continue_without_their_controller_and_a_poor_one_is_pruned(tmp_path, ledger, own_process):

@@ -1,7 +1,7 @@
 import pytest
 
 from bbu_train.runtime.seeds import generator
-from bbu_train.sampler.fill import fill_rows
+from bbu_train.sampler.fill_rows import fill_rows
 
 
 def lengths_in_rows(lengths, max_row_tokens, balanced_share):

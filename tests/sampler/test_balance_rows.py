@@ -1,7 +1,7 @@
 import pytest
 
 from bbu_train.runtime.seeds import generator
-from bbu_train.sampler.exchange import MAX_GROUP, balance_costs
+from bbu_train.sampler.balance_rows import MAX_GROUP, balance_costs
 
 
 def test_samples_of_equal_length_are_exchanged_until_rows_cost_the_same():

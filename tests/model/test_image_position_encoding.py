@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from bbu_train.conversation.positions import positions
+from bbu_train.conversation.mrope_positions import positions
 from bbu_train.errors import InputError
-from bbu_train.model.image_positions import check_scale, image_position_encoding
+from bbu_train.model.image_position_encoding import check_scale, image_position_encoding
 
 WIDTH = 24
 

@@ -53,7 +53,7 @@ class RetryTransient:
         return True
 
 
-def job_states() -> Callable[[str], str | None]:
+def lookup() -> Callable[[str], str | None]:
     """Return a function from a job's id to its state: PENDING, RUNNING, how it ended, or None if this host cannot tell.
 
     SLURM is queried once, at the first SLURM job. Ask for a job's state before reading the files that the job writes:

@@ -3,7 +3,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import Qwen2_5_VLModel
 
-from bbu_train.conversation.positions import positions
+from bbu_train.conversation.mrope_positions import positions
 from bbu_train.model.shape import configuration
 
 IMAGE = 7  # any id: get_rope_index only uses the types of tokens
