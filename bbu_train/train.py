@@ -19,7 +19,7 @@ from bbu_train.runtime import distributed, logs, preemption, profiling
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import loader, progress, step_metrics
 from bbu_train.training.progress import Progress
-from bbu_train.training.setup import Prepared, build, prepare
+from bbu_train.training.setup import RunInputs, build, prepare
 from bbu_train.training.step import step_totals, train_step
 from bbu_train.training.validation import evaluate
 from bbu_train.types.outputs import Prediction
@@ -80,10 +80,14 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
 
     def save() -> None:
+        trackers.sync()
         progress.save(at, checkpoints, optimizer, average)
 
     def end_if_asked(is_asked: bool | None = None) -> None:
-        """Save and raise Preempted if any rank was asked to end; `is_asked`, where given, is known to all ranks."""
+        """Save and raise Preempted if any rank was asked to end.
+
+        `is_asked` is whether any rank was asked, if all ranks already know; None: ask them.
+        """
         if distributed.any_rank(preemption.requested()) if is_asked is None else is_asked:
             if at.step > at.saved_at:
                 save()
@@ -92,12 +96,12 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     def evaluate_average() -> list[tuple[Picture, Prediction]]:
         """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
         with average.applied():
-            at.metrics, found = evaluate(run, engine, model, criterion, cfg.num_workers, end_if_asked)
+            at.metrics, predictions = evaluate(run, engine, model, criterion, cfg.num_workers, end_if_asked)
         at.evaluated_at = at.step
         log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
         if distributed.is_main():
-            trackers.publish(final_report.write_gallery(folder, at.step, found[: cfg.gallery], at.metrics))
-        return found
+            trackers.publish(final_report.write_gallery(folder, at.step, predictions[: cfg.gallery], at.metrics))
+        return predictions
 
     # ---- The loop ----
     state, predictions, profiler = "failed", None, None
@@ -135,7 +139,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
                 row = step_metrics.training_row(criterion, optimizer, result, totals, device)
                 seconds, step_flops = time.perf_counter() - began, model.training_flops(totals.sizes)
                 row |= step_metrics.time_metrics(seconds, data_seconds, totals, step_flops, peak)
-                row |= step_metrics.prefixed("time", model.teacher_cache.hits())
+                row |= step_metrics.prefixed("time", model.teacher_cache.pop_hit_rate())
                 trackers.log(at.step, row)
                 bar.set_postfix_str(step_metrics.progress_text(row), refresh=False)
             bar.update()
@@ -147,7 +151,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             if due(cfg.save_every, at.step, cfg.steps):
                 save()
 
-        if predictions is None and cfg.eval_every is not None:  # the run had reached its last step before
+        # A run that resumed after its last step evaluates again, because predictions are not saved.
+        if predictions is None and cfg.eval_every is not None:
             predictions = evaluate_average()
         bar.close()
         if distributed.is_main():
@@ -176,7 +181,7 @@ def raise_if_asked_to_end(step: int, folder: Path) -> None:
 
 def _report(
     cfg: DictConfig,
-    run: Prepared,
+    run: RunInputs,
     at: Progress,
     predictions: list[tuple[Picture, Prediction]],
     trackers: Trackers,
@@ -189,5 +194,8 @@ def _report(
 
 
 def due(every: int | None, step: int, num_steps: int) -> bool:
-    """Whether `every` so many steps something is to be done after this one. The last step always is."""
+    """Return whether an action that recurs every `every` steps is due after `step`.
+
+    It is always due after the last step, and never if `every` is None.
+    """
     return every is not None and (step % every == 0 or step == num_steps)

@@ -26,7 +26,7 @@ from bbu_train.optimizer import adamw
 from bbu_train.optimizer.groups import set_learning_rates
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.outputs import Prediction
-from bbu_train.types.samples import Draw, Picture, Sample, class_of
+from bbu_train.types.samples import Picture, Sample, SampleVisit, class_of
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 4e-4, 1e-4, 0.1
 WARMUP_SHARE = 0.03  # of the training time; a cosine to 0 follows
@@ -71,7 +71,7 @@ class Views(Dataset):
         self.classes = {name: number for number, name in enumerate(classes)}
         self.side = side
 
-    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Tensor, Labels]:
+    def __getitem__(self, draws: Sequence[SampleVisit]) -> tuple[Tensor, Labels]:
         students = [self.view_of(self.samples[draw.index], draw.epoch).student for draw in draws]
         return pixels(students, self.side), [self._labels(student) for student in students]
 
@@ -87,12 +87,12 @@ def pixels(pictures: Sequence[Picture], side: int) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(read_pixels(each, side, side))) for each in pictures]).movedim(-1, 1)
 
 
-def draws(num_samples: int, batch_size: int, seed: int) -> Iterator[list[Draw]]:
+def draws(num_samples: int, batch_size: int, seed: int) -> Iterator[list[SampleVisit]]:
     """Yield steps forever. Each epoch is shuffled anew; an incomplete last step is dropped."""
     for epoch in count():
         order = generator("peer", seed, epoch).permutation(num_samples).tolist()
         for first in range(0, num_samples - batch_size + 1, batch_size):
-            yield [Draw(epoch, index) for index in order[first : first + batch_size]]
+            yield [SampleVisit(epoch, index) for index in order[first : first + batch_size]]
 
 
 def learning_rate_multiplier(share: float) -> float:

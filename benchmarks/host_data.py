@@ -13,15 +13,15 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from bbu_train import train
-from bbu_train.collator.packed import Packed
+from bbu_train.collator.packed import PackedCollator
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.conversation.patches import read_patches, resized_size
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.data.cabinets.cabinet import draw
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.training import loader, planning
 from bbu_train.types.batch import Encoded
-from bbu_train.types.samples import Picture, Sample, Step
+from bbu_train.types.samples import Picture, PlannedStep, Sample
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = ((640, 480), (1280, 960))
@@ -43,13 +43,13 @@ def draw_pictures(folder: Path, width: int, height: int) -> list[Picture]:
     return pictures
 
 
-def prepare(folder: Path) -> tuple[loader.SampleSource, Iterator[Step], ConversationBuilder, Packed]:
+def prepare(folder: Path) -> tuple[loader.SplitDataset, Iterator[PlannedStep], ConversationBuilder, PackedCollator]:
     """Return the samples and steps of the standard workload, and the builder and collator of a run."""
     torch.set_num_threads(1)
-    text = Text(tiny_tokenizer(151936))
-    workload.write(folder, text, num_samples=64)
+    tokenizer = PlainTextTokenizer(tiny_tokenizer(151936))
+    workload.write(folder, tokenizer, num_samples=64)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*MODEL, *workload.overrides(folder, text)])
+        cfg = compose("config", overrides=[*MODEL, *workload.overrides(folder, tokenizer)])
     preprocessing = train.build(cfg.model.preprocessing)
     builder = train.build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     collator = train.build(cfg.collator)(preprocessing.picture_format)

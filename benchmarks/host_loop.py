@@ -71,6 +71,8 @@ class BareLoop:
         self.start = time.process_time()
         self.bare_seconds.append(self.start - now)
 
+    def sync(self) -> None: ...
+
     def artifact(self, path: Path) -> None: ...
 
     def close(self, state: str) -> None:

@@ -10,9 +10,9 @@ next-fit   opens a new row when the next sample does not fit into the last one
 padded     `sampler=fixed_samples` with 64 samples per step, each padded to the longest of its rank
 
 Each plan is made in its own process; memory is the growth of that process. Steps are divided among ranks by tokens or
-by cost. "Dearest rank" is the cost of a step's most expensive rank over the mean rank, averaged over steps: the others
-wait for it. "Dearest step" is the cost of the most expensive step over the mean step. The last step of the epoch, which
-is incomplete, does not count. Prints a table and writes outputs/benchmarks/packing.json.
+by cost. "Costliest rank / mean" is the cost of a step's costliest rank over the mean rank, averaged over steps: the
+others wait for it. "Costliest step / mean" is the cost of the costliest step over the mean step. The last step of the
+epoch, which is incomplete, does not count. Prints a table and writes outputs/benchmarks/packing.json.
 """
 
 import json
@@ -34,7 +34,7 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.sampler.token_budget import TokenBudget
 from bbu_train.training import planning
-from bbu_train.types.samples import Draw, Step
+from bbu_train.types.samples import PlannedStep, SampleVisit
 
 SEED, NUM_RANKS, NUM_SAMPLES = 17, 8, 64
 SHAPE = Path(__file__).parents[1] / "conf" / "model" / "qwen25vl3b.yaml"
@@ -57,32 +57,32 @@ def lengths_and_costs(num_samples: int) -> tuple[Values, Values]:
     return lengths.tolist(), costs.tolist()
 
 
-def by_draw(values: Values) -> Callable[[Draw], int]:
+def by_draw(values: Values) -> Callable[[SampleVisit], int]:
     return lambda draw: values[draw.index]
 
 
-def plan_bbu_train(lengths: Values, costs: Values, max_row_tokens: int, window: int, dealt: float) -> list[Step]:
+def plan_bbu_train(lengths: Values, costs: Values, max_row_tokens: int, window: int, dealt: float) -> list[PlannedStep]:
     sampler = TokenBudget(max_row_tokens, NUM_RANKS, window, dealt, SEED)
     return sampler.epoch(0, range(len(lengths)), by_draw(lengths), by_draw(costs), str)
 
 
-def plan_best_fit(lengths: Values, _: Values, max_row_tokens: int, window: int, __: float) -> list[Step]:
+def plan_best_fit(lengths: Values, _: Values, max_row_tokens: int, window: int, __: float) -> list[PlannedStep]:
     return plan_bbu_train(lengths, lengths, max_row_tokens, window, 0)
 
 
-def plan_next_fit(lengths: Values, _: Values, max_row_tokens: int, *__: float) -> list[Step]:
-    rows: list[list[Draw]] = []
+def plan_next_fit(lengths: Values, _: Values, max_row_tokens: int, *__: float) -> list[PlannedStep]:
+    rows: list[list[SampleVisit]] = []
     num_free = 0
     for i, length in enumerate(lengths):
         if length > num_free:
             rows.append([])
             num_free = max_row_tokens
-        rows[-1].append(Draw(0, i))
+        rows[-1].append(SampleVisit(0, i))
         num_free -= length
     return [tuple(map(tuple, rows[i : i + NUM_RANKS])) for i in range(0, len(rows), NUM_RANKS)]
 
 
-def plan_padded(lengths: Values, *_: object) -> list[Step]:
+def plan_padded(lengths: Values, *_: object) -> list[PlannedStep]:
     return FixedSamples(NUM_SAMPLES, SEED).epoch(0, range(len(lengths)), None, None, None)
 
 
@@ -106,20 +106,20 @@ def measure(
         num_slots = sum(
             len(part) * max(lengths[draw.index] for draw in part) for ranks in ranks_of_steps for part in ranks if part
         )
-    dearest_rank, dearest_step = dearest_over_mean(
+    costliest_rank, costliest_step = costliest_over_mean(
         np.array([[sum(costs[draw.index] for draw in part) for part in ranks] for ranks in ranks_of_steps[:-1]])
     )
     return {
         "useful": sum(lengths) / num_slots,
         "seconds": seconds,
         "memory_gib": memory_gib,
-        "dearest_rank": dearest_rank,
-        "dearest_step": dearest_step,
+        "costliest_rank": costliest_rank,
+        "costliest_step": costliest_step,
     }
 
 
-def dearest_over_mean(costs: np.ndarray) -> tuple[float, float]:
-    """Return the dearest rank over the mean of its step, averaged, and the dearest step over the mean step.
+def costliest_over_mean(costs: np.ndarray) -> tuple[float, float]:
+    """Return the costliest rank over the mean of its step, averaged, and the costliest step over the mean step.
 
     `costs` has the axes (steps, ranks).
     """
@@ -140,12 +140,14 @@ def main() -> None:
             result = process.submit(measure, *case, options.samples, options.window, options.dealt).result()
         results.append(dict(zip(("plan", "row_tokens", "divided_by"), case, strict=True)) | result)
     print(f"{options.samples:,} samples, windows of {options.window:,}, {options.dealt:.0%} of their tokens dealt\n")
-    print("| plan | row tokens | useful slots | seconds | memory GiB | divided by | dearest rank | dearest step |")
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ["plan", "row tokens", "filled slots", "seconds", "memory GiB", "divided by"]
+    heads += ["costliest rank / mean", "costliest step / mean"]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     for r in results:
         row = f"{r['row_tokens']:,}" if r["row_tokens"] else "the longest"
         planned = f"{r['plan']} | {row} | {r['useful']:.2%} | {r['seconds']:.1f} | {r['memory_gib']:.2f}"
-        print(f"| {planned} | {r['divided_by']} | {r['dearest_rank']:.3f} | {r['dearest_step']:.3f} |")
+        print(f"| {planned} | {r['divided_by']} | {r['costliest_rank']:.3f} | {r['costliest_step']:.3f} |")
     path = Path("outputs/benchmarks/packing.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"results": results} | OmegaConf.to_container(options)))

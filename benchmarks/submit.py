@@ -118,10 +118,11 @@ def main() -> None:
         "Hydra's sweeper": (peer.wall, peer.processor),
     }
     print(f"\n{num_runs} runs; this process has not imported torch\n")
-    print("| what | seconds | processor seconds of this process | relative to Hydra |")
-    print("|---|---|---|---|")
+    print("| what | seconds | relative to Hydra | processor seconds of this process | relative to Hydra |")
+    print("|---|---|---|---|---|")
     for what, (wall, processor) in rows.items():
-        print(f"| {what} | {wall:.1f} | {processor:.1f} | {processor / peer.processor:.2f} |")
+        ratios = wall / peer.wall, processor / peer.processor
+        print(f"| {what} | {wall:.1f} | {ratios[0]:.2f} | {processor:.1f} | {ratios[1]:.2f} |")
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(rows))
 

@@ -36,13 +36,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu_train import train
 from bbu_train.collator.sizes import sizes
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.model.flops import backbone_flops
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.ops import flops
 from bbu_train.training import loader, planning
-from bbu_train.types.samples import PictureFormat, Step
+from bbu_train.types.samples import PictureFormat, PlannedStep
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()
@@ -72,16 +72,16 @@ Result = dict[str, Any]
 
 
 def compose_config(steps: int, overrides: list[str]) -> DictConfig:
-    text = Text(tiny_tokenizer(151936))
+    tokenizer = PlainTextTokenizer(tiny_tokenizer(151936))
     folder = OUTPUTS / "workload"
     if not (folder / "validation.jsonl").exists():
-        workload.write(folder, text, num_samples=128)
+        workload.write(folder, tokenizer, num_samples=128)
     names = [f"outputs={OUTPUTS}", "sweep=throughput", f"run={time.time_ns()}", f"steps={steps}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*FAST, *workload.overrides(folder, text), *names, *overrides])
+        return compose("config", overrides=[*FAST, *workload.overrides(folder, tokenizer), *names, *overrides])
 
 
-def plan_steps(cfg: DictConfig) -> tuple[loader.SampleSource, list[Step], PictureFormat]:
+def plan_steps(cfg: DictConfig) -> tuple[loader.SplitDataset, list[PlannedStep], PictureFormat]:
     """Return the samples and the steps as the run itself plans them, and the format of its pictures."""
     build = train.build
     preprocessing = build(cfg.model.preprocessing)
@@ -132,7 +132,7 @@ def teacher_uses(cfg: DictConfig, first: int, counted: list[dict[str, float]]) -
     source, steps, _ = plan_steps(cfg)
     last = first + len(counted)
 
-    def mean_uses(steps: Sequence[Step]) -> float:
+    def mean_uses(steps: Sequence[PlannedStep]) -> float:
         draws = [draw for step in steps for row in step for draw in row]
         paths = [
             picture.path for draw in draws for picture in source.teachers_of(source.samples[draw.index], draw.epoch)
@@ -163,20 +163,22 @@ def run_peer(cfg: DictConfig, layout: str) -> Result:
 
 
 def matmul_rates() -> dict[str, float]:
-    """Return the TFLOP/s of a large bfloat16 product of random numbers: the first 20, and after 5 s of products.
+    """Return the TFLOP/s of a large bfloat16 product of random numbers: in a burst of 20, and after 5 s of products.
 
-    A training step draws power without a pause, as the sustained products do. Most published figures are of the first
-    kind.
+    A training step draws power without a pause, as the sustained products do. Most published figures are of bursts.
     """
-    runs = {"at once": (3, 20), "sustained": (3500, 700)}  # numbers of products before, and counted
-    return {name: flops.matrix_rate(torch.device("cuda"), torch.bfloat16, *run) / 1e12 for name, run in runs.items()}
+    runs = {"burst": (3, 20), "sustained": (3500, 700)}  # numbers of products before, and counted
+    return {
+        name: flops.matmul_flops_per_second(torch.device("cuda"), torch.bfloat16, *run) / 1e12
+        for name, run in runs.items()
+    }
 
 
 def table(results: dict[str, Result], rates: dict[str, float]) -> str:
     shown_rates = ", ".join(f"{rate:.0f} TFLOP/s {name}" for name, rate in rates.items())
     lines = [f"large bfloat16 product: {shown_rates}", ""]
     heads = ["contender", "weights", "tokens/s", "useful TFLOP/s"]
-    heads += [f"share of the product {name}" for name in rates]
+    heads += [f"share of {name} rate" for name in rates]
     heads += ["memory GiB", "step s", "device s", "data wait s"]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, r in results.items():

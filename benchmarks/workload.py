@@ -13,7 +13,7 @@ from PIL import Image
 
 from bbu_train.conversation import answer
 from bbu_train.conversation.order import ReadingOrder
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object
 
@@ -30,10 +30,10 @@ OVERRIDES = (
 )
 
 
-def overrides(folder: Path, text: Text) -> list[str]:
+def overrides(folder: Path, tokenizer: PlainTextTokenizer) -> list[str]:
     """Return the overrides with which bbu_train trains on the workload in `folder`."""
     system = FILLER * (
-        NUM_SYSTEM_TOKENS - len(text.ids("system\n")) - 3
+        NUM_SYSTEM_TOKENS - len(tokenizer.encode("system\n")) - 3
     )  # the start token, the end token and a newline
     return [
         *OVERRIDES,
@@ -48,10 +48,10 @@ def num_objects(random: np.random.Generator, num_turns: int) -> np.ndarray:
     return np.minimum(40, 1 + random.exponential(11, num_turns).astype(int))
 
 
-def write(folder: Path, text: Text, num_samples: int) -> None:
+def write(folder: Path, tokenizer: PlainTextTokenizer, num_samples: int) -> None:
     """Write pictures of noise, train.jsonl, and validation.jsonl with one more sample; the same at every call."""
     folder.mkdir(parents=True, exist_ok=True)
-    description = _description(text)
+    description = _description(tokenizer)
     random = generator("standard workload")
     lines = []
     for i in range(num_samples + 1):
@@ -65,14 +65,14 @@ def write(folder: Path, text: Text, num_samples: int) -> None:
     (folder / "validation.jsonl").write_text(lines[-1])
 
 
-def _description(text: Text) -> str:
+def _description(tokenizer: PlainTextTokenizer) -> str:
     """Return a description with which an object, its comma included, takes NUM_OBJECT_TOKENS tokens of an answer."""
     boxes = [(10.0, 10.0, 90.0, 80.0), (20.0, 30.0, 90.0, 80.0)]
     for length in range(NUM_OBJECT_TOKENS):
         description = f"bbu{FILLER * length}"
         objects = [Object(box, description) for box in boxes]
         one, two = (
-            len(text.ids(answer.render(answered, ReadingOrder(), 1, 1, WIDTH, HEIGHT)))
+            len(tokenizer.encode(answer.render(answered, ReadingOrder(), 1, 1, WIDTH, HEIGHT)))
             for answered in (objects[:1], objects)
         )
         if two - one == NUM_OBJECT_TOKENS:

@@ -72,7 +72,10 @@ def status(ledger: Ledger) -> int:
 
 
 def resume(ledger: Ledger) -> int:
-    """Start the runs that can be restarted. Of a search, first those that are no trials, then its controller."""
+    """Start the runs that can be restarted.
+
+    In a sweep with a search, first start the runs that are not trials, then the controller, which starts the trials.
+    """
     runs = [entry.run for entry in ledger.entries()]
     if not ledger.search.is_search:
         return start_runs(ledger, runs, RESTARTABLE)

@@ -22,7 +22,11 @@ class Here:
     works_under_torchrun = True
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
-        """Train those of `runs` that are in one of `states` at their turn; return the first failure's exit code."""
+        """Train `runs` in order, and return the first failure's exit code.
+
+        A run is skipped if, when its turn comes, its state is not one of `states`, because another command has started
+        it.
+        """
         code = 0
         for run in runs:
             attempt = ranks.decide_on_main(partial(_claim, ledger, run, states))
@@ -44,7 +48,7 @@ class Here:
 
 
 def _claim(ledger: Ledger, run: str, states: Collection[str]) -> Attempt | None:
-    """Return a new attempt at the run that belongs to this process, or None if the run is in no state to start."""
+    """Return a new attempt at the run that belongs to this process, or None if its state is not one of `states`."""
     with locked(ledger.folder):
         (status,) = read_statuses(ledger, [run])
         if not status.can_start(states):

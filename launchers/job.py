@@ -31,17 +31,17 @@ class Job:
         self.attempt_folder = attempt_folder
 
     def __call__(self) -> Preempted | None:
-        """Run the attempt. Return how it was preempted, if it was: SLURM shall not count that as a failure."""
+        """Run the attempt. Return the Preempted error instead of raising it, so that SLURM counts no failure."""
         preemption.install()  # first, as a signal that comes earlier kills the process
         return self.run()
 
     def run(self) -> Preempted | None:
-        """Do the same in a process whose signal handlers stay as they are."""
+        """Run the attempt without installing signal handlers."""
         attempt = Attempt(Path(self.attempt_folder))
         entry = Entry(attempt.entry_folder)
         job, is_main = _join_ranks()
-        place = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
-        if is_main and (refusal := attempt.begin(job, **place)):
+        process_info = {"node": socket.gethostname(), "pid": os.getpid(), "restart": _num_restarts()}
+        if is_main and (refusal := attempt.begin(job, **process_info)):
             sys.exit(f"{entry.run} does not run here: {refusal}.")  # this ends the other ranks too
         try:
             cfg = entry.config()
@@ -69,7 +69,7 @@ def _join_ranks() -> tuple[str, bool]:
     from submitit.helpers import TorchDistributedEnvironment
 
     environment = JobEnvironment()
-    if environment.num_tasks > 1:  # all GPUs stay visible, or LOCAL_RANK would count from the wrong one
+    if environment.num_tasks > 1:  # leave all GPUs visible: LOCAL_RANK is an index into them
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     return environment.job_id, environment.global_rank == 0
 

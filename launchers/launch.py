@@ -73,7 +73,7 @@ def _check_and_record(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
     """Check the whole sweep, print what it will take, and write it to the ledger; return the names of its runs."""
     preemption.end_sweep_if_asked()
     known = estimate.from_finished_runs(cells)
-    requirements = check_cells(cells, estimate.group_unknown(cells, known))
+    requirements = check_cells(cells, estimate.group_without_estimate(cells, known))
     estimates = [
         estimated or estimate.from_requirements(cell, **requirements[number])
         for number, (cell, estimated) in enumerate(zip(cells, known, strict=True))

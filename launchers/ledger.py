@@ -9,8 +9,9 @@
         cancelled.json   why the attempt shall end or was never submitted; `state` is "pruned" if a search did it
     search/              if a search makes the runs: an entry for its controller (search/start.py)
 
-Every file is written atomically and has one kind of writer. What an attempt reports of itself holds only as long as its
-job exists, and the scheduler knows that (job_states.py): so a run whose job was killed is reported as lost.
+Every file is written atomically and has one kind of writer. A job that is killed cannot update its state.json. So a
+state of queued or running is believed only while the scheduler still knows the job (job_states.py); otherwise the run
+is reported as lost.
 """
 
 import getpass
@@ -52,7 +53,7 @@ class State:
 
     @property
     def can_change(self) -> bool:
-        """Whether waiting may show another state. Not if the job is this very process: it is the one that waits."""
+        """Whether the state may change while this process waits. It cannot if this process is itself the job."""
         return self.has_live_job and self.is_job_visible and self.job != job_states.local_job_id()
 
 
@@ -78,8 +79,8 @@ class Attempt:
     def job(self) -> str | None:
         return (self.read("state") or self.read("job")).get("job")
 
-    def begin(self, job: str, **place: Any) -> str | None:
-        """Record that `job` runs this attempt, and at what `place`; or return the reason why it must not run."""
+    def begin(self, job: str, **process_info: Any) -> str | None:
+        """Record that `job` runs this attempt, with `process_info`; or return the reason why it must not run."""
         with locked(self.entry_folder.parent):
             newest = Entry(self.entry_folder).newest_attempt()
             assert newest is not None
@@ -89,7 +90,7 @@ class Attempt:
                 return "it was cancelled"
             if self.read("state").get("state") == "done":
                 return "it is done"
-            self.write("state", state="running", job=job, **place)
+            self.write("state", state="running", job=job, **process_info)
         return None
 
     def fail(self, job: str, traceback: str, message: str) -> None:

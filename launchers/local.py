@@ -42,7 +42,9 @@ class Local:
             self.free_gpus.put(gpu)
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
-        """Run those of `runs` that are in one of `states` at their turn, as others may work on the same sweep.
+        """Run `runs`. A run is skipped if, when its turn comes, its state is not one of `states`.
+
+        Another command that works on the same sweep may have started it meanwhile.
 
         No further run starts once a run is cancelled or a signal asks a run or this process to end.
         """

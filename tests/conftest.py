@@ -147,10 +147,10 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run(outputs):
-    """A function from a name and overrides to the folder of a run in this process."""
+    """A function from a name and overrides to the folder of a run in this process. The same run is made once."""
     from whole_runs import run_here
 
-    return partial(run_here, outputs)
+    return cache(partial(run_here, outputs))
 
 
 @pytest.fixture(scope="session")

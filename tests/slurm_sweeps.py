@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import whole_runs
 
-from bbu_train.cli.overrides import in_hydras_order
+from bbu_train.cli.overrides import options_first
 from launchers.cells import compose
 from launchers.ledger import Ledger
 
@@ -54,7 +54,7 @@ class Sweep:
 
     def record(self, *overrides: str) -> None:
         """Write the ledger as a submission does, without its checks. `launchers resume` then submits the runs."""
-        arguments = in_hydras_order([*SWEEP, f"outputs={self.outputs.parent}", *SMALL, *overrides])
+        arguments = options_first([*SWEEP, f"outputs={self.outputs.parent}", *SMALL, *overrides])
         Ledger(self.outputs / "ledger").add(compose(arguments, whole_runs.CONF))
 
     def run(self, *arguments: str) -> str:

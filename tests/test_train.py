@@ -4,39 +4,21 @@ import gzip
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from whole_runs import assert_equal_runs, command, rows, trained, weights
+from whole_runs import CACHE, GALLERIES, command, logged, rows, weights
 
 from bbu_train.errors import InputError
 
-# Less than all teachers' pictures need, so that some are given up.
-CACHE = ["optimizer.groups.vision.lr=0", "model.teacher_cache_gib=0.0005"]
-GALLERIES = [f"step-0000000{step}.jpg" for step in (0, 3, 6)]
 
-
-def kill_after(arguments, folder, num_rows):
-    """Start a run in a process of its own and kill it, without warning, once it has logged so many rows."""
-    process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, stderr=subprocess.DEVNULL)
-    log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= num_rows):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def logged(folder, name):
-    """The values of one metric, step by step."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [row[name] for row in lines if name in row]
+def layout(run, *overrides):
+    """Return the folder of a run that lays out the same steps in another way."""
+    return run("-".join(overrides).replace("=", "-"), *overrides)
 
 
 def test_a_profiled_run_leaves_a_trace_of_three_steps_and_the_same_log(run, uninterrupted):
@@ -66,35 +48,9 @@ def test_a_run_that_fails_before_its_first_step_closes_what_it_has_opened(run, m
 
 
 def test_packing_efficiency_is_the_share_of_slots_that_are_no_padding(run, uninterrupted):
-    padded = run("padded", "collator=standard", "eval_every=null")
+    padded = layout(run, "collator=standard")
     assert logged(uninterrupted, "time/packing_efficiency") == [1.0] * 6
     assert all(0.3 < share < 1 for share in logged(padded, "time/packing_efficiency"))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, uninterrupted, num_workers):
-    folder = outputs / "smoke" / f"killed-{num_workers}"
-    arguments = command(outputs, folder.name, f"num_workers={num_workers}")
-    kill_after(arguments, folder, num_rows=2)  # before the first checkpoint
-    kill_after(arguments, folder, num_rows=6)  # after it
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-    assert_equal_runs(folder, uninterrupted)
-    for name in GALLERIES:
-        assert (folder / "gallery" / name).read_bytes() == (uninterrupted / "gallery" / name).read_bytes()
-
-
-def test_a_killed_and_resumed_run_of_other_choices_equals_one_that_was_never_killed(outputs, run):
-    """The resumed one begins with an empty cache."""
-    curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.num_epochs=2"]
-    choices = [*CACHE, "augmentation=crops", "average=ema", "optimizer=muon", *curriculum]
-    cached = run("cached", *choices)
-    shares = logged(cached, "time/teacher_cache_hits")
-    assert 0 <= shares[0] < max(shares) <= 1
-    folder = outputs / "smoke" / "killed-cached"
-    arguments = command(outputs, folder.name, *choices, "num_workers=2")
-    kill_after(arguments, folder, num_rows=6)
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-    assert_equal_runs(folder, cached)
 
 
 def test_a_cache_for_teachers_changes_no_loss(run):
@@ -104,14 +60,6 @@ def test_a_cache_for_teachers_changes_no_loss(run):
 def test_a_cache_for_a_tower_that_is_trained_is_refused_before_the_first_step(run):
     with pytest.raises(InputError, match="needs a frozen vision tower"):
         run("refused", "model.teacher_cache_gib=1")
-
-
-def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(outputs, run, uninterrupted):
-    before = (uninterrupted / "metrics.jsonl").read_bytes()
-    arguments = ["-m", "bbu_train", f"resume={uninterrupted}"]
-    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
-    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
-    assert "loss/total" in done.stdout
 
 
 def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outputs, uninterrupted):
@@ -131,7 +79,7 @@ def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outpu
     [["engine.num_micro_batches=2"], ["engine.num_micro_batches=4", "collator=standard"], ["collator=standard"]],
 )
 def test_another_layout_of_the_same_steps_gives_the_same_log(run, uninterrupted, overrides):
-    compare_logs(rows(run("-".join(overrides).replace("=", "-"), *overrides)), rows(uninterrupted))
+    compare_logs(rows(layout(run, *overrides)), rows(uninterrupted))
 
 
 def compare_logs(ours, expected):
@@ -149,7 +97,7 @@ def amounts(folder, rate):
 
 
 def test_the_useful_work_of_a_step_is_that_of_its_samples_in_every_layout(run, uninterrupted):
-    split = run("padded-parts", "collator=standard", "engine.num_micro_batches=3", "eval_every=null")
+    split = layout(run, "engine.num_micro_batches=4", "collator=standard")
     assert amounts(split, "time/model_tflops") == pytest.approx(amounts(uninterrupted, "time/model_tflops"))
     assert min(amounts(split, "time/model_tflops")) > 0
 
@@ -174,30 +122,6 @@ def test_two_ranks_take_the_same_steps_as_one(outputs, run, cache, request):
         assert amounts(two_ranks, rate) == pytest.approx(amounts(one_rank, rate))
     by_rank = zip(*(logged(two_ranks, f"memory/rank{rank}/peak_gib") for rank in range(2)), strict=True)
     assert logged(two_ranks, "memory/peak_gib") == [max(its) for its in by_rank]
-
-
-def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):
-    often = run("often", "eval_every=1", "gallery=0")
-    assert not (often / "gallery").exists()
-    training = [row for row in rows(often) if "loss/total" in row]
-    assert training == [row for row in rows(uninterrupted) if "loss/total" in row]
-    assert all(torch.equal(value, weights(often)[name]) for name, value in weights(uninterrupted).items())
-
-
-def equal(some, others):
-    return some.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in some.items())
-
-
-def test_a_run_with_an_average_trains_as_one_without_and_evaluates_and_saves_the_average(run, uninterrupted):
-    averaged = run("averaged", "average=ema", "eval_every=2")
-    assert equal(trained(averaged), weights(uninterrupted))
-    assert not equal(weights(averaged), weights(uninterrupted))
-    ours, others = rows(averaged), rows(uninterrupted)
-    assert [row for row in ours if "loss/total" in row] == [row for row in others if "loss/total" in row]
-    ours, others = ([row for row in its if "eval/loss/total" in row] for its in (ours, others))
-    assert ours[0] == others[0]
-    assert ours[-1]["step"] == others[-1]["step"]
-    assert ours[-1]["eval/loss/total"] != others[-1]["eval/loss/total"]
 
 
 def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):

@@ -10,6 +10,9 @@ from hydra import compose, initialize_config_dir
 CONF = Path(__file__).parents[1] / "conf"
 SMOKE = ["experiment=smoke", "tracker=jsonl"]
 SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3", "gallery=1"]
+# Smaller than the features of all teacher pictures, so that some are evicted.
+CACHE = ["optimizer.groups.vision.lr=0", "model.teacher_cache_gib=0.0005"]
+GALLERIES = [f"step-0000000{step}.jpg" for step in (0, 3, 6)]
 SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
 
 
@@ -41,6 +44,12 @@ def rows(folder):
         {name: value for name, value in json.loads(line).items() if not name.startswith(("time/", "memory/"))}
         for line in lines
     ]
+
+
+def logged(folder, name):
+    """Return the values of one metric, step by step."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row[name] for row in lines if name in row]
 
 
 def weights(folder, step=6):

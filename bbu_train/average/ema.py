@@ -22,8 +22,9 @@ class ExponentialMovingAverage:
     w is the float32 master of a weight if the optimizer has one, else the weight. The average starts at the initial
     weights and forgets early ones as d_t grows: it covers about the last ninth of the steps until d_t reaches `decay`.
 
-    `weights` are for evaluation, checkpoints and prediction; to go on, training also needs `trained`. Both are right at
-    any time, within `applied` too.
+    `weights()` returns the averages, for evaluation, checkpoints and prediction. `unaveraged_weights()` returns the
+    weights that the optimizer updates, which a resumed run needs as well. Both may be called at any time, also inside
+    `applied()`.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> None:
@@ -60,7 +61,7 @@ class ExponentialMovingAverage:
         """Return the averages of trained parameters, and the weights of frozen ones."""
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()} | self.averages
 
-    def trained(self) -> dict[str, Tensor]:
+    def unaveraged_weights(self) -> dict[str, Tensor]:
         """Return the trained weights themselves, without frozen ones."""
         return self._trained or {name: p.detach() for name, p in self.parameters.items()}
 
@@ -70,8 +71,8 @@ class ExponentialMovingAverage:
             average.copy_(weights[name])
 
     def _masters(self, parameters: list[nn.Parameter]) -> list[Tensor]:
-        weights = [parameter.detach() for parameter in parameters]
         """Return the float32 masters of bfloat16 weights, or the weights as float32 if there are none."""
+        weights = [parameter.detach() for parameter in parameters]
         state = self.optimizer.state  # a defaultdict: test for a key before looking it up, or an entry is added
         low_bits = [state[p].get("low_bits") if p in state else None for p in parameters]
         if all(bits is None for bits in low_bits):

@@ -21,7 +21,8 @@ class NoAverage:
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
-    def trained(self) -> dict[str, Tensor]:
+    def unaveraged_weights(self) -> dict[str, Tensor]:
+        """Return {}: `weights` returns the trained weights already."""
         return {}
 
     def load(self, weights: dict[str, Tensor]) -> None: ...

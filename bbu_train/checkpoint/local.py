@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bbu_train.errors import InputError
-from bbu_train.runtime.atomic_write import flush
+from bbu_train.runtime.atomic_write import flush, make_folder
 
 MANIFEST = "manifest.json"
 FILES = WEIGHTS, STATE = "model.safetensors", "state.pt"
@@ -107,7 +107,7 @@ class LocalCheckpoints:
         """
         _check_weights(weights)
         _check_state(state, "state")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._clean_up_after_a_kill()
         writing, final = (self.folder / f"{prefix}step-{step:08d}" for prefix in (".writing-", ""))
         writing.mkdir()
@@ -129,9 +129,9 @@ class LocalCheckpoints:
         return max(_list_committed(self.folder), key=lambda checkpoint: checkpoint.step, default=None)
 
     def best(self) -> Checkpoint | None:
-        """Return the best checkpoint by `best_metric`, the newer one of equals, or None.
+        """Return the best checkpoint by `best_metric`, the newest of equally good ones, or None if none qualifies.
 
-        Checkpoints without the metric, such as those saved between two evaluations, or with NaN do not count.
+        Checkpoints that lack the metric (saved between two evaluations) or whose metric is NaN are ignored.
         """
         sign = 1 if self.best_mode == "max" else -1
         candidates = [

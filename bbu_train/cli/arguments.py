@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from bbu_train.cli.main import close_stdout, report_error
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
-from bbu_train.runs.config_keys import kind_problem, leaves
+from bbu_train.runs.config_keys import leaves, type_problem
 
 
-def call(
+def run_program(
     program: Callable[[DictConfig], None],
     words: Sequence[str],
     usage: str,
@@ -35,7 +35,7 @@ def call(
         print(usage, end="")
         return 0
     try:
-        program(read([_quote_path(word, paths) for word in words], defaults))
+        program(parse([_quote_path(word, paths) for word in words], defaults))
     except BrokenPipeError:
         close_stdout()
     except KeyboardInterrupt:
@@ -52,14 +52,14 @@ def _quote_path(word: str, paths: Sequence[str]) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}" if equals and key in paths else word
 
 
-def read(words: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:
-    """Return `defaults` with the values that `words` give. Raises InputError that lists every wrong word."""
-    problems = [f"{word!r} is not of the form key=value." for word in words if "=" not in word]
+def parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:
+    """Return `defaults` with the values that `arguments` give. Raises InputError that lists every wrong one."""
+    problems = [f"{argument!r} is not of the form key=value." for argument in arguments if "=" not in argument]
     try:
-        given = OmegaConf.from_cli([word for word in words if "=" in word])
+        given = OmegaConf.from_cli([argument for argument in arguments if "=" in argument])
         values = dict(leaves(OmegaConf.to_container(given, resolve=True))) if given else {}
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(f"{' '.join(words)} cannot be read: {error}") from error
+        raise InputError(f"{' '.join(arguments)} cannot be read: {error}") from error
     problems += [problem for key, value in values.items() if (problem := _problem(key, value, defaults))]
     if problems:
         raise all_problems("This command", problems, "--help says which keys there are.")
@@ -70,12 +70,12 @@ def read(words: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:
 
 def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
     if key in defaults:
-        return kind_problem(key, defaults[key], value)
+        return type_problem(key, defaults[key], value)
     near = difflib.get_close_matches(key, defaults, n=1)
     return f"{key} is no key. {f'Did you mean {near[0]}? ' if near else ''}There are: {', '.join(defaults)}."
 
 
-def absent(values: DictConfig, required: Mapping[str, str]) -> list[str]:
+def missing_values(values: DictConfig, required: Mapping[str, str]) -> list[str]:
     """Return a problem for each key of `required` without a value. Its text says what the key names."""
     return [f"Say {key}=..., {what}." for key, what in required.items() if not values[key]]
 

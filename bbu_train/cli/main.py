@@ -45,9 +45,9 @@ def run_command(task: Task, folder: Path, launch: Launch) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     try:
-        sys.argv[1:], added = overrides.with_choices_of_resumed(overrides.in_hydras_order(sys.argv[1:]))
+        sys.argv[1:], added = overrides.add_choices_of_resumed_run(overrides.options_first(sys.argv[1:]))
         command = overrides.check(sys.argv[1:], folder)
-        if command.sweeps and not command.shows:
+        if command.is_sweep and not command.only_shows:
             return launch(sys.argv[1:], folder)
         application = hydra.main(
             version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
@@ -64,7 +64,11 @@ def run_command(task: Task, folder: Path, launch: Launch) -> int:
 
 
 def close_stdout() -> None:
-    """Send further output nowhere: the reader of a pipe has gone, as `head` does, and Python would complain at exit."""
+    """Redirect stdout to /dev/null.
+
+    The reader of the pipe has exited (such as `head`), and Python would otherwise print an error when it flushes at
+    exit.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -25,8 +25,8 @@ CONFIG_NAME = "config"
 class CheckedCommand(NamedTuple):
     """What a command asks for: a sweep or one run, and whether it only shows something of the config or of Hydra."""
 
-    sweeps: bool
-    shows: bool
+    is_sweep: bool
+    only_shows: bool
 
 
 def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
@@ -34,11 +34,11 @@ def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
     flags = parser.parse_args(list(arguments))
-    shows = bool(flags.shell_completion or flags.cfg or flags.info or flags.help or flags.hydra_help)
+    only_shows = bool(flags.shell_completion or flags.cfg or flags.info or flags.help or flags.hydra_help)
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
-    if flags.shell_completion or (shows and not flags.overrides):  # composing a config takes a quarter of a second
-        return CheckedCommand(sweeps=False, shows=True)
+    if flags.shell_completion or (only_shows and not flags.overrides):  # composing a config takes a quarter of a second
+        return CheckedCommand(is_sweep=False, only_shows=True)
     loader = config_loader(folder, flags.config_dir)
     given = config_keys.parse(flags.overrides, loader)
     groups = [override for override in given if is_group(override, loader)]
@@ -61,15 +61,15 @@ def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
     if launching and not sweeping:
         problems.append("hydra/launcher starts the runs of a sweep and needs -m: without it the run would train here.")
     config_keys.refuse([*(_sweep_problems(given) if sweeping else _single_problems(given)), *problems])
-    return CheckedCommand(sweeping, shows)
+    return CheckedCommand(sweeping, only_shows)
 
 
-def in_hydras_order(arguments: Sequence[str]) -> list[str]:
+def options_first(arguments: Sequence[str]) -> list[str]:
     """Put options before overrides: Hydra does not accept `seed=1,2 -m steps=10`."""
     return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
 
 
-def with_choices_of_resumed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def add_choices_of_resumed_run(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the command with the group choices of the run that `resume=<folder>` names, and the words that were added.
 
     Without them `resume=<folder> data.root=/moved` would not compose, because the default data has no such key.
@@ -82,8 +82,8 @@ def with_choices_of_resumed(arguments: Sequence[str]) -> tuple[list[str], list[s
     stored = run_folder.choices(value) if isinstance(value, str) else {}
     given = {argument.partition("=")[0] for argument in arguments}
     added = [f"{group}={choice}" for group, choice in stored.items() if group not in given]
-    place = arguments.index(resume)
-    return [*arguments[:place], *added, *arguments[place:]], added
+    index = arguments.index(resume)
+    return [*arguments[:index], *added, *arguments[index:]], added
 
 
 def config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
@@ -124,13 +124,13 @@ def _group_problems(override: Override, loader: ConfigLoaderImpl, chosen: Mappin
 
 def _combinations(groups: Sequence[Override]) -> Iterator[tuple[str, ...]]:
     """Yield every combination of group choices in a sweep, as overrides; usually there is one."""
-    spelt = [
+    options_by_group = [
         [f"{group.get_key_element()}={choice}" for choice in group.sweep_string_iterator()]
         if group.is_discrete_sweep()
         else [str(group.input_line)]
         for group in groups
     ]
-    return itertools.product(*spelt)
+    return itertools.product(*options_by_group)
 
 
 def _single_problems(given: Sequence[Override]) -> list[str]:
@@ -187,6 +187,6 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
             continue
         if key not in known:
             problems.append(config_keys.unknown_key(key, plain, choices))
-        elif problem := config_keys.kind_problem(key, known[key], value):
+        elif problem := config_keys.type_problem(key, known[key], value):
             problems.append(problem)
     return [f"experiment={experiment} sets {problem}" for problem in problems]

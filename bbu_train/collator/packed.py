@@ -7,7 +7,7 @@ from bbu_train.collator.layout import Collator, lay_out
 from bbu_train.types.batch import Batch, Encoded
 
 
-class Packed(Collator):
+class PackedCollator(Collator):
     """All samples in a single row, one after the other. `Batch.cu_seqlens` keeps their boundaries."""
 
     def __call__(self, samples: Sequence[Encoded]) -> Batch:

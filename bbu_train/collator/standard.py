@@ -6,7 +6,7 @@ from bbu_train.collator.layout import Collator, lay_out
 from bbu_train.types.batch import Batch, Encoded
 
 
-class Standard(Collator):
+class PaddedCollator(Collator):
     """Each sample has a row of its own. This is simple, but wasteful if lengths vary."""
 
     def __call__(self, samples: Sequence[Encoded]) -> Batch:

@@ -33,7 +33,7 @@ DEFAULTS = {"sweep": None, "metric": "eval/ap50", "mode": None, "at": "last", "t
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.call(lambda cfg: compare(_complete(cfg)), words, USAGE, DEFAULTS, paths=())
+    return arguments.run_program(lambda cfg: compare(_complete(cfg)), words, USAGE, DEFAULTS, paths=())
 
 
 def _complete(cfg: DictConfig) -> DictConfig:

@@ -1,6 +1,7 @@
 """The position of a key's values on a plot axis: logarithmic if they span a decade, else linear.
 
-Texts are evenly spaced. So are a few numbers of which two would be too close to tell apart, such as 0, 1e-6 and 1e-5.
+Texts are spaced evenly. Numbers are also spaced evenly if there are at most MAX_TICKS of them and two would lie too
+close for their labels, such as 0, 1e-6 and 1e-5.
 """
 
 import math

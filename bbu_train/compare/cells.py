@@ -57,25 +57,25 @@ class RankedCell:
 
 
 def differing_settings(all_runs: Sequence[SweepRun]) -> list[Settings]:
-    """Return each run's values of the keys, other than `seed`, that can change the result and differ between runs.
+    """Return, for each run, the values of the keys that can change the result and differ between runs.
 
-    A key that only refers to another key is left out. A config group whose choice differs replaces the keys that the
-    choice determines: `collator=packed` instead of its `_target_`.
+    `seed` is excluded, and so is a key that is the same reference (`${...}`) to another key in all runs. A config group
+    whose choice differs replaces the keys that the choice determines: `collator=packed` instead of its `_target_`.
     """
-    keys = sorted({key for run in all_runs for key in run.values} - {SEED})
+    keys = sorted({key for run in all_runs for key in run.resolved_values} - {SEED})
     keys = [key for key in keys if _differs(key, all_runs)]
     groups = [group for group in _differing_groups(all_runs) if any(key.startswith(f"{group}.") for key in keys)]
     keys = [key for key in keys if not any(_is_determined_by(group, key, all_runs) for group in groups)]
     return [
         {group: run.choices[group] for group in groups}
-        | {key: comparable_value(run.values.get(key, _ABSENT)) for key in keys}
+        | {key: comparable_value(run.resolved_values.get(key, _ABSENT)) for key in keys}
         for run in all_runs
     ]
 
 
 def _differs(key: str, all_runs: Sequence[SweepRun]) -> bool:
-    resolved = {comparable_value(run.values.get(key, _ABSENT)) for run in all_runs}
-    unresolved = {comparable_value(run.raw.get(key, _ABSENT)) for run in all_runs}
+    resolved = {comparable_value(run.resolved_values.get(key, _ABSENT)) for run in all_runs}
+    unresolved = {comparable_value(run.unresolved_values.get(key, _ABSENT)) for run in all_runs}
     return len(resolved) > 1 and len(unresolved) > 1
 
 
@@ -91,7 +91,7 @@ def _differing_groups(all_runs: Sequence[SweepRun]) -> list[str]:
 
 def _is_determined_by(group: str, key: str, all_runs: Sequence[SweepRun]) -> bool:
     """Return whether `key` lies in `group` and has one value for each choice of the group."""
-    pairs = {(run.choices[group], comparable_value(run.values.get(key, _ABSENT))) for run in all_runs}
+    pairs = {(run.choices[group], comparable_value(run.resolved_values.get(key, _ABSENT))) for run in all_runs}
     return key.startswith(f"{group}.") and len(pairs) == len({choice for choice, _ in pairs})
 
 

@@ -24,15 +24,16 @@ REQUIRED = ("data.root",)
 def training_command(cell: RankedCell) -> tuple[str, list[str]]:
     """Return `python -m bbu_train ...` for all seeds of the cell, and the keys that this version no longer has.
 
-    The command starts from the typed overrides, or from the choices of config groups, and adds each key in which the
-    config composed from those still differs from the stored one. So it is right however the run was started.
+    The command starts from the overrides that the user typed or, if those no longer compose, from the recorded group
+    choices. It then adds an override for every key whose composed value differs from the run's config.yaml. So it
+    reproduces the config however the run was started.
     """
     run = cell.runs[0].run
     typed, composed = _starting_overrides(run)
     differences, removed_keys = _differences(run, composed)
     words = {config_keys.parse([word])[0].key_or_group: word for word in typed} | differences
     words.pop(SEED, None)
-    seeds = sorted({int(each.run.values.get(SEED, 0)) for each in cell.runs})
+    seeds = sorted({int(each.run.resolved_values.get(SEED, 0)) for each in cell.runs})
     program = ["python", "-m", "bbu_train", *(["-m"] if len(seeds) > 1 else [])]
     return shlex.join([*program, *words.values(), f"{SEED}={','.join(map(str, seeds))}"]), removed_keys
 
@@ -40,8 +41,8 @@ def training_command(cell: RankedCell) -> tuple[str, list[str]]:
 def _starting_overrides(run: SweepRun) -> tuple[list[str], DictConfig]:
     """Return overrides to start from, and the config that they compose.
 
-    These are the typed ones and the choices that they leave out; the choices alone if the typed ones no longer compose;
-    or none.
+    Try, in this order, the typed overrides plus the recorded group choices that they do not set, the recorded choices
+    alone, and no overrides. Return the first that composes.
     """
     for words in (_typed_overrides(run), []):
         composed = _compose(words)
@@ -95,7 +96,7 @@ def _differences(run: SweepRun, composed: DictConfig) -> tuple[dict[str, str], l
     """Return overrides, by key, that turn `composed` into the run's config; and the run's keys that no longer exist."""
     values = dict(config_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
     words, removed_keys = {}, []
-    for key, value in run.raw.items():
+    for key, value in run.unresolved_values.items():
         if _is_neutral(key) or key == SEED or (key in values and values[key] == value):
             continue
         if key in values:
@@ -111,7 +112,9 @@ def _deletions(run: SweepRun, composed: DictConfig) -> dict[str, str]:
     """Return overrides that delete the entries of open mappings which the run does not have."""
     mappings = config_keys.OPEN_MAPPINGS
     entries = [f"{mapping}.{name}" for mapping in mappings for name in OmegaConf.select(composed, mapping) or {}]
-    missing = [entry for entry in entries if not any(f"{key}.".startswith(f"{entry}.") for key in run.raw)]
+    missing = [
+        entry for entry in entries if not any(f"{key}.".startswith(f"{entry}.") for key in run.unresolved_values)
+    ]
     return {entry: f"~{entry}" for entry in missing}
 
 

@@ -6,7 +6,10 @@ from bbu_train.reporting.tables import Value, format_number
 
 
 def abbreviate(value: Value, max_length: int = 18) -> str:
-    """Return the value for a plot: of a longer text its beginning and its end, or it would leave the plot no room."""
+    """Return the value as a label of at most `max_length` characters.
+
+    A longer text keeps its beginning and its end, with an ellipsis between.
+    """
     text = format_number(value)
     half = (max_length - 1) // 2
     return text if len(text) <= max_length else f"{text[:half]}…{text[-half:]}"

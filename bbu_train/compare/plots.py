@@ -23,7 +23,7 @@ MAX_COLORED = len(COLORS)
 
 
 def color_scale(cells: Sequence[RankedCell], mode: str) -> tuple[Colormap, Normalize]:
-    """Return a colour map in which the best cell is darkest (yellow, faint on white, is the worst), and its range."""
+    """Return a colour map and its range. The best cell is darkest; the worst is yellow, which is faint on white."""
     means = [cell.mean for cell in cells]
     return colormaps["viridis_r" if mode == "max" else "viridis"], Normalize(min(means), max(means))
 

@@ -25,9 +25,9 @@ EVALUATION = "eval/"
 class SweepRun:
     name: str
     config: DictConfig
-    values: Mapping[str, Any]
+    resolved_values: Mapping[str, Any]
     """The value of each key that can change the result, references resolved."""
-    raw: Mapping[str, Any]
+    unresolved_values: Mapping[str, Any]
     """The value of each key as config.yaml has it, references unresolved."""
     choices: Mapping[str, str]
     """The choice of each config group; empty if environment.json does not record it."""
@@ -87,7 +87,7 @@ def read_runs(folder: Path) -> tuple[list[SweepRun], list[ExcludedRun]]:
 
 def drop_repetitions(finished: Sequence[SweepRun]) -> tuple[list[SweepRun], list[ExcludedRun]]:
     """Keep the newest of the runs whose config and seed are equal: a repetition is no second random sample."""
-    identities = [identity.hash_values(run.values) for run in finished]
+    identities = [identity.hash_values(run.resolved_values) for run in finished]
     newest: dict[str, SweepRun] = {}
     for key, run in zip(identities, finished, strict=True):
         if key not in newest or newest[key].modified_at <= run.modified_at:

@@ -13,14 +13,19 @@ from transformers import PreTrainedTokenizerBase
 
 from bbu_train.conversation import answer, patches
 from bbu_train.conversation.mrope_positions import positions
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.ops import boxes
 from bbu_train.types.batch import Encoded
 from bbu_train.types.samples import Conversation, Picture, PictureFormat, Role, Sample, Turn
 
 
 class _Piece(NamedTuple):
-    """A part of the template: token ids, whose answer they belong to, and (height, width) if they are image tokens."""
+    """A part of the template.
+
+    ids          its token ids
+    role         whose answer it is; NONE for a prompt
+    image_shape  its (height, width) in image tokens if it is a picture
+    """
 
     ids: Sequence[int]
     role: Role
@@ -46,12 +51,12 @@ class ConversationBuilder:
         self.system = system
         self.question = question
         self.picture_format = picture_format
-        self.text = Text(tokenizer)
-        self._ids = lru_cache(maxsize=10_000)(self.text.ids)  # for pieces that repeat, which whole answers do not
+        self.tokenizer = PlainTextTokenizer(tokenizer)
+        self._ids = lru_cache(maxsize=10_000)(self.tokenizer.encode)  # for pieces of text, which repeat between samples
         self._caption = lru_cache(maxsize=10_000)(self._caption_ids)
         self._num_system_tokens = len(self._system_ids())
-        assert len(self.text.ids("42")) == 2, "answers are encoded digit by digit"
-        self._count_tokens = lru_cache(maxsize=10_000)(lambda text: len(self.text.ids(text)))
+        assert len(self.tokenizer.encode("42")) == 2, "answers are encoded digit by digit"
+        self._count_tokens = lru_cache(maxsize=10_000)(lambda text: len(self.tokenizer.encode(text)))
         self._cached_num_turn_tokens = cache(self._num_turn_tokens)
 
     def converse(self, sample: Sample, teachers: Sequence[Picture], with_answer: bool) -> Conversation:
@@ -95,7 +100,7 @@ class ConversationBuilder:
     def max_caption_tokens(self, samples: Sequence[Sample]) -> int:
         """Return the number of tokens of the longest description of a student's object, including the end token."""
         descriptions = {item.description for sample in samples for item in sample.student.objects or ()}
-        return 1 + max((len(self.text.ids(description)) for description in descriptions), default=0)
+        return 1 + max((len(self.tokenizer.encode(description)) for description in descriptions), default=0)
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Return tokens, roles, positions, pixels and targets of one conversation, without noise.
@@ -103,7 +108,7 @@ class ConversationBuilder:
         Reads the picture files.
         """
         student = conversation.student.picture
-        ids, roles, runs, memory_end = self._tokens(conversation)
+        ids, roles, spans, memory_end = self._tokens(conversation)
         objects = student.objects or ()
         boxes_xyxy = torch.tensor([item.box_xyxy for item in objects], dtype=torch.float32).reshape(-1, 4)
         pixels = [patches.read_patches(turn.picture, self.picture_format) for turn in conversation.turns]
@@ -111,8 +116,8 @@ class ConversationBuilder:
             sample_id=conversation.sample_id,
             input_ids=torch.from_numpy(ids),
             roles=torch.from_numpy(roles),
-            position_ids=positions(runs),
-            image_positions=torch.from_numpy(np.flatnonzero(ids == self.text.image)),
+            position_ids=positions(spans),
+            image_positions=torch.from_numpy(np.flatnonzero(ids == self.tokenizer.image)),
             patches=pixels[0] if len(pixels) == 1 else torch.cat(pixels),  # cat would copy a single picture, too
             grid_thw=torch.tensor([self._grid(turn.picture) for turn in conversation.turns]),
             memory_end=memory_end,
@@ -123,32 +128,32 @@ class ConversationBuilder:
         )
 
     def _caption_ids(self, description: str) -> Tensor:
-        return torch.tensor([*self.text.ids(description), self.text.end])
+        return torch.tensor([*self.tokenizer.encode(description), self.tokenizer.end])
 
     def _system_ids(self) -> list[int]:
-        return [self.text.start, *self._ids(f"system\n{self.system}"), self.text.end, *self._ids("\n")]
+        return [self.tokenizer.start, *self._ids(f"system\n{self.system}"), self.tokenizer.end, *self._ids("\n")]
 
     def _turn_pieces(self, turn: Turn) -> Iterator[_Piece]:
         """Yield the pieces of a turn: the question with its picture, then the answer if there is one."""
-        text = self.text
+        tokenizer = self.tokenizer
         _, height, width = (side // self.picture_format.merge_size for side in self._grid(turn.picture))
-        yield _Piece([text.start, *self._ids("user\n"), text.vision_start], Role.NONE)
-        yield _Piece([text.image] * (height * width), Role.NONE, (height, width))
-        yield _Piece([text.vision_end, *self._ids(turn.prompt), text.end, *self._ids("\n")], Role.NONE)
-        yield _Piece([text.start, *self._ids("assistant\n")], Role.NONE)
+        yield _Piece([tokenizer.start, *self._ids("user\n"), tokenizer.vision_start], Role.NONE)
+        yield _Piece([tokenizer.image] * (height * width), Role.NONE, (height, width))
+        yield _Piece([tokenizer.vision_end, *self._ids(turn.prompt), tokenizer.end, *self._ids("\n")], Role.NONE)
+        yield _Piece([tokenizer.start, *self._ids("assistant\n")], Role.NONE)
         if turn.answer is not None:
-            yield _Piece([*answer.token_ids(turn.answer, self._ids), text.end], turn.role)
+            yield _Piece([*answer.token_ids(turn.answer, self._ids), tokenizer.end], turn.role)
             yield _Piece(self._ids("\n"), Role.NONE)
 
     def _tokens(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[int | tuple[int, int]], int]:
-        """Return the ids, the roles, the runs that `positions` takes, and the length up to the student's answer."""
+        """Return the ids, the roles, the spans that `positions` takes, and the length up to the student's answer."""
         system = _Piece(self._system_ids(), Role.NONE)
         pieces, roles, shapes = zip(*chain([system], *map(self._turn_pieces, conversation.turns)), strict=True)
         lengths = list(map(len, pieces))
         num_before_answer = roles.index(Role.STUDENT) if Role.STUDENT in roles else len(roles)
-        runs = [shape or length for shape, length in zip(shapes, lengths, strict=True)]
+        spans = [shape or length for shape, length in zip(shapes, lengths, strict=True)]
         ids = np.array(list(chain.from_iterable(pieces)))  # numpy reads a list several times faster than torch
-        return ids, np.repeat(np.array(roles), lengths), runs, sum(lengths[:num_before_answer])
+        return ids, np.repeat(np.array(roles), lengths), spans, sum(lengths[:num_before_answer])
 
     def _grid(self, picture: Picture) -> tuple[int, int, int]:
         """Return the (time, height, width) of a picture in patches."""

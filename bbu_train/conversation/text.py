@@ -13,7 +13,7 @@ _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 _CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
-class Text:
+class PlainTextTokenizer:
     """The checkpoint's tokenizer, split in two: its text pipeline without added tokens, and the ids of control tokens.
 
     The tokenizer itself would turn the string `<|im_end|>` in a user's description into the token that ends a turn.
@@ -35,18 +35,19 @@ class Text:
             )
         self.start, self.end, self.vision_start, self.vision_end, self.image = (added[token] for token in _CONTROL)
 
-    def ids(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`. Strings such as `<|im_end|>` are encoded as text."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def read(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         """Return the text of `ids` up to the end token, without control tokens."""
         return "".join(self.pieces(ids))
 
     def pieces(self, ids: list[int]) -> list[str]:
         """Return what each of `ids` adds to their text: "" for control tokens and from the end token on.
 
-        A character of several tokens is added by the last of them. Bytes that form no character become U+FFFD.
+        If a character is spread over several tokens, it is in the piece of the last one, and the pieces of the others
+        are "". Bytes that form no character become U+FFFD.
         """
         length = ids.index(self.end) if self.end in ids else len(ids)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -111,9 +111,9 @@ def check_picture(
 
 
 def _normalize(description: str) -> str:
-    """Return the description in NFC, which Qwen's tokenizer writes, so that a decoded caption can equal it.
+    """Return the description in Unicode NFC, so that a decoded caption can equal it.
 
-    Many objects share one description, so equal ones share one string.
+    Qwen's tokenizer normalises to NFC too. The string is interned, because many objects share a description.
     """
     return intern(normalize("NFC", description))
 

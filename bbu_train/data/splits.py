@@ -1,4 +1,4 @@
-"""What every choice of data gives to a run."""
+"""`Splits`: the training and validation samples that every data set (conf/data) returns."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -111,7 +111,7 @@ def _parse(folder: Path, where: str, problems: list[Problem]) -> Element | None:
 
 
 def _picture_path(folder: Path, name: str, root: Element) -> Path:
-    """Return the first candidate that exists, or else the first of all, for the error message to name."""
+    """Return the first candidate that exists. If none does, return the first one, for the error message to name it."""
     filename = (root.findtext("filename") or "").strip()
     candidates = [folder / "JPEGImages" / file for file in [filename, *(name + suffix for suffix in SUFFIXES)] if file]
     return next((path for path in candidates if path.is_file()), candidates[0])

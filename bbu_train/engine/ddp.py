@@ -41,8 +41,8 @@ class DdpEngine:
     optimizer               must be fused: it reads `grad_scale` and `found_inf` on the device
     groups                  parameters of each learning-rate group, for the gradient norms
     device                  of the model
-    precision               "fp32"; or "bf16" or "pure_bf16", which compute in bfloat16 by autocast. The optimizer has
-                            float32 masters of the model's bfloat16 weights with "bf16", and none with "pure_bf16"
+    precision               "fp32", "bf16" or "pure_bf16". The last two compute under bfloat16 autocast with bfloat16
+                            weights; with "bf16" the optimizer also keeps float32 master weights
     num_micro_batches       parts of a step on each rank
     gradient_checkpointing  "none", or a choice that the model understands
     max_grad_norm           limit of the gradient norm over all groups; None does not clip
@@ -66,7 +66,7 @@ class DdpEngine:
             raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
         if gradient_checkpointing != "none":
-            model.enable_gradient_checkpointing(gradient_checkpointing)
+            model.enable_activation_checkpointing(gradient_checkpointing)
         self.module = ModelWithCriterion(model, criterion)
         self.is_distributed = distributed.world_size() > 1
         if self.is_distributed:

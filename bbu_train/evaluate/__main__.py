@@ -52,12 +52,12 @@ PATHS = ("run", "split", "out")
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.call(lambda options: evaluate(_validate(options)), words, USAGE, DEFAULTS, PATHS)
+    return arguments.run_program(lambda options: evaluate(_validate(options)), words, USAGE, DEFAULTS, PATHS)
 
 
 def _validate(options: DictConfig) -> DictConfig:
     """Sort `teachers`, fill in `out`, and raise InputError that lists every option that is wrong. Reads no file."""
-    problems = arguments.absent(options, {"run": "a run's folder", "split": "validation, train or another"})
+    problems = arguments.missing_values(options, {"run": "a run's folder", "split": "validation, train or another"})
     problems += arguments.wrong_choices(options, {"route": ("both", "head", "generated")})
     problems += arguments.wrong_checkpoint(options.checkpoint)
     optional = {"max_new_tokens": 1, "num_workers": 0}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from bbu_train.collator.packed import Packed
+from bbu_train.collator.packed import PackedCollator
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
@@ -17,7 +17,7 @@ from bbu_train.model.preprocessing import Preprocessing
 from bbu_train.predict.routes import PicturePredictions, Predictor
 from bbu_train.training import loader, planning
 from bbu_train.types.batch import Batch
-from bbu_train.types.samples import Draw, Role, Sample
+from bbu_train.types.samples import Role, Sample, SampleVisit
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Conversations:
         self.num_teachers = num_teachers
         self.samples = [data.with_validation_teachers(sample, num_teachers) for sample in samples]
         limit = preprocessing.max_positions
-        self.source = loader.SampleSource(
+        self.source = loader.SplitDataset(
             self.samples,
             loader.unchanged,
             lambda sample, _: sample.teachers,
@@ -64,7 +64,7 @@ class Conversations:
             "error",
             data.teachers.seed,
         )
-        longest = max(self.source.num_tokens(Draw(0, i)) for i in range(len(self.samples)))
+        longest = max(self.source.num_tokens(SampleVisit(0, i)) for i in range(len(self.samples)))
         if longest > limit:
             raise InputError(
                 f"teachers={num_teachers}: the longest conversation would have {longest} tokens, and the model has "
@@ -73,7 +73,7 @@ class Conversations:
 
     def batches(self, batch_size: int, num_workers: int) -> Iterator[Batch]:
         """Yield packed batches of the conversations with their true answers."""
-        packed = Packed(self.source.builder.picture_format, self.source.max_tokens, self.source.too_long)
+        packed = PackedCollator(self.source.builder.picture_format, self.source.max_tokens, self.source.too_long)
         steps = planning.in_order(self.source, batch_size)
         for [batch] in loader.batches(self.source, packed, steps, 1, 0, 1, num_workers):
             yield batch
@@ -81,7 +81,7 @@ class Conversations:
 
 def default_max_new_tokens(builder: ConversationBuilder, samples: Sequence[Sample]) -> int:
     """Return twice the token count of the longest true answer of `samples`, its end token included."""
-    return 2 * max(len(builder.text.ids(builder.answer(sample.student))) + 1 for sample in samples)
+    return 2 * max(len(builder.tokenizer.encode(builder.answer(sample.student))) + 1 for sample in samples)
 
 
 def measure(

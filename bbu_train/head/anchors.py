@@ -17,8 +17,8 @@ def split_tokens(index: MemoryIndex, split: int) -> MemoryIndex:
 
     The features of the parts of token i must lie at i * split^2, ..., i * split^2 + split^2 - 1, row by row.
     """
-    steps = (torch.arange(split, device=index.vision.device) + 0.5) / split - 0.5
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    part_offsets = (torch.arange(split, device=index.vision.device) + 0.5) / split - 0.5
+    y, x = torch.meshgrid(part_offsets, part_offsets, indexing="ij")
     offsets = torch.stack([x, y], dim=-1).view(-1, 2) * index.vision_sizes[:, None]
     parts = torch.arange(split**2, device=index.vision.device)
     return MemoryIndex(

@@ -1,4 +1,7 @@
-"""Decode a caption from an object query."""
+"""Decode a caption from an object query.
+
+A slot is one caption position of a sample: one for each query in generation, one for each object (padded) in training.
+"""
 
 import math
 from collections.abc import Callable
@@ -14,7 +17,8 @@ from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.sine_encoding import sine_encoding
 
 COMPILED_SLOTS_MULTIPLE = 8
-"""Compiled code gets a multiple of 8 slots: torch recompiles for a size of 1 and for strides not divisible by 8."""
+"""Slots are padded to a multiple of this when compiled: torch recompiles for a size of 1 and for strides not divisible
+by 8."""
 
 
 class CaptionLayer(DecoderLayer):
@@ -48,7 +52,7 @@ class CaptionDecoder(nn.Module):
 
     The input (query, w_1, ..., w_n-1) predicts (w_1, ..., w_n): the query replaces a start token. Words are embedded
     and projected to logits by the backbone's own matrices, with a projection from its width to `d_model` and one
-    back, so there is no second vocabulary. The slots of a sample are its queries, or in training its objects.
+    back, so there is no second vocabulary.
     """
 
     def __init__(self, width: int, d_model: int, num_layers: int, num_heads: int, vocabulary_chunk: int) -> None:

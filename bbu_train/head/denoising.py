@@ -17,16 +17,17 @@ def add_box_noise(
     """Return `num_groups` pairs of noised copies of each box: index 0 with small noise, index 1 with large noise.
 
     Small noise moves each side of a box by up to half of its width or height, in either direction; large noise by half
-    to all of it. Then the box is clipped to the picture. The moves are quasi-random: u_n = frac(s + n a) with
-    a_j = g^-j and g^5 = g + 1, points that fill the unit cube evenly (Roberts 2018). The offset s is the object's
-    `noise` (`Encoded`), so the moves are the same in every batch layout, on every rank and after a resume.
+    to all of it. Then the box is clipped to the picture. The shifts are quasi-random (Roberts 2018), so they fill the
+    range evenly: copy n of a box shifts side j by frac(s_j + n g^-j), scaled to [-1, 1), where g^5 = g + 1 and the
+    offset s is the object's `noise` (`Encoded`). So the shifts are the same in every batch layout, on every rank and
+    after a resume.
     """
     ratio = 1.1673039782614187 ** -torch.arange(1, 5, device=noise.device, dtype=noise.dtype)
     n = torch.arange(1, 2 * num_groups + 1, device=noise.device).view(num_groups, 2, 1)
-    moves = 2 * ((noise[:, None, None] + n * ratio) % 1) - 1  # [-1, 1)
-    moves[:, :, 1] += torch.where(moves[:, :, 1] < 0, -1, 1)
+    shifts = 2 * ((noise[:, None, None] + n * ratio) % 1) - 1  # [-1, 1)
+    shifts[:, :, 1] += torch.where(shifts[:, :, 1] < 0, -1, 1)
     half = boxes_cxcywh[:, 2:].repeat(1, 2)[:, None, None] / 2
-    moved = (boxes.cxcywh_to_xyxy(boxes_cxcywh)[:, None, None] + moves * half).clamp(0, 1)
+    moved = (boxes.cxcywh_to_xyxy(boxes_cxcywh)[:, None, None] + shifts * half).clamp(0, 1)
     first, second = moved[..., :2], moved[..., 2:]
     return boxes.xyxy_to_cxcywh(torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=-1))
 

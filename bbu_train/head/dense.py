@@ -13,8 +13,9 @@ def assign_tokens(
     true_cxcywh: Float[Tensor, "objects 4"],
     sample_of_object: Int[Tensor, "objects"],
 ) -> Int[Tensor, "samples vision"]:
-    """Return the object of each image token, or -1: the smallest in whose central part the token's centre lies.
+    """Return the index of each image token's object, or -1 for none.
 
+    If the token's centre lies in the central part of several objects, the smallest object wins.
     This is FCOS's rule (Tian et al. 2019), with one addition so that small objects get a token too: the token nearest
     to the centre of an object belongs to that object first, whatever else lies around it.
     """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bbu_train.head import flops
 from bbu_train.head.adapter import Adapter
 from bbu_train.head.caption import CaptionDecoder
-from bbu_train.head.layers import DecoderLayer, Mlp, Objectness
+from bbu_train.head.layers import DecoderLayer, Mlp, ObjectnessHead
 from bbu_train.head.memory import Memory, gather_memory
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.flops import Sizes
@@ -66,20 +66,23 @@ class Detr(nn.Module):
         self.layers = nn.ModuleList(QueryLayer(d_model, num_heads) for _ in range(num_decoder_layers))
         self.norm = nn.LayerNorm(d_model)
         self.box = Mlp(d_model, 4, num_layers=3)
-        self.objectness = Objectness(d_model)
+        self.objectness = ObjectnessHead(d_model)
         self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
 
     def compile_parts(self) -> None:
         """Compile everything before the matching into one graph, and the captions, which follow it, into others.
 
-        In the head the host is not ahead of the device, which would otherwise wait for the launch of each small kernel.
+        The head's kernels are so small that the device waits for the host to launch each of them. A compiled graph
+        launches fewer.
         """
         self.detect = compile_dynamic(self.detect)
         self.captioner.compile_parts()
 
-    def training_flops(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
+    def training_flops(
+        self, sizes: Sizes, vocabulary_size: int, features_require_grad: bool, lm_head_requires_grad: bool
+    ) -> int:
         """Count the operations of a training step on samples of these sizes; see `flops.detr`."""
-        return flops.detr(self, sizes, vocabulary_size, features_train, words_train)
+        return flops.detr(self, sizes, vocabulary_size, features_require_grad, lm_head_requires_grad)
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from bbu_train.head.anchored_layer import AnchoredLayer
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.denoising import DecoderInputs, Slots, add_box_noise, build_slots, concat_queries
 from bbu_train.head.dense import assign_tokens
-from bbu_train.head.layers import KeysValues, Mlp, Objectness
+from bbu_train.head.layers import KeysValues, Mlp, ObjectnessHead
 from bbu_train.head.memory import Memory, gather_memory, point_sine_encoding
 from bbu_train.head.modulated_attention import MemoryPositions, memory_positions
 from bbu_train.ops.flops import Sizes
@@ -25,9 +25,9 @@ class Dino(nn.Module):
 
     logit(b_i) = logit(b_i-1) + MLP(query after layer i).
 
-    - Proposals: b_0 are the refined anchors of the `num_queries` image tokens with the highest objectness. They come
-      back as the first of the layers. Image tokens are first split into `split` x `split` parts (2: patches), so that
-      small objects have tokens of their own.
+    - Proposals: b_0 are the refined anchors of the `num_queries` image tokens with the highest objectness. They are
+      returned as layer 0 of the predictions. Image tokens are first split into `split` x `split` parts (2: patches), so
+      that small objects have tokens of their own.
     - Look forward twice: the losses of a layer reach the refinement of the layer before it, and none earlier.
     - Contrastive denoising, in training: true boxes with noise pass through the same decoder as
       `num_denoising_groups` groups of queries to which no other query attends (`DenoisingOutputs`).
@@ -59,27 +59,33 @@ class Dino(nn.Module):
         self.vision_adapter = Adapter(width, adapter_ratio, split**2 * d_model)
         self.language_adapter = Adapter(width, adapter_ratio, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        self.proposal_objectness = Objectness(d_model)
+        self.proposal_objectness = ObjectnessHead(d_model)
         self.proposal_box = zero_init_last(Mlp(d_model, 4, num_layers=3))
-        self.dense_objectness = Objectness(d_model)
+        self.dense_objectness = ObjectnessHead(d_model)
         self.dense_box = zero_init_last(Mlp(d_model, 4, num_layers=3))
         self.query = nn.Embedding(num_queries, d_model)
         self.query_pos_head = Mlp(2 * d_model, d_model, num_layers=2)
         self.layers = nn.ModuleList(AnchoredLayer(d_model, num_heads) for _ in range(num_decoder_layers))
         self.norm = nn.LayerNorm(d_model)
         self.box = zero_init_last(Mlp(d_model, 4, num_layers=3))
-        self.objectness = Objectness(d_model)
+        self.objectness = ObjectnessHead(d_model)
         self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
         # Small beside the token's state, but enough to separate queries that start from the same token.
         nn.init.normal_(self.query.weight, std=0.02)
 
     def compile_parts(self) -> None:
-        """Compile the captions only: the decoder would take minutes, and there the host is far ahead of the device."""
+        """Compile the captions only.
+
+        Compiling the decoder takes minutes and gains little, because the host launches its kernels well ahead of the
+        device.
+        """
         self.captioner.compile_parts()
 
-    def training_flops(self, sizes: Sizes, vocabulary_size: int, features_train: bool, words_train: bool) -> int:
+    def training_flops(
+        self, sizes: Sizes, vocabulary_size: int, features_require_grad: bool, lm_head_requires_grad: bool
+    ) -> int:
         """Count the operations of a training step on samples of these sizes; see `flops.dino`."""
-        return flops.dino(self, sizes, vocabulary_size, features_train, words_train)
+        return flops.dino(self, sizes, vocabulary_size, features_require_grad, lm_head_requires_grad)
 
     def forward(
         self,
@@ -119,7 +125,7 @@ class Dino(nn.Module):
         vision = self.vision_adapter(vision_features).view(-1, self.d_model)
         memory = gather_memory(vision, self.language_adapter(hidden), index)
         memory = memory._replace(states=self.memory_norm(memory.states))
-        # Unlike in DETR values contain positions too: a box is predicted from where its sides were seen.
+        # Unlike in DETR, positions are added to the values too: the box head needs to know where attended tokens lie.
         keys_values = [layer.cross_attention.keys_values(memory.keys, memory.keys) for layer in self.layers]
         image_states = memory.states[:, : index.vision.shape[1]]
 

@@ -80,7 +80,7 @@ class Mlp(nn.Sequential):
         super().__init__(*hidden, nn.Linear(d_model, d_out))
 
 
-class Objectness(nn.Linear):
+class ObjectnessHead(nn.Linear):
     """The logit of the probability that a query is an object.
 
     The bias starts at logit(PRIOR): focal loss would diverge if most queries started as objects (Lin et al. 2017).

@@ -80,8 +80,8 @@ def modulated_attention(
 ) -> Float[Tensor, "samples heads queries size"]:
     """Return softmax(Q K^T / sqrt(size) + modulation_bias(gaussians, entries)) V. Padding is masked out.
 
-    On a GPU in half precision the bias is never stored: a step has hundreds of millions of pairs of query and entry,
-    and as a tensor they would take most of its time.
+    On a GPU in half precision the bias is computed inside the kernel and never stored. It would have hundreds of
+    millions of elements per step, and reading and writing them would take most of the step's time.
     """
     if queries.is_cuda and queries.dtype != torch.float32:
         # Imported here, because only the GPU builds of torch come with Triton.

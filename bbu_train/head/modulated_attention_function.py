@@ -75,7 +75,7 @@ def _constants(q: Tensor) -> dict[str, int]:
     return {
         "HEADS": q.shape[2],
         "SIZE": size,
-        "WIDTH": max(16, 1 << (size - 1).bit_length()),
+        "PADDED_SIZE": max(16, 1 << (size - 1).bit_length()),
         "QUERIES": TILE,
         "KEYS": TILE,
     }

@@ -42,10 +42,10 @@ def overlay(
 ) -> Image.Image:
     """Return the upright picture with its true boxes (white, dashed) and its predicted boxes (solid), above a legend.
 
-    Only predictions with a score of at least `score_threshold` are drawn. Their colour stands for their class. It is
-    the same in most pictures, and the classes of one picture differ as long as there are colours. `classes` choose
-    first: they have the same colours in all pictures that are drawn with the same `classes`. Small pictures are
-    enlarged by a whole number.
+    Only predictions with a score of at least `score_threshold` are drawn. The colour of a box shows its class. Within a
+    picture, classes have different colours until all colours are used. The classes in `classes` get the same colours in
+    every picture that is drawn with these `classes`; other classes usually do too, but a collision may change their
+    colour. Small pictures are enlarged by a whole number.
     """
     image = open_upright(picture.path)
     factor = max(1, round(LEGIBLE / max(image.size)))
@@ -158,7 +158,7 @@ def _add_legend(
     size, gap = max(SMALLEST, round(LETTERS * unit)), round(10 * unit)
     minimum = f", score {threshold:.2f} or more" if threshold else ""
     entries: list[tuple[Color | None, str]] = [] if num_true is None else [(None, f"true: {num_true}")]
-    entries.append((WHITE, f"found{minimum}: {num_predicted}"))
+    entries.append((WHITE, f"predicted{minimum}: {num_predicted}"))
     entries += [(color, _shorten(name)) for name, color in list(colors.items())[:MAX_CLASSES]]
     if len(colors) > MAX_CLASSES:
         entries.append((DARK, f"and {len(colors) - MAX_CLASSES} classes more"))

@@ -77,10 +77,10 @@ def denoising_sums(
 
 
 def dense_sums(
-    boxes_cxcywh: Float[Tensor, "samples tokens 4"],
-    objectness_logits: Float[Tensor, "samples tokens"],
-    objects: Int[Tensor, "samples tokens"],
-    mask: Bool[Tensor, "samples tokens"],
+    boxes_cxcywh: Float[Tensor, "samples vision 4"],
+    objectness_logits: Float[Tensor, "samples vision"],
+    objects: Int[Tensor, "samples vision"],
+    mask: Bool[Tensor, "samples vision"],
     true_cxcywh: Float[Tensor, "objects 4"],
     annotated: Bool[Tensor, "samples"],
     objectness: ObjectnessLoss,
@@ -102,7 +102,7 @@ def dense_sums(
 
 
 def caption_sum(detections: Detections, queries: Int[Tensor, "objects"], batch: Batch) -> Float[Tensor, ""]:
-    """Sum over samples the mean over the sample's objects of the caption's mean token cross entropy.
+    """Average the token cross entropy within each caption, then over the captions of a sample, and sum over samples.
 
     A batch without objects computes the loss of one dummy caption times 0, so that every rank runs the same modules.
     """

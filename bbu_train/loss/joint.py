@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from bbu_train.loss import detection
-from bbu_train.loss.language import Language
+from bbu_train.loss.language import LanguageLoss
 from bbu_train.loss.matcher import Matcher
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.types.batch import Batch
@@ -12,7 +12,7 @@ from bbu_train.types.outputs import Detections, Losses, Outputs
 TERMS = ("bbox_l1", "bbox_giou", "objectness")
 
 
-class Joint(Language):
+class JointLoss(LanguageLoss):
     """The language losses, and for a model with a head box L1, box GIoU, objectness and captions.
 
     Box terms are divided by the number of objects. Objectness, a sum over all queries, and captions are divided by the
@@ -23,7 +23,7 @@ class Joint(Language):
     - `dense_*`, times `dense_weight`: each image token (`DenseOutputs`), divided by the number of objects.
     """
 
-    counted_by = Language.counted_by | {
+    divisors = LanguageLoss.divisors | {
         "bbox_l1": "objects",
         "bbox_giou": "objects",
         "objectness": "samples",
@@ -63,7 +63,7 @@ class Joint(Language):
         self.dense_sums = compile_dynamic(detection.dense_sums) if compile else detection.dense_sums
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:
-        """Return sums over the batch; the language terms only if the model has no head."""
+        """Return sums over the batch. Without a head, return the language terms alone."""
         if outputs.detections is None:
             return super().__call__(outputs, batch)
         losses = super().__call__(outputs, batch)

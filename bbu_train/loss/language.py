@@ -9,7 +9,7 @@ from bbu_train.types.outputs import Losses, Outputs
 from bbu_train.types.samples import Role
 
 
-class Language:
+class LanguageLoss:
     """w_t sum CE(teacher tokens) / n_t + w_s sum CE(student tokens) / n_s.
 
     Calling the criterion returns sums over a batch. `means` and `objective` divide them by the counts of the whole
@@ -17,8 +17,8 @@ class Language:
     a term of 0 that is still part of the autograd graph.
     """
 
-    counted_by = {"teacher_lm": "teacher_tokens", "student_lm": "student_tokens"}
-    """The field of `Counts` that divides each sum."""
+    divisors = {"teacher_lm": "teacher_tokens", "student_lm": "student_tokens"}
+    """For each loss, the field of `Counts` that its sum is divided by."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self.weights = {"teacher_lm": weights["teacher"], "student_lm": weights["student"]}
@@ -32,12 +32,12 @@ class Language:
 
     def means(self, losses: Losses, counts: Counts) -> Losses:
         """Divide each sum by its count."""
-        return {name: loss / max(1, getattr(counts, self.counted_by[name])) for name, loss in losses.items()}
+        return {name: loss / max(1, getattr(counts, self.divisors[name])) for name, loss in losses.items()}
 
     def objective(self, losses: Losses, counts: Counts) -> Float[Tensor, ""]:
         """Return the weighted sum of the means, which training minimises."""
         sums = torch.stack(list(losses.values()))
-        factors = [self.weights[name] / max(1, getattr(counts, self.counted_by[name])) for name in losses]
+        factors = [self.weights[name] / max(1, getattr(counts, self.divisors[name])) for name in losses]
         # One product, and a copy from pinned memory, for which the host does not wait.
         factors = torch.tensor(factors, dtype=sums.dtype, pin_memory=sums.is_cuda)
         return sums @ factors.to(sums.device, non_blocking=True)

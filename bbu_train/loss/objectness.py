@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 
-class Focal:
+class FocalLoss:
     """Focal loss, -a_t (1 - p_t)^gamma log p_t (Lin et al. 2017). It ignores the IoU.
 
     p_t is the predicted probability of the true label; a_t is alpha for objects and 1 - alpha for the others.
@@ -27,7 +27,7 @@ class Focal:
         return -weight * logsigmoid(signed)
 
 
-class Varifocal:
+class VarifocalLoss:
     """Varifocal loss: q BCE(p, q) for an object, alpha p^gamma BCE(p, 0) for the others (Zhang et al. 2021).
 
     q is the IoU of the query's box with its object. p learns the expected IoU, so the better of two boxes gets the

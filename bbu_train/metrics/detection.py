@@ -29,9 +29,10 @@ def detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Predict
     f1                          F1 over all classes at IoU 0.5, at the score threshold that maximises it
     f1_threshold                that threshold: predictions with this score or more count; 1 if none matches
 
-    As in COCO, AP considers the 100 highest scores per picture and class, so that of 300 objects in a picture at most
-    100 can be matched. F1 has no such limit. Without predictions everything is 0, but for `f1_threshold`. Without true
-    objects nothing is defined, and the result is empty.
+    As in COCO, AP uses the 100 highest-scored predictions per picture and class. So in a picture at most 100 objects of
+    a class can be matched, and for the agnostic metrics at most 100 objects in all. F1 has no such limit. Without
+    predictions everything is 0, but for `f1_threshold`. Without true objects nothing is defined, and the result is
+    empty.
     """
     pairs, classes = _annotated_pairs(pictures, predictions)
     return _summarize(pairs, classes, _evaluate_coco(pairs, classes, is_agnostic=False)) if classes else {}

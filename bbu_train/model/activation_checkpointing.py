@@ -25,7 +25,8 @@ def enable_activation_checkpointing(backbone: PreTrainedModel, choice: str) -> N
     if choice == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     backbone.activation_checkpointing_enable(settings)
-    # Only reentrant checkpointing needs embeddings with a gradient, which would send one through a frozen vision tower.
+    # transformers has just made the embeddings require gradients, which only reentrant checkpointing needs. Undo that,
+    # or gradients would flow back into a frozen vision tower.
     backbone.disable_input_require_grads()
 
 

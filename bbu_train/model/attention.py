@@ -23,8 +23,9 @@ from transformers import AttentionInterface
 from bbu_train.errors import InputError
 
 CHOICES = ("auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4")
-# What each choice needs besides torch: an entry of the folder flash_attn (which both packages install into), a module
-# that the package imports, and the command that installs it. flash-attn 2.8 also has a folder `cute`, but not cutlass.
+# What each choice needs besides torch: (a file or folder inside flash_attn/, a module that the package imports, the
+# command that installs it). Both packages install into flash_attn/, and flash-attn 2.8 has a folder `cute` there too,
+# so only cutlass identifies flash-attn-4.
 PACKAGES = {
     "flash_attention_2": ("flash_attn_interface.py", "torch", "pip install --no-build-isolation 'flash-attn>=2.7'"),
     "flash_attention_4": ("cute", "cutlass", "pip install 'flash-attn-4[cu13]>=4.0.0b36'"),
@@ -34,7 +35,7 @@ FLASH_ATTENTION_4_MULTIPLE = 32
 log = logging.getLogger(__name__)
 
 
-def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
+def resolve_attention_name(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     """Return the registered name for `model.attention`. Raise InputError if that kernel cannot run here.
 
     sdpa runs anywhere. The others need CUDA and half precision: varlen is torch's own kernel, flash_attention_2 comes

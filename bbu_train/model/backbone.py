@@ -26,7 +26,7 @@ def load_backbone(config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str
     return backbone
 
 
-def set_attention(
+def install_kernels(
     backbone: Qwen2_5_VLForConditionalGeneration,
     attention: str,
     device: torch.device,
@@ -37,7 +37,7 @@ def set_attention(
 
     Compiled blocks keep their stock norms, which compilation fuses. Raise InputError if the kernel cannot run here.
     """
-    name = attention_kernels.choose(attention, device, dtype)
+    name = attention_kernels.resolve_attention_name(attention, device, dtype)
     # As a plain string, a name that contains "flash" would be looked up as a kernel on the hub.
     backbone.set_attn_implementation({"text_config": name, "vision_config": name})
     if attention_kernels.is_kernel(name):

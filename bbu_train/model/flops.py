@@ -32,9 +32,10 @@ def _vision_flops(visual: nn.Module, sizes: Sizes) -> tuple[int, bool]:
     """Return the operations, and whether any part trains, so that gradients must flow back into the vision tower."""
     tower = visual.config
     width = tower.hidden_size
-    pixels = tower.in_channels * tower.patch_size**2  # of one frame: a still picture would only repeat it
+    # The pixels of one frame. The stock model repeats a still picture as a second frame, which is not useful work.
+    pixels = tower.in_channels * tower.patch_size**2
     needs_gradient = visual.patch_embed.proj.weight.requires_grad
-    total = matmul_flops(needs_gradient, passes=False) * sizes.patches * pixels * width
+    total = matmul_flops(needs_gradient, needs_input_grad=False) * sizes.patches * pixels * width
     weights = 4 * width**2 + 3 * width * tower.intermediate_size
     for i, block in enumerate(visual.blocks):
         trains = block.attn.qkv.weight.requires_grad

@@ -13,7 +13,7 @@ from bbu_train.errors import InputError
 from bbu_train.ops.numbers import is_number
 from bbu_train.ops.sine_encoding import sine_encoding
 
-MAX_WAVELENGTH = 64  # in units of the shortest, which is 2 pi image tokens; about 400 image tokens or 11,000 pixels
+MAX_WAVELENGTH = 64  # longest over shortest wavelength: the shortest is 2 pi image tokens, so the longest is about 400
 
 
 def check_scale(scale: float, weights: str) -> None:

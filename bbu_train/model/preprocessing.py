@@ -34,8 +34,9 @@ def build(
     """Return the checkpoint's tokenizer and picture format; with random weights, the tiny tokenizer.
 
     `min_pixels` and `max_pixels` bound the area of a resized picture. Generated boxes are in pixels of that picture, so
-    a model must predict with the limits of its training. With a teacher cache, teachers' pictures are kept apart.
-    Raise InputError for limits that admit no picture and for an impossible cache size.
+    a model must predict with the limits of its training. If there is a teacher cache, collators put teachers' pictures
+    into `batch.teachers`, each on its own, instead of the joint vision batch. Raise InputError for limits that admit no
+    picture and for an impossible cache size.
     """
     config = configuration(checkpoint, weights, shape)
     vision = config.vision_config

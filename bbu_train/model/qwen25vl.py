@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from bbu_train.errors import InputError
 from bbu_train.model import flops, image_position_encoding
 from bbu_train.model.activation_checkpointing import enable_activation_checkpointing
-from bbu_train.model.backbone import compile_blocks, load_backbone, set_attention
+from bbu_train.model.backbone import compile_blocks, install_kernels, load_backbone
 from bbu_train.model.fused_qkv import fuse_qkv
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
@@ -28,8 +28,9 @@ from bbu_train.types.outputs import Detections, Outputs
 class GroundingModel(nn.Module):
     """Qwen2.5-VL and a head that reads the same features. `head=None` gives the language model alone.
 
-    Logits are computed only at supervised positions, `vocabulary_chunk` of them at a time. `image_position_scale` times
-    the encoding of its row and column is added to each image token; 0 is the published model.
+    Logits are computed only at supervised positions, `vocabulary_chunk` of them at a time. Each image token gets a sine
+    encoding of its row and column added, times `image_position_scale`. With 0, as in the published model, nothing is
+    added.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class GroundingModel(nn.Module):
     def _unmerged_states(self, vision: VisionInputs) -> Float[Tensor, "merged merge width"]:
         """Return the tower's last states, grouped by the image token into which the merger joins them, in order.
 
-        The tower also runs its merger, in vain. That costs less than 2% of the tower and avoids a copy of its code.
+        The call also runs the merger, whose output is not used here. That costs less than 2% of the tower; to avoid it,
+        the tower's forward code would have to be copied.
         """
         in_windows = self._run_tower(vision).last_hidden_state.unflatten(0, (len(vision.window_index), -1))
         return in_windows[vision.window_index.argsort()]
@@ -149,10 +151,10 @@ class GroundingModel(nn.Module):
         backbone = flops.backbone_flops(self.backbone, sizes)
         if self.head is None:
             return backbone
-        features_train = any(parameter.requires_grad for parameter in self.backbone.parameters())
-        words_train = self.backbone.lm_head.weight.requires_grad
+        features_require_grad = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        lm_head_requires_grad = self.backbone.lm_head.weight.requires_grad
         vocabulary_size = self.backbone.config.text_config.vocab_size
-        return backbone + self.head.training_flops(sizes, vocabulary_size, features_train, words_train)
+        return backbone + self.head.training_flops(sizes, vocabulary_size, features_require_grad, lm_head_requires_grad)
 
     def check_teacher_cache(self) -> None:
         """Raise InputError if there is a cache but the vision tower is trained. Its merger may be trained."""
@@ -165,7 +167,7 @@ class GroundingModel(nn.Module):
                 "optimizer=adamw) or model.teacher_cache_gib=0."
             )
 
-    def enable_gradient_checkpointing(self, choice: str) -> None:
+    def enable_activation_checkpointing(self, choice: str) -> None:
         """Recompute parts of each block in the backward pass: "selective" or "full"."""
         enable_activation_checkpointing(self.backbone, choice)
 
@@ -186,8 +188,9 @@ def build(
 ) -> GroundingModel:
     """Return the model on `device`, with pretrained weights or with random ones from the current seed.
 
-    `head` takes the backbone's width, and returns None for a language model alone. Unless `precision`, the engine's, is
-    "fp32", matrices are bfloat16, as in published checkpoints; norms, biases and the head's queries are always float32.
+    `head` is called with the backbone's width and returns the head, or None for a language model alone. `precision` is
+    engine.precision: with "fp32" all weights are float32; otherwise matrices are bfloat16, as in the published
+    checkpoints, and norms, biases and the head's queries stay float32.
     Raise InputError for an `attention` that cannot run here and an `image_position_scale` unfit for these weights.
     """
     image_position_encoding.check_scale(image_position_scale, weights)
@@ -199,7 +202,7 @@ def build(
     fuse_qkv(backbone.model.language_model)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     _cast_matrices(backbone, built_head, dtype)
-    set_attention(backbone, attention, device, dtype, compile)
+    install_kernels(backbone, attention, device, dtype, compile)
     cache = TeacherCache(teacher_cache_gib)
     model = GroundingModel(backbone, built_head, vocabulary_chunk, image_position_scale, cache)
     if compile:

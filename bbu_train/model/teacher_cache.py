@@ -33,7 +33,7 @@ class TeacherCache:
         self._keep(key, states)
         return states
 
-    def hits(self) -> dict[str, float]:
+    def pop_hit_rate(self) -> dict[str, float]:
         """Return the hit rate since the last call, or an empty dict if there were no requests."""
         rate = {"teacher_cache_hits": self._num_hits / self._num_requests} if self._num_requests else {}
         self._num_requests = self._num_hits = 0

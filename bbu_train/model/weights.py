@@ -67,9 +67,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether a safetensors file has the length that its header states. Other files are only checked to be no pointer.
+    """Whether a safetensors file has the length that its header states.
 
-    No tensor is read. The framework is numpy because torch's would import torch.
+    Other files are only checked for not being a git-lfs pointer. No tensor is read, and `framework="numpy"` avoids
+    importing torch.
     """
     if path.suffix != ".safetensors":
         return path.stat().st_size > MIN_BIN_BYTES

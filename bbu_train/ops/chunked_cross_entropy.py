@@ -26,7 +26,8 @@ def chunked_cross_entropy(
 
     Tokens are processed in chunks of `chunk`, so the largest tensor has chunk x vocabulary elements. The backward pass
     begins with the last chunk, so its logits are kept; those of the other chunks are recomputed. Pass `project` as a
-    module, not as its weight: calling it gathers sharded weights. `cross_entropy` may be a compiled version.
+    module, not as its weight, so that it also works with an engine that shards weights: FSDP gathers them when a module
+    is called. `cross_entropy` may be a compiled version.
     """
 
     def losses(chunk_hidden: Tensor, chunk_labels: Tensor) -> Tensor:

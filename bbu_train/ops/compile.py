@@ -20,8 +20,9 @@ def compile_dynamic(function: Callable[P, R]) -> Callable[P, R]:
     * No row and column reductions in one kernel. Code for these is generated twice: for few rows and for many.
     * Two lengths that are equal by chance are separate symbols. Otherwise a micro-batch with as many samples as the
       decoder has layers would get a graph of its own.
-    * A limit of 32 graphs instead of 8. Lengths of 0 and 1 are constants, not symbols, and a head meets both, for
-      samples and for objects, in training and in evaluation. A ninth graph would silently run uncompiled.
+    * Up to 32 graphs per function. Torch's default is 8, and beyond its limit a function silently runs uncompiled. More
+      than 8 are needed because dynamo specialises on lengths 0 and 1, and the head meets both for samples and for
+      objects, in training and in evaluation.
     """
     torch._dynamo.config.recompile_limit = 32
     symbolic_shapes.use_duck_shape = False

@@ -86,21 +86,21 @@ class Sizes:
     object_memory_image: int
 
 
-def matmul_flops(trains: bool, passes: bool) -> int:
+def matmul_flops(needs_weight_grad: bool, needs_input_grad: bool) -> int:
     """Return the operations for each weight of a matrix and each token.
 
-    2 in the forward pass, 2 for the gradient of the weight if it `trains`, and 2 for the gradient of the input if the
-    matrix `passes` one on to earlier layers.
+    2 in the forward pass, 2 for the gradient of the weight if it is needed, and 2 for the gradient of the input if that
+    is needed, that is, if anything before the matrix trains.
     """
-    return 2 + 2 * trains + 2 * passes
+    return 2 + 2 * needs_weight_grad + 2 * needs_input_grad
 
 
-def attention_flops(passes: bool) -> int:
+def attention_flops(needs_input_grad: bool) -> int:
     """Return the operations for each channel of each (query, key) pair.
 
-    Two products forward, and four backward if attention `passes` a gradient on to earlier layers.
+    Two products forward, and four backward if the gradient of the input is needed.
     """
-    return 4 + 8 * passes
+    return 4 + 8 * needs_input_grad
 
 
 def peak_bf16_flops(device: torch.device) -> int:
@@ -116,30 +116,32 @@ def peak_bf16_flops_of(name: str) -> int:
     return 0
 
 
-def peak_matmul_rate(device: torch.device, precision: str) -> int:
+def measured_matmul_flops(device: torch.device, precision: str) -> int:
     """Measure the operations a second of a large product in the run's precision, in about 0.1 s (0.5 s in fp32).
 
-    0 on a CPU, where the share of this rate is not logged: with this product at their start, about one in six resumed
-    runs on a CPU differed in a bit from the uninterrupted run, for an unknown reason; without it none did.
+    Return 0 on a CPU without measuring. When CPU runs began with this product, about one in six resumed runs differed
+    in a bit from the uninterrupted run, for an unknown reason; without it none did.
     """
     if device.type != "cuda":
         return 0
-    rate = matrix_rate(device, torch.float32 if precision == "fp32" else torch.bfloat16, num_before=3, num_products=20)
+    rate = matmul_flops_per_second(
+        device, torch.float32 if precision == "fp32" else torch.bfloat16, num_warmup=3, num_products=20
+    )
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)  # so that the logged peak is the run's own
     return round(rate)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, num_before: int, num_products: int) -> float:
-    """Measure the operations a second of `num_products` products on a GPU, after `num_before` for warm-up.
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, num_warmup: int, num_products: int) -> float:
+    """Measure the operations a second of `num_products` products on a GPU, after `num_warmup` others.
 
     The matrices are random, because a product of zeros draws less power and runs faster than one of real data.
     """
     generator = torch.Generator(device).manual_seed(0)  # separate: the run's random numbers must not change
     a, b = (torch.randn(SIDE, SIDE, device=device, dtype=dtype, generator=generator) for _ in range(2))
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for i in range(num_before + num_products):
-        if i == num_before:
+    for i in range(num_warmup + num_products):
+        if i == num_warmup:
             began.record()
         a @ b
     ended.record()

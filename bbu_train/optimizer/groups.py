@@ -26,9 +26,10 @@ def make_param_groups(
     """Freeze the groups with rate 0 and return the others as torch's `param_groups`.
 
     `groups` maps a group's name to three keys: `pattern`, a regular expression that is searched in parameter names;
-    `submodule`, a part of the model (if the model lacks it or has None there, the group may be empty); and `lr`. A tied
-    parameter has several names. Each of them counts as a match, and the parameter belongs to the group of its first
-    name, in the model's order, that has a group.
+    `submodule`, a part of the model (if the model lacks it or has None there, the group may be empty); and `lr`.
+
+    A tied parameter has several names. It belongs to the group of the first of them, in the model's order, that any
+    pattern matches. A group that matches only another of its names does not count as empty.
 
     Weight decay applies to matrices only (norms and biases have fewer than 2 dimensions), so one named group becomes up
     to two param groups, each with the keys "name", "decays" and "initial_lr". Parameters that the model itself froze

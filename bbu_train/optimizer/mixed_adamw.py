@@ -139,7 +139,8 @@ def update(
     if low_bits is None:
         positions = torch.arange(w.numel(), dtype=torch.int32, device=w.device).view(w.shape)
         bits = lowbias32(positions + lowbias32(salt * 1_000_003 + t.int()))
-        # Each rounding takes 16 of the 32 bits. They overlap, but each of the three means is still right.
+        # Each of the three roundings uses 16 of the 32 random bits. These overlap, so the roundings are correlated, but
+        # each one is still unbiased.
         w, m, v = (round_stochastically(x, bits >> shift) for x, shift in ((w, 0), (m, 16), (v, 8)))
         updated = [(weight, w)]
     else:

@@ -14,10 +14,12 @@ from bbu_train.ops.split_float32 import merge_float32, split_float32
 from bbu_train.optimizer.groups import make_param_groups
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
-COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: the steepest at 0 that keep 1 near 1 (Jordan 2024)
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
+"""Coefficients of x, x^3 and x^5 in a Newton-Schulz step: the slope at 0 is as large as possible while singular values
+near 1 stay near 1 (Jordan 2024)."""
 NUM_ITERATIONS = 5
 ADAMW_RMS = 0.2  # typical RMS of an AdamW update at rate 1 (Liu et al. 2025)
-MAX_BATCH_NUMBERS = 1 << 26  # numbers in a batch of equal-shaped matrices: each temporary takes a quarter of a GiB
+MAX_BATCH_ELEMENTS = 1 << 26  # elements in a batch of equal-shaped matrices: each temporary takes a quarter of a GiB
 
 
 def build(
@@ -110,16 +112,16 @@ class Muon(MixedAdamW):
 
 
 def _batch_by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yield lists of parameters of one shape and dtype, of up to MAX_BATCH_NUMBERS numbers or a single parameter."""
+    """Yield lists of parameters of one shape and dtype, of up to MAX_BATCH_ELEMENTS elements or a single parameter."""
     by_kind: dict[tuple[torch.Size, torch.dtype], list[nn.Parameter]] = {}
     for parameter in parameters:
         by_kind.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
-    for alike in by_kind.values():
-        batch_size = max(1, MAX_BATCH_NUMBERS // alike[0].numel())
-        yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
+    for same_shape in by_kind.values():
+        batch_size = max(1, MAX_BATCH_ELEMENTS // same_shape[0].numel())
+        yield from (same_shape[i : i + batch_size] for i in range(0, len(same_shape), batch_size))
 
 
-def orthogonalize(matrices: Float[Tensor, "number rows columns"]) -> Float[Tensor, "number rows columns"]:
+def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
     """Return U S' V^T for each U S V^T, by five Newton-Schulz iterations (Jordan 2024).
 
     Singular values above a hundredth of the matrix's norm end between 0.65 and 1.25. On a GPU the iterations run in

@@ -63,12 +63,14 @@ PATHS = ("run", "images", "out")
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.call(lambda options: predict(_validate(options)), words, USAGE, DEFAULTS, PATHS)
+    return arguments.run_program(lambda options: predict(_validate(options)), words, USAGE, DEFAULTS, PATHS)
 
 
 def _validate(options: DictConfig) -> DictConfig:
     """Fill in `out`, and raise InputError that lists every option that is wrong. Reads no file."""
-    problems = arguments.absent(options, {"run": "a run's folder", "images": "a picture, a folder or a pattern"})
+    problems = arguments.missing_values(
+        options, {"run": "a run's folder", "images": "a picture, a folder or a pattern"}
+    )
     problems += arguments.wrong_choices(options, {"route": ("both", "head", "generated")})
     problems += arguments.wrong_checkpoint(options.checkpoint)
     minima = {"teachers": 0, "max_new_tokens": 1, "max_caption_tokens": 1, "batch_size": 1}

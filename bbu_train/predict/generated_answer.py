@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from bbu_train.conversation import answer
 from bbu_train.conversation.patches import resized_size
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, PictureFormat
 
@@ -26,7 +26,11 @@ class GeneratedAnswer:
 
 
 def parse_generated(
-    ids: Sequence[int], probabilities: Sequence[float], picture: Picture, text: Text, picture_format: PictureFormat
+    ids: Sequence[int],
+    probabilities: Sequence[float],
+    picture: Picture,
+    tokenizer: PlainTextTokenizer,
+    picture_format: PictureFormat,
 ) -> GeneratedAnswer:
     """Decode `ids` up to the end token and parse the objects. Boxes are in pixels of the original picture.
 
@@ -34,7 +38,7 @@ def parse_generated(
     a box that is inside out, or has no area after clipping, is left out. Any ids are accepted: malformed text raises
     nothing.
     """
-    pieces = text.pieces(list(ids))
+    pieces = tokenizer.pieces(list(ids))
     generated = "".join(pieces)
     width, height = resized_size(picture, picture_format)
     parsed = answer.parse(generated, width / picture.width, height / picture.height)
@@ -53,7 +57,7 @@ def _mean_probabilities(
     """Return the mean token probability of each span of characters.
 
     A token that begins or ends inside a span belongs to it. A token that adds no character, such as the first byte of
-    a Chinese character, counts as standing where the next token begins.
+    a Chinese character, is assigned to the position at which the next token begins.
     """
     values = np.array(probabilities, dtype=float)
     lengths = np.array([len(piece) for piece in pieces], dtype=int)

@@ -43,7 +43,7 @@ def write(
                 file.write(json.dumps(row | {"drawn": name}, ensure_ascii=False) + "\n")
                 draw_predictions(predictions, threshold).save(folder / name, quality=92)
                 num_written += 1
-                num_malformed += row.get("generated", {}).get("num_malformed", 0)
+                num_malformed += row.get("generated", {}).get("is_malformed", False)
                 num_boxes += sum(len(row[route]["objects"]) for route in ("head", "generated") if route in row)
             file.flush()
             progress.update(len(results))

@@ -60,22 +60,24 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Batch) -> list[PicturePredictions]:
         """Return the predictions of all `routes` for each sample; `prompts` are those of `samples`."""
-        text, picture_format = self.builder.text, self.builder.picture_format
+        tokenizer, picture_format = self.builder.tokenizer, self.builder.picture_format
         batch = prompts.to(self.device)
         answers: list[GeneratedAnswer | None] = [None] * len(samples)
         heads: dict[str, Prediction] = {}
         with self.autocast():
             if "generated" in self.routes:
-                (ids, probabilities), detections = generation.generate(self.model, batch, text.end, self.max_new_tokens)
+                (ids, probabilities), detections = generation.generate(
+                    self.model, batch, tokenizer.end, self.max_new_tokens
+                )
                 rows = zip(ids.tolist(), probabilities.tolist(), samples, strict=True)
                 answers = [
-                    generated_answer.parse_generated(*row, sample.student, text, picture_format)
+                    generated_answer.parse_generated(*row, sample.student, tokenizer, picture_format)
                     for *row, sample in rows
                 ]
             else:
                 detections = self.model(batch).detections
             if "head" in self.routes:
-                heads = validation.predict(detections, samples, text, self.max_caption_tokens)
+                heads = validation.predict(detections, samples, tokenizer, self.max_caption_tokens)
         return [
             PicturePredictions(sample, heads.get(sample.id), answer)
             for sample, answer in zip(samples, answers, strict=True)

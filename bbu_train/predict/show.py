@@ -31,7 +31,7 @@ def to_row(predictions: PicturePredictions, threshold: float) -> dict[str, Any]:
         prediction = predictions.generated.prediction
         row["generated"] = {
             "objects": _objects(prediction, picture, range(len(prediction.scores))),
-            "num_malformed": int(predictions.generated.is_malformed),
+            "is_malformed": predictions.generated.is_malformed,
             "answer": predictions.generated.text,
         }
     if picture.objects is not None:

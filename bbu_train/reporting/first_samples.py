@@ -11,19 +11,19 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.reporting import html_page
 from bbu_train.runtime import distributed
 from bbu_train.training import loader
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.batch import Batch, Encoded
-from bbu_train.types.samples import Draw, Role
+from bbu_train.types.samples import Role, SampleVisit
 
 log = logging.getLogger(__name__)
 NAME = "samples.html"
 TEMPLATE = html_page.TEMPLATES / "first_samples.html.j2"
 MAX_LOGGED_CHARACTERS = 300  # of a piece of text in train.log
-SPEAKERS = {Role.NONE: "prompt", Role.TEACHER: "teacher", Role.STUDENT: "student"}
+ROLE_NAMES = {Role.NONE: "prompt", Role.TEACHER: "teacher", Role.STUDENT: "student"}
 
 
 class Piece(NamedTuple):
@@ -35,8 +35,8 @@ class Piece(NamedTuple):
     num_tokens: int
 
     @property
-    def speaker(self) -> str:
-        return SPEAKERS[self.role]
+    def role_name(self) -> str:
+        return ROLE_NAMES[self.role]
 
 
 class Segment(NamedTuple):
@@ -48,8 +48,8 @@ class Segment(NamedTuple):
 
 def write_page(
     folder: Path,
-    source: loader.SampleSource,
-    validation: loader.SampleSource,
+    source: loader.SplitDataset,
+    validation: loader.SplitDataset,
     collator: Callable[[Sequence[Encoded]], Batch],
     plan: StepPlan,
     num_micro_batches: int,
@@ -57,12 +57,14 @@ def write_page(
     """Write samples.html into the run's folder and return its path. The rows are those of this rank."""
     step = next(plan.starting_at(0))
     rank, num_ranks = distributed.rank(), distributed.world_size()
-    text = source.builder.text
+    tokenizer = source.builder.tokenizer
     first = {
         "First training conversation": source.encode(step[0][0]),
-        "First validation conversation": validation.encode(Draw(0, validation.admissible(0)[0])),
+        "First validation conversation": validation.encode(SampleVisit(0, validation.indices_within_limit(0)[0])),
     }
-    conversations = {f"{title}: {encoded.sample_id}": list(pieces(encoded, text)) for title, encoded in first.items()}
+    conversations = {
+        f"{title}: {encoded.sample_id}": list(pieces(encoded, tokenizer)) for title, encoded in first.items()
+    }
     micro_batches = next(loader.batches(source, collator, [step], num_micro_batches, rank, num_ranks, 0))
     layout = [row for batch in micro_batches for row in rows(batch)]
     layout_title = f"First step on rank {rank} of {num_ranks}: {_describe_layout(layout)}"
@@ -82,21 +84,25 @@ def write_page(
     return path
 
 
-def pieces(encoded: Encoded, text: Text) -> Iterator[Piece]:
+def pieces(encoded: Encoded, tokenizer: PlainTextTokenizer) -> Iterator[Piece]:
     """Split a conversation into pieces of one role and kind.
 
     The kind is decided by token ids, so a text that spells a control token stays text.
     """
 
     def kind_of(token: int) -> str:
-        if token == text.image:
+        if token == tokenizer.image:
             return "image"
-        return "text" if text.control(token) is None else "control"
+        return "text" if tokenizer.control(token) is None else "control"
 
     tokens = zip(encoded.input_ids.tolist(), map(Role, encoded.roles.tolist()), strict=True)
     for (role, kind), group in groupby(tokens, key=lambda token_role: (token_role[1], kind_of(token_role[0]))):
         ids = [token for token, _ in group]
-        decoded = {"image": "", "control": "".join(text.control(token) or "" for token in ids), "text": text.read(ids)}
+        decoded = {
+            "image": "",
+            "control": "".join(tokenizer.control(token) or "" for token in ids),
+            "text": tokenizer.decode(ids),
+        }
         yield Piece(role, kind, decoded[kind], len(ids))
 
 
@@ -111,10 +117,10 @@ def rows(batch: Batch) -> list[list[Segment]]:
 
 
 def _token_counts(conversation: Sequence[Piece]) -> Counter[str]:
-    """Count tokens by speaker, with all image tokens under "picture"."""
+    """Count tokens by role, with all image tokens under "picture"."""
     counts: Counter[str] = Counter()
     for piece in conversation:
-        counts["picture" if piece.kind == "image" else piece.speaker] += piece.num_tokens
+        counts["picture" if piece.kind == "image" else piece.role_name] += piece.num_tokens
     return counts
 
 
@@ -157,4 +163,4 @@ def _excerpts(conversations: Mapping[str, Sequence[Piece]]) -> Iterator[str]:
             if piece.kind == "image":
                 yield f"  image    {piece.num_tokens} tokens"
             elif piece.kind == "text" and text.strip():
-                yield f"  {piece.speaker:8} {text.strip()!r}"
+                yield f"  {piece.role_name:8} {text.strip()!r}"

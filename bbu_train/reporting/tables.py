@@ -16,7 +16,7 @@ class Table:
 
 
 def format_number(value: Value) -> str:
-    """Return a number with four digits, a small one as learning rates are typed (1e-6), and a text as it is."""
+    """Return a number with four significant digits, below 1e-3 in scientific notation (1e-6). Texts are unchanged."""
     if isinstance(value, str):
         return value
     if value and abs(value) < 1e-3:

@@ -139,7 +139,7 @@ def _problems_of_value(
             for name, entry in value.items()
             for problem in _problems_of_entry(f"{key}.{name}", entry, config, group_choices)
         ]
-    problem = kind_problem(key, default, value)
+    problem = type_problem(key, default, value)
     return [problem] if problem else []
 
 
@@ -150,8 +150,11 @@ def _problems_of_entry(key: str, value: Any, config: Mapping[str, Any], group_ch
     return _problems_of_value(key, default, value, config, group_choices)
 
 
-def kind_problem(key: str, default: Any, value: Any) -> str | None:
-    """Say that a value has the wrong type where the default is a number or a bool. A list may stand for a number."""
+def type_problem(key: str, default: Any, value: Any) -> str | None:
+    """Return a problem if the default is a number or a bool and the value is not.
+
+    Where a number is the default, a list is accepted too, such as a range.
+    """
     if value is None or is_interpolation(value):
         return None
     if isinstance(default, bool):

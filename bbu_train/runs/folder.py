@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError
 from bbu_train.runs.config_keys import leaves
-from bbu_train.runtime.atomic_write import atomic_write
+from bbu_train.runtime.atomic_write import atomic_write, make_folder
 from bbu_train.runtime.git import git_commit
 
 CONFIG = "config.yaml"
@@ -42,7 +42,9 @@ def load(folder: str | Path) -> DictConfig:
         with open_dict(cfg):
             if folder.parent.name == cfg.sweep:
                 cfg.run, cfg.outputs = folder.name, str(folder.parent.parent)
-            else:  # moved out of its sweep: the names stay, and no MLflow store is looked for beside the folder
+            else:
+                # The folder was moved out of its sweep: keep the names `sweep` and `run`, and keep `outputs`, so that
+                # no MLflow store is searched beside the folder.
                 cfg.folder = str(folder)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"{folder / CONFIG} is not the config of a run: {error}") from error
@@ -58,7 +60,7 @@ def create(folder: str | Path, cfg: DictConfig) -> None:
     folder = Path(folder)
     config = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         atomic_write(folder / ENVIRONMENT, json.dumps(_environment(), indent=2, ensure_ascii=False) + "\n")
         atomic_write(folder / CONFIG, config)
     except OSError as error:
@@ -74,9 +76,9 @@ def choices(folder: str | Path) -> dict[str, str]:
 
 @contextmanager
 def built_by_this_code(folder: str | Path) -> Iterator[None]:
-    """Raise InputError if a component of the run in `folder` does not take the arguments that the run was made with.
+    """Turn an error about wrong constructor arguments into an InputError that names the commit which made the run.
 
-    That means that other code made the run. With the same commit it is a defect, so the error stays as it is.
+    If this is the same commit, the error is a bug and is raised unchanged.
     """
     try:
         yield

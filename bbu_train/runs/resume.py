@@ -59,7 +59,10 @@ def resolve_run(
 def _about(
     cfg: DictConfig, identity: str, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the entries of `about` in conf/config.yaml. Values are the config's: 1e-6 is 1e-06."""
+    """Return the entries of `about` in conf/config.yaml.
+
+    Values are written as the composed config prints them, so that `1e-6` becomes `1e-06`.
+    """
     values: dict[str, Any] = {}
     for override in parse(overrides):
         key = override.key_or_group
@@ -111,7 +114,10 @@ def _resume_name(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
 
 
 def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConfig:
-    """Return `stored` with the neutral ones among `keys` from `cfg`, and with neutral keys that `stored` lacks."""
+    """Return a copy of `stored` in which the neutral keys among `keys` have the values of `cfg`.
+
+    Top-level neutral keys that `stored` lacks are added from `cfg`.
+    """
     merged, raw = stored.copy(), OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     missing = [str(key) for key in raw if key not in stored]
@@ -127,7 +133,8 @@ def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConf
 def _differences(stored: DictConfig, cfg: DictConfig, keys: Sequence[str] | None) -> list[str]:
     """Describe every value that can change the result and differs, below `keys` or, if None, anywhere.
 
-    A value differs only if it does both as written and resolved: a reference to another key counts at that key alone.
+    A key counts as different only if both its raw and its resolved value differ. So if `a: ${b}` changes because `b`
+    changed, only `b` is reported.
     """
     old, new = result_values(stored), result_values(cfg)
     raw_old, raw_new = (dict(leaves(OmegaConf.to_container(config, resolve=False))) for config in (stored, cfg))

@@ -16,7 +16,8 @@ class _Terminal(logging.StreamHandler):
 def start() -> MemoryHandler:
     """Start logging. Return the handler that keeps messages until the run has a folder, for `to_file`.
 
-    A terminal, which has a progress bar, shows warnings only; a file or a pipe in its place gets all progress messages.
+    If stderr is a terminal it shows warnings only, because the progress bar is there. If stderr is a file or a pipe, it
+    gets all progress messages.
     """
     terminal = _Terminal()
     terminal.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)

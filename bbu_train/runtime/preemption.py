@@ -21,7 +21,9 @@ _received: list[str] = []
 
 
 def install() -> None:
-    """Let these signals only set the flag, however many come. SIGINT is unchanged. It may be called again.
+    """Make SIGUSR2 and SIGTERM only set the flag, however often they arrive.
+
+    SIGINT keeps its behaviour. Calling this function again is harmless.
 
     The process that calls this must check the flag: otherwise only SIGKILL or SIGINT ends it.
     """

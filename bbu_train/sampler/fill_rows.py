@@ -10,10 +10,11 @@ def fill_rows(
 ) -> list[list[int]]:
     """Return rows of `samples`, which are indices into `lengths` (tokens); the emptiest row is the last.
 
-    First, the longest samples, with a share `balanced_share` of all tokens, each go to the row with the fewest tokens
-    (longest processing time first, Graham 1969), so that every row gets long and short samples. Then each other sample,
-    the longest first, goes to the fullest row that still has room for it (best-fit decreasing, Johnson 1974). Best fit
-    alone fills rows better, but it makes rows of long samples and rows of short ones, whose costs differ.
+    First, the longest samples, until they hold the share `balanced_share` of all tokens, are spread: each goes to the
+    row with the fewest tokens so far (longest processing time first, Graham 1969), so that every row gets long and
+    short samples. Then each other sample, the longest first, goes to the fullest row that still has room for it
+    (best-fit decreasing, Johnson 1974). Best fit alone fills rows better, but it makes rows of long samples and rows of
+    short ones, whose costs differ.
     """
     total = sum(lengths[i] for i in samples)
     num_rows = -(-total // max_row_tokens)

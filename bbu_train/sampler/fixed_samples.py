@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from bbu_train.errors import InputError
 from bbu_train.sampler.shuffle import shuffle
-from bbu_train.types.samples import Draw, Step
+from bbu_train.types.samples import PlannedStep, SampleVisit
 
 
 class FixedSamples:
@@ -20,10 +20,10 @@ class FixedSamples:
         self,
         epoch: int,
         indices: Sequence[int],
-        num_tokens: Callable[[Draw], int],
-        cost: Callable[[Draw], int],
-        name: Callable[[Draw], str],
-    ) -> list[Step]:
+        num_tokens: Callable[[SampleVisit], int],
+        cost: Callable[[SampleVisit], int],
+        name: Callable[[SampleVisit], str],
+    ) -> list[PlannedStep]:
         """Return the steps of one epoch over `indices`. They depend only on the seed and the epoch."""
-        draws = shuffle(self.seed, epoch, indices)
-        return [(tuple(draws[i : i + self.num_samples]),) for i in range(0, len(draws), self.num_samples)]
+        visits = shuffle(self.seed, epoch, indices)
+        return [(tuple(visits[i : i + self.num_samples]),) for i in range(0, len(visits), self.num_samples)]

@@ -5,15 +5,16 @@ from collections.abc import Callable, Sequence
 from bbu_train.errors import InputError
 from bbu_train.ops.numbers import is_number
 from bbu_train.sampler.fixed_samples import FixedSamples
-from bbu_train.types.samples import Draw, Step
+from bbu_train.types.samples import PlannedStep, SampleVisit
 
 
 class ShortestFirst:
     """Each step has `num_samples` samples, from a share of the shortest samples that grows epoch by epoch.
 
-    Epoch e visits the shortest share + (1 - share) e / num_epochs of the samples once each, and every sample from epoch
-    `num_epochs` on (curriculum learning, Bengio et al. 2009). Lengths are those of the epoch's augmented views. If two
-    samples are equally long, the first one counts as shorter. The last step of an epoch may have fewer samples.
+    Epoch e visits the shortest samples once each. Their fraction is `share` + (1 - `share`) e / `num_epochs`, and 1
+    from epoch `num_epochs` on (curriculum learning, Bengio et al. 2009). Lengths are those of the epoch's augmented
+    views. If two samples are equally long, the first one counts as shorter. The last step of an epoch may have fewer
+    samples.
     """
 
     def __init__(self, num_samples: int, share: float | int, num_epochs: int, seed: int) -> None:
@@ -29,12 +30,12 @@ class ShortestFirst:
         self,
         epoch: int,
         indices: Sequence[int],
-        num_tokens: Callable[[Draw], int],
-        cost: Callable[[Draw], int],
-        name: Callable[[Draw], str],
-    ) -> list[Step]:
+        num_tokens: Callable[[SampleVisit], int],
+        cost: Callable[[SampleVisit], int],
+        name: Callable[[SampleVisit], str],
+    ) -> list[PlannedStep]:
         """Return the steps of one epoch over `indices`. They depend only on the seed, the epoch and the lengths."""
-        by_length = sorted(indices, key=lambda index: num_tokens(Draw(epoch, index)))
+        by_length = sorted(indices, key=lambda index: num_tokens(SampleVisit(epoch, index)))
         share = self.share + (1 - self.share) * min(1, epoch / self.num_epochs)
         shortest = by_length[: max(1, round(share * len(by_length)))]
         return self.fixed_samples.epoch(epoch, sorted(shortest), num_tokens, cost, name)

@@ -9,12 +9,12 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.balance_rows import balance_costs
 from bbu_train.sampler.fill_rows import fill_rows
 from bbu_train.sampler.shuffle import shuffle
-from bbu_train.types.samples import Draw, Step
+from bbu_train.types.samples import PlannedStep, SampleVisit
 
 
 @contextmanager
 def _pause_garbage_collection() -> Iterator[None]:
-    """Pause garbage collection: planning makes millions of objects that all stay, and it took a third of the time."""
+    """Pause garbage collection, which took a third of the time: planning creates millions of long-lived objects."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -27,10 +27,10 @@ def _pause_garbage_collection() -> Iterator[None]:
 class TokenBudget:
     """Each step has `num_rows` rows of at most `max_row_tokens` tokens. An epoch visits every sample once.
 
-    The shuffled epoch is cut into windows of `window` samples. Rows are filled within a window (fill.py), except that
-    the samples of its emptiest row join the next window. A larger window fills rows better and shuffles less. Then the
-    rows are shuffled, and they exchange samples until all cost about the same (exchange.py). So steps cost about the
-    same, and within a step so do ranks with one row each.
+    The shuffled epoch is cut into windows of `window` samples. Rows are filled within a window (fill_rows.py), except
+    that the samples of its emptiest row join the next window. A larger window fills rows better and shuffles less. Then
+    the rows are shuffled, and they exchange samples until all cost about the same (balance_rows.py). So steps cost
+    about the same, and within a step so do ranks with one row each.
     """
 
     def __init__(self, max_row_tokens: int, num_rows: int, window: int, balanced_share: float, seed: int) -> None:
@@ -50,21 +50,21 @@ class TokenBudget:
         self,
         epoch: int,
         indices: Sequence[int],
-        num_tokens: Callable[[Draw], int],
-        cost: Callable[[Draw], int],
-        name: Callable[[Draw], str],
-    ) -> list[Step]:
+        num_tokens: Callable[[SampleVisit], int],
+        cost: Callable[[SampleVisit], int],
+        name: Callable[[SampleVisit], str],
+    ) -> list[PlannedStep]:
         """Return the steps of one epoch over `indices`. They depend only on the seed, the epoch, lengths and costs.
 
         Raises InputError if samples do not fit a row, and names them by `name`.
         """
-        draws = shuffle(self.seed, epoch, indices)
-        lengths = [num_tokens(draw) for draw in draws]
-        self._check_lengths(draws, lengths, name)
+        visits = shuffle(self.seed, epoch, indices)
+        lengths = [num_tokens(visit) for visit in visits]
+        self._check_lengths(visits, lengths, name)
         rows = self._fill_windows(lengths)
         rows = [rows[i] for i in generator("rows", self.seed, epoch).permutation(len(rows)).tolist()]
-        rows = balance_costs(rows, lengths, [cost(draw) for draw in draws], self.max_row_tokens)
-        planned = [tuple([draws[i] for i in row]) for row in rows]
+        rows = balance_costs(rows, lengths, [cost(visit) for visit in visits], self.max_row_tokens)
+        planned = [tuple([visits[i] for i in row]) for row in rows]
         return [tuple(planned[i : i + self.num_rows]) for i in range(0, len(planned), self.num_rows)]
 
     def _fill_windows(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -76,13 +76,15 @@ class TokenBudget:
             rows += filled
         return [*rows, emptiest] if emptiest else rows
 
-    def _check_lengths(self, draws: Sequence[Draw], lengths: Sequence[int], name: Callable[[Draw], str]) -> None:
+    def _check_lengths(
+        self, visits: Sequence[SampleVisit], lengths: Sequence[int], name: Callable[[SampleVisit], str]
+    ) -> None:
         limit = self.max_row_tokens
-        longer = sorted((draw, length) for draw, length in zip(draws, lengths, strict=True) if length > limit)
+        longer = sorted((visit, length) for visit, length in zip(visits, lengths, strict=True) if length > limit)
         if longer:
             raise all_problems(
                 f"Samples do not fit a row of sampler.max_row_tokens={limit}",
-                [f"{name(draw)}: {length} tokens in epoch {draw.epoch}" for draw, length in longer],
+                [f"{name(visit)}: {length} tokens in epoch {visit.epoch}" for visit, length in longer],
                 "Raise sampler.max_row_tokens, lower model.max_pixels, or leave them out with "
                 f"collator.max_tokens={limit} collator.too_long=drop.",
             )

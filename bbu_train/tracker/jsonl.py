@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +41,11 @@ class Jsonl:
         }
         self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self.file.flush()
+
+    def sync(self) -> None:
+        """Wait until all rows are on disk, so that a checkpoint never survives a power cut that its rows do not."""
+        assert self.file is not None, "open() comes first"
+        os.fsync(self.file.fileno())
 
     def artifact(self, path: Path) -> None:
         """Do nothing: the file is in the run's folder already."""

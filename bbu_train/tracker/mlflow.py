@@ -86,6 +86,9 @@ class Mlflow:
             self.num_values = 0
             self.sender.flush()
 
+    def sync(self) -> None:
+        """Do nothing: what is not sent yet can be sent again from metrics.jsonl."""
+
     def artifact(self, path: Path) -> None:
         self.stored.files.append(Path(path).absolute())
         self.sender.flush()

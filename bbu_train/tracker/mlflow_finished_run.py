@@ -8,9 +8,9 @@ from bbu_train.tracker.mlflow_run import KEY_FILE
 from bbu_train.tracker.mlflow_store import (
     absolute_uri,
     find_or_create_experiment,
+    no_fork,
     open_client,
     silence_mlflow,
-    transaction,
 )
 from bbu_train.tracker.mlflow_sweep import PARENT, find_runs_by_key, update_parent_status
 
@@ -47,7 +47,7 @@ def mark_pruned(settings: Mapping[str, Any], folder: Path) -> str:
         if not runs:
             return "not logged: MLflow has no run of this folder."
         run_id = runs[0].info.run_id
-        with transaction(client.tracking_uri):
+        with no_fork(client.tracking_uri):
             client.set_tag(run_id, "state", "pruned")
             client.set_terminated(run_id, "KILLED")
             if (parent_id := runs[0].data.tags.get(PARENT)) is not None:

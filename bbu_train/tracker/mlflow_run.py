@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bbu_train.runtime.atomic_write import atomic_write
 from bbu_train.runtime.git import git_commit
 from bbu_train.tracker.mlflow_points import batches, valid_name
-from bbu_train.tracker.mlflow_store import exclusive_transaction, find_or_create_experiment, open_client, transaction
+from bbu_train.tracker.mlflow_store import exclusive_access, find_or_create_experiment, no_fork, open_client
 from bbu_train.tracker.mlflow_sweep import (
     ENDED,
     PARENT,
@@ -41,10 +41,10 @@ LOGGER = logging.getLogger(__name__)
 class StoredRun:
     """Sends files and the rows of <folder>/metrics.jsonl, which is the spool. The caller of `send` waits for the store.
 
-    No point is lost or duplicated, whenever this process or the store dies: before sending, the store is asked for the
-    last step of every metric, only later points are sent, in the order of their steps, and the store takes or refuses a
-    batch as a whole. If a point arrives twice nevertheless (the store took it but its answer was lost), it has the time
-    of its row both times, and MLflow treats it as one point. A send that fails is tried again after `retry_seconds`,
+    No point is lost or duplicated, even if this process or the store dies. Before sending, `send` asks the store for
+    the last step of every metric, and sends only later points, in step order. The store accepts or rejects each batch
+    as a whole. If the store accepted a batch but its answer was lost, the batch is sent again; MLflow merges the
+    copies, because both carry the timestamp of their row. A send that fails is tried again after `retry_seconds`,
     doubled after each failure.
     """
 
@@ -111,7 +111,7 @@ class StoredRun:
             self._end(client, *self.ending)
         while self.files:
             if self.files[0].exists():
-                with transaction(self.uri):
+                with no_fork(self.uri):
                     client.log_artifact(self.run_id, str(self.files[0]), self._artifact_folder(self.files[0]))
             del self.files[0]
 
@@ -123,27 +123,27 @@ class StoredRun:
     def _send_points(self, client: "mlflow.MlflowClient") -> None:
         from mlflow.entities import Metric
 
-        with transaction(self.uri):
+        with no_fork(self.uri):
             run = client.get_run(self.run_id)
         last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         for points, end in batches(self.folder / "metrics.jsonl", self.offset):
             unsent = [Metric(*point) for point in points if point.step > last_step.get(point.metric, -1)]
             if unsent:
-                with transaction(self.uri):
+                with no_fork(self.uri):
                     client.log_batch(self.run_id, metrics=unsent)
             self.offset = end
 
     def _connect(self) -> "mlflow.MlflowClient":
         """Find or create the run and describe it."""
         client = open_client(self.uri)
-        with exclusive_transaction(self.uri):
+        with exclusive_access(self.uri):
             self.experiment_id = find_or_create_experiment(client, self.experiment, self.artifacts)
             run = find_or_create_run(
                 client, self.experiment_id, self._read_or_create_key(), self.name, {"state": "running"}
             )
         self.run_id = run.info.run_id
         self.offset = 0  # it may be a new run, if somebody deleted the first
-        with transaction(self.uri):
+        with no_fork(self.uri):
             if self.ending is None:
                 client.update_run(self.run_id, status="RUNNING")
             self._describe(client, known=run.data.params)
@@ -181,12 +181,12 @@ class StoredRun:
         if self.sweep is None:
             return
         parent_id = find_or_create_parent(client, self.experiment_id, self.sweep)
-        with transaction(self.uri):
+        with no_fork(self.uri):
             client.set_tag(self.run_id, PARENT, parent_id)
             update_parent_status(client, self.experiment_id, parent_id)
 
     def _end(self, client: "mlflow.MlflowClient", state: str, time_ms: int) -> None:
-        with transaction(self.uri):
+        with no_fork(self.uri):
             client.set_tag(self.run_id, "state", state)
             if STATUS[state] in ENDED:
                 client.set_terminated(self.run_id, STATUS[state], time_ms)

@@ -29,12 +29,12 @@ QUIET_ENVIRONMENT = {
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Without this tag MLflow shows the experiment as a language-model application, with judges and prompts."""
 
-_transaction_lock = threading.RLock()
-# A process that is forked in the middle of a transaction would inherit half of it, so forks wait for its end.
+_fork_lock = threading.RLock()
+# A process that is forked in the middle of a client's call would inherit half of it, so forks wait for its end.
 os.register_at_fork(
-    before=_transaction_lock.acquire,
-    after_in_parent=_transaction_lock.release,
-    after_in_child=_transaction_lock.release,
+    before=_fork_lock.acquire,
+    after_in_parent=_fork_lock.release,
+    after_in_child=_fork_lock.release,
 )
 
 
@@ -52,7 +52,7 @@ def absolute_uri(uri: str) -> str:
 
 
 @contextmanager
-def transaction(uri: str) -> Iterator[None]:
+def no_fork(uri: str) -> Iterator[None]:
     """Let no process be forked within a client's call, if this process itself opens the store's database.
 
     With a server, forks do not wait: a server that hangs must not delay a data worker.
@@ -60,25 +60,26 @@ def transaction(uri: str) -> Iterator[None]:
     if uri.startswith("http"):
         yield
     else:
-        with _transaction_lock:
+        with _fork_lock:
             yield
 
 
 @contextmanager
-def exclusive_transaction(uri: str) -> Iterator[None]:
-    """Let one process at a time in, if the store is SQLite: to create it, or what must exist once in it.
+def exclusive_access(uri: str) -> Iterator[None]:
+    """Let only one process at a time create an SQLite store, or an entry that must be unique in it.
 
-    Forks wait for the end of the transaction, as in `transaction`, but not while another process holds the lock.
+    The processes share a lock file beside the database. While this process holds the lock it cannot be forked, as in
+    `no_fork`; while it waits for another process to release the lock, it can be.
     """
     if not uri.startswith("sqlite:///"):
-        with transaction(uri):
+        with no_fork(uri):
             yield
         return
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     lock, deadline = FileLock(f"{database}.lock"), time.monotonic() + LOCK_TIMEOUT_SECONDS
     while True:
-        with transaction(uri):
+        with no_fork(uri):
             if _try_to_lock(lock, deadline):
                 try:
                     yield
@@ -105,7 +106,7 @@ def open_client(uri: str) -> "mlflow.MlflowClient":
     """
     from mlflow import MlflowClient
 
-    with exclusive_transaction(uri):
+    with exclusive_access(uri):
         client = MlflowClient(uri)
         if uri.startswith("sqlite:///"):
             client.search_experiments(max_results=1)

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from bbu_train.tracker.mlflow_store import exclusive_transaction
+from bbu_train.tracker.mlflow_store import exclusive_access
 
 if TYPE_CHECKING:
     import mlflow
@@ -20,7 +20,7 @@ def find_or_create_parent(client: "mlflow.MlflowClient", experiment_id: str, swe
     The caller must hold no lock of the store.
     """
     key = f"sweep-{hashlib.sha256(sweep.encode()).hexdigest()[:16]}"  # a filter cannot quote every name
-    with exclusive_transaction(client.tracking_uri):
+    with exclusive_access(client.tracking_uri):
         tags = {"sweep": sweep, "mlflow.source.name": "bbu_train", "mlflow.note.content": _note(experiment_id)}
         return find_or_create_run(client, experiment_id, key, sweep, tags).info.run_id
 

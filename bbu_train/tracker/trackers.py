@@ -11,6 +11,7 @@ class Tracker(Protocol):
 
     def open(self, config: dict[str, Any], step: int) -> None: ...
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def sync(self) -> None: ...
     def artifact(self, path: Path) -> None: ...
     def close(self, state: str) -> None: ...
 
@@ -29,6 +30,11 @@ class Trackers:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for tracker in self.trackers.values():
             tracker.log(step, metrics)
+
+    def sync(self) -> None:
+        """Wait until what was logged is on disk. A checkpoint is written after this."""
+        for tracker in self.trackers.values():
+            tracker.sync()
 
     def publish(self, paths: Sequence[Path]) -> None:
         """Keep these files of the run's folder as artifacts."""

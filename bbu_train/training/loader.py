@@ -17,20 +17,20 @@ from bbu_train.runtime import preemption
 from bbu_train.runtime.seeds import generator
 from bbu_train.training.planning import MicroBatch, assign_micro_batches
 from bbu_train.types.batch import Batch, Encoded
-from bbu_train.types.samples import Draw, Picture, Sample, Step
+from bbu_train.types.samples import Picture, PlannedStep, Sample, SampleVisit
 
 MAX_CACHED_SIZES = 4_000_000  # (epoch, sample) pairs whose length and cost stay in memory, at 16 bytes each
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class SampleSource:
-    """The samples of a split, each with its view and its teachers of an epoch.
+class SplitDataset:
+    """A split as a dataset whose samples depend on the epoch.
 
-    `view_of(sample, epoch)` augments a sample, and `teachers_of(sample, epoch)` draws its teachers. `builder` encodes
-    the conversation. `cost_of(num_tokens, num_patches)` estimates the arithmetic of a sample. A sample of more than
-    `max_tokens` is an error or left out, as `too_long` says ("error" or "drop"). `seed` decides the noise of each
-    sample. Lengths and costs of the last epochs stay in memory: up to MAX_CACHED_SIZES, and always one epoch.
+    `encode` augments a sample by `view_of(sample, epoch)`, draws its teachers by `teachers_of(sample, epoch)`, and
+    encodes the conversation by `builder`. `cost_of(num_tokens, num_patches)` estimates the arithmetic of a sample.
+    `too_long="error"` refuses a sample of more than `max_tokens`; "drop" leaves it out. `seed` decides the noise of
+    each sample. Lengths and costs of the last epochs stay in memory: up to MAX_CACHED_SIZES, and always one epoch.
     """
 
     def __init__(
@@ -57,23 +57,23 @@ class SampleSource:
         num_cached_epochs = max(1, MAX_CACHED_SIZES // max(1, len(samples)))
         self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(num_cached_epochs)(self._measure)
 
-    def num_tokens(self, draw: Draw) -> int:
-        return self._sizes_of(draw.epoch)[0][draw.index]
+    def num_tokens(self, visit: SampleVisit) -> int:
+        return self._sizes_of(visit.epoch)[0][visit.index]
 
-    def cost(self, draw: Draw) -> int:
-        return self._sizes_of(draw.epoch)[1][draw.index]
+    def cost(self, visit: SampleVisit) -> int:
+        return self._sizes_of(visit.epoch)[1][visit.index]
 
-    def name(self, draw: Draw) -> str:
-        return self.samples[draw.index].id
+    def name(self, visit: SampleVisit) -> str:
+        return self.samples[visit.index].id
 
-    def encode(self, draw: Draw) -> Encoded:
-        sample = self.view_of(self.samples[draw.index], draw.epoch)
-        teachers = self.teachers_of(sample, draw.epoch)
+    def encode(self, visit: SampleVisit) -> Encoded:
+        sample = self.view_of(self.samples[visit.index], visit.epoch)
+        teachers = self.teachers_of(sample, visit.epoch)
         encoded = self.builder.encode(self.builder.converse(sample, teachers, with_answer=True))
-        random = generator("noise", self.seed, draw.epoch, sample.id)
+        random = generator("noise", self.seed, visit.epoch, sample.id)
         return replace(encoded, noise=torch.from_numpy(random.random(tuple(encoded.noise.shape), dtype="float32")))
 
-    def admissible(self, epoch: int) -> list[int]:
+    def indices_within_limit(self, epoch: int) -> list[int]:
         """Return the indices of the samples that are short enough in this epoch. No sample is ever truncated."""
         lengths, _ = self._sizes_of(epoch)
         too_long = [i for i, length in enumerate(lengths) if length > self.max_tokens]
@@ -88,9 +88,9 @@ class SampleSource:
         dropped = set(too_long)
         return [i for i in range(len(self.samples)) if i not in dropped]
 
-    def names(self, step: Step) -> list[str]:
+    def names(self, step: PlannedStep) -> list[str]:
         """Return the ids of a step's samples."""
-        return [self.name(draw) for row in step for draw in row]
+        return [self.name(visit) for row in step for visit in row]
 
     def _measure(self, epoch: int) -> tuple[array, array]:
         """Return the tokens and the cost of every sample."""
@@ -113,7 +113,7 @@ def sources(
     builder: ConversationBuilder,
     cost_of: Callable[[int, Sequence[int]], int],
     collator: Collator,
-) -> tuple[SampleSource, SampleSource]:
+) -> tuple[SplitDataset, SplitDataset]:
     """Return the training and the validation split. Only training students are augmented by `view_of`.
 
     The teachers of both splits come from the training pool and are never augmented, so that their features can be
@@ -121,9 +121,9 @@ def sources(
     """
     settings = builder, cost_of, collator.max_tokens, collator.too_long, data.teachers.seed
     pool, teachers = data.pool, data.teachers
-    train = SampleSource(data.train, view_of, lambda sample, epoch: teachers.draw(sample, epoch, pool), *settings)
+    train = SplitDataset(data.train, view_of, lambda sample, epoch: teachers.draw(sample, epoch, pool), *settings)
     draw_validation = teachers.draw_validation
-    validation = SampleSource(data.validation, unchanged, lambda sample, _: draw_validation(sample, pool), *settings)
+    validation = SplitDataset(data.validation, unchanged, lambda sample, _: draw_validation(sample, pool), *settings)
     return train, validation
 
 
@@ -162,7 +162,7 @@ def _raise_errors(result: Result | InputError) -> Result:
 def prefetch(function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int) -> Iterator[Result]:
     """Yield `function(task)` of each task, in order, computed ahead by `num_workers` processes.
 
-    Tensors are pinned if there is a GPU. `tasks` is read only as far as the workers have got.
+    Tensors are pinned if there is a GPU. `tasks` is consumed lazily: only as many tasks are taken as the workers need.
     """
     loader = DataLoader(
         _Results(function),
@@ -181,9 +181,9 @@ def prefetch(function: Callable[[Task], Result], tasks: Iterable[Task], num_work
 
 
 def batches(
-    source: SampleSource,
+    source: SplitDataset,
     collator: Collator,
-    steps: Iterable[Step],
+    steps: Iterable[PlannedStep],
     num_micro_batches: int,
     rank: int,
     num_ranks: int,
@@ -195,11 +195,11 @@ def batches(
     often. The stand-in does not change the losses.
     """
 
-    def encode_and_collate(task: tuple[list[MicroBatch], Draw]) -> list[Batch]:
+    def encode_and_collate(task: tuple[list[MicroBatch], SampleVisit]) -> list[Batch]:
         micro_batches, stand_in = task
         return [
-            collator([*map(source.encode, draws)] or [source.encode(stand_in).unsupervised()])
-            for draws in micro_batches
+            collator([*map(source.encode, visits)] or [source.encode(stand_in).unsupervised()])
+            for visits in micro_batches
         ]
 
     tasks = (

@@ -4,25 +4,25 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from bbu_train.types.samples import Draw, Step
+from bbu_train.types.samples import PlannedStep, SampleVisit
 
 log = logging.getLogger(__name__)
-MicroBatch = tuple[Draw, ...]
+MicroBatch = tuple[SampleVisit, ...]
 """The samples of one micro-batch of one rank; none if there are too few for all."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What planning needs to know of `training.loader.SampleSource`."""
+    """What planning needs to know of `training.loader.SplitDataset`."""
 
     @property
     def samples(self) -> Sequence[object]: ...
     @property
     def max_tokens(self) -> int: ...
-    def num_tokens(self, draw: Draw) -> int: ...
-    def cost(self, draw: Draw) -> int: ...
-    def name(self, draw: Draw) -> str: ...
-    def admissible(self, epoch: int) -> list[int]: ...
+    def num_tokens(self, visit: SampleVisit) -> int: ...
+    def cost(self, visit: SampleVisit) -> int: ...
+    def name(self, visit: SampleVisit) -> str: ...
+    def indices_within_limit(self, epoch: int) -> list[int]: ...
 
 
 @runtime_checkable
@@ -33,24 +33,25 @@ class Sampler(Protocol):
         self,
         epoch: int,
         indices: Sequence[int],
-        num_tokens: Callable[[Draw], int],
-        cost: Callable[[Draw], int],
-        name: Callable[[Draw], str],
-    ) -> list[Step]: ...
+        num_tokens: Callable[[SampleVisit], int],
+        cost: Callable[[SampleVisit], int],
+        name: Callable[[SampleVisit], str],
+    ) -> list[PlannedStep]: ...
 
 
-def in_order(source: Source, num_samples: int) -> list[Step]:
+def in_order(source: Source, num_samples: int) -> list[PlannedStep]:
     """Plan every sample once, in order, `num_samples` a step."""
-    draws = [Draw(0, i) for i in _admissible_indices(source, 0)]
-    return [(tuple(draws[i : i + num_samples]),) for i in range(0, len(draws), num_samples)]
+    visits = [SampleVisit(0, i) for i in _indices_within_limit(source, 0)]
+    return [(tuple(visits[i : i + num_samples]),) for i in range(0, len(visits), num_samples)]
 
 
 class StepPlan:
     """Every step of a run, planned one epoch at a time, so that memory holds one epoch at most.
 
-    The constructor plans all epochs once, to count their steps. So a resumed run starts in its own epoch, and a sample
-    that cannot be planned (teachers are drawn anew in each epoch) is found before the model loads, not hours later.
-    This takes tens of microseconds a sample, or about a hundred with augmentation; training takes milliseconds.
+    The constructor plans every epoch once and keeps only its number of steps. This lets a resumed run jump to the epoch
+    of its next step. It also finds a sample that becomes too long with the teachers of a later epoch before the model
+    loads, not hours later. Planning takes tens of microseconds a sample, or about a hundred with augmentation; training
+    takes milliseconds.
     """
 
     def __init__(self, sampler: Sampler, source: Source, num_steps: int):
@@ -60,37 +61,37 @@ class StepPlan:
         self._steps_by_epoch: list[int] = []
         while sum(self._steps_by_epoch) < num_steps:
             epoch = len(self._steps_by_epoch)
-            self._steps_by_epoch.append(len(self._plan_epoch(epoch, _admissible_indices(source, epoch))))
+            self._steps_by_epoch.append(len(self._plan_epoch(epoch, _indices_within_limit(source, epoch))))
 
-    def starting_at(self, first: int) -> Iterator[Step]:
+    def starting_at(self, first: int) -> Iterator[PlannedStep]:
         """Yield the steps from number `first` on. A step does not depend on `first`, so a resumed run repeats none."""
         epoch_start = 0
         for epoch, num_steps in enumerate(self._steps_by_epoch):
             if first < epoch_start + num_steps:
                 remaining = slice(max(0, first - epoch_start), self.num_steps - epoch_start)
-                yield from self._plan_epoch(epoch, self.source.admissible(epoch))[remaining]
+                yield from self._plan_epoch(epoch, self.source.indices_within_limit(epoch))[remaining]
             epoch_start += num_steps
 
-    def _plan_epoch(self, epoch: int, indices: Sequence[int]) -> list[Step]:
+    def _plan_epoch(self, epoch: int, indices: Sequence[int]) -> list[PlannedStep]:
         return self.sampler.epoch(epoch, indices, self.source.num_tokens, self.source.cost, self.source.name)
 
 
-def _admissible_indices(source: Source, epoch: int) -> list[int]:
-    """Return the admissible samples, and log how many are left out."""
-    indices = source.admissible(epoch)
+def _indices_within_limit(source: Source, epoch: int) -> list[int]:
+    """Return the indices of the samples that are short enough, and log how many are left out."""
+    indices = source.indices_within_limit(epoch)
     num_left_out = len(source.samples) - len(indices)
     if num_left_out:
         log.warning("epoch %d: %d samples over %d tokens are left out", epoch, num_left_out, source.max_tokens)
     return indices
 
 
-def split(step: Step, num_parts: int, cost: Callable[[Draw], int]) -> list[MicroBatch]:
+def split(step: PlannedStep, num_parts: int, cost: Callable[[SampleVisit], int]) -> list[MicroBatch]:
     """Split a step's samples into `num_parts` parts of about equal cost, the most costly part first.
 
     Each sample, the most costly first, goes to the part that costs least so far (Graham 1969). The rows that the
     sampler planned stay whole if there are enough of them. A part may be empty.
     """
-    units = step if len(step) >= num_parts else tuple((draw,) for row in step for draw in row)
+    units = step if len(step) >= num_parts else tuple((visit,) for row in step for visit in row)
     costs = [sum(map(cost, unit)) for unit in units]
     parts: list[list[int]] = [[] for _ in range(num_parts)]
     totals = [0] * num_parts
@@ -99,11 +100,11 @@ def split(step: Step, num_parts: int, cost: Callable[[Draw], int]) -> list[Micro
         parts[cheapest].append(i)
         totals[cheapest] += costs[i]
     by_cost = sorted(range(num_parts), key=lambda part: -totals[part])
-    return [tuple(draw for i in sorted(parts[part]) for draw in units[i]) for part in by_cost]
+    return [tuple(visit for i in sorted(parts[part]) for visit in units[i]) for part in by_cost]
 
 
 def assign_micro_batches(
-    step: Step, num_ranks: int, num_micro_batches: int, cost: Callable[[Draw], int]
+    step: PlannedStep, num_ranks: int, num_micro_batches: int, cost: Callable[[SampleVisit], int]
 ) -> list[list[MicroBatch]]:
     """Return the micro-batches of each rank, so that all micro-batches and all ranks cost about the same.
 

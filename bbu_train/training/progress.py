@@ -26,7 +26,7 @@ def save(progress: Progress, checkpoints: LocalCheckpoints, optimizer: torch.opt
     if distributed.is_main():
         state = {
             "optimizer": optimizer.state_dict(),
-            "trained": average.trained(),
+            "trained": average.unaveraged_weights(),
             "metrics": progress.metrics,
             "evaluated_at": progress.evaluated_at,
         }

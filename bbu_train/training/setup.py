@@ -12,16 +12,16 @@ from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, all_problems
 from bbu_train.training import loader, planning
-from bbu_train.training.loader import SampleSource
+from bbu_train.training.loader import SplitDataset
 from bbu_train.training.planning import StepPlan
-from bbu_train.types.samples import Sample, Step
+from bbu_train.types.samples import PlannedStep, Sample
 
 build = partial(instantiate, _convert_="all")
 """Build a component from its config. Components take plain Python values, never a DictConfig."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunInputs:
     """A run before its model.
 
     `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order. `max_caption_tokens` is
@@ -31,14 +31,14 @@ class Prepared:
     data: Splits
     builder: ConversationBuilder
     collator: Collator
-    train: SampleSource
-    validation: SampleSource
+    train: SplitDataset
+    validation: SplitDataset
     plan: StepPlan
-    evaluation_steps: list[Step]
+    evaluation_steps: list[PlannedStep]
     max_caption_tokens: int
 
 
-def prepare(cfg: DictConfig, data: Splits | None = None) -> Prepared:
+def prepare(cfg: DictConfig, data: Splits | None = None) -> RunInputs:
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
 
     `data` is what `cfg.data` loads, for a caller that has loaded it already. Raises InputError.
@@ -50,7 +50,7 @@ def prepare(cfg: DictConfig, data: Splits | None = None) -> Prepared:
     collator = build(cfg.collator)(preprocessing.picture_format)
     check_max_tokens(collator.max_tokens, preprocessing.max_positions)
     train, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
-    return Prepared(
+    return RunInputs(
         data=data,
         builder=builder,
         collator=collator,

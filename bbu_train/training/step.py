@@ -19,13 +19,13 @@ from bbu_train.types.outputs import Losses
 class StepTotals:
     """What is known of a step before its forward pass, summed over all micro-batches and ranks.
 
-    `num_slots` counts the positions of all rows, padding included. `is_preempted` says whether any rank was asked to
-    end: it travels with these sums because a message of its own would cost another exchange.
+    `num_positions` counts the positions of all rows, padding included. `is_preempted` says whether any rank was asked
+    to end: it travels with these sums because a message of its own would cost another exchange.
     """
 
     counts: Counts
     sizes: Sizes
-    num_slots: int
+    num_positions: int
     is_preempted: bool
 
 
@@ -33,9 +33,9 @@ def step_totals(micro_batches: Sequence[Batch]) -> StepTotals:
     """Sum over the micro-batches of all ranks, which call this together."""
     parts = [(*astuple(batch.counts), *astuple(batch.sizes), batch.input_ids.numel()) for batch in micro_batches]
     on_this_rank = [*(sum(column) for column in zip(*parts, strict=True)), preemption.requested()]
-    *numbers, num_slots, num_preempted = distributed.sum_integers(on_this_rank)
+    *numbers, num_positions, num_preempted = distributed.sum_integers(on_this_rank)
     num_counts = len(fields(Counts))
-    return StepTotals(Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_slots, num_preempted > 0)
+    return StepTotals(Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_positions, num_preempted > 0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def train_step(
             losses = engine(batch)  # sums, never means
             engine.backward(criterion.objective(losses, counts))
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
-    # Sent before the update, so that the host does not wait for the update to read them.
+    # Start the copy before the update, so that reading the losses later does not wait for the update.
     on_host = copy_to_host(distributed.sum_over_ranks(torch.stack(list(sums.values()))))
     grad_norms = engine.step(sample_ids)
     return StepResult(lambda: dict(zip(sums, on_host(), strict=True)), grad_norms)

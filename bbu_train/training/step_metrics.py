@@ -28,7 +28,7 @@ class PeakFlops(NamedTuple):
 
 def peak_flops(device: torch.device, precision: str) -> PeakFlops:
     """Look up and measure the device of each rank. All ranks call this."""
-    data_sheet, matmul = flops.peak_bf16_flops(device), flops.peak_matmul_rate(device, precision)
+    data_sheet, matmul = flops.peak_bf16_flops(device), flops.measured_matmul_flops(device, precision)
     sums = distributed.sum_integers([data_sheet, matmul, data_sheet == 0])
     return PeakFlops(0 if sums[2] else sums[0], sums[1])
 
@@ -72,7 +72,7 @@ def time_metrics(
         "time/step_seconds": seconds,
         "time/data_seconds": data_seconds,
         "time/tokens_per_second": totals.sizes.tokens / seconds,
-        "time/packing_efficiency": totals.sizes.tokens / totals.num_slots,
+        "time/packing_efficiency": totals.sizes.tokens / totals.num_positions,
         "time/model_tflops": flops_per_second / 1e12,
     }
     if peak.data_sheet:
@@ -85,8 +85,8 @@ def time_metrics(
 def memory_metrics(device: torch.device) -> dict[str, float]:
     """Return GiB of memory in use: the largest over the ranks and, if there are several, that of each rank.
 
-    On a GPU what is allocated and reserved now and the most that was allocated; on a CPU the most that was resident.
-    All ranks call this.
+    On a GPU: memory allocated now, reserved now, and the peak allocated. On a CPU: the peak resident size. All ranks
+    call this.
     """
     sizes = _memory_bytes(device)
     by_rank = distributed.gather_integers(list(sizes.values()))

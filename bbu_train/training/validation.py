@@ -7,13 +7,13 @@ from itertools import islice
 import torch
 from torch import nn
 
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.ops import boxes
 from bbu_train.runtime import distributed
 from bbu_train.training import loader
 from bbu_train.training.protocols import Criterion, Engine
-from bbu_train.training.setup import Prepared
+from bbu_train.training.setup import RunInputs
 from bbu_train.types.batch import Batch, Counts
 from bbu_train.types.outputs import Detections, Losses, Prediction
 from bbu_train.types.samples import Picture, Sample
@@ -21,7 +21,7 @@ from bbu_train.types.samples import Picture, Sample
 
 @torch.no_grad()
 def evaluate(
-    run: Prepared,
+    inputs: RunInputs,
     engine: Engine,
     model: nn.Module,
     criterion: Criterion,
@@ -36,18 +36,18 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    samples, text = run.data.validation, run.builder.text
+    samples, tokenizer = inputs.data.validation, inputs.builder.tokenizer
     by_id = {sample.id: sample for sample in samples}
     sums: Losses = {}
     counts = Counts(0, 0, 0, 0)
     predictions: dict[str, Prediction] = {}
-    for batch in (batch.to(engine.device) for batch in _batches(run, num_workers, end_if_asked)):
+    for batch in (batch.to(engine.device) for batch in _batches(inputs, num_workers, end_if_asked)):
         with engine.autocast():
             outputs = model(batch)
             losses = criterion(outputs, batch)
             if outputs.detections is not None:
                 batch_samples = [by_id[sample_id] for sample_id in batch.sample_ids]
-                predictions |= predict(outputs.detections, batch_samples, text, run.max_caption_tokens)
+                predictions |= predict(outputs.detections, batch_samples, tokenizer, inputs.max_caption_tokens)
         _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
         counts = counts + batch.counts
     model.train(was_training)
@@ -55,27 +55,27 @@ def evaluate(
 
 
 def predict(
-    detections: Detections, samples: Sequence[Sample], text: Text, max_caption_tokens: int
+    detections: Detections, samples: Sequence[Sample], tokenizer: PlainTextTokenizer, max_caption_tokens: int
 ) -> dict[str, Prediction]:
     """Return every query of every sample: its box in pixels of the original picture, its objectness, its caption."""
-    captions = detections.generate_captions(text.end, max_caption_tokens).tolist()
+    captions = detections.generate_captions(tokenizer.end, max_caption_tokens).tolist()
     scores = detections.objectness_logits[-1].sigmoid().float().cpu()
     boxes_xyxy = boxes.cxcywh_to_xyxy(detections.boxes_cxcywh[-1]).float().cpu()
     return {
         sample.id: Prediction(
             boxes.scale(boxes_xyxy[i], sample.student.width, sample.student.height).numpy(),
             scores[i].numpy(),
-            tuple(text.read(ids) for ids in captions[i]),
+            tuple(tokenizer.decode(ids) for ids in captions[i]),
         )
         for i, sample in enumerate(samples)
     }
 
 
-def _batches(run: Prepared, num_workers: int, end_if_asked: Callable[[], None]) -> Iterator[Batch]:
+def _batches(inputs: RunInputs, num_workers: int, end_if_asked: Callable[[], None]) -> Iterator[Batch]:
     """Yield this rank's batches. All ranks call `end_if_asked` equally often, also those with fewer batches."""
-    steps = run.evaluation_steps[distributed.rank() :: distributed.world_size()]
-    batches = loader.batches(run.validation, run.collator, steps, 1, 0, 1, num_workers)
-    for _ in range(math.ceil(len(run.evaluation_steps) / distributed.world_size())):
+    steps = inputs.evaluation_steps[distributed.rank() :: distributed.world_size()]
+    batches = loader.batches(inputs.validation, inputs.collator, steps, 1, 0, 1, num_workers)
+    for _ in range(math.ceil(len(inputs.evaluation_steps) / distributed.world_size())):
         end_if_asked()
         for (batch,) in islice(batches, 1):
             yield batch

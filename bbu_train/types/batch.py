@@ -148,12 +148,12 @@ class MemoryIndex(Movable):
     text_positions  position of each of these tokens in its sample, from 0
     """
 
-    vision: Int[Tensor, "samples vision_memory"]
-    vision_mask: Bool[Tensor, "samples vision_memory"]
-    vision_centers: Float[Tensor, "samples vision_memory 2"]
-    text: Int[Tensor, "samples text_memory"]
-    text_mask: Bool[Tensor, "samples text_memory"]
-    text_positions: Int[Tensor, "samples text_memory"]
+    vision: Int[Tensor, "samples vision"]
+    vision_mask: Bool[Tensor, "samples vision"]
+    vision_centers: Float[Tensor, "samples vision 2"]
+    text: Int[Tensor, "samples text"]
+    text_mask: Bool[Tensor, "samples text"]
+    text_positions: Int[Tensor, "samples text"]
 
     @property
     def vision_sizes(self) -> Float[Tensor, "samples 2"]:

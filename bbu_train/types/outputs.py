@@ -34,10 +34,10 @@ class DenseOutputs:
     mask               False for padding
     """
 
-    boxes_cxcywh: Float[Tensor, "samples tokens 4"]
-    objectness_logits: Float[Tensor, "samples tokens"]
-    objects: Int[Tensor, "samples tokens"]
-    mask: Bool[Tensor, "samples tokens"]
+    boxes_cxcywh: Float[Tensor, "samples vision 4"]
+    objectness_logits: Float[Tensor, "samples vision"]
+    objects: Int[Tensor, "samples vision"]
+    mask: Bool[Tensor, "samples vision"]
 
 
 @dataclass(frozen=True)

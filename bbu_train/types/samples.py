@@ -144,7 +144,7 @@ class Conversation:
         return self.turns[-1]
 
 
-class Draw(NamedTuple):
+class SampleVisit(NamedTuple):
     """One visit to a sample in training.
 
     epoch  from 0; augmentation, teachers and noise depend on it
@@ -155,5 +155,5 @@ class Draw(NamedTuple):
     index: int
 
 
-Step = tuple[tuple[Draw, ...], ...]
+PlannedStep = tuple[tuple[SampleVisit, ...], ...]
 """The samples of one optimizer step, in the rows that the sampler planned. A layout may regroup them."""

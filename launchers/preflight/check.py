@@ -30,16 +30,17 @@ class CheckAborted(InputError):
     """The check itself did not finish, which says nothing about the cells."""
 
 
-def check_cells(cells: Sequence[Cell], unknown: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
+def check_cells(cells: Sequence[Cell], groups_without_estimate: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
     """Raise one InputError that names every problem, each with the cells that have it.
 
-    If there is none, return by the number of the cell what a step of the `unknown` cells requires
-    (`child.compute_requirements`). Cells in the same group of `unknown` require the same.
+    Without problems, return {cell number: requirements of a training step} (see `child.compute_requirements`) for all
+    cells in `groups_without_estimate`. These are groups of cell numbers; the cells of a group have equal requirements,
+    so they are computed once.
     """
     for checkpoint, kind in sorted({(cell.cfg.model.checkpoint, cell.cfg.model.weights) for cell in cells}, key=str):
         if checkpoint is not None:
             weights.require(checkpoint, kind)
-    answers = _run_child(cells, {**group_for_checks(cells), "requirements": unknown})
+    answers = _run_child(cells, {**group_for_checks(cells), "requirements": groups_without_estimate})
     problems = [
         indent(f"{_name_cells(cells, answer['cells'])}: {answer['problem']}", "    ").strip()
         for answer in answers
@@ -51,9 +52,9 @@ def check_cells(cells: Sequence[Cell], unknown: Sequence[Sequence[int]]) -> dict
 
 
 def group_for_checks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
-    """Return for each check the numbers of the cells, in groups of which one cell is checked for all."""
+    """Return groups of cell numbers for each check. A group's cells are equal for it, so only the first is checked."""
     configs = [cell.values for cell in cells]
-    return {"data": _group_equal(configs, DATA_KEYS), "groups": _group_equal(configs, GROUP_KEYS)}
+    return {"data": _group_equal(configs, DATA_KEYS), "parameter_groups": _group_equal(configs, GROUP_KEYS)}
 
 
 def _group_equal(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[int]]:

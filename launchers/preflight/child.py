@@ -1,8 +1,8 @@
 """The checks of a sweep that need torch, in a process of their own: `python -m launchers.preflight.child`.
 
-It reads from stdin a list of `{"check": "data", "groups" or "requirements", "config": path, "cells": [...]}`. It prints
-a line of JSON for each problem, `{"cells": [...], "problem": text}`; if there is none, one for each "requirements",
-`{"cells": [...], "requirements": {...}}`.
+It reads from stdin a list of `{"check": "data", "parameter_groups" or "requirements", "config": path, "cells": [...]}`.
+It prints a line of JSON for each problem, `{"cells": [...], "problem": text}`; if there is none, one for each
+"requirements", `{"cells": [...], "requirements": {...}}`.
 """
 
 import json
@@ -19,12 +19,12 @@ from bbu_train.collator.sizes import sizes
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.optimizer.groups import state_bytes
-from bbu_train.training.setup import Prepared, build, prepare
+from bbu_train.training.setup import RunInputs, build, prepare
 
 NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose FLOPs are averaged
 
 
-def check_data(cfg: DictConfig) -> Prepared:
+def check_data(cfg: DictConfig) -> RunInputs:
     """Prepare a run as training does. Runs with the same data load it once."""
     return prepare(cfg, _load(OmegaConf.to_yaml(cfg.data, resolve=True)))
 
@@ -34,8 +34,11 @@ def _load(data: str) -> Splits:
     return build(OmegaConf.create(data))
 
 
-def check_groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights."""
+def check_parameter_groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights.
+
+    Return that model and its optimizer.
+    """
     if cfg.model.weights != "random":
         from transformers import AutoConfig
 
@@ -56,7 +59,7 @@ def compute_requirements(cfg: DictConfig) -> dict[str, float]:
     weights, gradients, optimizer state and average, which each process holds besides its activations.
     """
     run = check_data(cfg)
-    model, optimizer = check_groups(cfg)
+    model, optimizer = check_parameter_groups(cfg)
     averages = build(cfg.average)(model, optimizer).averages
     steps = list(islice(run.plan.starting_at(0), NUM_STEPS))
     encoded = [run.train.encode(draw) for step in steps for row in step for draw in row]
@@ -82,8 +85,8 @@ def _find_problem(task: dict[str, Any]) -> dict[str, Any] | None:
     try:
         if task["check"] == "data":
             check_data(OmegaConf.load(task["config"]))
-        if task["check"] == "groups":
-            check_groups(OmegaConf.load(task["config"]))
+        if task["check"] == "parameter_groups":
+            check_parameter_groups(OmegaConf.load(task["config"]))
     except (InputError, InstantiationException) as error:
         return {"cells": task["cells"], "problem": str(_find_input_error(error))}
     return None

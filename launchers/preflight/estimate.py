@@ -41,7 +41,7 @@ def from_finished_runs(cells: Sequence[Cell]) -> list[Estimate | None]:
     return [estimates.get(shape_key(cell.values)) for cell in cells]
 
 
-def group_unknown(cells: Sequence[Cell], estimates: Sequence[Estimate | None]) -> list[list[int]]:
+def group_without_estimate(cells: Sequence[Cell], estimates: Sequence[Estimate | None]) -> list[list[int]]:
     """Return the numbers of the cells without an estimate, grouped by shape."""
     groups: dict[str, list[int]] = {}
     for number, (cell, estimate) in enumerate(zip(cells, estimates, strict=True)):
@@ -58,9 +58,9 @@ def from_requirements(cell: Cell, flops: float, num_bytes: float) -> Estimate:
     work = f"{flops / 1e12:.3g} TFLOP a step"
     if rate is None:
         reason = "no run of this shape has finished in this outputs folder, and cluster.tflops_per_gpu is null"
-        return Estimate(None, f"{memory}; {work}, in an unknown time: {reason}.")
+        return Estimate(None, f"time unknown ({reason}); {work}, {memory}.")
     seconds = flops / (rate * 1e12 * cluster.nodes * cluster.tasks_per_node)
-    return Estimate(seconds, f"{memory}, by {work} at cluster.tflops_per_gpu={rate:g}.")
+    return Estimate(seconds, f"(computed from {work} at cluster.tflops_per_gpu={rate:g}), {memory}.")
 
 
 def format_estimates(cells: Sequence[Cell], estimates: Sequence[Estimate]) -> str:
@@ -73,8 +73,8 @@ def format_estimates(cells: Sequence[Cell], estimates: Sequence[Estimate]) -> st
         gpu_hours += hours * cell.cfg.cluster.nodes * cell.cfg.cluster.gpus_per_node
     lines = []
     for estimate, hours in hours_by_estimate.items():
-        time = f"{min(hours):.2g} to {max(hours):.2g} h of training steps each and " if estimate.step_seconds else ""
-        lines.append(f"Expected of {len(hours)} runs: {time}{estimate.text}")
+        time = f"{min(hours):.2g} to {max(hours):.2g} h of training steps each " if estimate.step_seconds else ""
+        lines.append(f"{len(hours)} run{'s' if len(hours) > 1 else ''}: {time}{estimate.text}")
     if gpu_hours or any(map(any, hours_by_estimate.values())):
         total = f"{sum(map(sum, hours_by_estimate.values())):.2g} h of jobs"
         total += f", {gpu_hours:.2g} GPU-hours" if gpu_hours else ""
@@ -86,7 +86,7 @@ def format_estimates(cells: Sequence[Cell], estimates: Sequence[Estimate]) -> st
 def shape_key(values: Mapping[str, Any]) -> str:
     """Return a key that is equal for configs whose steps take the same time and memory.
 
-    Of a learning rate it has only whether the rate freezes its group.
+    A learning rate enters the key only as zero (the group is frozen) or not zero.
     """
     kept = {
         key: bool(value) if key.endswith(".lr") else value
@@ -117,4 +117,4 @@ def _read_finished_runs(outputs: Path) -> Iterator[tuple[str, Estimate]]:
 def _estimate_from_log(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate:
     seconds = statistics.median(row["time/step_seconds"] for row in rows[NUM_WARMUP_STEPS:])
     gib = max(row.get("memory/peak_gib", 0) for row in rows)
-    return Estimate(seconds, f"{gib:.3g} GiB, as {name} took.")
+    return Estimate(seconds, f"and {gib:.3g} GiB, as {name} took.")

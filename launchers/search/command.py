@@ -109,7 +109,10 @@ def _check_settings(cfg: DictConfig) -> DictConfig:
     if not isinstance(settings.poll_seconds, int | float) or not settings.poll_seconds > 0:
         problems.append(f"search.poll_seconds={settings.poll_seconds}: poll_seconds is a number above 0.")
     if str(settings.metric).startswith("eval/") and cfg.eval_every is None:
-        problems.append(f"search.metric={settings.metric} is of evaluations, and with eval_every=null there are none.")
+        problems.append(
+            f"search.metric={settings.metric} is measured in evaluations, but eval_every=null turns them off. "
+            "Set eval_every."
+        )
     config_keys.refuse(problems)
     settings.mode = settings.mode or direction.usual_mode(str(settings.metric))
     return settings

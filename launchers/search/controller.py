@@ -85,7 +85,7 @@ class Controller:
         if [len(self.checked)] not in groups:
             return None
         try:
-            check_cells([cell], unknown=[])
+            check_cells([cell], groups_without_estimate=[])
         except CheckAborted:
             raise
         except InputError as error:
@@ -128,7 +128,7 @@ class Controller:
         return poor
 
     def _prune_reason(self, trial_run: TrialRun) -> str:
-        pruner = type(self.source.study.optuna.pruner).__name__
+        pruner = type(self.source.study.optuna_study.pruner).__name__
         if not trial_run.last:
             return pruner
         step, value = trial_run.last

@@ -58,7 +58,11 @@ class TrialSource:
                     return trial_run, cell
             self.study.tell(trial, None)
         self._is_exhausted = True
-        print(f"{MAX_DRAWS} draws only repeated other trials: {len(self.runs)} are all there are.", flush=True)
+        print(
+            f"The last {MAX_DRAWS} draws repeated earlier trials, so the space is exhausted: "
+            f"the search ends with {len(self.runs)} trials.",
+            flush=True,
+        )
         return None
 
     def _remember(self, trial_run: TrialRun) -> None:

@@ -40,7 +40,7 @@ def launch_search(command: SearchCommand, arguments: Sequence[str]) -> int:
     with locked(ledger.folder):
         _refuse_conflicts(ledger, command)  # before the slow check, and again after it
     (known,) = estimate.from_finished_runs([first])
-    requirements = check_cells([first], estimate.group_unknown([first], [known]))
+    requirements = check_cells([first], estimate.group_without_estimate([first], [known]))
     expected = known or estimate.from_requirements(first, **requirements[0])
     num_trials = command.settings.num_trials
     text = estimate.format_estimates([first] * num_trials, [expected] * num_trials)

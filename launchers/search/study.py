@@ -30,24 +30,24 @@ class Study:
         self.sampler = sampler
         self.seed = seed
         direction = {"max": "maximize", "min": "minimize"}[mode]
-        self.optuna = optuna.create_study(study_name="search", direction=direction, pruner=pruner)
+        self.optuna_study = optuna.create_study(study_name="search", direction=direction, pruner=pruner)
 
     def ask(self) -> Trial:
         """Draw the next trial."""
-        self.optuna.sampler = self.sampler(seed=self.seed + self._num_trials())
-        return self.optuna.ask(self.space)
+        self.optuna_study.sampler = self.sampler(seed=self.seed + self._num_trials())
+        return self.optuna_study.ask(self.space)
 
     def restore(self, number: int, params: Mapping[str, Any]) -> Trial:
         """Add a trial that was drawn earlier, with its number. Missing numbers before it become failed trials."""
         while self._num_trials() < number:
-            self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-        self.optuna.enqueue_trial(dict(params))
-        return self.optuna.ask(self.space)
+            self.optuna_study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+        self.optuna_study.enqueue_trial(dict(params))
+        return self.optuna_study.ask(self.space)
 
     def tell(self, trial: Trial, value: float | None, pruned: bool = False) -> None:
         """Record a trial's final value. Without a value the trial was pruned or has failed."""
         state = TrialState.COMPLETE if value is not None else TrialState.PRUNED if pruned else TrialState.FAIL
-        self.optuna.tell(trial, value, state)
+        self.optuna_study.tell(trial, value, state)
 
     def _num_trials(self) -> int:
-        return len(self.optuna.get_trials(deepcopy=False))
+        return len(self.optuna_study.get_trials(deepcopy=False))

@@ -137,7 +137,7 @@ def test_the_model_has_the_averages_while_applied_and_its_own_weights_afterwards
             expected = average.averages.get(name, before[name])
             assert torch.equal(parameter, expected.to(parameter.dtype))
         assert not torch.equal(model[1].weight, before["1.weight"])
-        assert all(torch.equal(average.trained()[name], before[name]) for name in trainable(model))
+        assert all(torch.equal(average.unaveraged_weights()[name], before[name]) for name in trainable(model))
         raise KeyboardInterrupt
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert optimizer.state_dict()["state"].keys() == state_before
@@ -155,7 +155,7 @@ def test_weights_to_save_are_averages_of_trained_parameters_and_the_frozen_weigh
     assert all(torch.equal(weights[name], tensor) for name, tensor in average.averages.items())
     assert {tensor.dtype for tensor in average.averages.values()} == {torch.float32}
     dtypes = {name: parameter.dtype for name, parameter in trainable(model).items()}
-    assert {name: weight.dtype for name, weight in average.trained().items()} == dtypes
+    assert {name: weight.dtype for name, weight in average.unaveraged_weights().items()} == dtypes
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -168,7 +168,7 @@ def test_a_resumed_average_equals_an_uninterrupted_one(precision):
     )
     for step in steps(model, optimizers[0], 1, 4):
         uninterrupted.update(step)
-    other.load_state_dict(uninterrupted.weights() | uninterrupted.trained())
+    other.load_state_dict(uninterrupted.weights() | uninterrupted.unaveraged_weights())
     resumed.load(uninterrupted.weights())
     optimizers[1].load_state_dict(deepcopy(optimizers[0].state_dict()))  # else they would share their moments
     for average, optimizer in ((uninterrupted, optimizers[0]), (resumed, optimizers[1])):
@@ -184,7 +184,7 @@ def test_without_an_average_the_weights_are_the_models_and_nothing_else_is_saved
     average.update(1)
     with average.applied():
         assert all(torch.equal(average.weights()[name], p) for name, p in model.named_parameters())
-    assert average.trained() == {}
+    assert average.unaveraged_weights() == {}
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])

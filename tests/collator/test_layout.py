@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu_train.collator.packed import Packed
-from bbu_train.collator.standard import Standard
+from bbu_train.collator.packed import PackedCollator
+from bbu_train.collator.standard import PaddedCollator
 from bbu_train.model.shape import configuration
 from bbu_train.types.batch import Counts, Movable
 from bbu_train.types.samples import Role
@@ -17,12 +17,12 @@ from bbu_train.types.samples import Role
 
 @pytest.fixture
 def standard(preprocessing):
-    return Standard(preprocessing.picture_format, 8192, "error")
+    return PaddedCollator(preprocessing.picture_format, 8192, "error")
 
 
 @pytest.fixture
 def packed(preprocessing):
-    return Packed(preprocessing.picture_format, 8192, "error")
+    return PackedCollator(preprocessing.picture_format, 8192, "error")
 
 
 @pytest.fixture(params=["standard", "packed"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bbu_train.collator.packed import Packed
-from bbu_train.collator.standard import Standard
+from bbu_train.collator.packed import PackedCollator
+from bbu_train.collator.standard import PaddedCollator
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def apart_format(preprocessing):
     return replace(preprocessing.picture_format, teachers_apart=True)
 
 
-@pytest.fixture(params=[Packed, Standard])
+@pytest.fixture(params=[PackedCollator, PaddedCollator])
 def collate_both(request, preprocessing, apart_format):
     """A function from samples to two batches of one collator: all pictures together, and teachers' pictures apart."""
     formats = preprocessing.picture_format, apart_format

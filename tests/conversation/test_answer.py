@@ -5,7 +5,7 @@ import pytest
 
 from bbu_train.conversation.answer import parse, render, token_ids
 from bbu_train.conversation.order import ReadingOrder
-from bbu_train.conversation.text import Text
+from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object
@@ -99,9 +99,9 @@ def test_any_label_survives(label):
     assert read(f"```json\n{text}\n```") == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
 
 
-def encode_and_note(text, pieces, piece):
+def encode_and_note(tokenizer, pieces, piece):
     pieces.add(piece)
-    return text.ids(piece)
+    return tokenizer.encode(piece)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def encode_and_note(text, pieces, piece):
     ],
 )
 def test_an_answer_encoded_in_pieces_has_the_tokens_of_the_whole(label):
-    text = Text(tiny_tokenizer(768))
+    tokenizer = PlainTextTokenizer(tiny_tokenizer(768))
     boxes = ((0.0, 20.0, 300.0, 400.0), (7.0, 8.0, 99.0, 1000.0), (10.0, 20.0, 31.0, 40.0))
     for num_objects in range(4):
         whole = render([Object(box, label) for box in boxes[:num_objects]], ReadingOrder(), 1.0, 1.0, 2000, 2000)
         pieces: set[str] = set()
-        assert token_ids(whole, partial(encode_and_note, text, pieces)) == text.ids(whole)
+        assert token_ids(whole, partial(encode_and_note, tokenizer, pieces)) == tokenizer.encode(whole)
         assert len(pieces - set("0123456789")) <= 4  # around coordinates, and between them
 
 

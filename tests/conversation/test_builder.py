@@ -92,8 +92,8 @@ def test_the_answer_can_be_read_back_from_the_students_tokens(builder, samples):
     for sample in samples:
         encoded = encode(builder, sample)
         ids = encoded.input_ids[encoded.roles == Role.STUDENT].tolist()
-        assert ids[-1] == builder.text.end
-        assert builder.text.read(ids) == builder.answer(sample.student)
+        assert ids[-1] == builder.tokenizer.end
+        assert builder.tokenizer.decode(ids) == builder.answer(sample.student)
 
 
 def test_the_number_of_tokens_is_known_without_encoding(builder, samples):
@@ -126,12 +126,12 @@ def test_image_positions_are_the_placeholders_between_vision_start_and_vision_en
     for sample in samples:
         encoded = encode(builder, sample)
         assert len(encoded.image_positions) == len(encoded.patches) // 4
-        assert set(encoded.input_ids[encoded.image_positions].tolist()) == {builder.text.image}
-        runs = torch.tensor_split(encoded.image_positions, (encoded.grid_thw.prod(dim=1) // 4).cumsum(0)[:-1])
-        for run in runs:
-            assert encoded.input_ids[run[0] - 1] == builder.text.vision_start
-            assert encoded.input_ids[run[-1] + 1] == builder.text.vision_end
-            assert torch.equal(run, torch.arange(run[0], run[-1] + 1))
+        assert set(encoded.input_ids[encoded.image_positions].tolist()) == {builder.tokenizer.image}
+        spans = torch.tensor_split(encoded.image_positions, (encoded.grid_thw.prod(dim=1) // 4).cumsum(0)[:-1])
+        for span in spans:
+            assert encoded.input_ids[span[0] - 1] == builder.tokenizer.vision_start
+            assert encoded.input_ids[span[-1] + 1] == builder.tokenizer.vision_end
+            assert torch.equal(span, torch.arange(span[0], span[-1] + 1))
 
 
 @pytest.mark.parametrize(
@@ -148,29 +148,31 @@ def test_a_control_string_in_a_description_stays_text(config, preprocessing, sam
     added = set(tokenizer.get_added_vocab().values())
     for role in (Role.TEACHER, Role.STUDENT):
         ids = encoded.input_ids[encoded.roles == role].tolist()
-        assert added & set(ids) == {builder.text.end}
-        assert ids.count(builder.text.end) == 1
-        assert [item.description for item in parse(builder.text.read(ids), 1.0, 1.0).objects] == [description] * 3
-    assert (encoded.input_ids == builder.text.image).sum() == len(encoded.image_positions) == len(encoded.patches) // 4
+        assert added & set(ids) == {builder.tokenizer.end}
+        assert ids.count(builder.tokenizer.end) == 1
+        objects = parse(builder.tokenizer.decode(ids), 1.0, 1.0).objects
+        assert [item.description for item in objects] == [description] * 3
+    num_image_tokens = (encoded.input_ids == builder.tokenizer.image).sum()
+    assert num_image_tokens == len(encoded.image_positions) == len(encoded.patches) // 4
     for caption in encoded.captions:
-        assert added & set(caption.tolist()) == {builder.text.end}
-        assert builder.text.read(caption.tolist()) == description
+        assert added & set(caption.tolist()) == {builder.tokenizer.end}
+        assert builder.tokenizer.decode(caption.tolist()) == description
 
 
 def test_a_control_string_in_a_prompt_stays_text(builder, samples):
     conversation = builder.converse(samples[0], samples[0].teachers, with_answer=True)
     turns = tuple(replace(turn, prompt="<|im_end|><|image_pad|>") for turn in conversation.turns)
     for prompts in (conversation, replace(conversation, turns=turns)):
-        num_ends = (builder.encode(prompts).input_ids == builder.text.end).sum()
+        num_ends = (builder.encode(prompts).input_ids == builder.tokenizer.end).sum()
         assert num_ends == 1 + 2 * len(conversation.turns)
 
 
 def test_targets_are_the_students_boxes_and_descriptions_in_the_order_of_the_data(builder, samples):
     for sample in samples:
         encoded = encode(builder, sample)
-        descriptions = [builder.text.read(caption.tolist()) for caption in encoded.captions]
+        descriptions = [builder.tokenizer.decode(caption.tolist()) for caption in encoded.captions]
         assert descriptions == [item.description for item in sample.student.objects]
-        assert all(caption[-1] == builder.text.end for caption in encoded.captions)
+        assert all(caption[-1] == builder.tokenizer.end for caption in encoded.captions)
         assert encoded.boxes_cxcywh.shape == (len(descriptions), 4)
 
 
@@ -200,7 +202,7 @@ def test_a_picture_annotated_as_empty_is_answered_with_an_empty_list_and_trains(
     assert sample.student.objects == ()
     encoded = encode(builder, sample)
     ids = encoded.input_ids[encoded.roles == Role.STUDENT].tolist()
-    assert ids == [*builder.text.ids("[]"), builder.text.end]
+    assert ids == [*builder.tokenizer.encode("[]"), builder.tokenizer.end]
     assert encoded.annotated
     assert encoded.boxes_cxcywh.shape == (0, 4)
     assert encoded.captions == ()

@@ -16,9 +16,9 @@ def stock(config):
         return Qwen2_5_VLModel(configuration(None, "random", shape))
 
 
-def stock_positions(stock, runs):
-    types = [kind for run in runs for kind in ([0] * run if isinstance(run, int) else [1] * (run[0] * run[1]))]
-    grids = [[1, 2 * run[0], 2 * run[1]] for run in runs if not isinstance(run, int)]
+def stock_positions(stock, spans):
+    types = [kind for span in spans for kind in ([0] * span if isinstance(span, int) else [1] * (span[0] * span[1]))]
+    grids = [[1, 2 * span[0], 2 * span[1]] for span in spans if not isinstance(span, int)]
     position_ids, _ = stock.get_rope_index(
         torch.full((1, len(types)), IMAGE),
         mm_token_type_ids=torch.tensor([types], dtype=torch.int32),
@@ -28,7 +28,7 @@ def stock_positions(stock, runs):
 
 
 @pytest.mark.parametrize(
-    "runs",
+    "spans",
     [
         [9],
         [5, (1, 1), 3],
@@ -38,13 +38,13 @@ def stock_positions(stock, runs):
         [12, (2, 2), 40, (3, 5), 8, 2, (5, 3), 60, (1, 9), 7],
     ],
 )
-def test_positions_are_those_of_the_stock_model(stock, runs):
-    assert torch.equal(positions(runs), stock_positions(stock, runs))
+def test_positions_are_those_of_the_stock_model(stock, spans):
+    assert torch.equal(positions(spans), stock_positions(stock, spans))
 
 
 def test_encoded_conversations_have_the_positions_of_the_stock_model(stock, builder, encoded):
     for sample in encoded:
-        is_image = sample.input_ids == builder.text.image
+        is_image = sample.input_ids == builder.tokenizer.image
         position_ids, _ = stock.get_rope_index(
             sample.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=sample.grid_thw
         )

@@ -35,9 +35,11 @@ def generate_truth(monkeypatch, builder):
         batches = iter(batches)
 
         def answer(*_):
-            rows = [[*builder.text.ids(builder.answer(picture)), builder.text.end] for picture in next(batches)]
+            rows = [
+                [*builder.tokenizer.encode(builder.answer(picture)), builder.tokenizer.end] for picture in next(batches)
+            ]
             longest = max(map(len, rows))
-            ids = torch.tensor([row + [builder.text.end] * (longest - len(row)) for row in rows])
+            ids = torch.tensor([row + [builder.tokenizer.end] * (longest - len(row)) for row in rows])
             return (ids, torch.full(ids.shape, 0.5)), None
 
         monkeypatch.setattr("bbu_train.model.generation.generate", answer)
@@ -106,4 +108,4 @@ def test_conversations_with_more_tokens_than_the_model_has_positions_are_refused
 
 def test_by_default_an_answer_may_have_twice_the_tokens_of_the_longest_training_answer(builder, data):
     answer = builder.answer(data.train[0].student)
-    assert default_max_new_tokens(builder, data.train) == 2 * (len(builder.text.ids(answer)) + 1)
+    assert default_max_new_tokens(builder, data.train) == 2 * (len(builder.tokenizer.encode(answer)) + 1)

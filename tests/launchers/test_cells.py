@@ -8,7 +8,7 @@ from bbu_train.errors import InputError
 from bbu_train.runs import identity
 from launchers.cells import Cell, compose
 from launchers.ledger import Ledger
-from launchers.preflight.estimate import from_finished_runs, group_unknown
+from launchers.preflight.estimate import from_finished_runs, group_without_estimate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -81,6 +81,6 @@ def test_a_sweep_that_cannot_run_as_a_whole_is_refused(overrides, message):
 
 def test_every_cell_is_a_run_of_its_own_and_cells_that_differ_in_a_seed_have_one_shape(tmp_path):
     sweep = cells("seed=range(0,20)", "head=detr,none")
-    assert group_unknown(sweep, from_finished_runs(sweep)) == [list(range(0, 40, 2)), list(range(1, 40, 2))]
+    assert group_without_estimate(sweep, from_finished_runs(sweep)) == [list(range(0, 40, 2)), list(range(1, 40, 2))]
     entries = Ledger(tmp_path / "outputs/default/ledger").add(sweep)
     assert len({entry.run for entry in entries}) == 40

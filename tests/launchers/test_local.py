@@ -71,8 +71,8 @@ def test_a_sweep_runs_two_at_a_time_and_the_same_command_again_runs_only_what_is
     assert done.returncode == 1, done.stderr
     assert "1 done, 1 failed" in done.stdout
 
-    def check_cells(cells, unknown):
-        assert unknown == [], "the finished run tells what the new one takes"
+    def check_cells(cells, groups_without_estimate):
+        assert groups_without_estimate == [], "the finished run tells what the new one takes"
         return {}
 
     monkeypatch.setattr(launchers.launch, "check_cells", check_cells)
@@ -81,7 +81,7 @@ def test_a_sweep_runs_two_at_a_time_and_the_same_command_again_runs_only_what_is
     output = capfd.readouterr().out
     assert output.count(" has ended") == 1
     assert "2 done, 1 failed" in output
-    assert "Expected of 3 runs" in output
+    assert "3 runs: " in output
 
     done = run_module(tmp_path, "launchers", "status", "s")
     assert "not finite" in done.stdout

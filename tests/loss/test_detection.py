@@ -14,7 +14,7 @@ from transformers.loss.loss_for_object_detection import (
 )
 
 from bbu_train.loss.detection import box_losses, caption_sum, denoising_sums, dense_sums, layer_sums, scatter_to_queries
-from bbu_train.loss.objectness import Focal, Varifocal
+from bbu_train.loss.objectness import FocalLoss, VarifocalLoss
 from bbu_train.ops import boxes
 from bbu_train.runtime.seeds import generator
 
@@ -51,7 +51,7 @@ def test_box_sums_of_every_layer_are_those_of_transformers(random_boxes, batch_o
     matcher = make_criterion().matcher
     queries = matcher(detections_of(pred, logits), batch)
     truth = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
-    l1, giou, _ = layer_sums(pred, logits, queries, *truth, Focal(0.25, 2.0))
+    l1, giou, _ = layer_sums(pred, logits, queries, *truth, FocalLoss(0.25, 2.0))
     num_objects = len(batch.boxes_cxcywh)
     for i, suffix in enumerate(("_0", "_1", "")):
         torch.testing.assert_close(l1[i] / num_objects, expected[f"loss_bbox{suffix}"])
@@ -88,7 +88,7 @@ def test_objectness_is_a_sum_over_all_queries_of_annotated_samples(random_boxes)
     annotated, queries = torch.tensor([True, False, True]), torch.tensor([5, 2])
     is_object = torch.zeros(3, 7, dtype=torch.bool)
     is_object[0, [5, 2]] = True
-    loss = objectness_of(logits, annotated, queries, random_boxes, Focal(0.25, 2.0))
+    loss = objectness_of(logits, annotated, queries, random_boxes, FocalLoss(0.25, 2.0))
     mean_over_queries = sigmoid_focal_loss(logits[[0, 2]], is_object[[0, 2]].float(), 1, 0.25, 2.0)
     torch.testing.assert_close(loss, mean_over_queries * 7)
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -111,7 +111,7 @@ def test_objectness_gets_the_iou_of_each_query_with_its_object(random_boxes):
     assert ious[0][0, 2].item() == pytest.approx(box_iou(moved[:1], moved[1:])[0].item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("choice", [Focal(0.25, 2.0), Varifocal(0.75, 2.0)])
+@pytest.mark.parametrize("choice", [FocalLoss(0.25, 2.0), VarifocalLoss(0.75, 2.0)])
 def test_denoising_losses_are_the_mean_over_groups(choice, random_boxes):
     true, pred = random_boxes("true", 3), random_boxes("predicted", 2, 3, 4)
     logits = random_logits("noised", 2, 3, 4, 2)
@@ -128,7 +128,7 @@ def test_denoising_losses_are_the_mean_over_groups(choice, random_boxes):
     torch.testing.assert_close(torch.stack(sums), torch.stack(expected))
 
 
-@pytest.mark.parametrize("choice", [Focal(0.25, 2.0), Varifocal(0.75, 2.0)])
+@pytest.mark.parametrize("choice", [FocalLoss(0.25, 2.0), VarifocalLoss(0.75, 2.0)])
 def test_dense_losses_are_a_mean_over_the_tokens_of_each_object(choice, random_boxes):
     """Tokens without an object count each, and pictures without annotations do not count."""
     true, pred, logits = random_boxes("true", 3), random_boxes("predicted", 3, 5), random_logits("dense", 3, 5)

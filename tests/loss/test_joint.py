@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from bbu_train.loss.joint import Joint
+from bbu_train.loss.joint import JointLoss
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.types.batch import Batch, Counts
 from bbu_train.types.outputs import Losses, Outputs
@@ -35,7 +35,7 @@ class Step(NamedTuple):
     outputs: Outputs
     losses: Losses
 
-    def objective(self, criterion: Joint) -> Tensor:
+    def objective(self, criterion: JointLoss) -> Tensor:
         return criterion.objective(self.losses, self.batch.counts)
 
     def gradients(self, total: Tensor) -> dict[str, Tensor | None]:

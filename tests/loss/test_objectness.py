@@ -8,10 +8,10 @@ from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_for_object_detection import box_iou, sigmoid_focal_loss
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
-from bbu_train.loss.objectness import Focal, Varifocal
+from bbu_train.loss.objectness import FocalLoss, VarifocalLoss
 from bbu_train.runtime.seeds import generator
 
-CHOICES = [(Focal, 0.25), (Varifocal, 0.75)]
+CHOICES = [(FocalLoss, 0.25), (VarifocalLoss, 0.75)]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_focal_loss_is_the_formula_of_lin_et_al(queries, alpha, gamma):
     log_p = Bernoulli(logits=logits.double()).log_prob(is_object.double())
     alpha_true = torch.where(is_object, alpha, 1 - alpha).double()
     expected = -alpha_true * (1 - log_p.exp()) ** gamma * log_p
-    losses = Focal(alpha, gamma)(logits, is_object, iou)
+    losses = FocalLoss(alpha, gamma)(logits, is_object, iou)
     torch.testing.assert_close(losses, expected.float())
     gradients = (torch.autograd.grad(loss.sum(), logits) for loss in (losses, expected))
     torch.testing.assert_close(*gradients)
@@ -39,7 +39,7 @@ def test_focal_loss_is_the_formula_of_lin_et_al(queries, alpha, gamma):
 def test_focal_loss_is_that_of_transformers(queries, alpha, gamma):
     logits, is_object, iou = queries
     mean_over_queries = sigmoid_focal_loss(logits, is_object.float(), 1, alpha, gamma)
-    losses = Focal(alpha, gamma)(logits, is_object, iou)
+    losses = FocalLoss(alpha, gamma)(logits, is_object, iou)
     torch.testing.assert_close(losses.sum(), mean_over_queries * logits.shape[1])
 
 
@@ -65,7 +65,7 @@ def test_varifocal_loss_is_that_of_transformers(queries, alpha, gamma):
         is_object[sample, chosen] = True
         corners = center_to_corners_format(pred[sample, chosen]), center_to_corners_format(true[sample, objects])
         iou[sample, chosen] = box_iou(*corners)[0].diag()
-    loss = Varifocal(alpha, gamma)(logits, is_object, iou).sum()
+    loss = VarifocalLoss(alpha, gamma)(logits, is_object, iou).sum()
     torch.testing.assert_close(loss, expected["loss_vfl"])
     gradients = (torch.autograd.grad(value, logits) for value in (loss, expected["loss_vfl"]))
     torch.testing.assert_close(*gradients)
@@ -74,7 +74,7 @@ def test_varifocal_loss_is_that_of_transformers(queries, alpha, gamma):
 def test_varifocal_loss_is_minimal_where_objectness_is_the_iou():
     iou = torch.tensor([0.2, 0.5, 0.9])
     logits = iou.logit().requires_grad_()
-    losses = Varifocal(0.75, 2.0)(logits, torch.ones(3, dtype=torch.bool), iou)
+    losses = VarifocalLoss(0.75, 2.0)(logits, torch.ones(3, dtype=torch.bool), iou)
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     torch.testing.assert_close(gradient, torch.zeros(3), atol=1e-6, rtol=0)
 

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
 from bbu_train.errors import InputError
-from bbu_train.model.attention import choose, flash_attention_2, flash_attention_4, sdpa, varlen
+from bbu_train.model.attention import flash_attention_2, flash_attention_4, resolve_attention_name, sdpa, varlen
 from bbu_train.runtime.seeds import generator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -171,26 +171,27 @@ def test_a_kernel_lets_no_token_attend_across_packed_segments(function, ends, is
 
 
 def test_auto_takes_sdpa_where_no_kernel_can_run():
-    assert choose("auto", CPU, torch.float32) == choose("auto", CPU, torch.bfloat16) == "bbu_flash_sdpa"
-    assert choose("auto", GPU, torch.float32) == "bbu_flash_sdpa"
+    assert resolve_attention_name("auto", CPU, torch.float32) == "bbu_flash_sdpa"
+    assert resolve_attention_name("auto", CPU, torch.bfloat16) == "bbu_flash_sdpa"
+    assert resolve_attention_name("auto", GPU, torch.float32) == "bbu_flash_sdpa"
 
 
 def test_auto_logs_its_choice(caplog):
     with caplog.at_level("INFO"):
-        choose("auto", CPU, torch.float32)
+        resolve_attention_name("auto", CPU, torch.float32)
     assert caplog.messages == ["model.attention=auto takes sdpa"]
 
 
 def test_auto_takes_a_kernel_on_a_gpu_in_half_precision():
     expected = "bbu_flash_attention_2" if has_flash_2 else "bbu_flash_varlen"
-    assert choose("auto", GPU, torch.bfloat16) == expected
+    assert resolve_attention_name("auto", GPU, torch.bfloat16) == expected
 
 
 @pytest.mark.parametrize("attention", ["varlen", "flash_attention_2", "flash_attention_4"])
 @pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (GPU, torch.float32)])
 def test_a_kernel_that_cannot_run_here_is_refused(attention, device, dtype):
     with pytest.raises(InputError, match=rf"model\.attention={attention} needs a GPU and .*has {device} and {dtype}"):
-        choose(attention, device, dtype)
+        resolve_attention_name(attention, device, dtype)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_the_error_for_a_missing_package_says_how_to_install_it(attention, is_in
     if is_installed:
         pytest.skip(f"the package of {attention} is installed")
     with pytest.raises(InputError, match=f"needs a package that is missing: {command}"):
-        choose(attention, GPU, torch.bfloat16)
+        resolve_attention_name(attention, GPU, torch.bfloat16)
 
 
 @pytest.mark.skipif(has_flash_4, reason="the package of flash_attention_4 is installed")
@@ -212,13 +213,13 @@ def test_the_cute_folder_of_flash_attention_2_is_not_mistaken_for_flash_attentio
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
     (tmp_path / "flash_attn" / "flash_attn_interface.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert choose("auto", GPU, torch.bfloat16) == "bbu_flash_attention_2"
+    assert resolve_attention_name("auto", GPU, torch.bfloat16) == "bbu_flash_attention_2"
     with pytest.raises(InputError, match="needs a package that is missing: pip install 'flash-attn-4"):
-        choose("flash_attention_4", GPU, torch.bfloat16)
+        resolve_attention_name("flash_attention_4", GPU, torch.bfloat16)
 
 
 def test_an_unknown_attention_names_the_choices():
     with pytest.raises(
         InputError, match=r"model\.attention=eager is unknown; take one of auto, sdpa, varlen, flash_attention_2, "
     ):
-        choose("eager", CPU, torch.float32)
+        resolve_attention_name("eager", CPU, torch.float32)

@@ -103,7 +103,7 @@ def outside_the_memory(model, batch):
         for adapter in (head.vision_adapter, head.language_adapter)
     ]
     trains = head.vision_adapter.down.weight.requires_grad
-    return flops.matmul_flops(trains, passes=True) * sum(
+    return flops.matmul_flops(trains, needs_input_grad=True) * sum(
         rows * size for rows, size in zip(unread, weights, strict=True)
     )
 

@@ -39,11 +39,11 @@ def prompts(builder, samples):
 
 @pytest.fixture(scope="module")
 def end(builder):
-    return builder.text.end
+    return builder.tokenizer.end
 
 
 def generate(model, prompts, builder, max_new_tokens=NUM_NEW):
-    return generation.generate(model, left_pad(prompts, builder.picture_format), builder.text.end, max_new_tokens)
+    return generation.generate(model, left_pad(prompts, builder.picture_format), builder.tokenizer.end, max_new_tokens)
 
 
 def with_answer(prompt, ids):
@@ -144,7 +144,7 @@ def test_a_model_that_trains_with_checkpointing_still_generates_with_its_cache(m
     """transformers drops the cache of a layer with checkpointing."""
     plain, _ = generate(model, prompts, builder, 4)
     model.train()
-    model.enable_gradient_checkpointing("full")
+    model.enable_activation_checkpointing("full")
     checkpointed, _ = generate(model, prompts, builder, 4)
     assert torch.equal(plain.probabilities, checkpointed.probabilities)
 
@@ -195,7 +195,7 @@ def test_a_captured_step_generates_the_same_as_an_eager_one(config, builder, pro
 
     def generate_on_gpu():
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            return generation.generate(model, batch, builder.text.end, 2 * NUM_NEW)[0]
+            return generation.generate(model, batch, builder.tokenizer.end, 2 * NUM_NEW)[0]
 
     def run_eagerly(function, device):
         function()

@@ -91,7 +91,7 @@ def test_a_loaded_model_computes_the_features_and_hidden_states_of_the_saved_one
         hidden = model.hidden_states(batch, features)
         stock = saved.model(
             input_ids=encoded.input_ids[None],
-            mm_token_type_ids=(encoded.input_ids == builder.text.image)[None].int(),
+            mm_token_type_ids=(encoded.input_ids == builder.tokenizer.image)[None].int(),
             **processed,
         ).last_hidden_state[0]
         stock_features = saved.model.visual(processed["pixel_values"], grid_thw=processed["image_grid_thw"])

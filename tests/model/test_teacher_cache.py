@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bbu_train.collator.packed import Packed
-from bbu_train.collator.standard import Standard
+from bbu_train.collator.packed import PackedCollator
+from bbu_train.collator.standard import PaddedCollator
 from bbu_train.errors import InputError
 from bbu_train.model.teacher_cache import TeacherCache
 from bbu_train.ops import chunked_cross_entropy
@@ -22,7 +22,7 @@ SHALLOW = (
 )
 
 
-@pytest.fixture(params=[Packed, Standard])
+@pytest.fixture(params=[PackedCollator, PaddedCollator])
 def collate_apart(request, preprocessing):
     """A collator that keeps teachers' pictures apart."""
     return request.param(replace(preprocessing.picture_format, teachers_apart=True), 8192, "error")
@@ -118,7 +118,7 @@ def test_students_pictures_are_encoded_together_at_every_step(make_frozen, colla
     assert runs == [sum(int(sample.grid_thw[-1].prod()) for sample in encoded)]
 
 
-@pytest.mark.parametrize("collate_apart", [Packed], indirect=True)
+@pytest.mark.parametrize("collate_apart", [PackedCollator], indirect=True)
 def test_a_warm_step_does_the_counted_operations_and_one_more_merger_for_the_students(
     make_frozen, make_criterion, collate_apart, encoded, monkeypatch
 ):
@@ -163,12 +163,12 @@ def test_the_least_recently_used_picture_is_evicted_first():
 
 def test_hits_are_the_hit_rate_since_the_last_call(make_frozen, collate_apart, encoded):
     model = make_frozen(1)
-    assert model.teacher_cache.hits() == {}
+    assert model.teacher_cache.pop_hit_rate() == {}
     model(collate_apart([encoded[0]]))
-    assert model.teacher_cache.hits() == {"teacher_cache_hits": 0}
+    assert model.teacher_cache.pop_hit_rate() == {"teacher_cache_hits": 0}
     model(collate_apart(encoded[:2] + encoded[3:]))
-    assert model.teacher_cache.hits() == {"teacher_cache_hits": 0.75}  # all except the teacher of d
-    assert model.teacher_cache.hits() == {}
+    assert model.teacher_cache.pop_hit_rate() == {"teacher_cache_hits": 0.75}  # all except the teacher of d
+    assert model.teacher_cache.pop_hit_rate() == {}
 
 
 def test_a_cache_is_refused_if_the_vision_tower_is_trained(make_model, make_frozen):

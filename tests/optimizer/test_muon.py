@@ -93,7 +93,7 @@ def test_other_parameters_are_updated_as_without_muon():
 def test_the_batch_size_of_an_update_does_not_matter(monkeypatch):
     together, apart = matrices(), matrices()
     train(make_optimizer(together), together)
-    monkeypatch.setattr(muon, "MAX_BATCH_NUMBERS", 1)
+    monkeypatch.setattr(muon, "MAX_BATCH_ELEMENTS", 1)
     train(make_optimizer(apart), apart)
     for one, other in zip(together, apart, strict=True):
         torch.testing.assert_close(one, other)

@@ -49,7 +49,7 @@ def test_each_picture_gets_a_line_and_a_drawing(run, pictures, tmp_path):
     lines = rows(tmp_path / "new")
     assert [(row["width"], row["height"]) for row in lines[1:]] == [(200, 300), (64, 64)]
     assert ["true" in row for row in lines] == [True, False, False]
-    assert all(len(row["head"]["objects"]) == 12 and row["generated"]["num_malformed"] == 1 for row in lines)
+    assert all(len(row["head"]["objects"]) == 12 and row["generated"]["is_malformed"] is True for row in lines)
     for row in lines:
         with Image.open(tmp_path / "new" / row["drawn"]) as drawing:
             assert drawing.width > 1000

@@ -7,9 +7,9 @@ from bbu_train.types.samples import Object
 
 
 def parse(builder, picture, text, probabilities=None):
-    ids = [*builder.text.ids(text), builder.text.end]
+    ids = [*builder.tokenizer.encode(text), builder.tokenizer.end]
     values = [0.5] * len(ids) if probabilities is None else probabilities(ids)
-    return generated_answer.parse_generated(ids, values, picture, builder.text, builder.picture_format)
+    return generated_answer.parse_generated(ids, values, picture, builder.tokenizer, builder.picture_format)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_score_of_a_box_is_the_mean_probability_of_its_objects_tokens(builde
     second = text.index(", {") + 2
 
     def probabilities(ids):
-        pieces = builder.text.pieces(ids)
+        pieces = builder.tokenizer.pieces(ids)
         starts = np.cumsum([0, *map(len, pieces)])[:-1]
         return np.where(starts < second, 0.25, 0.75).tolist()
 
@@ -43,9 +43,11 @@ def test_the_score_of_a_box_is_the_mean_probability_of_its_objects_tokens(builde
 
 def test_an_answer_that_was_cut_off_gives_its_complete_objects_and_is_malformed(builder, picture):
     text = builder.answer(picture)
-    ids = builder.text.ids(text)
+    ids = builder.tokenizer.encode(text)
     for cut in range(len(ids)):
-        answer = generated_answer.parse_generated(ids[:cut], [0.5] * cut, picture, builder.text, builder.picture_format)
+        answer = generated_answer.parse_generated(
+            ids[:cut], [0.5] * cut, picture, builder.tokenizer, builder.picture_format
+        )
         assert answer.is_malformed
         assert len(answer.prediction.scores) == answer.text.count("}")
 
@@ -82,7 +84,7 @@ def test_any_tokens_can_be_parsed(builder, picture, seed):
     random = generator("any tokens", seed)
     ids = random.integers(0, 800, 400).tolist()
     answer = generated_answer.parse_generated(
-        ids, random.random(400).tolist(), picture, builder.text, builder.picture_format
+        ids, random.random(400).tolist(), picture, builder.tokenizer, builder.picture_format
     )
     assert answer.is_malformed
     assert (answer.prediction.scores <= 1).all()

@@ -24,7 +24,7 @@ def generate_truth(monkeypatch, builder):
     """A function that makes the model generate the true answer of a picture, each token with `probability`."""
 
     def patch(picture, probability):
-        ids = torch.tensor([[*builder.text.ids(builder.answer(picture)), builder.text.end]])
+        ids = torch.tensor([[*builder.tokenizer.encode(builder.answer(picture)), builder.tokenizer.end]])
         answer = (ids, torch.full(ids.shape, probability)), None
         monkeypatch.setattr("bbu_train.model.generation.generate", lambda *_: answer)
 
@@ -40,7 +40,7 @@ def test_the_head_predicts_what_it_predicts_in_validation(make_predictor, sample
     predictor = make_predictor("head", "generated")
     with torch.no_grad():
         detections = predictor.model(collate("packed", encoded)).detections
-    expected = validation.predict(detections, samples, builder.text, 4)
+    expected = validation.predict(detections, samples, builder.tokenizer, 4)
     for predictions in predict(predictor, samples):
         reference = expected[predictions.sample.id]
         np.testing.assert_allclose(predictions.head.boxes_xyxy, reference.boxes_xyxy, rtol=1e-4, atol=1e-3)
@@ -64,7 +64,7 @@ def test_an_untrained_model_is_malformed_and_is_still_drawn(make_predictor, samp
     [predictions] = predict(make_predictor("head", "generated"), samples[:1])
     row = to_row(predictions, 1.0)
     assert row["head"]["objects"] == row["generated"]["objects"] == []
-    assert row["generated"]["num_malformed"] == 1
+    assert row["generated"]["is_malformed"] is True
     assert len(row["true"]) == 3
     assert len(row["teachers"]) == 2
     assert draw_predictions(predictions, 1.0).width > 1600
@@ -96,7 +96,7 @@ def test_a_generated_answer_has_boxes_in_original_pixels_and_the_colours_of_its_
     assert [each["score"] for each in row["generated"]["objects"]] == [0.5, 0.5]
     for each, (box, _) in zip(row["generated"]["objects"], boxes, strict=True):
         assert each["bbox_2d"] == pytest.approx(box, abs=2)
-    assert row["generated"]["num_malformed"] == 0
+    assert row["generated"]["is_malformed"] is False
     pixels = np.unique(np.asarray(draw_predictions(predictions, 0.5)).reshape(-1, 3), axis=0)
     assert len(set(map(tuple, pixels.tolist())) & set(COLORS)) == 2
 

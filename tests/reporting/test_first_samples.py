@@ -2,8 +2,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bbu_train.collator.packed import Packed
-from bbu_train.collator.standard import Standard
+from bbu_train.collator.packed import PackedCollator
+from bbu_train.collator.standard import PaddedCollator
 from bbu_train.reporting import first_samples
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.training import loader, planning
@@ -47,7 +47,7 @@ def sources(builder, make_picture):
         *(builder, lambda tokens, _: tokens, 8192, "error", 17),
     )
     validation = [Sample("validation.jsonl:1", evil, ())]
-    return loader.SampleSource(samples, *settings), loader.SampleSource(validation, *settings)
+    return loader.SplitDataset(samples, *settings), loader.SplitDataset(validation, *settings)
 
 
 @pytest.fixture
@@ -55,7 +55,9 @@ def write_page(sources, preprocessing, tmp_path, caplog):
     """A function from a collator's name to the page and the log."""
 
     def write(name):
-        collator = {"packed": Packed, "standard": Standard}[name](preprocessing.picture_format, 8192, "error")
+        collator = {"packed": PackedCollator, "standard": PaddedCollator}[name](
+            preprocessing.picture_format, 8192, "error"
+        )
         plan = planning.StepPlan(FixedSamples(2, seed=1), sources[0], 1)
         caplog.set_level("DEBUG", logger="bbu_train.reporting.first_samples")
         folder = tmp_path / "<script>alert(2)\"'"
@@ -81,15 +83,15 @@ def test_the_page_escapes_every_text_and_shows_it_in_the_color_of_its_role(write
 
 def test_the_page_shows_exactly_the_pieces_of_a_conversation(write_page, builder, sources):
     page, _ = write_page("packed")
-    pieces = first_samples.pieces(sources[1].encode(planning.Draw(0, 0)), builder.text)
+    pieces = first_samples.pieces(sources[1].encode(planning.SampleVisit(0, 0)), builder.tokenizer)
     texts = (f"{piece.num_tokens} image tokens" if piece.kind == "image" else piece.text for piece in pieces)
     assert len(page.conversations) == 2
     assert page.conversations[1] == "".join(texts)
 
 
 def test_pieces_are_the_whole_conversation_with_pictures_as_counts(builder, sources):
-    encoded = sources[0].encode(planning.Draw(0, 0))
-    pieces = list(first_samples.pieces(encoded, builder.text))
+    encoded = sources[0].encode(planning.SampleVisit(0, 0))
+    pieces = list(first_samples.pieces(encoded, builder.tokenizer))
     assert sum(piece.num_tokens for piece in pieces) == len(encoded.input_ids)
     assert [piece.num_tokens for piece in pieces if piece.kind == "image"] == [6, 6]
     text = "".join(piece.text for piece in pieces)
@@ -104,7 +106,7 @@ def test_pieces_are_the_whole_conversation_with_pictures_as_counts(builder, sour
 @pytest.mark.parametrize("collator", ["packed", "standard"])
 def test_the_layout_names_every_sample_its_length_and_the_padding(sources, collate, collator):
     source, _ = sources
-    encoded = [source.encode(planning.Draw(0, index)) for index in (0, 1)]
+    encoded = [source.encode(planning.SampleVisit(0, index)) for index in (0, 1)]
     long, short = (len(each.input_ids) for each in encoded)
     expected = [("train.jsonl:1 <b>", long), ("train.jsonl:2", short)]
     if collator == "packed":

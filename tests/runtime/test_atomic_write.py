@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bbu_train.runtime.atomic_write import atomic_write
+from bbu_train.runtime.atomic_write import atomic_write, make_folder
 
 
 def test_a_file_is_replaced_and_no_temporary_file_is_left(tmp_path):
@@ -38,3 +38,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         atomic_write(path, "new")
     assert path.read_text() == "old"
+
+
+def test_a_failed_write_leaves_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        atomic_write(tmp_path / "state.json", "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_names_of_new_folders_are_on_disk(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").resolve()))
+    make_folder(tmp_path / "sweep" / "run")
+    make_folder(tmp_path / "sweep" / "run")
+    assert flushed == [tmp_path / "sweep", tmp_path]

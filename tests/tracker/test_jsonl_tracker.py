@@ -1,5 +1,7 @@
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +64,13 @@ def test_every_line_that_is_not_a_row_is_named(tmp_path):
         open_tracker(tmp_path, step=1)
     assert "metrics.jsonl:2" in str(error.value)
     assert "metrics.jsonl:3" in str(error.value)
+
+
+def test_rows_are_on_disk_after_a_sync(tmp_path, monkeypatch):
+    tracker, flushed = Jsonl(tmp_path), []
+    tracker.open({}, 0)
+    tracker.log(1, {"loss/total": 1.0})
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").resolve()))
+    tracker.sync()
+    tracker.close("done")
+    assert flushed == [tmp_path / "metrics.jsonl"]

@@ -14,7 +14,7 @@ from forked import processes
 from tracked_runs import becomes_true, begin, count_points, expected_points, log_forever, make_run, read_points
 
 from bbu_train.tracker.jsonl import read_rows
-from bbu_train.tracker.mlflow_store import open_client, transaction
+from bbu_train.tracker.mlflow_store import no_fork, open_client
 
 
 def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
@@ -169,12 +169,12 @@ def can_fork_within(context):
     return was_forked_within
 
 
-def test_no_process_is_forked_within_a_transaction():
-    assert not can_fork_within(transaction("sqlite:///some.db"))
+def test_no_process_is_forked_within_a_call_of_the_store():
+    assert not can_fork_within(no_fork("sqlite:///some.db"))
 
 
 def test_forks_wait_neither_for_a_server_nor_for_another_process_that_locks_the_store(outputs):
-    assert can_fork_within(transaction("http://localhost:5000"))
+    assert can_fork_within(no_fork("http://localhost:5000"))
     with FileLock(outputs / "mlflow.db.lock"):
         threading.Thread(target=open_client, args=(f"sqlite:///{outputs}/mlflow.db",), daemon=True).start()
         time.sleep(0.1)

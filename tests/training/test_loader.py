@@ -6,15 +6,15 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from bbu_train.collator.packed import Packed
-from bbu_train.collator.standard import Standard
+from bbu_train.collator.packed import PackedCollator
+from bbu_train.collator.standard import PaddedCollator
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.training import loader, planning
 from bbu_train.types.batch import Counts
-from bbu_train.types.samples import Draw, Role, Sample
+from bbu_train.types.samples import Role, Sample, SampleVisit
 
 
 def own_teachers(sample, epoch):
@@ -32,7 +32,7 @@ def cost_of(num_tokens, num_patches):
 @pytest.fixture
 def make_source(builder, samples):
     def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers, view_of=as_it_is, seed=17):
-        return loader.SampleSource(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long, seed)
+        return loader.SplitDataset(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long, seed)
 
     return make
 
@@ -45,32 +45,32 @@ def lengths(builder, samples):
 @pytest.fixture(scope="module")
 def collators(preprocessing):
     limits = preprocessing.picture_format, 8192, "error"
-    return {Packed: Packed(*limits), Standard: Standard(*limits)}
+    return {PackedCollator: PackedCollator(*limits), PaddedCollator: PaddedCollator(*limits)}
 
 
 @pytest.fixture
 def packed(collators):
-    return collators[Packed]
+    return collators[PackedCollator]
 
 
 def draws_of(step):
     return [draw for row in step for draw in row]
 
 
-# SampleSource
+# SplitDataset
 
 
 def test_an_encoded_sample_is_as_long_as_the_plan_says(make_source, lengths):
     source = make_source()
     for i, length in enumerate(lengths):
-        assert source.num_tokens(Draw(0, i)) == len(source.encode(Draw(0, i)).input_ids) == length
+        assert source.num_tokens(SampleVisit(0, i)) == len(source.encode(SampleVisit(0, i)).input_ids) == length
 
 
 def test_the_cost_of_a_sample_is_that_of_its_tokens_and_patches(make_source, samples):
     source = make_source()
     for i in range(len(samples)):
-        encoded = source.encode(Draw(0, i))
-        assert source.cost(Draw(0, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
+        encoded = source.encode(SampleVisit(0, i))
+        assert source.cost(SampleVisit(0, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
 
 
 @pytest.mark.parametrize(("num_kept", "again"), [(3, True), (4, True), (7, True), (8, False)])
@@ -84,10 +84,12 @@ def test_lengths_are_measured_once_an_epoch_and_as_many_are_kept_as_may_be(make_
 
     source = make_source(teachers_of=teachers_of)
     for epoch in (0, 1):
-        source.admissible(epoch)
-        assert [source.num_tokens(Draw(epoch, i)) > 0 < source.cost(Draw(epoch, i)) for i in range(4)] == [True] * 4
+        source.indices_within_limit(epoch)
+        assert [
+            source.num_tokens(SampleVisit(epoch, i)) > 0 < source.cost(SampleVisit(epoch, i)) for i in range(4)
+        ] == [True] * 4
     assert Counter(drawn) == Counter((name, epoch) for name in "abcd" for epoch in (0, 1))
-    source.num_tokens(Draw(0, 2))
+    source.num_tokens(SampleVisit(0, 2))
     assert drawn[8:] == [(name, 0) for name in "abcd"] * again
 
 
@@ -97,9 +99,9 @@ def test_teachers_are_those_of_the_epoch(make_source, samples):
 
     source = make_source(teachers_of=alternating)
     for epoch in (0, 1, 2):
-        encoded = source.encode(Draw(epoch, 2))
+        encoded = source.encode(SampleVisit(epoch, 2))
         assert len(encoded.grid_thw) == 1 + epoch % 2
-        assert source.num_tokens(Draw(epoch, 2)) == len(encoded.input_ids)
+        assert source.num_tokens(SampleVisit(epoch, 2)) == len(encoded.input_ids)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +111,13 @@ def crops(config):
 
 def test_views_are_those_of_the_epoch_and_as_long_as_the_plan_says(make_source, crops):
     source = make_source(view_of=crops)
-    lengths = [[source.num_tokens(Draw(epoch, i)) for i in range(4)] for epoch in range(5)]
+    lengths = [[source.num_tokens(SampleVisit(epoch, i)) for i in range(4)] for epoch in range(5)]
     assert len(set(map(tuple, lengths))) == 5
     for epoch in range(5):
         for i in range(4):
-            encoded = source.encode(Draw(epoch, i))
+            encoded = source.encode(SampleVisit(epoch, i))
             assert len(encoded.input_ids) == lengths[epoch][i]
-            assert source.cost(Draw(epoch, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
+            assert source.cost(SampleVisit(epoch, i)) == 10 * len(encoded.input_ids) + len(encoded.patches)
 
 
 def test_only_students_of_the_training_split_are_augmented(builder, packed, samples, crops):
@@ -124,9 +126,9 @@ def test_only_students_of_the_training_split_are_augmented(builder, packed, samp
     train, validation = loader.sources(data, crops, builder, cost_of, packed)
     for i, sample in enumerate(samples):
         plain = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
-        seen = validation.encode(Draw(0, i))
+        seen = validation.encode(SampleVisit(0, i))
         assert_identical(seen, replace(plain, noise=seen.noise))
-        view = train.encode(Draw(0, i))
+        view = train.encode(SampleVisit(0, i))
         assert torch.equal(view.grid_thw[:-1], plain.grid_thw[:-1])
         num_teacher_patches = int(plain.grid_thw[:-1].prod(1).sum())
         assert torch.equal(view.patches[:num_teacher_patches], plain.patches[:num_teacher_patches])
@@ -134,12 +136,12 @@ def test_only_students_of_the_training_split_are_augmented(builder, packed, samp
 
 
 def test_a_sample_of_exactly_the_limit_is_admitted(make_source, lengths):
-    assert make_source(max_tokens=max(lengths)).admissible(0) == [0, 1, 2, 3]
+    assert make_source(max_tokens=max(lengths)).indices_within_limit(0) == [0, 1, 2, 3]
 
 
 def test_every_longer_sample_is_listed(make_source, lengths):
     with pytest.raises(InputError) as refused:
-        make_source(max_tokens=min(lengths)).admissible(3)
+        make_source(max_tokens=min(lengths)).indices_within_limit(3)
     message = str(refused.value)
     assert "collator.max_tokens" in message
     assert "3 problems" in message
@@ -149,12 +151,12 @@ def test_every_longer_sample_is_listed(make_source, lengths):
 
 
 def test_longer_samples_can_be_left_out(make_source, lengths):
-    assert make_source(max_tokens=min(lengths), too_long="drop").admissible(0) == [2]
+    assert make_source(max_tokens=min(lengths), too_long="drop").indices_within_limit(0) == [2]
 
 
 def test_a_run_with_every_sample_left_out_is_refused(make_source, lengths):
     with pytest.raises(InputError, match="No sample of epoch 0 has at most collator.max_tokens"):
-        make_source(max_tokens=min(lengths) - 1, too_long="drop").admissible(0)
+        make_source(max_tokens=min(lengths) - 1, too_long="drop").indices_within_limit(0)
 
 
 def test_an_unknown_word_for_too_long_is_refused(make_source):
@@ -196,7 +198,7 @@ def test_steps_are_asked_for_as_the_workers_get_to_them(make_source, packed):
     def steps():
         for i in range(40):
             asked.append(i)
-            yield ((Draw(0, i % 4),),)
+            yield ((SampleVisit(0, i % 4),),)
 
     batches = loader.batches(make_source(), packed, steps(), 1, 0, 1, num_workers=0)
     for i in range(3):
@@ -205,7 +207,7 @@ def test_steps_are_asked_for_as_the_workers_get_to_them(make_source, packed):
 
 
 def test_a_stand_in_for_an_empty_part_carries_no_loss(make_source, packed, samples):
-    (micro_batches,) = loaded(make_source(), packed, [((Draw(0, 0),),)], num_micro_batches=3)
+    (micro_batches,) = loaded(make_source(), packed, [((SampleVisit(0, 0),),)], num_micro_batches=3)
     filled = [batch for batch in micro_batches if batch.counts.samples]
     stand_ins = [batch for batch in micro_batches if not batch.counts.samples]
     assert (len(filled), len(stand_ins)) == (1, 2)
@@ -229,7 +231,7 @@ def assert_identical(a, b):
             assert x == y
 
 
-@pytest.mark.parametrize("kind", [Packed, Standard])
+@pytest.mark.parametrize("kind", [PackedCollator, PaddedCollator])
 def test_batches_are_the_same_bits_with_any_number_of_workers(make_source, collators, kind, crops):
     source = make_source(view_of=crops)
     steps = list(planning.StepPlan(FixedSamples(3, 17), source, 4).starting_at(0))
@@ -245,7 +247,13 @@ def test_batches_are_the_same_bits_with_any_number_of_workers(make_source, colla
 def test_the_users_error_is_the_same_from_a_worker(make_source, packed, samples, tmp_path, num_workers):
     gone = Sample("gone", replace(samples[1].student, path=tmp_path / "gone.png"), ())
     batches = loader.batches(
-        make_source(samples=(samples[0], gone)), packed, [((Draw(0, i),),) for i in range(2)], 1, 0, 1, num_workers
+        make_source(samples=(samples[0], gone)),
+        packed,
+        [((SampleVisit(0, i),),) for i in range(2)],
+        1,
+        0,
+        1,
+        num_workers,
     )
     assert next(batches)[0].sample_ids == ("a",)
     with pytest.raises(InputError) as refused:
@@ -258,13 +266,13 @@ def test_the_users_error_is_the_same_from_a_worker(make_source, packed, samples,
 
 def test_no_worker_outlives_its_batches(make_source, packed):
     before = set(multiprocessing.active_children())
-    assert len(loaded(make_source(), packed, [((Draw(0, 0),),)] * 3, num_workers=2)) == 3
+    assert len(loaded(make_source(), packed, [((SampleVisit(0, 0),),)] * 3, num_workers=2)) == 3
     assert set(multiprocessing.active_children()) <= before
 
 
 def test_noise_depends_on_the_seed_the_epoch_and_the_sample_alone(make_source):
     def noise(index, epoch=0, **how):
-        return make_source(**how).encode(Draw(epoch, index)).noise
+        return make_source(**how).encode(SampleVisit(epoch, index)).noise
 
     assert noise(1).shape == (2, 4)
     assert torch.equal(noise(1), noise(1))

@@ -10,8 +10,8 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.sampler.token_budget import TokenBudget
 from bbu_train.training import planning
-from bbu_train.training.loader import SampleSource
-from bbu_train.types.samples import Draw
+from bbu_train.training.loader import SplitDataset
+from bbu_train.types.samples import SampleVisit
 
 SAMPLERS = [FixedSamples(3, 17), TokenBudget(600, 2, 4, 0.7, 17)]
 
@@ -24,7 +24,7 @@ def make_source(builder, samples):
         return (samples[3].student,) * (epoch % 2)
 
     def make(max_tokens=8192, too_long="error"):
-        return SampleSource(
+        return SplitDataset(
             samples,
             lambda sample, _: sample,
             teachers_of,
@@ -84,7 +84,7 @@ class Watched:
         self.plans = []
 
     def epoch(self, epoch, indices, *of_draw):
-        steps = self.Steps(((Draw(epoch, i),),) for i in indices)
+        steps = self.Steps(((SampleVisit(epoch, i),),) for i in indices)
         self.epochs.append(epoch)
         self.plans.append(weakref.ref(steps))
         return steps
@@ -122,7 +122,7 @@ def test_what_is_left_out_is_in_no_step_and_is_counted_once_an_epoch(make_source
     with caplog.at_level(logging.WARNING):
         steps = planned(FixedSamples(4, 17), source, 2)
     assert {draw.index for draw in draws_of(steps[0])} == {0, 1, 2, 3}
-    assert {draw.index for draw in draws_of(steps[1])} == set(source.admissible(1))
+    assert {draw.index for draw in draws_of(steps[1])} == set(source.indices_within_limit(1))
     assert len(caplog.records) == 1
     num_left_out = 4 - len(draws_of(steps[1]))
     assert f"epoch 1: {num_left_out} samples over {max(lengths)} tokens are left out" in caplog.text
@@ -136,7 +136,9 @@ def random_step(seed, num_rows, most=6):
     sizes = random.integers(1, most + 1, num_rows).tolist()
     indices = iter(random.permutation(sum(sizes)).tolist())
     costs = random.integers(50, 2000, sum(sizes)).tolist()
-    return tuple(tuple(Draw(0, next(indices)) for _ in range(size)) for size in sizes), lambda draw: costs[draw.index]
+    return tuple(tuple(SampleVisit(0, next(indices)) for _ in range(size)) for size in sizes), lambda draw: costs[
+        draw.index
+    ]
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 8])
@@ -166,7 +168,7 @@ def test_parts_differ_in_cost_by_at_most_one_sample(seed):
 
 
 def test_the_dearest_samples_go_to_different_parts():
-    step = (tuple(Draw(0, i) for i in range(6)),)
+    step = (tuple(SampleVisit(0, i) for i in range(6)),)
     parts = planning.split(step, 3, lambda draw: [10, 9, 8, 3, 2, 1][draw.index])
     assert {frozenset(draw.index for draw in part) for part in parts} == {
         frozenset({0, 5}),
@@ -176,7 +178,7 @@ def test_the_dearest_samples_go_to_different_parts():
 
 
 def test_parts_are_empty_where_samples_are_too_few():
-    parts = planning.split(((Draw(0, 0), Draw(0, 1)),), 5, lambda draw: 10)
+    parts = planning.split(((SampleVisit(0, 0), SampleVisit(0, 1)),), 5, lambda draw: 10)
     assert sorted(map(len, parts)) == [0, 0, 0, 1, 1]
 
 
@@ -194,6 +196,6 @@ def test_ranks_hold_each_sample_once_in_as_many_micro_batches(num_rows, num_rank
 
 def test_ranks_cost_the_same_where_micro_batches_cannot():
     costs = [8, 7, 6, 5, 4, 3, 2, 1]
-    step = (tuple(Draw(0, i) for i in range(8)),)
+    step = (tuple(SampleVisit(0, i) for i in range(8)),)
     ranks = planning.assign_micro_batches(step, 4, 2, lambda draw: costs[draw.index])
     assert [sum(costs[draw.index] for draw in draws_of(parts)) for parts in ranks] == [9, 9, 9, 9]

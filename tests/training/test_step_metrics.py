@@ -17,7 +17,7 @@ UNKNOWN = PeakFlops(data_sheet=0, matmul=0)
 
 def times(peak):
     sizes = Sizes(**{field.name: 0 for field in fields(Sizes)} | {"tokens": 90})
-    totals = StepTotals(Counts(0, 0, 0, 0), sizes, num_slots=120, is_preempted=False)
+    totals = StepTotals(Counts(0, 0, 0, 0), sizes, num_positions=120, is_preempted=False)
     return step_metrics.time_metrics(2.0, 0.5, totals, step_flops=6 * 10**12, peak=peak)
 
 
@@ -49,8 +49,8 @@ def test_one_process_reports_its_own_memory_alone():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_measuring_a_gpu_leaves_it_as_it_was(precision):
     device = torch.device("cuda")
-    flops.peak_matmul_rate(device, precision)  # the workspace of the first product stays
+    flops.measured_matmul_flops(device, precision)  # the workspace of the first product stays
     state, held = torch.cuda.get_rng_state(), torch.cuda.memory_allocated()
-    assert flops.peak_matmul_rate(device, precision) > 1e12
+    assert flops.measured_matmul_flops(device, precision) > 1e12
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert torch.cuda.memory_allocated() == torch.cuda.max_memory_allocated() == held

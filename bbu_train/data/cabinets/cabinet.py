@@ -48,12 +48,12 @@ def draw(
     camera = _camera(width, height, random)
     plan = make_plan(camera, num_objects, random)
     canvas = Image.new("RGB", camera.canvas_size)
-    pencil = ImageDraw.Draw(canvas, "RGBA")
-    _paint_wall(pencil, camera, random)
-    _paint_racks(pencil, camera, plan, random)
-    outlines = _paint_rows(pencil, plan.rows, language, random)
-    outlines += [_paint_site(pencil, site, language, random) for site in plan.sites]
-    _paint_cables(pencil, camera, plan, [outline for outline, _ in outlines], random)
+    canvas_draw = ImageDraw.Draw(canvas, "RGBA")
+    _paint_wall(canvas_draw, camera, random)
+    _paint_racks(canvas_draw, camera, plan, random)
+    outlines = _paint_rows(canvas_draw, plan.rows, language, random)
+    outlines += [_paint_site(canvas_draw, site, language, random) for site in plan.sites]
+    _paint_cables(canvas_draw, camera, plan, [outline for outline, _ in outlines], random)
     picture = canvas.transform(
         (width, height), Image.Transform.AFFINE, camera.coefficients(), Image.Resampling.BILINEAR
     )
@@ -67,20 +67,20 @@ def _camera(width: int, height: int, random: Random) -> Camera:
     return Camera(width, height, scale, margin, random.uniform(-MAX_ANGLE, MAX_ANGLE))
 
 
-def _paint_wall(pencil: ImageDraw.ImageDraw, camera: Camera, random: Random) -> None:
+def _paint_wall(canvas_draw: ImageDraw.ImageDraw, camera: Camera, random: Random) -> None:
     """Paint the wall beside and behind the cabinet."""
     wall = shade((168, 172, 174), random.uniform(0.6, 1.1))
     width, height = camera.canvas_size
-    Pen(pencil, 0, 0, 1).gradient(0, 0, width, height, wall, contrast=0.12)
+    Pen(canvas_draw, 0, 0, 1).gradient(0, 0, width, height, wall, contrast=0.12)
 
 
-def _paint_racks(pencil: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, random: Random) -> None:
+def _paint_racks(canvas_draw: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, random: Random) -> None:
     """Paint posts, the dark inside, rails, and bundles of cables along the posts."""
     post = ((48, 50, 54), (196, 198, 194), (84, 90, 98))[random.integers(3)]
     rail = shade((150, 154, 156), random.uniform(0.8, 1.1))
     for rack in plan.racks:
         height = camera.canvas_size[1] / rack.unit
-        pen = Pen(pencil, rack.left, 0, rack.unit)
+        pen = Pen(canvas_draw, rack.left, 0, rack.unit)
         inner = rack.body + 2 * EAR
         for x in (0, POST + inner):
             pen.rectangle(x, 0, POST, height, post)
@@ -101,11 +101,11 @@ def _paint_bundle(pen: Pen, height: float, random: Random) -> None:
         pen.line(points, 0.1, color)
 
 
-def _paint_rows(pencil: ImageDraw.ImageDraw, rows: list[RackRow], language: str, random: Random) -> Outlines:
+def _paint_rows(canvas_draw: ImageDraw.ImageDraw, rows: list[RackRow], language: str, random: Random) -> Outlines:
     outlines = []
     ear = shade((176, 179, 180), random.uniform(0.75, 1.1))
     for row in rows:
-        pen = _pen(pencil, row.rack).at(0, row.top)
+        pen = _pen(canvas_draw, row.rack).at(0, row.top)
         _paint_unit(pen, row, random)
         if row.has_ears:
             for x in (-EAR, row.rack.body):
@@ -131,8 +131,8 @@ def _paint_unit(pen: Pen, row: RackRow, random: Random) -> None:
             parts.draw_neutral(pen, width, height, random)
 
 
-def _paint_site(pencil: ImageDraw.ImageDraw, site: Site, language: str, random: Random) -> tuple[Points, str]:
-    pen = _pen(pencil, site.rack).at(site.x, site.y)
+def _paint_site(canvas_draw: ImageDraw.ImageDraw, site: Site, language: str, random: Random) -> tuple[Points, str]:
+    pen = _pen(canvas_draw, site.rack).at(site.x, site.y)
     if site.kind == "screw":
         is_correct = random.random() < 0.6
         fittings = ("correct", "seated") if is_correct else ("no mark", "loose", "tilted")
@@ -147,7 +147,7 @@ def _paint_site(pencil: ImageDraw.ImageDraw, site: Site, language: str, random: 
 
 
 def _paint_cables(
-    pencil: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, outlines: list[Points], random: Random
+    canvas_draw: ImageDraw.ImageDraw, camera: Camera, plan: CabinetPlan, outlines: list[Points], random: Random
 ) -> None:
     """Paint cables from the fronts of units to a post, over everything, except those that would hide an object."""
     reduction = 4 * camera.scale
@@ -165,7 +165,7 @@ def _paint_cables(
             small.disc(*points[0], 0.45, 255)  # keeps the socket away from labels and screws
             if all(_covered_share(candidate, outline, reduction) <= MAX_COVER for outline in outlines):
                 cover = candidate
-                parts.draw_cable(_pen(pencil, row.rack), points, width, color)
+                parts.draw_cable(_pen(canvas_draw, row.rack), points, width, color)
 
 
 def _cable_path(row: RackRow, random: Random) -> Points:
@@ -207,6 +207,6 @@ def _light(picture: Image.Image, random: Random) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 
 
-def _pen(pencil: ImageDraw.ImageDraw, rack: Rack) -> Pen:
+def _pen(canvas_draw: ImageDraw.ImageDraw, rack: Rack) -> Pen:
     """Return a pen in rack units from the left edge of the rack's bodies."""
-    return Pen(pencil, rack.left, rack.top, rack.unit).at(POST + EAR, 0)
+    return Pen(canvas_draw, rack.left, rack.top, rack.unit).at(POST + EAR, 0)

@@ -15,7 +15,7 @@ SMALL_DATA = ("data.num_train=8", "data.num_validation=2")
 def error_of(folder: Path, *overrides: str) -> str:
     cells = compose(["-m", "hydra/launcher=local", f"outputs={folder}", *SMALL_DATA, *overrides], CONF)
     with pytest.raises(InputError) as error:
-        check_cells(cells, unknown=[])
+        check_cells(cells, groups_without_estimate=[])
     return str(error.value)
 
 
@@ -42,6 +42,6 @@ def test_missing_weights_are_reported_first(tmp_path):
 
 def test_cells_that_differ_only_in_rates_or_seeds_are_checked_once(tmp_path):
     cells = compose(["-m", "hydra/launcher=local", "seed=1,2", "optimizer.groups.llm.lr=1e-3,2e-3,0"], CONF)
-    data, groups = group_for_checks(cells).values()
+    data, parameter_groups = group_for_checks(cells).values()
     assert data == [[0, 1, 2, 3, 4, 5]]
-    assert groups == [[0, 1, 3, 4], [2, 5]]
+    assert parameter_groups == [[0, 1, 3, 4], [2, 5]]

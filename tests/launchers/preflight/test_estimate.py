@@ -13,7 +13,7 @@ from launchers.preflight.estimate import (
     format_estimates,
     from_finished_runs,
     from_requirements,
-    group_unknown,
+    group_without_estimate,
 )
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -40,7 +40,7 @@ def test_finished_runs_of_the_same_shape_give_the_estimate(cells):
     finish(done, seconds=36.0)
     sweep = cells("steps=200", "seed=1,2", "optimizer.groups.llm.lr=1e-4,2e-4")
     text = format_estimates(sweep, from_finished_runs(sweep))
-    assert f"Expected of 4 runs: 2 to 2 h of training steps each and 20.5 GiB, as default/{done.cfg.run} took." in text
+    assert f"4 runs: 2 to 2 h of training steps each and 20.5 GiB, as default/{done.cfg.run} took." in text
     assert "Total: 8 h of jobs, 32 GPU-hours; evaluations take extra time." in text
 
 
@@ -62,23 +62,23 @@ def test_a_damaged_run_gives_none(cells, config):
 def test_an_unfinished_run_gives_none(cells):
     finish(cells("steps=10")[0], seconds=1.0, num_steps=9)
     sweep = cells("steps=10", "seed=1,2", "head=detr,none")
-    assert group_unknown(sweep, from_finished_runs(sweep)) == [[0, 2], [1, 3]]
+    assert group_without_estimate(sweep, from_finished_runs(sweep)) == [[0, 2], [1, 3]]
 
 
 def test_without_such_a_run_flops_and_the_clusters_rate_give_the_estimate(cells):
     sweep = cells("steps=180", "seed=1,2", "cluster.tflops_per_gpu=400", "cluster.nodes=2", "cluster.tasks_per_node=4")
     estimates = [from_requirements(cell, flops=32e15, num_bytes=48 * 2**30) for cell in sweep]
     text = format_estimates(sweep, estimates)
-    assert "Expected of 2 runs: 0.5 to 0.5 h of training steps each and at least 48 GiB" in text
-    assert "by 3.2e+04 TFLOP a step at cluster.tflops_per_gpu=400." in text
+    assert "2 runs: 0.5 to 0.5 h of training steps each (computed from 3.2e+04 TFLOP a step at " in text
+    assert "cluster.tflops_per_gpu=400), at least 48 GiB" in text
     assert "Total: 1 h of jobs, 8 GPU-hours; evaluations take extra time." in text
 
 
 def test_without_a_rate_the_time_is_called_unknown_and_left_out_of_the_total(cells):
     (cell,) = cells("steps=180")
     text = format_estimates([cell], [from_requirements(cell, flops=32e15, num_bytes=48 * 2**30)])
-    assert "Expected of 1 runs: at least 48 GiB" in text
-    assert "in an unknown time" in text
+    assert "1 run: time unknown (" in text
+    assert "at least 48 GiB" in text
     assert "GPU-hours" not in text
     known, unknown = Estimate(36.0, "20 GiB, as s/run took."), from_requirements(cell, flops=1.0, num_bytes=1)
     text = format_estimates([cell, cell], [known, unknown])

@@ -83,7 +83,7 @@ def test_a_command_that_mixes_up_search_and_sweep_is_refused(arguments, message)
         ("search.num_trials=0", "search.num_trials=0: num_trials is a whole number, 1 or more"),
         ("search.mode=up", "search.mode=up: mode is max or min"),
         ("search.poll_seconds=0", "poll_seconds is a number above 0"),
-        ("eval_every=null", "search.metric=eval/ap50 is of evaluations, and with eval_every=null there are none"),
+        ("eval_every=null", "search.metric=eval/ap50 is measured in evaluations, but eval_every=null turns them off"),
     ],
 )
 def test_invalid_settings_of_a_search_are_refused(override, message):

@@ -162,7 +162,7 @@ def test_failed_and_diverged_trials_do_not_end_a_search_and_an_exhausted_space_d
     seeds = f"seed=1,{searches.RAISES},{searches.DIVERGES}"
     assert search("random", seeds, "search.num_trials=9", "launchers.num_parallel=2") == 0
     assert states(ledger) == {"done": 2, "failed": 1}
-    assert "3 are all there are" in capsys.readouterr().out
+    assert "the space is exhausted: the search ends with 3 trials." in capsys.readouterr().out
 
 
 def test_a_search_without_any_finished_trial_has_failed(search, ledger):

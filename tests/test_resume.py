@@ -1,0 +1,80 @@
+"""Whole runs that are killed and resumed, and what must not change a run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from whole_runs import CACHE, GALLERIES, assert_equal_runs, command, logged, rows, trained, weights
+
+
+def kill_after(arguments, folder, num_rows):
+    """Start a run in a process of its own and kill it, without warning, once it has logged so many rows."""
+    process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, stderr=subprocess.DEVNULL)
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= num_rows):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, uninterrupted, num_workers):
+    folder = outputs / "smoke" / f"killed-{num_workers}"
+    arguments = command(outputs, folder.name, f"num_workers={num_workers}")
+    kill_after(arguments, folder, num_rows=2)  # before the first checkpoint
+    kill_after(arguments, folder, num_rows=6)  # after it
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    assert_equal_runs(folder, uninterrupted)
+    for name in GALLERIES:
+        assert (folder / "gallery" / name).read_bytes() == (uninterrupted / "gallery" / name).read_bytes()
+
+
+def test_a_killed_and_resumed_run_of_other_choices_equals_one_that_was_never_killed(outputs, run):
+    """The resumed one begins with an empty cache."""
+    curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.num_epochs=2"]
+    choices = [*CACHE, "augmentation=crops", "average=ema", "optimizer=muon", *curriculum]
+    cached = run("cached", *choices)
+    shares = logged(cached, "time/teacher_cache_hits")
+    assert 0 <= shares[0] < max(shares) <= 1
+    folder = outputs / "smoke" / "killed-cached"
+    arguments = command(outputs, folder.name, *choices, "num_workers=2")
+    kill_after(arguments, folder, num_rows=6)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    assert_equal_runs(folder, cached)
+
+
+def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(outputs, run, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    arguments = ["-m", "bbu_train", f"resume={uninterrupted}"]
+    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+    assert "loss/total" in done.stdout
+
+
+def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):
+    often = run("often", "eval_every=1", "gallery=0")
+    assert not (often / "gallery").exists()
+    training = [row for row in rows(often) if "loss/total" in row]
+    assert training == [row for row in rows(uninterrupted) if "loss/total" in row]
+    assert all(torch.equal(value, weights(often)[name]) for name, value in weights(uninterrupted).items())
+
+
+def equal(some, others):
+    return some.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in some.items())
+
+
+def test_a_run_with_an_average_trains_as_one_without_and_evaluates_and_saves_the_average(run, uninterrupted):
+    averaged = run("averaged", "average=ema", "eval_every=2")
+    assert equal(trained(averaged), weights(uninterrupted))
+    assert not equal(weights(averaged), weights(uninterrupted))
+    ours, others = rows(averaged), rows(uninterrupted)
+    assert [row for row in ours if "loss/total" in row] == [row for row in others if "loss/total" in row]
+    ours, others = ([row for row in its if "eval/loss/total" in row] for its in (ours, others))
+    assert ours[0] == others[0]
+    assert ours[-1]["step"] == others[-1]["step"]
+    assert ours[-1]["eval/loss/total"] != others[-1]["eval/loss/total"]
