@@ -10,7 +10,7 @@ train: $(VENV)/installed
 	$(RUN) -m bbu_train
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow

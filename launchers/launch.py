@@ -25,7 +25,10 @@ from launchers.watch import show_runs, watch_runs
 
 
 def launch(arguments: Sequence[str], folder: Path) -> int:
-    """Start the missing runs of the sweep; return the exit code. The same command again resumes the sweep."""
+    """Start the runs that are neither finished nor at work (`ledger.RESTARTABLE`), and return the exit code.
+
+    The same command again resumes the sweep.
+    """
     preemption.uninstall()
     if (search := read_search_command(arguments, folder)) is not None:
         _refuse_torchrun()

@@ -9,9 +9,9 @@
         cancelled.json   why the attempt shall end or was never submitted; `state` is "pruned" if a search did it
     search/              if a search makes the runs: an entry for its controller (search/start.py)
 
-Every file is written atomically and has one kind of writer. A job that is killed cannot update its state.json. So a
-state of queued or running is believed only while the scheduler still knows the job (job_states.py); otherwise the run
-is reported as lost.
+Every file is written atomically. Only a job writes state.json; several programs may write cancelled.json. A job that is
+killed cannot update its state.json. So a state of queued or running is believed only while the scheduler still knows
+the job (job_states.py); otherwise the run is reported as lost.
 """
 
 import getpass
@@ -41,8 +41,8 @@ class State:
     """The state of a run or of one attempt.
 
     `name` is queued, running, preempted, failed, done, lost, cancelled, pruned or missing (never submitted).
-    `has_live_job` says whether its job exists or may exist; a preempted job that requeued itself does. `is_job_visible`
-    says whether this host can tell.
+    `has_live_job` is True if its job exists, or may exist where this host cannot see it. A preempted run whose job
+    requeued itself has one. `is_job_visible` says whether this host can tell.
     """
 
     name: str
@@ -58,7 +58,7 @@ class State:
 
 
 class Attempt:
-    """One start of a run. A job holds nothing but the path of its attempt."""
+    """One submission or local start of a run. A requeued job keeps its attempt, of which it holds only the path."""
 
     def __init__(self, folder: Path):
         self.folder = folder

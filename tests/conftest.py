@@ -24,8 +24,23 @@ import bbu_train
 MODULES = [module.name for module in pkgutil.walk_packages(bbu_train.__path__, "bbu_train.") if not module.ispkg]
 install_import_hook([name for name in MODULES if not name.endswith("_kernel")], "typechecker.check")
 
+SLOWEST_FIRST = (
+    "test_train.py",
+    "test_resume.py",
+    "test_preemption.py",
+    "test_start.py",
+    "test_local.py",
+    "test_overfit.py",
+)
+"""Files of whole runs, in the order of their time: begun last, they would leave one of the two processes idle."""
+
 CONF = Path(__file__).parents[1] / "conf"
 build = partial(instantiate, _convert_="all")
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {name: rank for rank, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def configured(*overrides: str):

@@ -18,7 +18,7 @@ from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
 
 REQUIRED = ("data.root",)
-"""Keys that cannot change the result, but without which nothing can be trained."""
+"""Keys that the identity ignores, but that are needed to find the data."""
 
 
 def training_command(cell: RankedCell) -> tuple[str, list[str]]:

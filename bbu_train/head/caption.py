@@ -1,6 +1,6 @@
 """Decode a caption from an object query.
 
-A slot is one caption position of a sample: one for each query in generation, one for each object (padded) in training.
+A slot holds one caption of a sample: in generation one for each query, in training one for each object, padded.
 """
 
 import math

@@ -9,7 +9,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 KeysValues = tuple[Float[Tensor, "_ heads _ _"], Float[Tensor, "_ heads _ _"]]
 """Projected keys and values, with `d_model / num_heads` channels a head, or 8 more if they carry a mask."""
-MASK_BIAS = -(2.0**20)  # added to the score of a masked key; outweighs any score and is exact in every dtype
+MASK_BIAS = -(2.0**20)  # added to the score of a masked key; outweighs any score in float32 and bfloat16
 MASK_CHANNELS = 8
 
 

@@ -15,8 +15,8 @@ TERMS = ("bbox_l1", "bbox_giou", "objectness")
 class JointLoss(LanguageLoss):
     """The language losses, and for a model with a head box L1, box GIoU, objectness and captions.
 
-    Box terms are divided by the number of objects. Objectness, a sum over all queries, and captions are divided by the
-    number of annotated student pictures. Three kinds of extra outputs add the terms again, without captions:
+    Box terms are divided by the number of objects. Objectness (summed over all queries) and captions are each divided
+    by the number of annotated student pictures. Three kinds of extra outputs add the terms again, without captions:
 
     - `aux_*`, times `aux_weight`: earlier decoder layers and proposals, each with its own matching.
     - `denoising_*`, times `denoising_weight`: noised true boxes (`DenoisingOutputs`), divided by the number of objects.

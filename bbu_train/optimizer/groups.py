@@ -28,8 +28,8 @@ def make_param_groups(
     `groups` maps a group's name to three keys: `pattern`, a regular expression that is searched in parameter names;
     `submodule`, a part of the model (if the model lacks it or has None there, the group may be empty); and `lr`.
 
-    A tied parameter has several names. It belongs to the group of the first of them, in the model's order, that any
-    pattern matches. A group that matches only another of its names does not count as empty.
+    A tied parameter has several names. The first of them, in the model's order, that any pattern matches decides its
+    group. A group whose pattern matches only a later name has no parameter then, but that is no error.
 
     Weight decay applies to matrices only (norms and biases have fewer than 2 dimensions), so one named group becomes up
     to two param groups, each with the keys "name", "decays" and "initial_lr". Parameters that the model itself froze

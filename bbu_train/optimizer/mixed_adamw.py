@@ -20,8 +20,9 @@ class MixedAdamW(torch.optim.AdamW):
     step still counts on average: 6 bytes per weight instead of 12, with different results. Parameters of other dtypes
     are left to torch's fused AdamW.
 
-    As in torch's fused optimizers, gradients are divided by `grad_scale`, and nothing changes where `found_inf` is 1.
-    Both are read on the device. On a GPU, one kernel does the whole update of a parameter and its state.
+    As in torch's fused optimizers, gradients are divided by `grad_scale`. If `found_inf` is not 0, no weight and no
+    moment changes, and only the step count advances. Both are read on the device. On a GPU, one kernel does the whole
+    update of a parameter and its state.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]], has_masters: bool, **settings: Any) -> None:

@@ -71,7 +71,8 @@ class TrainedRun:
     def load_data(self, should_show_truth: bool) -> Splits | None:
         """Return the run's data, or None if neither teachers nor true boxes are needed.
 
-        If the data cannot be read, teachers are an error; for true boxes alone there is a warning and None.
+        If the data cannot be read, it raises InputError if teachers are needed. If only true boxes are, it warns and
+        returns None.
         """
         needs_pool = self.cfg.data.teachers.num_validation_teachers > 0
         if not (needs_pool or should_show_truth):

@@ -19,7 +19,9 @@ NEUTRAL_KEYS = (
     *("about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
     *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile", "num_workers", "data.root"),
 )
-"""Keys that cannot change the result, with everything below them: locations, names, cadence, workers.
+"""Keys that the identity ignores, with everything below them: locations, names, cadence, workers.
+
+`data.root` is one of them: the same data is assumed to lie there, wherever that is.
 
 A value that refers to one of them, such as `${outputs}/data`, is neutral too.
 """

@@ -1,6 +1,6 @@
 """Communication between the processes of a run. In a single process every function returns at once.
 
-No other module asks whether there are several processes.
+Callers need no special case for a single process.
 """
 
 import os

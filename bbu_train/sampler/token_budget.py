@@ -25,7 +25,8 @@ def _pause_garbage_collection() -> Iterator[None]:
 
 
 class TokenBudget:
-    """Each step has `num_rows` rows of at most `max_row_tokens` tokens. An epoch visits every sample once.
+    """Each step has `num_rows` rows of at most `max_row_tokens` tokens. An epoch visits every sample once, and
+    its last step may have fewer rows.
 
     The shuffled epoch is cut into windows of `window` samples. Rows are filled within a window (fill_rows.py), except
     that the samples of its emptiest row join the next window. A larger window fills rows better and shuffles less. Then

@@ -23,8 +23,8 @@ class Mlflow:
     """Send the rows of metrics.jsonl, which the JSONL tracker writes first, from a separate thread (`StoredRun`).
 
     Only the start and the end of a run wait for the store, and for at most `wait_seconds`. A run that ends with
-    something unsent leaves <folder>/mlflow_unsent.json. `python -m bbu_train.replay` sends it, and so does resuming the
-    run.
+    something unsent leaves <folder>/mlflow_unsent.json, which `python -m bbu_train.replay` sends. Resuming the run
+    sends the missing rows, but of the files only those that the resumed run writes again.
     """
 
     def __init__(

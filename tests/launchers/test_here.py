@@ -13,7 +13,7 @@ import whole_runs
 import bbu_train.train
 from bbu_train.errors import InputError, Preempted, SweepPreempted
 from bbu_train.runtime import preemption
-from launchers import watch
+from launchers import job_states, watch
 from launchers.__main__ import main
 from launchers.cells import Cell, compose
 from launchers.job_states import SlurmUnavailable, local_job_id
@@ -57,7 +57,7 @@ class FakeTraining(list):
 def trained(monkeypatch):
     """The training is fake, and its job counts as ended, as another command would see it."""
     monkeypatch.setattr(bbu_train.train, "train", trained := FakeTraining())
-    monkeypatch.setattr(jobs, "local_job_id", lambda: f"local/{socket.gethostname()}/{os.getpid()}/0")
+    monkeypatch.setattr(job_states, "local_job_id", lambda: f"local/{socket.gethostname()}/{os.getpid()}/0")
     yield trained
     preemption._received.clear()
 
@@ -146,7 +146,7 @@ def test_slurm_is_asked_again_for_a_while_when_it_does_not_answer(sweep, monkeyp
 
     squeue.write_text("#!/bin/sh\nexit 1\n")
     monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(job_states, "RETRY_SECONDS", 0)
     with pytest.raises(SlurmUnavailable):
         watch_runs(ledger, runs)
 

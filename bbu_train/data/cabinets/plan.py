@@ -88,7 +88,7 @@ class Rack:
 
 @dataclass(frozen=True)
 class RackRow:
-    """A row for one unit, `height` rack units high. `kind` is "" for equipment without annotation."""
+    """A row for one device, `height` rack units high. `kind` is "" for equipment without annotation."""
 
     rack: Rack
     top: float
@@ -134,7 +134,8 @@ class CabinetPlan:
 
 
 def make_plan(camera: Camera, num_objects: int, random: Random) -> CabinetPlan:
-    """Return a plan with exactly `num_objects` annotated objects, all inside the picture.
+    """Return a plan with exactly `num_objects` annotated objects, each with at least nine tenths of its area in the
+    picture.
 
     Raises InputError if they do not fit.
     """
@@ -154,7 +155,7 @@ def make_plan(camera: Camera, num_objects: int, random: Random) -> CabinetPlan:
 
 
 def _place_racks(camera: Camera, num_racks: int, num_objects: int, random: Random) -> list[Rack]:
-    """Return racks side by side. With fewer objects, the camera is nearer and the units are narrower."""
+    """Return racks side by side. With fewer objects, the camera is nearer and a device fills more of it."""
     body = random.uniform(5.6, 6.6) if num_objects <= 8 else random.uniform(6.5, 9)
     rack_width = body + 2 * (POST + EAR)
     available = camera.width * random.uniform(0.9, 0.99) / num_racks
