@@ -21,9 +21,9 @@ SWEEP = ("-m", "hydra/launcher=slurm", "sweep=s", "cluster.time_minutes=10")
 SMALL = ("experiment=smoke", *whole_runs.SMALL_DATA, *whole_runs.SMALL_HEAD, "sampler.num_samples=2", "threads=1")
 SUBMIT = """
 import sys
-from bbu_train.cli.main import config_folder, run
+from bbu_train.cli.main import config_folder, run_command
 from launchers.launch import launch
-code = run(None, config_folder(), launch)
+code = run_command(None, config_folder(), launch)
 assert "torch" not in sys.modules
 sys.exit(code)
 """
