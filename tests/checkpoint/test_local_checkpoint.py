@@ -185,7 +185,7 @@ def test_a_kill_at_a_random_moment_leaves_the_newest_loadable(tmp_path):
     newest, began = 0, time.monotonic()
     save(store(tmp_path), newest)
     max_delay = max(0.05, 10 * (time.monotonic() - began))  # seconds: enough for several saves on a busy machine too
-    for delay in generator("kills").uniform(0, max_delay, size=12):
+    for delay in generator("kills").uniform(0, max_delay, size=20):
         parent, child = processes.Pipe()
         writer = processes.Process(target=save_each_step_twice, args=(tmp_path, newest, child))
         writer.start()
