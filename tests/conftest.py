@@ -3,6 +3,7 @@
 Shapes are checked while the tests run: jaxtyping's annotations, by beartype.
 """
 
+import importlib
 import os
 import pkgutil
 from copy import deepcopy
@@ -14,11 +15,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from jaxtyping import install_import_hook
 
 import bbu_train
+
+# The hook below looks for compiled code under names of its own, also for what our modules import: a package that they
+# import first is compiled again in every process.
+for name in ("matplotlib.figure", "scipy.optimize", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
+    importlib.import_module(name)
 
 # All modules but the kernels, whose source Triton compiles itself and must find as it is written.
 MODULES = [module.name for module in pkgutil.walk_packages(bbu_train.__path__, "bbu_train.") if not module.ispkg]
@@ -156,16 +163,31 @@ def make_criterion():
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory):
-    """Where the whole runs of all tests lie, under smoke/."""
-    return tmp_path_factory.mktemp("outputs")
+    """Where the whole runs of all tests lie, under smoke/, in whichever process of pytest-xdist they are made."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "outputs"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def run(outputs):
-    """A function from a name and overrides to the folder of a run in this process. The same run is made once."""
+    """A function from a name and overrides to the folder of a run in this process.
+
+    The same run is made once, by the first process of pytest-xdist that asks for it.
+    """
     from whole_runs import run_here
 
-    return cache(partial(run_here, outputs))
+    @cache
+    def run_once(name, *overrides):
+        with FileLock(outputs / f"{name}.lock"):
+            done = outputs / f"{name}.done"
+            if not done.exists() or done.read_text() != repr(overrides):
+                run_here(outputs, name, *overrides)
+                done.write_text(repr(overrides))
+        return outputs / "smoke" / name
+
+    return run_once
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ launchers:
   num_parallel: 1
 """
 
-FORKSERVER = multiprocessing.get_context("forkserver")  # its runs import nothing: the server has done it once
-FORKSERVER.set_forkserver_preload(["searches"])
+
+FORKSERVER = multiprocessing.get_context("forkserver")
 
 
 class Formula:

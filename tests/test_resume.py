@@ -2,24 +2,24 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from forked import run_program, start_program
 from whole_runs import CACHE, GALLERIES, assert_equal_runs, command, logged, rows, trained, weights
 
 
 def kill_after(arguments, folder, num_rows):
     """Start a run in a process of its own and kill it, without warning, once it has logged so many rows."""
-    process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, stderr=subprocess.DEVNULL)
+    process = start_program(arguments, folder.with_suffix(".txt"))
     log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= num_rows):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        assert process.is_alive() and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -28,7 +28,7 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, unin
     arguments = command(outputs, folder.name, f"num_workers={num_workers}")
     kill_after(arguments, folder, num_rows=2)  # before the first checkpoint
     kill_after(arguments, folder, num_rows=6)  # after it
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    run_program(arguments, folder.with_suffix(".txt"))
     assert_equal_runs(folder, uninterrupted)
     for name in GALLERIES:
         assert (folder / "gallery" / name).read_bytes() == (uninterrupted / "gallery" / name).read_bytes()
@@ -44,16 +44,15 @@ def test_a_killed_and_resumed_run_of_other_choices_equals_one_that_was_never_kil
     folder = outputs / "smoke" / "killed-cached"
     arguments = command(outputs, folder.name, *choices, "num_workers=2")
     kill_after(arguments, folder, num_rows=6)
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    run_program(arguments, folder.with_suffix(".txt"))
     assert_equal_runs(folder, cached)
 
 
-def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(outputs, run, uninterrupted):
+def test_resume_by_folder_goes_on_and_a_finished_run_stays_as_it_is(uninterrupted, tmp_path):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
-    arguments = ["-m", "bbu_train", f"resume={uninterrupted}"]
-    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+    output = run_program(["bbu_train", f"resume={uninterrupted}"], tmp_path / "output")
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
-    assert "loss/total" in done.stdout
+    assert "loss/total" in output
 
 
 def test_evaluating_changes_nothing_in_the_training(run, uninterrupted):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from forked import start_program
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from whole_runs import CACHE, GALLERIES, command, logged, rows, weights
 
@@ -32,10 +33,7 @@ def test_a_profiled_run_leaves_a_trace_of_three_steps_and_the_same_log(run, unin
 
 
 def test_a_run_that_fails_before_its_first_step_closes_what_it_has_opened(run, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    process = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in process.items():
         monkeypatch.setenv(name, str(value))
     closed = []
@@ -62,15 +60,38 @@ def test_a_cache_for_a_tower_that_is_trained_is_refused_before_the_first_step(ru
         run("refused", "model.teacher_cache_gib=1")
 
 
-def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outputs, uninterrupted):
-    """In a process of its own, because the types that are checked here cannot be compiled. Code is made once for all
-    but the blocks, and for them once for each of two kinds."""
-    fast = ["model.compile=true", "engine.gradient_checkpointing=selective"]
-    arguments = command(outputs, "compiled", *fast, "eval_every=null", "save_every=null")
+COMPILED = ["model.compile=true", "engine.gradient_checkpointing=selective", "eval_every=null", "save_every=null"]
+TRACED = """
+import runpy, sys, torch
+compile = torch.compile
+torch.compile = lambda function, **_: compile(function, dynamic=True, backend="aot_eager_decomp_partition")
+sys.argv[:1] = []
+runpy.run_module("bbu_train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "choices"),
+    [
+        (["-c", TRACED], ["head=none", "loss=language"]),
+        pytest.param(["-m"], [], marks=pytest.mark.slow),
+    ],
+    ids=["traced", "compiled"],
+)
+def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outputs, run, program, choices, request):
+    """In a process of its own, because the types that are checked here cannot be compiled.
+
+    Code is made once for all but the blocks, and for them once for each of two kinds. The fast test compiles only the
+    language model, and runs torch's operations in the traced graphs instead of generated C++.
+    """
+    name = request.node.callspec.id
+    arguments = command(outputs, name, *COMPILED, *choices)
     environment = os.environ | {"TORCH_LOGS": "recompiles"}
-    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True, env=environment)
-    expected = [row for row in rows(uninterrupted) if "loss/total" in row]
-    compare_logs(rows(outputs / "smoke" / "compiled"), expected)
+    done = subprocess.run(
+        [sys.executable, *program, *arguments], check=True, capture_output=True, text=True, env=environment
+    )
+    expected = [row for row in rows(run("uncompiled" if choices else "uninterrupted", *choices)) if "loss/total" in row]
+    compare_logs(rows(outputs / "smoke" / name), expected)
     assert re.findall(r"Recompiling function (\w+)", done.stderr) == ["forward_with_checkpointing"]
 
 
@@ -107,16 +128,39 @@ def test_a_run_on_a_cpu_has_no_rate_to_be_a_share_of(uninterrupted):
     assert len(logged(uninterrupted, "memory/peak_gib")) == 6
 
 
-@pytest.mark.parametrize("cache", [[], CACHE], ids=["plain", "cached"])
-def test_two_ranks_take_the_same_steps_as_one(outputs, run, cache, request):
-    """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def run_by_torchrun(arguments, folder):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    name = f"two-ranks-{request.node.callspec.id}"
-    arguments = command(outputs, name, "sampler.num_samples=3", "engine.num_micro_batches=2", *cache)
     subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment)
+
+
+def run_two_processes(arguments, folder):
+    """Run both ranks in forked processes, which start faster."""
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = []
+    for rank in ("0", "1"):
+        its = {**environment, "RANK": rank, "LOCAL_RANK": rank}
+        ranks.append(start_program([*arguments, "threads=1"], folder.with_name(f"{folder.name}-{rank}.txt"), its))
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("launch", "cache"), [(run_by_torchrun, []), (run_two_processes, CACHE)], ids=["plain", "cached"]
+)
+def test_two_ranks_take_the_same_steps_as_one(outputs, run, launch, cache, request):
+    """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample."""
     one_rank = run(f"one-rank-{request.node.callspec.id}", "sampler.num_samples=3", *cache)
-    two_ranks = outputs / "smoke" / name
+    two_ranks = outputs / "smoke" / f"two-ranks-{request.node.callspec.id}"
+    few = "sampler.num_samples=3", "engine.num_micro_batches=2"
+    launch(command(outputs, two_ranks.name, *few, *cache), two_ranks)
     compare_logs(rows(two_ranks), rows(one_rank))
     for rate in ("time/tokens_per_second", "time/model_tflops"):
         assert amounts(two_ranks, rate) == pytest.approx(amounts(one_rank, rate))

@@ -24,7 +24,8 @@ def settings(outputs, name, overrides):
 
 
 def command(outputs, name, *overrides):
-    return ["-m", "bbu_train", *settings(outputs, name, overrides)]
+    """Return the arguments of `python -m` that start the run in a process of its own."""
+    return ["bbu_train", *settings(outputs, name, overrides)]
 
 
 def run_here(outputs, name, *overrides):

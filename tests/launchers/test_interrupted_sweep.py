@@ -31,6 +31,8 @@ GRACE = 120  # seconds between SLURM's signal and the time limit
 CHECK_INTERVAL = 30  # seconds between SLURM's comparisons of jobs with their time limits; it signals early, never late
 VARYING = ("time/", "memory/")
 
+pytestmark = pytest.mark.slow  # four minutes, most of them until SLURM has warned a job of its time limit
+
 
 class InterruptedSweep:
     """The sweep. Its runs are known by their values of KEY, and held at the steps where they are to be interrupted."""

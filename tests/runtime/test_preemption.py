@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
+from forked import start_program
 from whole_runs import assert_equal_runs, command, rows, run_here
 
 from bbu_train.checkpoint.local import LocalCheckpoints
@@ -140,7 +141,8 @@ def wait_for_rows(folder, num_rows):
 
 
 def start(*arguments):
-    return subprocess.Popen([sys.executable, *arguments], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
 def is_alive(pid):
@@ -158,15 +160,17 @@ def live_processes(session):
 
 def test_two_signals_to_every_process_of_a_job_end_it_with_a_saved_step_and_no_worker_left(run, uninterrupted, outputs):
     folder = outputs / "smoke" / "whole-group"
-    job = start(*command(outputs, folder.name, "num_workers=2"))
+    output = folder.with_suffix(".txt")
+    job = start_program(command(outputs, folder.name, "num_workers=2"), output)
     wait_for_rows(folder, 2)
     for _ in range(2):
         os.killpg(job.pid, signal.SIGTERM)
         time.sleep(0.05)
-    stderr = job.communicate(timeout=60)[1]
-    assert job.returncode == os.EX_TEMPFAIL, stderr
-    assert "Traceback" not in stderr
-    assert f"which is saved. To go on: python -m bbu_train resume={folder}" in stderr.splitlines()[-1]
+    job.join()
+    text = output.read_text()
+    assert job.exitcode == os.EX_TEMPFAIL, text
+    assert "Traceback" not in text
+    assert f"which is saved. To go on: python -m bbu_train resume={folder}" in text.splitlines()[-1]
     assert not live_processes(job.pid)
     assert_equal_runs(run(folder.name), uninterrupted)
 
@@ -212,7 +216,7 @@ def free_ports(num_ports):
 
 
 def test_a_signal_to_one_of_two_ranks_ends_both_after_the_same_step_and_both_resume(outputs):
-    torch.multiprocessing.spawn(run_rank, args=(free_ports(4), outputs), nprocs=2)
+    torch.multiprocessing.start_processes(run_rank, (free_ports(4), outputs), nprocs=2, start_method="forkserver")
     assert_equal_runs(outputs / "smoke" / "two-ranks-asked", outputs / "smoke" / "two-ranks", step=4)
 
 
