@@ -43,7 +43,7 @@ def draw_pictures(folder: Path, width: int, height: int) -> list[Picture]:
     return pictures
 
 
-def prepare(folder: Path) -> tuple[loader.SplitDataset, Iterator[PlannedStep], ConversationBuilder, PackedCollator]:
+def prepare(folder: Path) -> tuple[loader.SampleSource, Iterator[PlannedStep], ConversationBuilder, PackedCollator]:
     """Return the samples and steps of the standard workload, and the builder and collator of a run."""
     torch.set_num_threads(1)
     tokenizer = PlainTextTokenizer(tiny_tokenizer(151936))

@@ -140,7 +140,7 @@ def main() -> None:
             result = process.submit(measure, *case, options.samples, options.window, options.dealt).result()
         results.append(dict(zip(("plan", "row_tokens", "divided_by"), case, strict=True)) | result)
     print(f"{options.samples:,} samples, windows of {options.window:,}, {options.dealt:.0%} of their tokens dealt\n")
-    heads = ["plan", "row tokens", "filled slots", "seconds", "memory GiB", "divided by"]
+    heads = ["plan", "row tokens", "not padding", "seconds", "memory GiB", "divided by"]
     heads += ["costliest rank / mean", "costliest step / mean"]
     print(f"| {' | '.join(heads)} |")
     print("|---" * len(heads) + "|")

@@ -81,7 +81,7 @@ def compose_config(steps: int, overrides: list[str]) -> DictConfig:
         return compose("config", overrides=[*FAST, *workload.overrides(folder, tokenizer), *names, *overrides])
 
 
-def plan_steps(cfg: DictConfig) -> tuple[loader.SplitDataset, list[PlannedStep], PictureFormat]:
+def plan_steps(cfg: DictConfig) -> tuple[loader.SampleSource, list[PlannedStep], PictureFormat]:
     """Return the samples and the steps as the run itself plans them, and the format of its pictures."""
     build = train.build
     preprocessing = build(cfg.model.preprocessing)

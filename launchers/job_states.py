@@ -73,7 +73,10 @@ def lookup() -> Callable[[str], str | None]:
 
 
 def local_job_id(pid: int | None = None) -> str:
-    """Return the job id of a process of this host, by default of this process."""
+    """Return the job id of a process of this host, by default of this process.
+
+    Without a start time if the process has ended already.
+    """
     pid = pid or os.getpid()
     return f"local/{socket.gethostname()}/{pid}/{_start_ticks(pid)}"
 
@@ -124,7 +127,7 @@ def _process_state(job: str) -> str | None:
     _, host, pid, start_ticks = job.split("/")
     if host != socket.gethostname():
         return None
-    return RUNNING if start_ticks == _start_ticks(int(pid)) else "ended"
+    return RUNNING if start_ticks and start_ticks == _start_ticks(int(pid)) else "ended"
 
 
 def _start_ticks(pid: int) -> str:

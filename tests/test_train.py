@@ -45,7 +45,7 @@ def test_a_run_that_fails_before_its_first_step_closes_what_it_has_opened(run, m
     assert not torch.distributed.is_initialized()
 
 
-def test_packing_efficiency_is_the_share_of_slots_that_are_no_padding(run, uninterrupted):
+def test_packing_efficiency_is_the_share_of_tokens_that_are_no_padding(run, uninterrupted):
     padded = layout(run, "collator=standard")
     assert logged(uninterrupted, "time/packing_efficiency") == [1.0] * 6
     assert all(0.3 < share < 1 for share in logged(padded, "time/packing_efficiency"))

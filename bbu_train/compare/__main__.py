@@ -1,4 +1,4 @@
-"""`python -m bbu_train.compare sweep=<name> key=value ...`: which cell of a sweep is best, and what each key does."""
+"""`python -m bbu_train.compare sweep=<name> key=value ...`: the best of a sweep, and what each key does."""
 
 import os
 import sys
@@ -18,15 +18,15 @@ from bbu_train.runs.config_keys import refuse
 USAGE = """\
 python -m bbu_train.compare sweep=<name> [key=value ...]
 
-Compares the finished runs of outputs/<name>/. Runs that differ only in their seed are one cell. Prints the leaderboard,
-the marginal effect of each swept key, and the command that trains the best cell again. Writes plots and one HTML page
-into outputs/<name>/compare/, and logs them on the sweep's parent run if the runs used MLflow.
+Compares the finished runs of outputs/<name>/. Runs that differ only in their seed are one candidate. Prints the
+leaderboard, the marginal effect of each swept key, and the command that trains the best candidate again. Writes plots
+and one HTML page into outputs/<name>/compare/, and logs them on the sweep's parent run if the runs used MLflow.
 
   sweep     name of the sweep, a folder of outputs/
   metric    a name in metrics.jsonl, such as eval/ap50 (the default), eval/loss/total or loss/student_lm
   mode      max or min: which is better. Default: min for losses, norms, seconds and memory, else max
   at        last (the default): the value at the end of the run; best: the best over its steps, biased by noise
-  top       number of cells in the printed leaderboard (the page has all); default 20
+  top       number of candidates in the printed leaderboard (the page has all); default 20
   outputs   folder of the sweeps; default $BBU_OUTPUTS, or outputs
 """
 DEFAULTS = {"sweep": None, "metric": "eval/ap50", "mode": None, "at": "last", "top": 20, "outputs": None}
@@ -62,14 +62,14 @@ def _lines(result: comparison.Comparison, top: int) -> Iterator[str]:
     leaderboard = result.leaderboard
     yield "\n" + as_text(replace(leaderboard, rows=leaderboard.rows[:top]))
     if len(leaderboard.rows) > top:
-        yield f"... and {len(leaderboard.rows) - top} more cells: top={len(leaderboard.rows)} prints them."
+        yield f"... and {len(leaderboard.rows) - top} more candidates: top={len(leaderboard.rows)} prints them."
     for table in result.effect_tables:
         yield "\n" + as_text(table)
     if result.effect_tables:
         yield "\n" + result.effects_note
     if result.excluded.rows:
         yield f"\n{result.excluded.title}\n{as_text(result.excluded)}"
-    yield f"\nCommand of the best cell:\n  {result.command}"
+    yield f"\nCommand of the best candidate:\n  {result.command}"
     if result.removed_keys:
         yield f"It leaves out the keys that this version no longer has: {', '.join(result.removed_keys)}"
 

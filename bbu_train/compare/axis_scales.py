@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bbu_train.compare.cells import sorted_distinct
+from bbu_train.compare.candidates import sorted_distinct
 from bbu_train.compare.formatting import abbreviate
 from bbu_train.reporting.tables import Value, format_number
 

@@ -1,4 +1,4 @@
-"""The command that trains a cell again."""
+"""The command that trains a candidate again."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli import overrides
 from bbu_train.cli.main import config_folder
-from bbu_train.compare.cells import SEED, RankedCell
+from bbu_train.compare.candidates import SEED, Candidate
 from bbu_train.compare.sweep import SweepRun
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
@@ -21,19 +21,19 @@ REQUIRED = ("data.root",)
 """Keys that the identity ignores, but that are needed to find the data."""
 
 
-def training_command(cell: RankedCell) -> tuple[str, list[str]]:
-    """Return `python -m bbu_train ...` for all seeds of the cell, and the keys that this version no longer has.
+def training_command(candidate: Candidate) -> tuple[str, list[str]]:
+    """Return `python -m bbu_train ...` for all seeds of the candidate, and the keys that this version no longer has.
 
     The command starts from the overrides that the user typed or, if those no longer compose, from the recorded group
     choices. It then adds an override for every key whose composed value differs from the run's config.yaml. So it
     reproduces the config however the run was started.
     """
-    run = cell.runs[0].run
+    run = candidate.runs[0].run
     typed, composed = _starting_overrides(run)
     differences, removed_keys = _differences(run, composed)
     words = {config_keys.parse([word])[0].key_or_group: word for word in typed} | differences
     words.pop(SEED, None)
-    seeds = sorted({int(each.run.resolved_values.get(SEED, 0)) for each in cell.runs})
+    seeds = sorted({int(each.run.resolved_values.get(SEED, 0)) for each in candidate.runs})
     program = ["python", "-m", "bbu_train", *(["-m"] if len(seeds) > 1 else [])]
     return shlex.join([*program, *words.values(), f"{SEED}={','.join(map(str, seeds))}"]), removed_keys
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bbu_train.compare import cells, sweep, tables
-from bbu_train.compare.cells import RankedCell, ScoredRun
+from bbu_train.compare import candidates, sweep, tables
+from bbu_train.compare.candidates import Candidate, ScoredRun
 from bbu_train.compare.command import training_command
 from bbu_train.compare.effects import Effects, estimate_effects
 from bbu_train.compare.sweep import ExcludedRun, SweepRun
@@ -22,7 +22,7 @@ class Comparison:
     metric: str
     mode: str
     """"max" or "min": which is better."""
-    ranking: list[RankedCell]
+    ranking: list[Candidate]
     scored: list[ScoredRun]
     effects: Effects | None
     """None if no key has several values."""
@@ -32,9 +32,9 @@ class Comparison:
     effects_note: str
     excluded: Table
     command: str
-    """The command that trains the best cell again."""
+    """The command that trains the best candidate again."""
     removed_keys: list[str]
-    """Keys of the best cell's config that this version of the program no longer has."""
+    """Keys of the best candidate's config that this version of the program no longer has."""
 
 
 def compare(outputs: Path, name: str, metric: str, mode: str, at: str) -> Comparison:
@@ -49,15 +49,15 @@ def compare(outputs: Path, name: str, metric: str, mode: str, at: str) -> Compar
     readable = [*finished, *(each.run for each in excluded if each.run is not None)]
     settings = {}
     if readable:
-        settings = dict(zip((run.name for run in readable), cells.differing_settings(readable), strict=True))
-    scored, unscored = cells.score_runs(finished, settings, metric, mode, at)
+        settings = dict(zip((run.name for run in readable), candidates.differing_settings(readable), strict=True))
+    scored, unscored = candidates.score_runs(finished, settings, metric, mode, at)
     excluded = [*excluded, *unscored]
     excluded_settings = [settings[each.run.name] for each in excluded if each.run is not None]
     excluded = sorted([*excluded, *repeated], key=lambda each: each.name)
     if not scored:
         raise all_problems(str(folder), [f"{each.name}: {each.reason}" for each in excluded], "No run can be compared.")
-    ranking = cells.rank_cells(scored, excluded_settings, mode)
-    keys = cells.swept_keys(ranking)
+    ranking = candidates.rank_candidates(scored, excluded_settings, mode)
+    keys = candidates.swept_keys(ranking)
     effects = None
     if keys:
         effects = estimate_effects([run.value for run in scored], [run.settings for run in scored], keys)
@@ -96,7 +96,7 @@ def _summary(
     metric: str,
     mode: str,
     at: str,
-    ranking: Sequence[RankedCell],
+    ranking: Sequence[Candidate],
     scored: Sequence[ScoredRun],
     excluded: Sequence[ExcludedRun],
 ) -> list[str]:
@@ -104,7 +104,7 @@ def _summary(
     when = "the best over each run's steps" if at == "best" else "at each run's end"
     where = f" (step {steps.pop()})" if len(steps) == 1 else ""
     lines = [
-        f"{name}: {_count(len(scored), 'run')} in {_count(len(ranking), 'cell')}"
+        f"{name}: {_count(len(scored), 'run')} in {_count(len(ranking), 'candidate')}"
         + (f"; {_count(len(excluded), 'run')} not compared, see below" if excluded else ""),
         f"{metric}, {when}{where}; {'more' if mode == 'max' else 'less'} is better",
         _describe_lead(ranking),
@@ -119,28 +119,28 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _describe_lead(ranking: Sequence[RankedCell]) -> str:
-    """Say how far the best cell is ahead of the second, in standard errors of the difference between seeds."""
+def _describe_lead(ranking: Sequence[Candidate]) -> str:
+    """Say how far the best candidate is ahead of the second, in standard errors of the difference between seeds."""
     if len(ranking) == 1:
         return ""
     first, second = ranking[0], ranking[1]
-    if num_tied := sum(cell.rank == 1 for cell in ranking[1:]):
-        return f"{num_tied + 1} cells share the first place; the command is that of the first of them"
+    if num_tied := sum(candidate.rank == 1 for candidate in ranking[1:]):
+        return f"{num_tied + 1} candidates share the first place; the command is that of the first of them"
     lead = f"The best leads by {abs(first.mean - second.mean):.2g}"
     error = _standard_error(first, second, ranking)
     if error is None:
-        return f"{lead}. No cell has several seeds, so this may be chance"
+        return f"{lead}. No candidate has several seeds, so this may be chance"
     if error == 0:
         return f"{lead}, and seeds make no difference"
     return f"{lead}, {abs(first.mean - second.mean) / error:.1f} standard errors over seeds"
 
 
-def _standard_error(first: RankedCell, second: RankedCell, ranking: Sequence[RankedCell]) -> float | None:
-    """Return the standard error of the difference of two means, from the variance over seeds pooled over all cells.
+def _standard_error(first: Candidate, second: Candidate, ranking: Sequence[Candidate]) -> float | None:
+    """Return the standard error of the difference of two means, from the pooled variance over seeds.
 
-    None if no cell has several seeds.
+    None if no candidate has several seeds.
     """
-    replicated = [[run.value for run in cell.runs] for cell in ranking if len(cell.runs) > 1]
+    replicated = [[run.value for run in candidate.runs] for candidate in ranking if len(candidate.runs) > 1]
     degrees_of_freedom = sum(len(values) - 1 for values in replicated)
     if degrees_of_freedom == 0:
         return None

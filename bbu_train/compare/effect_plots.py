@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bbu_train.compare.cells import RankedCell, short_names, sorted_distinct, swept_keys
+from bbu_train.compare.candidates import Candidate, short_names, sorted_distinct, swept_keys
 from bbu_train.compare.effects import Effects
 from bbu_train.compare.formatting import abbreviate, mean_and_std
 from bbu_train.compare.plots import COLORS, DPI, GREY, color_scale
@@ -47,20 +47,22 @@ def plot_effects(effects: Effects, metric: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_heat_map(cells: Sequence[RankedCell], metric: str, mode: str, path: Path) -> None:
-    """Plot the mean of each cell of a sweep over two keys, with its standard deviation and its number of runs."""
-    keys = swept_keys(cells)
-    rows, columns = (sorted_distinct(cell.settings[key] for cell in cells) for key in keys)
+def plot_heat_map(candidates: Sequence[Candidate], metric: str, mode: str, path: Path) -> None:
+    """Plot the mean of each candidate of a sweep over two keys, with its standard deviation and its number of runs."""
+    keys = swept_keys(candidates)
+    rows, columns = (sorted_distinct(candidate.settings[key] for candidate in candidates) for key in keys)
     grid = np.full((len(rows), len(columns)), np.nan)
     figure = Figure(figsize=(2.5 + 1.45 * len(columns), 1.6 + 0.75 * len(rows)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    colormap, normalize = color_scale(cells, mode)
-    for cell in cells:
-        row, column = rows.index(cell.settings[keys[0]]), columns.index(cell.settings[keys[1]])
-        grid[row, column] = cell.mean
-        red, green, blue, _ = colormap(normalize(cell.mean))
+    colormap, normalize = color_scale(candidates, mode)
+    for candidate in candidates:
+        row, column = rows.index(candidate.settings[keys[0]]), columns.index(candidate.settings[keys[1]])
+        grid[row, column] = candidate.mean
+        red, green, blue, _ = colormap(normalize(candidate.mean))
         color = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.55 else "black"
-        text = f"{mean_and_std(cell.mean, cell.std).replace(' ± ', chr(10) + '± ')}\nn = {cell.run_count}"
+        text = (
+            f"{mean_and_std(candidate.mean, candidate.std).replace(' ± ', chr(10) + '± ')}\nn = {candidate.run_count}"
+        )
         axes.text(column, row, text, color=color, ha="center", va="center", fontsize=9, linespacing=1.15)
     for row, column in np.argwhere(np.isnan(grid)):
         axes.text(column, row, "no run", color=GREY, ha="center", va="center", fontsize=9)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bbu_train.compare.cells import Settings, sorted_distinct
+from bbu_train.compare.candidates import Settings, sorted_distinct
 from bbu_train.reporting.tables import Value, format_number
 
 MAX_LEVELS = 8
@@ -50,11 +50,11 @@ class Effects:
     """Runs less parameters of the additive model. With 0 the model fits any values exactly."""
 
     @property
-    def is_balanced(self) -> bool:
-        """Whether the adjustment changes no mean."""
+    def is_adjusted(self) -> bool:
+        """Whether the adjustment changes any mean. It changes none of a balanced sweep."""
         levels = [level for levels in self.by_key.values() for level in levels]
         scale = max((abs(level.mean) for level in levels), default=0)
-        return all(abs(level.mean - level.adjusted_mean) <= 1e-9 * scale for level in levels)
+        return any(abs(level.mean - level.adjusted_mean) > 1e-9 * scale for level in levels)
 
 
 def estimate_effects(values: Sequence[float], settings: Sequence[Settings], keys: Sequence[str]) -> Effects:

@@ -1,4 +1,4 @@
-"""Plots of the cells of a sweep: parallel coordinates, and the metric over the steps."""
+"""Plots of the candidates of a sweep: parallel coordinates, and the metric over the steps."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from bbu_train.compare.axis_scales import AxisScale, metric_scale, setting_scale
-from bbu_train.compare.cells import RankedCell, short_names, swept_keys
+from bbu_train.compare.candidates import Candidate, short_names, swept_keys
 from bbu_train.compare.formatting import abbreviate
 from bbu_train.reporting.loss_plot import WINDOWS_PER_RUN
 
@@ -22,25 +22,25 @@ COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a1
 MAX_COLORED = len(COLORS)
 
 
-def color_scale(cells: Sequence[RankedCell], mode: str) -> tuple[Colormap, Normalize]:
-    """Return a colour map and its range. The best cell is darkest; the worst is yellow, which is faint on white."""
-    means = [cell.mean for cell in cells]
+def color_scale(candidates: Sequence[Candidate], mode: str) -> tuple[Colormap, Normalize]:
+    """Return a colour map and its range. The best candidate is darkest, and the worst is a faint yellow."""
+    means = [candidate.mean for candidate in candidates]
     return colormaps["viridis_r" if mode == "max" else "viridis"], Normalize(min(means), max(means))
 
 
-def plot_parallel_coordinates(cells: Sequence[RankedCell], metric: str, mode: str, path: Path) -> None:
-    """Plot one line per cell, through its value of each swept key to its mean metric. The best line is thick."""
-    keys = short_names(swept_keys(cells))
-    scales = [setting_scale([cell.settings[key] for cell in cells]) for key in keys]
-    scales.append(metric_scale([cell.mean for cell in cells]))
+def plot_parallel_coordinates(candidates: Sequence[Candidate], metric: str, mode: str, path: Path) -> None:
+    """Plot one line per candidate, through its value of each swept key to its mean metric. The best line is thick."""
+    keys = short_names(swept_keys(candidates))
+    scales = [setting_scale([candidate.settings[key] for candidate in candidates]) for key in keys]
+    scales.append(metric_scale([candidate.mean for candidate in candidates]))
     figure = Figure(figsize=(max(7, 2.4 * len(scales)), 5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    colormap, normalize = color_scale(cells, mode)
-    for cell in reversed(cells):
-        values = [*(cell.settings[key] for key in keys), cell.mean]
+    colormap, normalize = color_scale(candidates, mode)
+    for candidate in reversed(candidates):
+        values = [*(candidate.settings[key] for key in keys), candidate.mean]
         heights = [scale.positions[value] for scale, value in zip(scales, values, strict=True)]
-        is_best = cell.rank == 1
-        color = colormap(normalize(cell.mean))
+        is_best = candidate.rank == 1
+        color = colormap(normalize(candidate.mean))
         axes.plot(heights, color=color, linewidth=3.5 if is_best else 1.4, alpha=1 if is_best else 0.8)
     for x, scale in enumerate(scales):
         _draw_axis(axes, x, scale, is_last=x == len(scales) - 1)
@@ -69,29 +69,29 @@ def _draw_axis(axes: Axes, x: int, scale: AxisScale, is_last: bool) -> None:
         )
 
 
-def plot_curves(cells: Sequence[RankedCell], metric: str, path: Path) -> None:
-    """Plot the metric over the steps: each cell's mean over seeds, and one standard deviation as a band.
+def plot_curves(candidates: Sequence[Candidate], metric: str, path: Path) -> None:
+    """Plot the metric over the steps: each candidate's mean over seeds, and one standard deviation as a band.
 
-    The best cells are in colour and in the legend, the others grey.
+    The best candidates are in colour and in the legend, the others grey.
     """
-    keys = short_names(swept_keys(cells))
-    num_colored = min(len(cells), MAX_COLORED)
+    keys = short_names(swept_keys(candidates))
+    num_colored = min(len(candidates), MAX_COLORED)
     figure = Figure(figsize=(11, 5.2 + 0.2 * num_colored), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    for cell in cells[MAX_COLORED:]:
-        steps, means, _ = _over_seeds(cell, metric)
+    for candidate in candidates[MAX_COLORED:]:
+        steps, means, _ = _over_seeds(candidate, metric)
         axes.plot(steps, means, color=GREY, linewidth=0.8, alpha=0.6)
-    for cell, color in reversed(list(zip(cells, COLORS, strict=False))):
-        steps, means, stds = _over_seeds(cell, metric)
-        settings = ", ".join(f"{name} {abbreviate(cell.settings[key], 40)}" for key, name in keys.items())
+    for candidate, color in reversed(list(zip(candidates, COLORS, strict=False))):
+        steps, means, stds = _over_seeds(candidate, metric)
+        settings = ", ".join(f"{name} {abbreviate(candidate.settings[key], 40)}" for key, name in keys.items())
         axes.fill_between(steps, means - stds, means + stds, color=color, alpha=0.13, linewidth=0)
         marker = "o" if len(steps) <= 40 else None
-        label = f"{cell.rank}.  {settings or 'all runs'}  (n = {len(cell.runs)})"
+        label = f"{candidate.rank}.  {settings or 'all runs'}  (n = {len(candidate.runs)})"
         axes.plot(steps, means, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower left", frameon=False, fontsize=9)
-    if len(cells) > MAX_COLORED:
-        title = f"the best {MAX_COLORED} of {len(cells)} cells in colour"
+    if len(candidates) > MAX_COLORED:
+        title = f"the best {MAX_COLORED} of {len(candidates)} candidates in colour"
         axes.set_title(title, loc="right", fontsize=10, color=DARK_GREY)
     axes.set_title(metric, loc="left", fontsize=12, fontweight="bold")
     axes.set_xlabel("step", fontsize=10)
@@ -100,10 +100,10 @@ def plot_curves(cells: Sequence[RankedCell], metric: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def _over_seeds(cell: RankedCell, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return steps, means and standard deviations over a cell's runs; 0 where only one run has the step."""
+def _over_seeds(candidate: Candidate, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return steps, means and standard deviations over a candidate's runs; 0 where only one run has the step."""
     by_step: dict[int, list[float]] = {}
-    for run in cell.runs:
+    for run in candidate.runs:
         points = [point for point in run.run.series[metric] if math.isfinite(point[1])]
         for step, value in _smooth(points):
             by_step.setdefault(step, []).append(value)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train.compare import page
-from bbu_train.compare.cells import swept_keys
+from bbu_train.compare.candidates import swept_keys
 from bbu_train.compare.comparison import Comparison
 from bbu_train.errors import InputError
 from bbu_train.images.fonts import use_in_plots
@@ -14,7 +14,7 @@ PAGE = "index.html"
 CAPTIONS = {
     "effects.png": "Effect of each key, adjusted for the others",
     "heat.png": "Both keys together",
-    "parallel.png": "Parallel coordinates: one line per cell",
+    "parallel.png": "Parallel coordinates: one line per candidate",
     "curves.png": "Mean over the steps, with one standard deviation over seeds",
 }
 """The captions of the plots, in the order of the page."""
@@ -38,18 +38,18 @@ def write_report(comparison: Comparison) -> Path:
 def _plot(comparison: Comparison, folder: Path) -> None:
     from bbu_train.compare import effect_plots, plots
 
-    cells, metric, mode = comparison.ranking, comparison.metric, comparison.mode
-    keys = swept_keys(cells)
-    use_in_plots([*keys, *(str(value) for cell in cells for value in cell.settings.values())])
-    plots.plot_curves(cells, metric, folder / "curves.png")
+    candidates, metric, mode = comparison.ranking, comparison.metric, comparison.mode
+    keys = swept_keys(candidates)
+    use_in_plots([*keys, *(str(value) for candidate in candidates for value in candidate.settings.values())])
+    plots.plot_curves(candidates, metric, folder / "curves.png")
     if comparison.effects is not None:
-        plots.plot_parallel_coordinates(cells, metric, mode, folder / "parallel.png")
+        plots.plot_parallel_coordinates(candidates, metric, mode, folder / "parallel.png")
         effect_plots.plot_effects(comparison.effects, metric, folder / "effects.png")
     if len(keys) == 2 and _is_grid(comparison, keys):
-        effect_plots.plot_heat_map(cells, metric, mode, folder / "heat.png")
+        effect_plots.plot_heat_map(candidates, metric, mode, folder / "heat.png")
 
 
 def _is_grid(comparison: Comparison, keys: Sequence[str]) -> bool:
-    """Return whether cells fill a third of the heat map. That of a random search over two numbers is almost empty."""
-    num_rows, num_columns = (len({cell.settings[key] for cell in comparison.ranking}) for key in keys)
+    """Return whether candidates fill a third of the heat map. Those of a random search fill almost nothing."""
+    num_rows, num_columns = (len({candidate.settings[key] for candidate in comparison.ranking}) for key in keys)
     return 3 * len(comparison.ranking) >= num_rows * num_columns

@@ -2,34 +2,34 @@
 
 from collections.abc import Sequence
 
-from bbu_train.compare.cells import RankedCell, short_names, swept_keys
+from bbu_train.compare.candidates import Candidate, short_names, swept_keys
 from bbu_train.compare.effects import Effects, Level
 from bbu_train.compare.formatting import mean_and_std
 from bbu_train.compare.sweep import ExcludedRun
 from bbu_train.reporting.tables import Table, Value, format_number
 
 
-def leaderboard(cells: Sequence[RankedCell], metric: str, with_step: bool) -> Table:
-    """Return a table with one row per cell, best first, and a column for each swept key."""
-    keys = short_names(swept_keys(cells))
+def leaderboard(candidates: Sequence[Candidate], metric: str, with_step: bool) -> Table:
+    """Return a table with one row per candidate, best first, and a column for each swept key."""
+    keys = short_names(swept_keys(candidates))
     header = ["rank", metric, "runs", *keys.values(), *(["step"] if with_step else []), "run"]
     rows = []
-    for cell in cells:
-        steps = sorted({run.step for run in cell.runs})
+    for candidate in candidates:
+        steps = sorted({run.step for run in candidate.runs})
         step = [", ".join(map(str, steps))] if with_step else []
-        names = " ".join(run.run.name for run in cell.runs)
-        is_tied = sum(other.rank == cell.rank for other in cells) > 1
-        rank = f"{cell.rank}=" if is_tied else str(cell.rank)
-        values = [cell.settings[key] for key in keys]
-        rows.append([rank, mean_and_std(cell.mean, cell.std), cell.run_count, *values, *step, names])
-    return Table("Leaderboard", header, rows, _leaderboard_note(cells))
+        names = " ".join(run.run.name for run in candidate.runs)
+        is_tied = sum(other.rank == candidate.rank for other in candidates) > 1
+        rank = f"{candidate.rank}=" if is_tied else str(candidate.rank)
+        values = [candidate.settings[key] for key in keys]
+        rows.append([rank, mean_and_std(candidate.mean, candidate.std), candidate.run_count, *values, *step, names])
+    return Table("Leaderboard", header, rows, _leaderboard_note(candidates))
 
 
-def _leaderboard_note(cells: Sequence[RankedCell]) -> str:
+def _leaderboard_note(candidates: Sequence[Candidate]) -> str:
     notes = []
-    if any(len(cell.runs) > 1 for cell in cells):
+    if any(len(candidate.runs) > 1 for candidate in candidates):
         notes.append("± is the standard deviation over seeds.")
-    if any(cell.num_excluded for cell in cells):
+    if any(candidate.num_excluded for candidate in candidates):
         notes.append("2/3 runs: one of three runs is not compared, see below.")
     return " ".join(notes)
 
@@ -40,12 +40,11 @@ def marginal_effects(effects: Effects, metric: str) -> list[Table]:
 
 
 def _effect_table(key: str, levels: Sequence[Level], metric: str, effects: Effects) -> Table:
-    is_adjusted = effects.r_squared is not None and not effects.is_balanced
-    header = [key, "runs", *([f"mean {metric}", "adjusted mean"] if is_adjusted else [f"mean {metric}"])]
+    header = [key, "runs", *([f"mean {metric}", "adjusted mean"] if effects.is_adjusted else [f"mean {metric}"])]
     rows: list[list[Value]] = []
     for level in levels:
         adjusted = mean_and_std(level.adjusted_mean, level.std)
-        means = [format_number(level.mean), adjusted] if is_adjusted else [adjusted]
+        means = [format_number(level.mean), adjusted] if effects.is_adjusted else [adjusted]
         rows.append([level.value, str(len(level.observed)), *means])
     return Table(key, header, rows)
 
@@ -58,7 +57,7 @@ def effects_note(effects: Effects) -> str:
             "the effects cannot be separated."
         )
     std = "± is the standard deviation over runs, after the effects of the other keys are subtracted. "
-    unbalanced = "" if effects.is_balanced else "The sweep is unbalanced, so read the adjusted mean. "
+    unbalanced = "The sweep is unbalanced, so read the adjusted mean. " if effects.is_adjusted else ""
     if effects.degrees_of_freedom == 0:
         return f"{std}{unbalanced}The additive model has as many parameters as runs, so nothing tests its fit."
     share = f"The additive model explains {effects.r_squared:.0%} of the variance between runs"

@@ -54,7 +54,7 @@ class Conversations:
         self.num_teachers = num_teachers
         self.samples = [data.with_validation_teachers(sample, num_teachers) for sample in samples]
         limit = preprocessing.max_positions
-        self.source = loader.SplitDataset(
+        self.source = loader.SampleSource(
             self.samples,
             loader.unchanged,
             lambda sample, _: sample.teachers,

@@ -74,9 +74,11 @@ class CaptionDecoder(nn.Module):
     ) -> tuple[Callable[[Tensor, Tensor, Tensor, int], Tensor], Callable[[int, int], Tensor]]:
         """Return `caption_losses` and `generate_captions` of `Detections` for the final states of the queries."""
 
-        def caption_losses(samples: Tensor, chosen: Tensor, caption_ids: Tensor, max_objects: int) -> Tensor:
-            matched = queries[samples, chosen]
-            return self.losses(matched, samples, max_objects, caption_ids, memory, embed, project)
+        def caption_losses(
+            sample_of_object: Tensor, query_of_object: Tensor, caption_ids: Tensor, max_objects: int
+        ) -> Tensor:
+            matched = queries[sample_of_object, query_of_object]
+            return self.losses(matched, sample_of_object, max_objects, caption_ids, memory, embed, project)
 
         def generate_captions(end_token: int, max_tokens: int) -> Tensor:
             return self.generate(queries, memory, embed, project, end_token, max_tokens)

@@ -17,17 +17,17 @@ def assign(
     """
     num_layers, num_objects, num_queries = costs.shape
     bounds = torch.searchsorted(sample_of_object, torch.arange(num_samples + 1, device=costs.device))
-    queries = torch.empty(num_layers, num_objects, dtype=torch.long, device=costs.device)
+    query_of_object = torch.empty(num_layers, num_objects, dtype=torch.long, device=costs.device)
     columns = triton.next_power_of_2(num_queries)
     # One warp for each problem: the steps depend on each other, and a minimum within a warp needs no barrier.
     _kernel[(num_samples, num_layers)](
-        costs.contiguous(), bounds, queries, num_objects, num_queries, columns, num_warps=1
+        costs.contiguous(), bounds, query_of_object, num_objects, num_queries, columns, num_warps=1
     )
-    return queries
+    return query_of_object
 
 
 @triton.jit(do_not_specialize=["num_objects"])  # it changes at every step
-def _kernel(costs, bounds, queries, num_objects, num_queries, COLUMNS: tl.constexpr):
+def _kernel(costs, bounds, query_of_object, num_objects, num_queries, COLUMNS: tl.constexpr):
     """Shortest augmenting paths (Crouse 2016, as in scipy) in float64, with a program for each sample and layer.
 
     Objects are rows and queries are columns. `row_of_column` is -1 for a free column. `column_dual` is the dual
@@ -63,4 +63,4 @@ def _kernel(costs, bounds, queries, num_objects, num_queries, COLUMNS: tl.conste
             old_column = tl.max(tl.where(row_of_column == row, columns, -1), 0)
             row_of_column = tl.where(columns == column, row, row_of_column)
             column = old_column
-    tl.store(queries + start + row_of_column, columns.to(tl.int64), row_of_column >= 0)
+    tl.store(query_of_object + start + row_of_column, columns.to(tl.int64), row_of_column >= 0)

@@ -25,21 +25,21 @@ def box_losses(
 
 def scatter_to_queries(
     values: Shaped[Tensor, "*layers objects"],
-    queries: Int[Tensor, "*layers objects"],
+    query_of_object: Int[Tensor, "*layers objects"],
     sample_of_object: Int[Tensor, "objects"],
     num_samples: int,
     num_queries: int,
 ) -> Shaped[Tensor, "*layers samples queries"]:
     """Put the value of each object at its matched query; all other queries get 0 or False."""
-    zeros = values.new_zeros(*queries.shape[:-1], num_samples * num_queries)
-    flat_queries = sample_of_object * num_queries + queries
+    zeros = values.new_zeros(*query_of_object.shape[:-1], num_samples * num_queries)
+    flat_queries = sample_of_object * num_queries + query_of_object
     return zeros.scatter(-1, flat_queries, values).unflatten(-1, (num_samples, num_queries))
 
 
 def layer_sums(
     boxes_cxcywh: Float[Tensor, "layers samples queries 4"],
     objectness_logits: Float[Tensor, "layers samples queries"],
-    queries: Int[Tensor, "layers objects"],
+    query_of_object: Int[Tensor, "layers objects"],
     sample_of_object: Int[Tensor, "objects"],
     true_cxcywh: Float[Tensor, "objects 4"],
     annotated: Bool[Tensor, "samples"],
@@ -47,13 +47,14 @@ def layer_sums(
 ) -> tuple[Float[Tensor, "layers"], Float[Tensor, "layers"], Float[Tensor, "layers"]]:
     """Return the sums of box L1, box GIoU and objectness of each decoder layer.
 
-    `queries[i, j]` is the query of object j in layer i. Objectness is summed over all queries of annotated samples.
+    `query_of_object[i, j]` is the query of object j in layer i. Objectness is summed over all queries of annotated
+    samples.
     """
     num_layers, num_samples, num_queries = objectness_logits.shape
-    layer = torch.arange(num_layers, device=queries.device)[:, None]
-    pred_cxcywh = boxes_cxcywh[layer, sample_of_object, queries]
-    matching = queries, sample_of_object, num_samples, num_queries
-    is_object = scatter_to_queries(torch.ones_like(queries, dtype=torch.bool), *matching)
+    layer = torch.arange(num_layers, device=query_of_object.device)[:, None]
+    pred_cxcywh = boxes_cxcywh[layer, sample_of_object, query_of_object]
+    matching = query_of_object, sample_of_object, num_samples, num_queries
+    is_object = scatter_to_queries(torch.ones_like(query_of_object, dtype=torch.bool), *matching)
     l1, giou, iou = box_losses(pred_cxcywh, true_cxcywh)
     losses = objectness(objectness_logits, is_object, scatter_to_queries(iou, *matching))
     return l1.sum(-1), giou.sum(-1), (losses * annotated[:, None]).sum((-2, -1))
@@ -101,16 +102,16 @@ def dense_sums(
     return (weight * l1).sum(), (weight * giou).sum(), losses.sum()
 
 
-def caption_sum(detections: Detections, queries: Int[Tensor, "objects"], batch: Batch) -> Float[Tensor, ""]:
+def caption_sum(detections: Detections, query_of_object: Int[Tensor, "objects"], batch: Batch) -> Float[Tensor, ""]:
     """Average the token cross entropy within each caption, then over the captions of a sample, and sum over samples.
 
     A batch without objects computes the loss of one dummy caption times 0, so that every rank runs the same modules.
     """
     samples, ids = batch.sample_of_object, batch.caption_ids
     if len(samples) == 0:
-        dummy = queries.new_zeros(1)
-        return 0 * detections.caption_losses(dummy, dummy, queries.new_zeros(1, 1), 1).sum()
+        dummy = query_of_object.new_zeros(1)
+        return 0 * detections.caption_losses(dummy, dummy, query_of_object.new_zeros(1, 1), 1).sum()
     max_objects = max(batch.objects_per_sample)
-    per_object = detections.caption_losses(samples, queries, ids, max_objects).sum(-1) / (ids >= 0).sum(-1)
+    per_object = detections.caption_losses(samples, query_of_object, ids, max_objects).sum(-1) / (ids >= 0).sum(-1)
     num_objects = one_hot(samples, len(batch.sample_ids)).sum(0)[samples]
     return (per_object / num_objects).sum()

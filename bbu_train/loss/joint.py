@@ -67,11 +67,11 @@ class JointLoss(LanguageLoss):
         if outputs.detections is None:
             return super().__call__(outputs, batch)
         losses = super().__call__(outputs, batch)
-        queries = self.matcher(outputs.detections, batch)
-        sums_by_layer = self._sums_by_layer(outputs.detections, queries, batch)
+        query_of_object = self.matcher(outputs.detections, batch)
+        sums_by_layer = self._sums_by_layer(outputs.detections, query_of_object, batch)
         losses |= {name: sums[-1] for name, sums in sums_by_layer.items()}
-        losses["caption"] = detection.caption_sum(outputs.detections, queries[-1], batch)
-        if self.aux_weight > 0 and len(queries) > 1:
+        losses["caption"] = detection.caption_sum(outputs.detections, query_of_object[-1], batch)
+        if self.aux_weight > 0 and len(query_of_object) > 1:
             losses |= {f"aux_{name}": sums[:-1].sum() for name, sums in sums_by_layer.items()}
         if (denoising := outputs.detections.denoising) is not None:
             predictions = denoising.boxes_cxcywh, denoising.objectness_logits
@@ -83,8 +83,8 @@ class JointLoss(LanguageLoss):
             losses |= {f"dense_{name}": loss for name, loss in zip(TERMS, sums, strict=True)}
         return losses
 
-    def _sums_by_layer(self, detections: Detections, queries: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _sums_by_layer(self, detections: Detections, query_of_object: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the sums of each term, one for each layer."""
         predictions = detections.boxes_cxcywh, detections.objectness_logits
         truth = batch.sample_of_object, batch.boxes_cxcywh, batch.annotated
-        return dict(zip(TERMS, self.layer_sums(*predictions, queries, *truth, self.objectness), strict=True))
+        return dict(zip(TERMS, self.layer_sums(*predictions, query_of_object, *truth, self.objectness), strict=True))

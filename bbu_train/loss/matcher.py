@@ -51,13 +51,13 @@ class Matcher:
 
 
 def _assign_on_cpu(costs: Float[Tensor, "layers objects queries"], batch: Batch) -> Int[Tensor, "layers objects"]:
-    queries, start = torch.zeros(costs.shape[:2], dtype=torch.long), 0
+    query_of_object, start = torch.zeros(costs.shape[:2], dtype=torch.long), 0
     for num_objects in batch.objects_per_sample:
         for layer, cost in enumerate(costs[:, start : start + num_objects].numpy()):
             objects, columns = linear_sum_assignment(cost)
-            queries[layer, start + torch.from_numpy(objects)] = torch.from_numpy(columns)
+            query_of_object[layer, start + torch.from_numpy(objects)] = torch.from_numpy(columns)
         start += num_objects
-    return queries
+    return query_of_object
 
 
 def matching_costs(

@@ -112,7 +112,7 @@ class GroundingModel(nn.Module):
         """Return the language model's last hidden states of the flattened rows.
 
         `cu_seqlens` keeps segments apart, so there is no mask. An empty `cache` is filled with the keys and values of
-        all slots, padding included.
+        all tokens, padding included.
         """
         embedded = self.backbone.get_input_embeddings()(batch.input_ids)
         if self.image_position_scale:

@@ -48,8 +48,8 @@ class Segment(NamedTuple):
 
 def write_page(
     folder: Path,
-    source: loader.SplitDataset,
-    validation: loader.SplitDataset,
+    source: loader.SampleSource,
+    validation: loader.SampleSource,
     collator: Callable[[Sequence[Encoded]], Batch],
     plan: StepPlan,
     num_micro_batches: int,
@@ -133,7 +133,7 @@ def _row_values(segments: Sequence[Segment]) -> dict[str, Any]:
 
 
 def _share_filled(segments: Sequence[Segment]) -> float:
-    """Return the share of slots that hold a token of a sample, not padding."""
+    """Return the share of tokens that are of a sample, not padding."""
     num_padding = sum(segment.num_tokens for segment in segments if segment.sample is None)
     return 1 - num_padding / sum(segment.num_tokens for segment in segments)
 
@@ -142,7 +142,7 @@ def _describe_layout(layout: Sequence[Sequence[Segment]]) -> str:
     segments = [segment for row in layout for segment in row]
     num_samples = sum(segment.sample is not None for segment in segments)
     num_slots = sum(segment.num_tokens for segment in segments)
-    return f"{num_samples} samples in {len(layout)} rows of {num_slots} slots, {_share_filled(segments):.1%} filled"
+    return f"{num_samples} samples in {len(layout)} rows of {num_slots} tokens, {_share_filled(segments):.1%} filled"
 
 
 def _describe_row(segments: Sequence[Segment]) -> str:

@@ -24,8 +24,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class SplitDataset:
-    """A split as a dataset whose samples depend on the epoch.
+class SampleSource:
+    """The samples of a split, encoded. An augmented sample, and one with drawn teachers, depends on the epoch.
 
     `encode` augments a sample by `view_of(sample, epoch)`, draws its teachers by `teachers_of(sample, epoch)`, and
     encodes the conversation by `builder`. `cost_of(num_tokens, num_patches)` estimates the arithmetic of a sample.
@@ -113,7 +113,7 @@ def sources(
     builder: ConversationBuilder,
     cost_of: Callable[[int, Sequence[int]], int],
     collator: Collator,
-) -> tuple[SplitDataset, SplitDataset]:
+) -> tuple[SampleSource, SampleSource]:
     """Return the training and the validation split. Only training students are augmented by `view_of`.
 
     The teachers of both splits come from the training pool and are never augmented, so that their features can be
@@ -121,9 +121,9 @@ def sources(
     """
     settings = builder, cost_of, collator.max_tokens, collator.too_long, data.teachers.seed
     pool, teachers = data.pool, data.teachers
-    train = SplitDataset(data.train, view_of, lambda sample, epoch: teachers.draw(sample, epoch, pool), *settings)
+    train = SampleSource(data.train, view_of, lambda sample, epoch: teachers.draw(sample, epoch, pool), *settings)
     draw_validation = teachers.draw_validation
-    validation = SplitDataset(data.validation, unchanged, lambda sample, _: draw_validation(sample, pool), *settings)
+    validation = SampleSource(data.validation, unchanged, lambda sample, _: draw_validation(sample, pool), *settings)
     return train, validation
 
 
@@ -181,7 +181,7 @@ def prefetch(function: Callable[[Task], Result], tasks: Iterable[Task], num_work
 
 
 def batches(
-    source: SplitDataset,
+    source: SampleSource,
     collator: Collator,
     steps: Iterable[PlannedStep],
     num_micro_batches: int,

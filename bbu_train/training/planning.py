@@ -13,7 +13,7 @@ MicroBatch = tuple[SampleVisit, ...]
 
 @runtime_checkable
 class Source(Protocol):
-    """What planning needs to know of `training.loader.SplitDataset`."""
+    """What planning needs to know of `training.loader.SampleSource`."""
 
     @property
     def samples(self) -> Sequence[object]: ...

@@ -12,7 +12,7 @@ from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, all_problems
 from bbu_train.training import loader, planning
-from bbu_train.training.loader import SplitDataset
+from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.samples import PlannedStep, Sample
 
@@ -31,8 +31,8 @@ class RunInputs:
     data: Splits
     builder: ConversationBuilder
     collator: Collator
-    train: SplitDataset
-    validation: SplitDataset
+    train: SampleSource
+    validation: SampleSource
     plan: StepPlan
     evaluation_steps: list[PlannedStep]
     max_caption_tokens: int

@@ -47,9 +47,9 @@ class Detections:
     boxes_logits       boxes before the sigmoid
     boxes_cxcywh       boxes after the sigmoid, as shares of the picture's width and height
     objectness_logits  before the sigmoid
-    caption_losses     `caption_losses(samples, queries, caption_ids, max_objects)` returns the cross entropy of each
-                       caption token, of shape (objects, caption), 0 for padding. Object i lies in sample `samples[i]`
-                       and is teacher-forced on its matched query `queries[i]`; no sample has more than `max_objects`.
+    caption_losses     `caption_losses(sample_of_object, query_of_object, caption_ids, max_objects)` returns the cross
+                       entropy of each caption token, of shape (objects, caption), 0 for padding. Each object is
+                       teacher-forced on its matched query; no sample has more than `max_objects`.
                        It is a function because the loss, which comes later, computes the matching.
     generate_captions  `generate_captions(end_token, max_tokens)` decodes a caption for every query greedily: token ids
                        of shape (samples, queries, at most max_tokens), filled up with `end_token`

@@ -6,7 +6,7 @@ from bbu_train.compare.comparison import compare
 
 @pytest.fixture(scope="session")
 def grid_outputs(tmp_path_factory):
-    """outputs/ with the sweep of `sweeps.add_grid`: four cells of three seeds. Tests must not change its runs."""
+    """outputs/ with the sweep of `sweeps.add_grid`: four candidates of three seeds. Tests must not change its runs."""
     outputs = tmp_path_factory.mktemp("sweep") / "outputs"
     sweeps.add_grid(outputs)
     return outputs

@@ -33,13 +33,13 @@ def test_failed_and_unfinished_runs_are_listed_with_the_reason_and_counted_in_th
         "stopped at step 43 of 120: bbu_train.errors.InputError: the loss is not finite",
         "unfinished, at step 70 of 120",
     ]
-    assert sorted(cell.run_count for cell in grid_comparison.ranking) == ["2/3", "2/3", "3", "3"]
+    assert sorted(candidate.run_count for candidate in grid_comparison.ranking) == ["2/3", "2/3", "3", "3"]
 
 
 def test_in_mode_min_the_cell_with_the_smallest_mean_comes_first(outputs):
     for weight, ap50 in ((1, 0.4), (2, 0.5), (3, 0.3)):
         add_run(outputs, [f"{GIOU}={weight}"], ap50)
-    means = [cell.mean for cell in compare_runs(outputs, "eval/loss/total", "min").ranking]
+    means = [candidate.mean for candidate in compare_runs(outputs, "eval/loss/total", "min").ranking]
     assert len(means) == 3
     assert means == sorted(means)
 
@@ -139,9 +139,9 @@ def test_equal_cells_share_a_rank(outputs):
         folder = add_run(outputs, [f"{GIOU}={weight}"], ap50)
         sweeps.write_rows(folder, [{"step": 120, "eval/ap50": ap50}])
     comparison = compare_runs(outputs)
-    assert [cell.rank for cell in comparison.ranking] == [1, 1, 3]
+    assert [candidate.rank for candidate in comparison.ranking] == [1, 1, 3]
     assert [row[0] for row in comparison.leaderboard.rows] == ["1=", "1=", "3"]
-    assert "2 cells share the first place" in " ".join(comparison.summary)
+    assert "2 candidates share the first place" in " ".join(comparison.summary)
 
 
 def test_a_repeated_run_is_not_a_second_seed(outputs):
@@ -150,7 +150,7 @@ def test_a_repeated_run_is_not_a_second_seed(outputs):
     add_run(outputs, [], 0.5)
     comparison = compare_runs(outputs)
     assert "the same config and seed" in reasons(comparison)[earlier.name]
-    assert [cell.run_count for cell in comparison.ranking] == ["1"]
+    assert [candidate.run_count for candidate in comparison.ranking] == ["1"]
 
 
 def test_keys_that_only_refer_to_another_key_are_left_out(outputs):
@@ -171,7 +171,7 @@ def test_a_sweep_without_differing_keys_has_no_effects(outputs):
         add_run(outputs, [f"seed={seed}"], 0.4)
     comparison = compare_runs(outputs)
     assert comparison.effects is None
-    assert [cell.run_count for cell in comparison.ranking] == ["2"]
+    assert [candidate.run_count for candidate in comparison.ranking] == ["2"]
 
 
 def test_different_versions_of_the_code_are_reported(outputs):

@@ -23,14 +23,14 @@ def differences(effects, key):
 
 def test_in_a_balanced_sweep_the_effects_are_the_plain_means():
     effects = estimate(list(itertools.product(RATE, WEIGHT)))
-    assert effects.is_balanced
+    assert not effects.is_adjusted
     assert [level.mean for level in effects.by_key["rate"]] == pytest.approx([0.125, 0.325, 0.225])
     assert effects.r_squared == pytest.approx(1)
 
 
 def test_in_an_unbalanced_sweep_adjusted_means_give_the_effects_and_plain_means_do_not():
     effects = estimate([(1e-6, 2), (1e-6, 2), (1e-5, 1), (1e-4, 1), (1e-4, 2)])
-    assert not effects.is_balanced
+    assert effects.is_adjusted
     assert differences(effects, "rate") == pytest.approx([0, 0.2, 0.1])
     assert differences(effects, "weight") == pytest.approx([0, 0.05])
     plain = [level.mean for level in effects.by_key["rate"]]

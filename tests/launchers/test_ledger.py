@@ -1,5 +1,6 @@
 """The ledger knows the state of a run, whatever happened to its job."""
 
+import subprocess
 import threading
 from pathlib import Path
 
@@ -125,3 +126,11 @@ def test_a_local_process_is_identified_by_its_start_time_and_not_by_its_number_a
     job = local_job_id()
     assert job_states.lookup()(job) == RUNNING
     assert job_states.lookup()(job.rpartition("/")[0] + "/1") == "ended"
+
+
+def test_a_local_process_that_ended_before_its_start_time_was_read_has_ended():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    job = local_job_id(process.pid)
+    assert job.endswith("/")
+    assert job_states.lookup()(job) == "ended"

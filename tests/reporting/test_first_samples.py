@@ -47,7 +47,7 @@ def sources(builder, make_picture):
         *(builder, lambda tokens, _: tokens, 8192, "error", 17),
     )
     validation = [Sample("validation.jsonl:1", evil, ())]
-    return loader.SplitDataset(samples, *settings), loader.SplitDataset(validation, *settings)
+    return loader.SampleSource(samples, *settings), loader.SampleSource(validation, *settings)
 
 
 @pytest.fixture

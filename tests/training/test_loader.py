@@ -32,7 +32,7 @@ def cost_of(num_tokens, num_patches):
 @pytest.fixture
 def make_source(builder, samples):
     def make(max_tokens=8192, too_long="error", samples=samples, teachers_of=own_teachers, view_of=as_it_is, seed=17):
-        return loader.SplitDataset(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long, seed)
+        return loader.SampleSource(samples, view_of, teachers_of, builder, cost_of, max_tokens, too_long, seed)
 
     return make
 
@@ -57,7 +57,7 @@ def draws_of(step):
     return [draw for row in step for draw in row]
 
 
-# SplitDataset
+# SampleSource
 
 
 def test_an_encoded_sample_is_as_long_as_the_plan_says(make_source, lengths):

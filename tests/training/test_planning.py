@@ -10,7 +10,7 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.sampler.token_budget import TokenBudget
 from bbu_train.training import planning
-from bbu_train.training.loader import SplitDataset
+from bbu_train.training.loader import SampleSource
 from bbu_train.types.samples import SampleVisit
 
 SAMPLERS = [FixedSamples(3, 17), TokenBudget(600, 2, 4, 0.7, 17)]
@@ -24,7 +24,7 @@ def make_source(builder, samples):
         return (samples[3].student,) * (epoch % 2)
 
     def make(max_tokens=8192, too_long="error"):
-        return SplitDataset(
+        return SampleSource(
             samples,
             lambda sample, _: sample,
             teachers_of,

@@ -1,4 +1,5 @@
-"""The settings that differ between runs, and the cells of a sweep: groups of runs that differ only in their seed."""
+"""The settings that differ between runs, and the candidates of a sweep: runs that differ only in their seed
+are one candidate."""
 
 import json
 import math
@@ -15,7 +16,7 @@ SEED = "seed"
 _ABSENT = object()
 
 Settings = dict[str, Value]
-"""The value of each differing key, for a run or a cell."""
+"""The value of each differing key, for a run or a candidate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +30,15 @@ class ScoredRun:
 
 
 @dataclass(frozen=True, eq=False)
-class RankedCell:
-    """Runs that differ only in their seed."""
+class Candidate:
+    """A setting of the swept keys: runs that differ only in their seed."""
 
     settings: Settings
     runs: tuple[ScoredRun, ...]
     num_excluded: int
     """The number of runs with these settings that are not compared."""
     rank: int
-    """1 is the best; cells with equal means share a rank."""
+    """1 is the best; candidates with equal means share a rank."""
 
     @property
     def mean(self) -> float:
@@ -128,25 +129,30 @@ def score_runs(
     return scored, excluded
 
 
-def rank_cells(scored: Sequence[ScoredRun], excluded: Sequence[Settings], mode: str) -> list[RankedCell]:
-    """Group the runs into cells, best first. `excluded` holds the settings of the runs that are not compared."""
-    by_cell: dict[str, list[ScoredRun]] = {}
+def rank_candidates(scored: Sequence[ScoredRun], excluded: Sequence[Settings], mode: str) -> list[Candidate]:
+    """Group the runs into candidates, best first. `excluded` holds the settings of the runs that are not compared."""
+    by_candidate: dict[str, list[ScoredRun]] = {}
     for run in scored:
-        by_cell.setdefault(_cell_key(run.settings), []).append(run)
-    num_excluded = {key: sum(_cell_key(settings) == key for settings in excluded) for key in by_cell}
-    cells = [RankedCell(runs[0].settings, tuple(runs), num_excluded[key], 0) for key, runs in by_cell.items()]
-    cells.sort(key=lambda cell: (-cell.mean if mode == "max" else cell.mean, cell.runs[0].run.name))
-    means = [cell.mean for cell in cells]
-    return [RankedCell(cell.settings, cell.runs, cell.num_excluded, 1 + means.index(cell.mean)) for cell in cells]
+        by_candidate.setdefault(_candidate_key(run.settings), []).append(run)
+    num_excluded = {key: sum(_candidate_key(settings) == key for settings in excluded) for key in by_candidate}
+    candidates = [Candidate(runs[0].settings, tuple(runs), num_excluded[key], 0) for key, runs in by_candidate.items()]
+    candidates.sort(
+        key=lambda candidate: (-candidate.mean if mode == "max" else candidate.mean, candidate.runs[0].run.name)
+    )
+    means = [candidate.mean for candidate in candidates]
+    return [
+        Candidate(candidate.settings, candidate.runs, candidate.num_excluded, 1 + means.index(candidate.mean))
+        for candidate in candidates
+    ]
 
 
-def _cell_key(settings: Settings) -> str:
+def _candidate_key(settings: Settings) -> str:
     return json.dumps(list(settings.values()))
 
 
-def swept_keys(cells: Sequence[RankedCell]) -> list[str]:
-    """Return the keys that have several values among the cells."""
-    return [key for key in cells[0].settings if len({cell.settings[key] for cell in cells}) > 1]
+def swept_keys(candidates: Sequence[Candidate]) -> list[str]:
+    """Return the keys that have several values among the candidates."""
+    return [key for key in candidates[0].settings if len({candidate.settings[key] for candidate in candidates}) > 1]
 
 
 def sorted_distinct(values: Iterable[Value]) -> list[Value]:
