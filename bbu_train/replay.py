@@ -23,7 +23,7 @@ def replay(folders: Sequence[str]) -> int:
         tracker = instantiate(cfg.tracker.mlflow, _convert_="all")
         is_sent = tracker.replay()
         num_failed += not is_sent
-        print(f"{folder}: {'sent' if is_sent else tracker.stored.failure}", flush=True)
+        print(f"{folder}: {'sent' if is_sent else tracker.uploader.failure}", flush=True)
     if not run_folders:
         print(f"MLflow lacks nothing of the runs that ended in {', '.join(folders)}.")
     return 1 if num_failed else 0

@@ -53,7 +53,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     raise_if_asked_to_end(at.step, folder)
 
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
-    run = prepare(cfg)
+    inputs = prepare(cfg)
     raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
@@ -86,7 +86,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     def end_if_asked(is_asked: bool | None = None) -> None:
         """Save and raise Preempted if any rank was asked to end.
 
-        `is_asked` is whether any rank was asked, if all ranks already know; None: ask them.
+        `is_asked` is the answer, if all ranks have it already; None asks them.
         """
         if distributed.any_rank(preemption.requested()) if is_asked is None else is_asked:
             if at.step > at.saved_at:
@@ -96,7 +96,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     def evaluate_average() -> list[tuple[Picture, Prediction]]:
         """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
         with average.applied():
-            at.metrics, predictions = evaluate(run, engine, model, criterion, cfg.num_workers, end_if_asked)
+            at.metrics, predictions = evaluate(inputs, engine, model, criterion, cfg.num_workers, end_if_asked)
         at.evaluated_at = at.step
         log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
         if distributed.is_main():
@@ -108,8 +108,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     bar = tqdm(total=cfg.steps, initial=at.step, unit="step", disable=None if distributed.is_main() else True)
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():
-            sources, num_parts = (run.train, run.validation), engine.num_micro_batches
-            trackers.publish([first_samples.write_page(folder, *sources, run.collator, run.plan, num_parts)])
+            sources, num_parts = (inputs.train, inputs.validation), engine.num_micro_batches
+            trackers.publish([first_samples.write_page(folder, *sources, inputs.collator, inputs.plan, num_parts)])
         gc.collect()
         gc.freeze()  # keeps the collector from scanning the model and the data again in the middle of a step
         if cfg.profile and at.step < cfg.steps and distributed.is_main():
@@ -120,12 +120,14 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             if at.step > 0:
                 save()  # or a kill before the next save would repeat this evaluation and log its row twice
         ranks = distributed.rank(), distributed.world_size()
-        steps, ahead = tee(run.plan.starting_at(at.step))
-        batches = loader.batches(run.train, run.collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers)
+        steps, ahead = tee(inputs.plan.starting_at(at.step))
+        batches = loader.batches(
+            inputs.train, inputs.collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers
+        )
 
         while at.step < cfg.steps:
             began = time.perf_counter()
-            sample_ids = run.train.names(next(steps))
+            sample_ids = inputs.train.names(next(steps))
             micro_batches = [batch.to(device) for batch in next(batches)]
             data_seconds = time.perf_counter() - began
             totals = step_totals(micro_batches)  # before any forward pass: losses are divided by these counts
@@ -156,7 +158,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             predictions = evaluate_average()
         bar.close()
         if distributed.is_main():
-            _report(cfg, run, at, predictions or [], trackers)
+            _report(cfg, inputs, at, predictions or [], trackers)
         state = "done"
     except BaseException as error:
         state = STATES.get(type(error), "failed")
@@ -174,14 +176,14 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
 
 
 def raise_if_asked_to_end(step: int, folder: Path) -> None:
-    """Raise Preempted on all ranks if a signal asked any of them to end. All ranks call this after the same step."""
+    """Raise Preempted on all ranks if a signal asked any of them to end. All ranks must call this together."""
     if signal_name := next(filter(None, distributed.gather(preemption.signal_name())), None):
         raise Preempted(step, signal_name, str(folder))
 
 
 def _report(
     cfg: DictConfig,
-    run: RunInputs,
+    inputs: RunInputs,
     at: Progress,
     predictions: list[tuple[Picture, Prediction]],
     trackers: Trackers,
@@ -190,7 +192,7 @@ def _report(
     folder = Path(cfg.folder)
     trackers.publish(final_report.write_plots(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
     pictures = [picture for picture, _ in predictions]
-    print(final_report.summarize(folder, run.data.pool, pictures, cfg.seed, trackers.mlflow_command))
+    print(final_report.summarize(folder, inputs.data.pool, pictures, cfg.seed, trackers.mlflow_command))
 
 
 def due(every: int | None, step: int, num_steps: int) -> bool:

@@ -139,7 +139,7 @@ def teacher_uses(cfg: DictConfig, first: int, counted: list[dict[str, float]]) -
         ]
         return len(paths) / len(set(paths))
 
-    hits = mean(row["time/teacher_cache_hits"] for row in counted if "time/teacher_cache_hits" in row)
+    hits = mean(row["time/teacher_cache_hit_rate"] for row in counted if "time/teacher_cache_hit_rate" in row)
     return {"uses": mean_uses(steps[first:last]), "uses_so_far": mean_uses(steps[:last]), "cache_hits": hits}
 
 

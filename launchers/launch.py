@@ -25,9 +25,9 @@ from launchers.watch import show_runs, watch_runs
 
 
 def launch(arguments: Sequence[str], folder: Path) -> int:
-    """Start the runs that are neither finished nor at work (`ledger.RESTARTABLE`), and return the exit code.
+    """Start the runs whose state is in `ledger.RESTARTABLE`, and return the exit code.
 
-    The same command again resumes the sweep.
+    The same command again resumes the sweep. Failed runs need `launchers retry --failed`.
     """
     preemption.uninstall()
     if (search := read_search_command(arguments, folder)) is not None:

@@ -99,7 +99,10 @@ class Attempt:
             self.write("state", state="failed", job=job, traceback=traceback, reason=message)
 
     def state(self, job_state: Callable[[str], str | None]) -> State:
-        """Return the present state: what the job reported, if the job still exists. See `job_states.lookup`."""
+        """Return the current state. A reported `done` or `failed` is final; other reports count while the job exists.
+
+        `job_state` is `job_states.lookup`'s.
+        """
         job = self.job
         job_now = "gone" if job is None else job_state(job)
         reported, cancelled = self.read("state"), self.read("cancelled")  # read after the job's state: see `lookup`

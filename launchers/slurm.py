@@ -79,7 +79,7 @@ class Slurm:
                 jobs = executor.submit_array([Job(str(attempt.folder)) for attempt in attempts])
         except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
             preemption.end_sweep_if_asked()  # a signal to a controller's job also ends the sbatch that it started
-            raise InputError(f"SLURM accepted no job of the sweep. {error}".strip()) from error
+            raise InputError(f"SLURM rejected a job array of {len(attempts)} runs. {error}".strip()) from error
         return [job.job_id for job in jobs]
 
     def _options(self, sweep: str) -> dict[str, Any]:

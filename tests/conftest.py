@@ -22,8 +22,8 @@ from jaxtyping import install_import_hook
 
 import bbu_train
 
-# The hook below looks for compiled code under names of its own, also for what our modules import: a package that they
-# import first is compiled again in every process.
+# jaxtyping's hook has .pyc names of its own, also for packages that are imported while it is active. Import the large
+# ones before, or every process compiles them again.
 for name in ("matplotlib.figure", "scipy.optimize", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
     importlib.import_module(name)
 
@@ -39,7 +39,7 @@ SLOWEST_FIRST = (
     "test_local.py",
     "test_overfit.py",
 )
-"""Files of whole runs, in the order of their time: begun last, they would leave one of the two processes idle."""
+"""The slowest files, slowest first. Started last, they would leave one of the two processes idle."""
 
 CONF = Path(__file__).parents[1] / "conf"
 build = partial(instantiate, _convert_="all")
@@ -57,7 +57,7 @@ def configured(*overrides: str):
 
 @cache
 def _composed(*overrides: str):
-    """Once for all tests of a process: it takes Hydra longer than the tiny model its step."""
+    """Cached: composing a config takes longer than a training step of the tiny model."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=["sweep=test", "run=test", *overrides])
 

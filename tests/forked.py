@@ -1,7 +1,7 @@
 """Processes that start in milliseconds: each is forked from a fresh, single-threaded server of the test process.
 
-The server has imported what they need, whichever test asks first. Like a spawned process, they share no thread and no
-lock with the tests, and the types that tests check are not checked in them.
+The server imports everything once. Forked processes share no thread and no lock with the tests, and jaxtyping's checks
+are off in them.
 """
 
 import multiprocessing

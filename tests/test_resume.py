@@ -39,7 +39,7 @@ def test_a_killed_and_resumed_run_of_other_choices_equals_one_that_was_never_kil
     curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.num_epochs=2"]
     choices = [*CACHE, "augmentation=crops", "average=ema", "optimizer=muon", *curriculum]
     cached = run("cached", *choices)
-    shares = logged(cached, "time/teacher_cache_hits")
+    shares = logged(cached, "time/teacher_cache_hit_rate")
     assert 0 <= shares[0] < max(shares) <= 1
     folder = outputs / "smoke" / "killed-cached"
     arguments = command(outputs, folder.name, *choices, "num_workers=2")

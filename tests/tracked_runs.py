@@ -22,7 +22,7 @@ class TrackedRun(NamedTuple):
 
     def stored(self) -> Any:
         """Return the MLflow run as the store has it."""
-        return self.mlflow.stored.client.get_run(self.mlflow.stored.run_id)
+        return self.mlflow.uploader.client.get_run(self.mlflow.uploader.run_id)
 
 
 def mlflow_arguments(outputs: Path, run: str = "run", **changes: Any) -> dict[str, Any]:

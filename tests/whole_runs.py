@@ -58,7 +58,7 @@ def weights(folder, step=6):
 
 
 def trained(folder, step=6):
-    """The weights that training goes on with, where an average of them is what is saved as the model."""
+    """Return the weights that the optimizer updates; model.safetensors may hold their average instead."""
     return torch.load(folder / "checkpoints" / f"step-{step:08d}" / "state.pt", weights_only=True)["trained"]
 
 

@@ -57,7 +57,7 @@ class Checkpoint:
         except (ValueError, KeyError, TypeError, AttributeError):
             complete = False
         if not complete:
-            raise self._damage_error(path, "it is not a manifest as it was written")
+            raise self._damage_error(path, "it is not a valid manifest")
         return manifest
 
     def _verify(self, name: str) -> Path:

@@ -109,5 +109,5 @@ def new_folder(out: str) -> Path:
     """Return `out` as a path. Raises InputError if something lies there, because files of two commands would mix."""
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"out={out} holds something. Name a new folder, so that nothing of two commands is mixed.")
+        raise InputError(f"out={out} is not empty. Choose a new folder, so that the files of two commands do not mix.")
     return folder

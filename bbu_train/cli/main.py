@@ -73,7 +73,7 @@ def close_stdout() -> None:
 
 
 def _reporting(task: Task, added: Sequence[str]) -> Callable[[DictConfig], None]:
-    """Wrap `task` so that it reports its own failure and leaves by SystemExit, to which Hydra adds no line."""
+    """Wrap `task` so that it reports its own failure and exits by SystemExit, for which Hydra prints nothing."""
 
     @functools.wraps(task)
     def reporting(cfg: DictConfig) -> None:
@@ -122,7 +122,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _as_input_error(error: Exception) -> Exception:
-    """Turn an error of Hydra, or of a YAML file that it reads, into an InputError: the user must mend it."""
+    """Turn an error of Hydra, or of a YAML file that it reads, into an InputError: the user must fix it."""
     if not isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError | ValueError):
         return error
     if isinstance(error, InputError):

@@ -30,7 +30,10 @@ class CheckedCommand(NamedTuple):
 
 
 def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
-    """Return what the command asks for. Raises one InputError that lists everything Hydra would misunderstand."""
+    """Return what the command asks for.
+
+    Raises an InputError with all problems of syntax; if there are none, of groups; if there are none, of keys.
+    """
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
     flags = parser.parse_args(list(arguments))
@@ -148,7 +151,7 @@ def _single_problems(given: Sequence[Override]) -> list[str]:
 
 
 def _sweep_problems(given: Sequence[Override]) -> list[str]:
-    """Return a problem for each sweep whose cells would share one folder, so that each would resume the first."""
+    """Return a problem for each override that a sweep cannot have, such as one that gives all cells one folder."""
     swept = [override for override in given if override.is_sweep_override()]
     problems = []
     for override in given:

@@ -30,13 +30,13 @@ class Dino(nn.Module):
       that small objects have tokens of their own.
     - Look forward twice: the losses of a layer reach the refinement of the layer before it, and none earlier.
     - Contrastive denoising, in training: true boxes with noise pass through the same decoder as
-      `num_denoising_groups` groups of queries to which no other query attends (`DenoisingOutputs`).
+      `num_denoising_groups` groups of queries. No group attends to another (`DenoisingOutputs`).
     - Dense loss, in training: each image token also predicts the object in whose central part it lies (`DenseOutputs`).
       A vision tower with random weights learns little from queries alone, which attend everywhere at first.
 
     Differences from DINO: cross-attention is dense and modulated around the boxes (`GaussianModulation`), features have
-    one scale, a query starts as the sum of its token's state and a learned embedding, and objectness and captions
-    replace classes.
+    one scale, a query starts as the sum of its token's state and a learned embedding, objectness and captions replace
+    classes, and denoising queries do not see the matched ones.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Dino(nn.Module):
     def compile_parts(self) -> None:
         """Compile the captions only.
 
-        Compiling the decoder takes minutes and gains little, because the host launches its kernels well ahead of the
-        device.
+        Compiling the decoder takes minutes and gains little: beside a large model, the host launches its kernels well
+        ahead of the device.
         """
         self.captioner.compile_parts()
 

@@ -11,7 +11,7 @@ from bbu_train.ops.flops import Sizes, attention_flops, matmul_flops
 
 @runtime_checkable
 class Decoder(Protocol):
-    """What the counts need of any head."""
+    """The attributes of a head that are counted."""
 
     query: nn.Embedding
     vision_adapter: Adapter
@@ -21,7 +21,7 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class AnchoredDecoder(Decoder, Protocol):
-    """What the counts need of a `Dino` besides."""
+    """The further attributes of `Dino`."""
 
     split: int
     num_denoising_groups: int

@@ -39,7 +39,7 @@ def memory_pos_embed(index: MemoryIndex, d_model: int) -> Float[Tensor, "samples
 
 
 def point_sine_encoding(points: Float[Tensor, "*n 2"], d_model: int) -> Float[Tensor, "*n model"]:
-    """Encode (x, y) in the unit square as DETR does: y in the first half of the channels, x in the second.
+    """Encode (x, y) in the unit square: y in the first half of the channels and x in the second, as in DETR.
 
     The sides of the picture are scaled to 2 pi, which is one period of the fastest sine.
     """

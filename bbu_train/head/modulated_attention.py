@@ -22,8 +22,8 @@ class GaussianModulation(nn.Module):
 
     c and s are the centre and size of the query's box, whose sides count as at least one image token. o, r and t are
     linear in the query and start independent of it, with the heads spread over the box. So a query attends to its box
-    before training, and what it learns moves with the box. Unlike in SMCA the Gaussians of all heads are tied to one
-    box.
+    before training, and what it learns moves with the box. Unlike in SMCA, offsets and standard
+    deviations are in units of the query's box, and text has a learned bias.
     """
 
     def __init__(self, d_model: int, num_heads: int) -> None:

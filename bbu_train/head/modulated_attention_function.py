@@ -1,8 +1,8 @@
 """Spatially modulated cross-attention on a GPU, without storing a bias for each pair of query and memory entry.
 
-The kernels compute the bias where they need it, in float32, from five numbers of a query and three of an entry, and sum
-the gradients of the five in float32 too. Extra channels of queries and keys could give the bias as a plain product, but
-its terms are in the thousands and cancel: half precision would lose the gradients.
+The kernels compute the bias where they need it, in float32, from five numbers for each query and head and three for
+each entry, and sum the gradients of the five in float32 too. Extra channels of queries and keys could give the bias as
+a plain product, but its terms are in the thousands and cancel: half precision would lose the gradients.
 """
 
 from typing import Any

@@ -11,7 +11,7 @@ from bbu_train.ops.compile import compile_dynamic
 from bbu_train.types.batch import Batch
 from bbu_train.types.outputs import Detections
 
-MAX_COST = 1e6  # replaces costs that are not finite, which solvers reject; the loss itself then stops the run
+MAX_COST = 1e6  # replaces costs that are not finite, which solvers reject; the engine then stops at the same loss
 
 
 class Matcher:

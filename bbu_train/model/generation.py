@@ -18,9 +18,9 @@ def generate(
 ) -> tuple[GeneratedTokens, Detections | None]:
     """Return the generated tokens and the detections for a left-padded batch, from one run of the vision tower.
 
-    The prompts take the forward pass of training, with the same attention; only their keys and values are cached in
-    addition. Decoding is greedy and stops when every row has ended or has `max_new_tokens` (at least 1) tokens. The
-    model's mode and attention are restored afterwards. The caller chooses autocast.
+    Prompts run through the same forward pass and attention as in training; their keys and values are also cached.
+    Decoding is greedy and stops when every row has ended or has `max_new_tokens` (at least 1) tokens. The model's mode
+    and attention are restored afterwards. The caller chooses autocast.
     """
     ends_with_sample = batch.sample_of_token[:, -1].tolist() == list(range(len(batch.sample_ids)))
     assert ends_with_sample, "some rows do not end with their sample: lay prompts out by left_pad"

@@ -40,7 +40,7 @@ class GreedyDecoder:
         """`cache` holds the keys and values of all slots of the prompts; `is_token` is False for padding slots."""
         self.language_model, self.embed, self.project = language_model, embed, project
         self.cache = cache
-        self.num_slots = is_token.shape[1]
+        self.prompt_length = is_token.shape[1]
         self.is_token = pad(is_token, (0, max_new_tokens), value=True)
         self.positions = position_ids[..., -1:].clone()  # all three coordinates advance by 1 for each text token
         self.end_token = end_token
@@ -58,7 +58,7 @@ class GreedyDecoder:
             if self.ended.all():
                 break
             num_steps = min(CACHE_GROWTH, max_new_tokens - first)
-            self._grow_cache(self.num_slots + first - 1, num_steps)
+            self._grow_cache(self.prompt_length + first - 1, num_steps)
             step = run_and_capture(self._step, self.ids.device)
             for _ in range(num_steps - 1):
                 if self.ended.all():
@@ -87,7 +87,7 @@ class GreedyDecoder:
 
     def _step(self) -> None:
         self.positions += 1
-        is_filled = self.slots < self.num_slots + self.num_generated  # includes the slot of the last token
+        is_filled = self.slots < self.prompt_length + self.num_generated  # includes the slot of the last token
         hidden = self.language_model(
             inputs_embeds=self.embed(self.last),
             position_ids=self.positions,

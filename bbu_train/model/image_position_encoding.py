@@ -1,7 +1,7 @@
 """Positions of image tokens in their picture, for a language model with random weights.
 
-M-RoPE encodes only the distance between two tokens, and that distance grows with every token of the answer in which a
-coordinate must be generated. Pretrained layers have learned to derive coordinates from it; for new layers the absolute
+M-RoPE encodes relative positions only, and an answer token's distance to an image token grows as the answer gets
+longer. Pretrained layers have learned to derive coordinates from it; for new layers the absolute
 row and column are added to the image tokens. Qwen3-VL has learned position embeddings for the same purpose.
 """
 

@@ -66,10 +66,10 @@ class GroundingModel(nn.Module):
         return Outputs(token_losses, self.detect(batch, vision_features, hidden))
 
     def encode_images(self, batch: Batch) -> Float[Tensor, "merged width"]:
-        """Return the features of every image token of the batch, in order. Each picture is encoded once in a step.
+        """Return the features of every image token of the batch, in order.
 
-        Pictures in `batch.teachers` that the cache lacks are encoded one by one, so that cached states depend on
-        nothing but the picture.
+        One pass of the tower serves the language model and the head. Pictures in `batch.teachers` that the cache lacks
+        are encoded one by one, so that cached states depend on nothing but the picture.
         """
         if not batch.teachers:
             return self._run_tower(batch.vision).pooler_output

@@ -35,7 +35,7 @@ class TeacherCache:
 
     def pop_hit_rate(self) -> dict[str, float]:
         """Return the hit rate since the last call, or an empty dict if there were no requests."""
-        rate = {"teacher_cache_hits": self._num_hits / self._num_requests} if self._num_requests else {}
+        rate = {"teacher_cache_hit_rate": self._num_hits / self._num_requests} if self._num_requests else {}
         self._num_requests = self._num_hits = 0
         return rate
 

@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# The merges are learned from this text. It resembles the prompts and the answers for synthetic images.
+# The merges are learned from this text. It has the words of prompts and of answers about telecom equipment.
 TEXT = (
     "system user assistant You are an inspector of telecom equipment rooms.",
     "List every object in this picture as JSON with bbox_2d and label.",

@@ -1,7 +1,7 @@
 """Attention within the windows of the vision tower, with rotary embeddings applied in the same kernel.
 
-Attention kernels for long sequences work on tiles of 64 to 128 tokens, write softmax statistics and reduce over tiles.
-A window of 64 patches fills half a tile or less, and separate rotary embeddings read and write queries and keys once
+Attention kernels for long sequences work on tiles of up to 128 tokens, write softmax statistics and reduce over tiles.
+A window of 64 patches may fill only half a tile, and separate rotary embeddings read and write queries and keys once
 more, forward and backward. Here one Triton program holds one head of one window and computes everything between the QKV
 projection and the output projection. It stores only its inputs for the backward pass.
 """

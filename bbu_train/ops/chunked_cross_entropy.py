@@ -25,9 +25,9 @@ def chunked_cross_entropy(
     """Return -log softmax(project(hidden))[label] of each token in float32; 0 where the label is -100.
 
     Tokens are processed in chunks of `chunk`, so the largest tensor has chunk x vocabulary elements. The backward pass
-    begins with the last chunk, so its logits are kept; those of the other chunks are recomputed. Pass `project` as a
-    module, not as its weight, so that it also works with an engine that shards weights: FSDP gathers them when a module
-    is called. `cross_entropy` may be a compiled version.
+    begins with the last chunk, so its logits are kept; those of the other chunks are recomputed. `project` must
+    call the output module, not multiply by its weight: an engine that shards weights gathers them in that call.
+    `cross_entropy` may be a compiled version.
     """
 
     def losses(chunk_hidden: Tensor, chunk_labels: Tensor) -> Tensor:

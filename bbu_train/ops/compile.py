@@ -16,8 +16,8 @@ def compile_dynamic(function: Callable[P, R]) -> Callable[P, R]:
     Settings, and the reason for each:
 
     * No tiling analysis. That of torch 2.11 fails an assertion where tensors of symbolic lengths are concatenated and
-      then normalised, as a head's memory is. By its own account it does nothing for symbolic lengths.
-    * No row and column reductions in one kernel. Code for these is generated twice: for few rows and for many.
+      then normalised, as a head's memory is. Torch's own comment says that it does not apply to symbolic lengths yet.
+    * No row and column reductions in one kernel. Torch would compile these twice, for few rows and for many.
     * Two lengths that are equal by chance are separate symbols. Otherwise a micro-batch with as many samples as the
       decoder has layers would get a graph of its own.
     * Up to 32 graphs per function. Torch's default is 8, and beyond its limit a function silently runs uncompiled. More

@@ -104,7 +104,7 @@ def attention_flops(needs_input_grad: bool) -> int:
 
 
 def peak_bf16_flops(device: torch.device) -> int:
-    """Return the data sheet's dense bfloat16 rate of a GPU, in operations a second; 0 if unknown and on a CPU."""
+    """Return the data sheet's dense bfloat16 rate of a GPU, in operations a second; 0 on an unknown GPU or a CPU."""
     return peak_bf16_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0
 
 

@@ -141,8 +141,10 @@ def _share_filled(segments: Sequence[Segment]) -> float:
 def _describe_layout(layout: Sequence[Sequence[Segment]]) -> str:
     segments = [segment for row in layout for segment in row]
     num_samples = sum(segment.sample is not None for segment in segments)
-    num_slots = sum(segment.num_tokens for segment in segments)
-    return f"{num_samples} samples in {len(layout)} rows of {num_slots} tokens, {_share_filled(segments):.1%} filled"
+    num_tokens = sum(segment.num_tokens for segment in segments)
+    return (
+        f"{num_samples} samples in {len(layout)} rows, {num_tokens} tokens in all, {_share_filled(segments):.1%} filled"
+    )
 
 
 def _describe_row(segments: Sequence[Segment]) -> str:

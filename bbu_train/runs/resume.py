@@ -30,7 +30,7 @@ _ABSENT = object()
 def resolve_run(
     cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str] = ()
 ) -> DictConfig:
-    """Return the config that the run takes, with its sweep named and, if the run exists, the values it was made with.
+    """Return the config of the run, with `sweep` and `run` set. For an existing run, return its stored config.
 
     `overrides` come from the command line. In a sweep the identity names the run, so that the same sweep goes on with
     its cells; a single run may stay unnamed until `identity.new_run_name`. `swept_keys` tell the cells of the sweep

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu_train.runtime.atomic_write import atomic_write
-from bbu_train.tracker.mlflow_run import StoredRun
+from bbu_train.tracker.mlflow_run import RunUploader
 from bbu_train.tracker.mlflow_store import absolute_uri, silence_mlflow
 
 UNSENT = "mlflow_unsent.json"
@@ -20,7 +20,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Mlflow:
-    """Send the rows of metrics.jsonl, which the JSONL tracker writes first, from a separate thread (`StoredRun`).
+    """Send the rows of metrics.jsonl, which the JSONL tracker writes first, from a separate thread (`RunUploader`).
 
     Only the start and the end of a run wait for the store, and for at most `wait_seconds`. A run that ends with
     something unsent leaves <folder>/mlflow_unsent.json, which `python -m bbu_train.replay` sends. Resuming the run
@@ -49,7 +49,7 @@ class Mlflow:
         self.flush_values = flush_values
         self.wait_seconds = wait_seconds
         self.num_values = 0  # since the last flush
-        self.stored = StoredRun(
+        self.uploader = RunUploader(
             folder=self.folder,
             uri=self.uri,
             artifacts=None if artifacts is None else Path(artifacts).absolute(),
@@ -60,7 +60,7 @@ class Mlflow:
             parameters=dict(override.split("=", 1) for override in overrides),
             retry_seconds=flush_seconds,
         )
-        self.sender = Sender(self.stored, flush_seconds)
+        self.thread = UploadThread(self.uploader, flush_seconds)
 
     @property
     def command(self) -> str:
@@ -74,40 +74,40 @@ class Mlflow:
         silence_mlflow()
         import mlflow  # noqa: F401
 
-        (self.folder / UNSENT).unlink(missing_ok=True)
-        self.stored.files = [self.folder / "config.yaml"]
-        self.sender.start()
-        self.sender.flush()
-        self.sender.wait(self.wait_seconds)
+        self.uploader.files = [self.folder / "config.yaml", *self._unsent_files()]
+        self.thread.start()
+        self.thread.flush()
+        if self.thread.wait(self.wait_seconds) and self.uploader.failure is None:
+            (self.folder / UNSENT).unlink(missing_ok=True)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.num_values += len(metrics)
         if self.num_values >= self.flush_values:
             self.num_values = 0
-            self.sender.flush()
+            self.thread.flush()
 
     def sync(self) -> None:
         """Do nothing: what is not sent yet can be sent again from metrics.jsonl."""
 
     def artifact(self, path: Path) -> None:
-        self.stored.files.append(Path(path).absolute())
-        self.sender.flush()
+        self.uploader.files.append(Path(path).absolute())
+        self.thread.flush()
 
     def close(self, state: str) -> None:
         """Send what is left. It is recorded in a file first, so that a kill while it is being sent loses nothing."""
-        self.stored.ending = ending = state, int(1000 * time.time())
-        files = [os.path.relpath(file, self.folder) for file in list(self.stored.files)]
+        self.uploader.ending = ending = state, int(1000 * time.time())
+        files = [os.path.relpath(file, self.folder) for file in list(self.uploader.files)]
         atomic_write(self.folder / UNSENT, json.dumps({"ending": ending, "files": files}))
-        self.sender.close()
-        if self.sender.wait(self.wait_seconds) and self.stored.failure is None:
+        self.thread.close()
+        if self.thread.wait(self.wait_seconds) and self.uploader.failure is None:
             (self.folder / UNSENT).unlink()
             return
         LOGGER.warning(
             "MLflow (%s) lacks the end of this run, with %d values: %s. metrics.jsonl has every value. When MLflow "
             "answers again, send what is missing: python -m bbu_train.replay %s",
             self.uri,
-            self.stored.num_unsent(),
-            self.stored.failure or f"no answer within {self.wait_seconds} seconds",
+            self.uploader.num_unsent(),
+            self.uploader.failure or f"no answer within {self.wait_seconds} seconds",
             shlex.quote(str(self.folder)),
         )
 
@@ -116,23 +116,29 @@ class Mlflow:
         silence_mlflow()
         unsent = json.loads((self.folder / UNSENT).read_text())
         state, time_ms = unsent["ending"]
-        self.stored.ending = state, time_ms
-        self.stored.files = [self.folder / file for file in unsent["files"]]
-        if not self.stored.send():
+        self.uploader.ending = state, time_ms
+        self.uploader.files = self._unsent_files()
+        if not self.uploader.send():
             return False
         (self.folder / UNSENT).unlink()
         return True
 
+    def _unsent_files(self) -> list[Path]:
+        """Return the files that an earlier attempt at the run could not send."""
+        path = self.folder / UNSENT
+        files = json.loads(path.read_text())["files"] if path.exists() else []
+        return [self.folder / file for file in files]
 
-class Sender(threading.Thread):
+
+class UploadThread(threading.Thread):
     """A thread that sends every `seconds` and when asked to.
 
     It is a daemon thread, so that a store that hangs does not keep the process alive.
     """
 
-    def __init__(self, stored: StoredRun, seconds: float) -> None:
+    def __init__(self, uploader: RunUploader, seconds: float) -> None:
         super().__init__(name="mlflow", daemon=True)
-        self.stored = stored
+        self.uploader = uploader
         self.seconds = seconds
         self.changed = threading.Condition()
         self.num_requested = self.num_handled = 0  # flushes
@@ -160,7 +166,7 @@ class Sender(threading.Thread):
             with self.changed:
                 self.changed.wait_for(lambda: self.num_requested > self.num_handled, self.seconds)
                 num_requested = self.num_requested
-            self.stored.send()
+            self.uploader.send()
             with self.changed:
                 self.num_handled = num_requested
                 self.changed.notify_all()

@@ -52,6 +52,6 @@ def mark_pruned(settings: Mapping[str, Any], folder: Path) -> str:
             client.set_terminated(run_id, "KILLED")
             if (parent_id := runs[0].data.tags.get(PARENT)) is not None:
                 update_parent_status(client, experiment, parent_id)
-        return f"run {run_id}"
+        return f"run {run_id}, marked as pruned"
 
     return log_to_store(settings, send)

@@ -38,7 +38,7 @@ MAX_RETRY_SECONDS = 600
 LOGGER = logging.getLogger(__name__)
 
 
-class StoredRun:
+class RunUploader:
     """Sends files and the rows of <folder>/metrics.jsonl, which is the spool. The caller of `send` waits for the store.
 
     No point is lost or duplicated, even if this process or the store dies. Before sending, `send` asks the store for

@@ -23,7 +23,7 @@ class Trackers:
         self.trackers = trackers
 
     def open(self, config: dict[str, Any], step: int) -> None:
-        """Begin to log after `step`: whatever was logged later is dropped, because the run logs it again."""
+        """Start logging after `step`. No row that an earlier attempt logged later may appear twice."""
         for tracker in self.trackers.values():
             tracker.open(config, step)
 

@@ -22,7 +22,7 @@ build = partial(instantiate, _convert_="all")
 
 @dataclass(frozen=True)
 class RunInputs:
-    """A run before its model.
+    """What a run needs before its model is built.
 
     `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order. `max_caption_tokens` is
     the length of the longest training caption: the model cannot learn to write a longer one.

@@ -79,7 +79,10 @@ class Outputs:
 
 
 Losses = dict[str, Float[Tensor, ""]]
-"""Loss sums, never means, by the name under which they are logged: `bbox_giou` is logged as `loss/bbox_giou`."""
+"""Losses by the name under which they are logged: `bbox_giou` is logged as `loss/bbox_giou`.
+
+Calling a criterion returns sums; its `means` divides them.
+"""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,11 @@ from launchers.cells import Cell
 
 DATA_KEYS = ("data", "augmentation", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
 GROUP_KEYS = ("model", "head", "optimizer")
-SEED_KEYS = ("data.teachers.seed", "augmentation.seed", "sampler.seed")  # whether data is valid depends on no seed
+SEED_KEYS = (
+    "data.teachers.seed",
+    "augmentation.seed",
+    "sampler.seed",
+)  # ignored to save time: with another seed a conversation may still be too long, which the run itself reports
 
 
 class CheckAborted(InputError):
@@ -71,7 +75,7 @@ def _group_equal(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> l
 
 
 def _simplify_rate(key: str, value: Any) -> Any:
-    """Replace a valid learning rate by "positive": 0 freezes a group, and every other positive rate is as good."""
+    """Replace a valid learning rate by "positive": 0 freezes a group, and all positive rates pass or fail alike."""
     is_rate = key.endswith(".lr") or key.startswith("model.learning_rates.")
     return "positive" if is_rate and isinstance(value, int | float) and 0 < value < float("inf") else value
 

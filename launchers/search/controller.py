@@ -132,7 +132,7 @@ class Controller:
         if not trial_run.last:
             return pruner
         step, value = trial_run.last
-        return f"{self.settings.metric} was {value:.4g} at step {step}, poor by {pruner}"
+        return f"{self.settings.metric} was {value:.4g} at step {step}, pruned by {pruner}"
 
     def _finish(self, trial_run: TrialRun, state: State) -> None:
         """Tell Optuna how a trial has ended. Raises what its launcher raised, as no other trial could start either."""
@@ -143,9 +143,7 @@ class Controller:
         self.source.study.tell(trial_run.trial, value, state.name == "pruned")
         print(trial_run.describe(state, metric), flush=True)
         if state.name == "pruned" and "mlflow" in (tracker := trial_run.entry.config().tracker):
-            print(
-                f"Pruned in MLflow: {mlflow_finished_run.mark_pruned(tracker.mlflow, trial_run.log.parent)}", flush=True
-            )
+            print(f"MLflow: {mlflow_finished_run.mark_pruned(tracker.mlflow, trial_run.log.parent)}", flush=True)
         if value is not None:
             self.values[trial_run.run] = value
         self.num_without_metric += state.name == "done" and last is None

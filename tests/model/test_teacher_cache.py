@@ -165,9 +165,9 @@ def test_hits_are_the_hit_rate_since_the_last_call(make_frozen, collate_apart, e
     model = make_frozen(1)
     assert model.teacher_cache.pop_hit_rate() == {}
     model(collate_apart([encoded[0]]))
-    assert model.teacher_cache.pop_hit_rate() == {"teacher_cache_hits": 0}
+    assert model.teacher_cache.pop_hit_rate() == {"teacher_cache_hit_rate": 0}
     model(collate_apart(encoded[:2] + encoded[3:]))
-    assert model.teacher_cache.pop_hit_rate() == {"teacher_cache_hits": 0.75}  # all except the teacher of d
+    assert model.teacher_cache.pop_hit_rate() == {"teacher_cache_hit_rate": 0.75}  # all except the teacher of d
     assert model.teacher_cache.pop_hit_rate() == {}
 
 

@@ -166,11 +166,11 @@ def test_a_hanging_server_delays_no_step_and_gets_every_point_when_it_continues(
     for step in range(1, 101):
         tracked.log(step)
     took = time.monotonic() - began
-    num_handled = tracked.mlflow.sender.num_handled
+    num_handled = tracked.mlflow.thread.num_handled
     server.signal(signal.SIGCONT)
     tracked.mlflow.close("done")
     assert took < 1
-    assert num_handled < tracked.mlflow.sender.num_requested
+    assert num_handled < tracked.mlflow.thread.num_requested
     assert read_points(server.folder, run) == expected_points(range(1, 101), run)
 
 
@@ -182,7 +182,7 @@ def test_the_start_and_the_end_wait_for_a_hanging_server_no_longer_than_wait_sec
     tracked.mlflow.close("preempted")
     took = time.monotonic() - began
     server.signal(signal.SIGCONT)
-    tracked.mlflow.sender.join()
+    tracked.mlflow.thread.join()
     assert took < 3
     assert "no answer within 0.5 seconds" in caplog.text
     tracked = begin(tmp_path, step=1, **server_arguments(server.uri, run))

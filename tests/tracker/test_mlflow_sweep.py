@@ -71,7 +71,7 @@ def test_pruning_a_preempted_cell_ends_its_run_and_the_parents(outputs):
     tracked.log(1)
     tracked.mlflow.close("preempted")
     settings = mlflow_arguments(outputs)
-    assert mlflow_finished_run.mark_pruned(settings, outputs / "sweep/cell") == f"run {tracked.mlflow.stored.run_id}"
+    assert mlflow_finished_run.mark_pruned(settings, outputs / "sweep/cell") == f"run {tracked.mlflow.uploader.run_id}"
     pruned = stored_run(outputs, "vision.lr=cell")
     assert (pruned.info.status, pruned.data.tags["state"]) == ("KILLED", "pruned")
     assert stored_run(outputs, "sweep").info.status == "FINISHED"
@@ -82,7 +82,7 @@ def test_a_cell_joins_the_older_of_two_parents(outputs):
     """Machines without a common lock may each create one. The older one gets all cells."""
     tracked = begin_cell(outputs, "cell")
     younger = stored_run(outputs, "sweep")
-    client = tracked.mlflow.stored.client
+    client = tracked.mlflow.uploader.client
     older = client.create_run(
         younger.info.experiment_id, start_time=1, run_name="sweep", tags={KEY: younger.data.tags[KEY]}
     )

@@ -33,7 +33,7 @@ def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
     assert read_points(outputs) == expected_points(range(1, 6))
     assert run.data.params == {"loss.weights.giou": "2", "data.note": "a=b"}
     assert (run.info.status, run.info.run_name, run.data.tags["state"]) == ("FINISHED", "run", "done")
-    artifacts = tracked.mlflow.stored.client.list_artifacts(run.info.run_id)
+    artifacts = tracked.mlflow.uploader.client.list_artifacts(run.info.run_id)
     assert [file.path for file in artifacts] == ["gallery", "losses.png"]
     assert (outputs / "mlflow-artifacts" / run.info.run_id / "artifacts/gallery/step-1.jpg").is_file()
     assert len(list((outputs / "mlflow-artifacts").rglob("losses.png"))) == 1
@@ -49,7 +49,7 @@ def test_a_killed_run_resumes_the_same_mlflow_run_and_no_point_is_duplicated(out
         tracked.log(step)
     tracked.mlflow.close("done")
     assert read_points(outputs) == expected_points(range(1, 9))
-    assert tracked.stored().info.run_id == killed.mlflow.stored.run_id
+    assert tracked.stored().info.run_id == killed.mlflow.uploader.run_id
 
 
 def test_points_that_only_metrics_jsonl_has_are_sent_at_resume(outputs):
@@ -88,7 +88,7 @@ def test_a_store_that_fails_stops_no_run_and_gets_every_point_when_it_works_agai
     tracked = begin(outputs, flush_values=2, flush_seconds=0.1)
     tracked.log(1)
     tracked.mlflow.artifact(tracked.jsonl.path)
-    assert becomes_true(lambda: tracked.mlflow.stored.retry_delay > 0.2)
+    assert becomes_true(lambda: tracked.mlflow.uploader.retry_delay > 0.2)
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
     (outputs / "mlflow.db.lock").rmdir()
     tracked.log(2)
@@ -103,6 +103,19 @@ def test_a_warning_at_the_end_says_what_could_not_be_sent(outputs, caplog):
     tracked.log(1)
     tracked.mlflow.close("done")
     assert "with 2 values" in caplog.text
+
+
+def test_files_that_could_not_be_sent_are_sent_when_the_run_is_resumed(outputs):
+    (outputs / "mlflow.db.lock").mkdir()
+    tracked = begin(outputs)
+    tracked.mlflow.artifact(tracked.jsonl.path)
+    tracked.mlflow.close("preempted")
+    (outputs / "mlflow.db.lock").rmdir()
+    tracked = begin(outputs)
+    assert not (tracked.mlflow.folder / "mlflow_unsent.json").exists()
+    artifacts = tracked.mlflow.uploader.client.list_artifacts(tracked.mlflow.uploader.run_id)
+    assert [file.path for file in artifacts] == ["metrics.jsonl"]
+    tracked.mlflow.close("done")
 
 
 def test_values_that_are_not_finite_are_only_in_metrics_jsonl(outputs):
@@ -142,7 +155,7 @@ def test_a_slow_store_delays_no_step(outputs):
         database.execute("begin exclusive")  # every writer waits
         for step in range(1, 11):
             tracked.log(step)
-        assert tracked.mlflow.sender.num_handled < tracked.mlflow.sender.num_requested
+        assert tracked.mlflow.thread.num_handled < tracked.mlflow.thread.num_requested
         database.rollback()
     tracked.mlflow.close("done")
     assert read_points(outputs) == expected_points(range(1, 11))

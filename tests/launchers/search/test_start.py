@@ -153,7 +153,7 @@ def test_a_poor_trial_is_pruned_and_not_started_again(search, ledger, capsys):
     assert drawn(ledger)[0] == {WEIGHT: "3.0"}, "with this seed the good trial comes first"
     assert states(ledger) == {"done": 1, "pruned": 1}
     assert main(["status", "s"]) == 0
-    assert "pruned: eval/ap50 was 0.0004826 at step 1, poor by MedianPruner" in capsys.readouterr().out
+    assert "pruned: eval/ap50 was 0.0004826 at step 1, pruned by MedianPruner" in capsys.readouterr().out
     assert main(["resume", "s"]) == 0
     assert num_attempts(ledger) == [1, 1]
 
