@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,27 +21,39 @@ TRAINING = ["bbu_train.train", "bbu_train.model.qwen25vl", "launchers.launch", "
 processes.set_forkserver_preload(["pytest", "bbu_train.checkpoint.local", "launchers.job", *MLFLOW, *TRAINING])
 
 
-def start_program(arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Start `python -m <arguments>` in a session of its own. It writes stdout and stderr into `output`."""
-    process = processes.Process(target=_run_program, args=(list(arguments), output, dict(environment or {})))
+def start_program(
+    arguments: Sequence[str],
+    output: Path,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """Start `python -m <arguments>` in a session of its own, after a call of `before`.
+
+    It writes stdout and stderr into `output`.
+    """
+    process = processes.Process(target=_run_program, args=(list(arguments), output, dict(environment or {}), before))
     process.start()
     return process
 
 
-def run_program(arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> str:
+def run_program(arguments: Sequence[str], output: Path, before: Callable[[], None] | None = None) -> str:
     """Run it to its end and return what it wrote. Raise AssertionError if it failed."""
-    process = start_program(arguments, output, environment)
+    process = start_program(arguments, output, before=before)
     process.join()
     text = output.read_text()
     assert process.exitcode == 0, text
     return text
 
 
-def _run_program(arguments: Sequence[str], output: Path, environment: Mapping[str, str]) -> None:
+def _run_program(
+    arguments: Sequence[str], output: Path, environment: Mapping[str, str], before: Callable[[], None] | None
+) -> None:
     os.setsid()
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
+    if before is not None:
+        before()
     module, *sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -7,14 +7,17 @@ import re
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-from forked import start_program
+from forked import run_program, start_program
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from whole_runs import CACHE, GALLERIES, command, logged, rows, weights
 
 from bbu_train.errors import InputError
+
+THREE_SAMPLES = ["sampler.num_samples=3"]
 
 
 def layout(run, *overrides):
@@ -52,7 +55,8 @@ def test_packing_efficiency_is_the_share_of_tokens_that_are_no_padding(run, unin
 
 
 def test_a_cache_for_teachers_changes_no_loss(run):
-    compare_logs(rows(run("kept", *CACHE)), rows(run("frozen", "optimizer.groups.vision.lr=0")))
+    frozen = run("frozen", *THREE_SAMPLES, "optimizer.groups.vision.lr=0")
+    compare_logs(rows(run("one-rank-cached", *THREE_SAMPLES, *CACHE)), rows(frozen))
 
 
 def test_a_cache_for_a_tower_that_is_trained_is_refused_before_the_first_step(run):
@@ -61,44 +65,37 @@ def test_a_cache_for_a_tower_that_is_trained_is_refused_before_the_first_step(ru
 
 
 COMPILED = ["model.compile=true", "engine.gradient_checkpointing=selective", "eval_every=null", "save_every=null"]
-TRACED = """
-import runpy, sys, torch
-compile = torch.compile
-torch.compile = lambda function, **_: compile(function, dynamic=True, backend="aot_eager_decomp_partition")
-sys.argv[:1] = []
-runpy.run_module("bbu_train", run_name="__main__", alter_sys=True)
-"""
+
+
+def trace_only():
+    """Let torch.compile run torch's operations in the traced graphs, instead of generating C++."""
+    torch._logging.set_logs(recompiles=True)
+    compile_ = torch.compile
+    torch.compile = lambda function, **_: compile_(function, dynamic=True, backend="aot_eager_decomp_partition")
 
 
 @pytest.mark.parametrize(
-    ("program", "choices"),
+    ("before", "choices"),
     [
-        (["-c", TRACED], ["head=none", "loss=language"]),
-        pytest.param(["-m"], [], marks=pytest.mark.slow),
+        (trace_only, ["head=none", "loss=language"]),
+        pytest.param(partial(torch._logging.set_logs, recompiles=True), [], marks=pytest.mark.slow),
     ],
     ids=["traced", "compiled"],
 )
-def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outputs, run, program, choices, request):
+def test_a_compiled_run_that_computes_activations_again_gives_the_same_log(outputs, run, before, choices, request):
     """In a process of its own, because the types that are checked here cannot be compiled.
 
     Each function is compiled once, except the forward pass of a block: once for each of two kinds. The fast test
-    compiles only the language model, and runs torch's operations in the traced graphs instead of generated C++.
+    compiles only the language model, and only traces it.
     """
     name = request.node.callspec.id
-    arguments = command(outputs, name, *COMPILED, *choices)
-    environment = os.environ | {"TORCH_LOGS": "recompiles"}
-    done = subprocess.run(
-        [sys.executable, *program, *arguments], check=True, capture_output=True, text=True, env=environment
-    )
+    output = run_program(command(outputs, name, *COMPILED, *choices), outputs / f"{name}.txt", before=before)
     expected = [row for row in rows(run("uncompiled" if choices else "uninterrupted", *choices)) if "loss/total" in row]
     compare_logs(rows(outputs / "smoke" / name), expected)
-    assert re.findall(r"Recompiling function (\w+)", done.stderr) == ["forward_with_checkpointing"]
+    assert re.findall(r"Recompiling function (\w+)", output) == ["forward_with_checkpointing"]
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [["engine.num_micro_batches=2"], ["engine.num_micro_batches=4", "collator=standard"], ["collator=standard"]],
-)
+@pytest.mark.parametrize("overrides", [["engine.num_micro_batches=4", "collator=standard"], ["collator=standard"]])
 def test_another_layout_of_the_same_steps_gives_the_same_log(run, uninterrupted, overrides):
     compare_logs(rows(layout(run, *overrides)), rows(uninterrupted))
 
@@ -158,10 +155,9 @@ def free_port():
 )
 def test_two_ranks_take_the_same_steps_as_one(outputs, run, launch, cache, request):
     """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample."""
-    one_rank = run(f"one-rank-{request.node.callspec.id}", "sampler.num_samples=3", *cache)
+    one_rank = run(f"one-rank-{request.node.callspec.id}", *THREE_SAMPLES, *cache)
     two_ranks = outputs / "smoke" / f"two-ranks-{request.node.callspec.id}"
-    few = "sampler.num_samples=3", "engine.num_micro_batches=2"
-    launch(command(outputs, two_ranks.name, *few, *cache), two_ranks)
+    launch(command(outputs, two_ranks.name, *THREE_SAMPLES, "engine.num_micro_batches=2", *cache), two_ranks)
     compare_logs(rows(two_ranks), rows(one_rank))
     for rate in ("time/tokens_per_second", "time/model_tflops"):
         assert amounts(two_ranks, rate) == pytest.approx(amounts(one_rank, rate))
