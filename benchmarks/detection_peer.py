@@ -126,7 +126,7 @@ class Peer:
         torch.manual_seed(seed)
         torch.set_float32_matmul_precision("high")
         self.model = build(len(self.classes)).to(self.device).train()
-        one_group = {"all": {"pattern": "", "owner": "model", "lr": LEARNING_RATE}}
+        one_group = {"all": {"pattern": "", "submodule": "model", "lr": LEARNING_RATE}}
         settings = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": WEIGHT_DECAY, "precision": "fp32"}
         self.optimizer = adamw.build(self.model, one_group, **settings)
         self.average = AveragedModel(self.model, multi_avg_fn=update_average, use_buffers=True)

@@ -7,17 +7,19 @@ and means over the step included). Prints a row for each loss, a row for all los
 column for each group of the run's optimizer. Runs on a GPU or a CPU.
 """
 
+import sys
+
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from bbu_train.cli import arguments
 from bbu_train.evaluate.split import load_split
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.predict.trained_run import TrainedRun
 
 
 def main() -> None:
-    options = OmegaConf.merge({"run": None, "pictures": 16}, OmegaConf.from_cli())
+    options = arguments.parse(sys.argv[1:], {"run": None, "pictures": 16})
     run = TrainedRun(options.run, "last", "generated", num_teachers=0)
     criterion, make_collator, make_optimizer = (
         instantiate(run.cfg[key], _convert_="all") for key in ("loss", "collator", "optimizer")

@@ -25,6 +25,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from bbu_train.cli import arguments
+
 ROOT = Path(__file__).parents[1]
 IMPORTS = "import torch; from transformers import Qwen2_5_VLForConditionalGeneration"
 RUN = ("-m", "bbu_train", "sweep=host", "eval_every=null", "save_every=null")
@@ -118,7 +120,7 @@ PARTS = {"start": start, "data": data, "loop": loop, "tracker": tracker}
 
 
 def main() -> None:
-    options = OmegaConf.merge({"rounds": 15, "parts": ",".join(PARTS)}, OmegaConf.from_cli(sys.argv[1:]))
+    options = arguments.parse(sys.argv[1:], {"rounds": 15, "parts": ",".join(PARTS)})
     path = Path("outputs/benchmarks/host.json").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []

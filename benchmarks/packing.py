@@ -5,7 +5,7 @@
 Lengths are those of the standard workload (workload.py), costs those of the 3B shape (bbu_train/model/cost.py).
 
 bbu_train  `sampler=token_budget`, with 8 rows per step for 8 ranks
-best fit   the same without regard to cost: nothing is dealt, and rows are evened by tokens
+best fit   the same without regard to cost: balanced_share=0, and rows are evened by tokens
 next-fit   opens a new row when the next sample does not fit into the last one
 padded     `sampler=fixed_samples` with 64 samples per step, each padded to the longest of its rank
 
@@ -28,6 +28,7 @@ import numpy as np
 import workload
 from omegaconf import OmegaConf
 
+from bbu_train.cli import arguments
 from bbu_train.model import cost
 from bbu_train.model.shape import configuration
 from bbu_train.runtime.seeds import generator
@@ -61,8 +62,10 @@ def by_draw(values: Values) -> Callable[[SampleVisit], int]:
     return lambda draw: values[draw.index]
 
 
-def plan_bbu_train(lengths: Values, costs: Values, max_row_tokens: int, window: int, dealt: float) -> list[PlannedStep]:
-    sampler = TokenBudget(max_row_tokens, NUM_RANKS, window, dealt, SEED)
+def plan_bbu_train(
+    lengths: Values, costs: Values, max_row_tokens: int, window: int, balanced_share: float
+) -> list[PlannedStep]:
+    sampler = TokenBudget(max_row_tokens, NUM_RANKS, window, balanced_share, SEED)
     return sampler.epoch(0, range(len(lengths)), by_draw(lengths), by_draw(costs), str)
 
 
@@ -90,12 +93,12 @@ PLANS = {"bbu_train": plan_bbu_train, "best fit": plan_best_fit, "next-fit": pla
 
 
 def measure(
-    plan: str, row_tokens: int | None, divided_by: str, num_samples: int, window: int, dealt: float
+    plan: str, row_tokens: int | None, divided_by: str, num_samples: int, window: int, balanced_share: float
 ) -> dict[str, float]:
     lengths, costs = lengths_and_costs(num_samples)
     memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    steps = PLANS[plan](lengths, costs, row_tokens, window, dealt)
+    steps = PLANS[plan](lengths, costs, row_tokens, window, balanced_share)
     seconds = time.perf_counter() - start
     memory_gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 2**20  # Linux counts KiB
     key = by_draw(lengths if divided_by == "tokens" else costs)
@@ -128,7 +131,7 @@ def costliest_over_mean(costs: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    options = OmegaConf.merge({"samples": 1_000_000, "window": 512, "dealt": 0.7}, OmegaConf.from_cli(sys.argv[1:]))
+    options = arguments.parse(sys.argv[1:], {"samples": 1_000_000, "window": 512, "balanced_share": 0.7})
     cases = [
         (plan, row_tokens, divided_by)
         for row_tokens in (16384, 8192)
@@ -137,9 +140,9 @@ def main() -> None:
     results = []
     for case in [*cases, ("padded", None, "cost"), ("padded", None, "tokens")]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            result = process.submit(measure, *case, options.samples, options.window, options.dealt).result()
+            result = process.submit(measure, *case, options.samples, options.window, options.balanced_share).result()
         results.append(dict(zip(("plan", "row_tokens", "divided_by"), case, strict=True)) | result)
-    print(f"{options.samples:,} samples, windows of {options.window:,}, {options.dealt:.0%} of their tokens dealt\n")
+    print(f"{options.samples:,} samples, windows of {options.window:,}, balanced_share={options.balanced_share}\n")
     heads = ["plan", "row tokens", "not padding", "seconds", "memory GiB", "divided by"]
     heads += ["costliest rank / mean", "costliest step / mean"]
     print(f"| {' | '.join(heads)} |")

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
 
 import launchers.launch
+from bbu_train.cli import arguments, overrides
 from bbu_train.cli import main as command_line
-from bbu_train.cli import overrides
 
 
 def sweep_overrides(num_seeds: int, num_learning_rates: int) -> list[str]:
@@ -101,8 +100,7 @@ def run_hydra(sweep: list[str]) -> Timed:
 
 
 def main() -> None:
-    defaults = {"seeds": 10, "learning_rates": 10, "real": False}
-    options = OmegaConf.merge(defaults, OmegaConf.from_cli(sys.argv[1:]))
+    options = arguments.parse(sys.argv[1:], {"seeds": 10, "learning_rates": 10, "real": False})
     sweep = sweep_overrides(options.seeds, options.learning_rates)
     num_runs = 2 * options.seeds * options.learning_rates
     results = Path("outputs/benchmarks/submit.json").absolute()

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from bbu_train.cli import arguments
+from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import refuse
 from bbu_train.runtime import logs
 
@@ -83,7 +84,8 @@ def evaluate(options: DictConfig) -> None:
 
     out = arguments.new_folder(options.out)
     run = TrainedRun(options.run, options.checkpoint, options.route, max(options.teachers))
-    data, samples = load_split(run.cfg, options.split)
+    with run_folder.built_by_this_code(options.run):
+        data, samples = load_split(run.cfg, options.split)
     builder = run.make_builder()
     conversations = [
         Conversations(data, samples, num_teachers, builder, run.preprocessing) for num_teachers in options.teachers

@@ -78,7 +78,8 @@ class TrainedRun:
         if not (needs_pool or should_show_truth):
             return None
         try:
-            return build(self.cfg.data)
+            with run_folder.built_by_this_code(self.folder):
+                return build(self.cfg.data)
         except InstantiationException as error:
             if needs_pool or not isinstance(error.__cause__, InputError | OSError):
                 raise
