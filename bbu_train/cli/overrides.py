@@ -192,4 +192,4 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
             problems.append(config_keys.unknown_key(key, plain, choices))
         elif problem := config_keys.type_problem(key, known[key], value):
             problems.append(problem)
-    return [f"experiment={experiment} sets {problem}" for problem in problems]
+    return [f"experiment={experiment}: {problem}" for problem in problems]

@@ -65,8 +65,11 @@ def use_in_plots(texts: Sequence[str]) -> None:
 
 
 def _is_latin(text: str) -> bool:
-    """Whether Pillow's own font has glyphs for `text`: they end with Latin Extended-B."""
-    return all(character <= "\u024f" for character in text)
+    """Whether Pillow's own font has glyphs for `text`: they end with Latin Extended-B.
+
+    U+FFFD, which stands for bytes that are no text, is a box in every font.
+    """
+    return all(character <= "\u024f" or character == "\ufffd" for character in text)
 
 
 def _has_chinese(path: Path) -> bool:

@@ -45,7 +45,7 @@ def resolve_attention_name(attention: str, device: torch.device, dtype: torch.dt
     can_run_kernels = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if attention == "auto":
         attention = _default_kernel() if can_run_kernels else "sdpa"
-        log.info("model.attention=auto takes %s", attention)
+        log.info("model.attention=auto uses %s", attention)
     if attention not in CHOICES:
         raise InputError(f"model.attention={attention} is unknown; take one of {', '.join(CHOICES)}.")
     if attention != "sdpa" and not can_run_kernels:

@@ -179,7 +179,7 @@ def test_auto_takes_sdpa_where_no_kernel_can_run():
 def test_auto_logs_its_choice(caplog):
     with caplog.at_level("INFO"):
         resolve_attention_name("auto", CPU, torch.float32)
-    assert caplog.messages == ["model.attention=auto takes sdpa"]
+    assert caplog.messages == ["model.attention=auto uses sdpa"]
 
 
 def test_auto_takes_a_kernel_on_a_gpu_in_half_precision():
