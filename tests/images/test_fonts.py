@@ -70,6 +70,7 @@ def test_latin_text_gets_the_same_font_whatever_is_installed(install, tmp_path, 
     install()
     bare = ink("BBU 12")
     assert bare != ink("BBU 13")
+    assert ink("undecodable \ufffd")
     assert not caplog.records
     install(write_font(tmp_path / "NotoSansCJK-Regular.ttc", CHINESE + "B"))
     assert ink("BBU 12") == bare
