@@ -17,7 +17,7 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling
 from bbu_train.tracker.trackers import Trackers
-from bbu_train.training import loader, progress, step_metrics
+from bbu_train.training import loader, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress
 from bbu_train.training.setup import RunInputs, build, prepare
 from bbu_train.training.step import step_totals, train_step
@@ -62,6 +62,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     criterion = build(cfg.loss)
     optimizer = build(cfg.optimizer)(model)
     model.check_teacher_cache()  # after the optimizer, which freezes groups
+    for warning in untrained_head.warnings(model, criterion):
+        log.warning("%s", warning)
     average = build(cfg.average)(model, optimizer)
     schedule = build(cfg.schedule)
     engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
@@ -100,7 +102,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         at.evaluated_at = at.step
         log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
         if distributed.is_main():
-            trackers.publish(final_report.write_gallery(folder, at.step, predictions[: cfg.gallery], at.metrics))
+            trackers.publish(final_report.write_gallery(folder, at.step, predictions, cfg.gallery, at.metrics))
         return predictions
 
     # ---- The loop ----

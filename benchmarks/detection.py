@@ -89,7 +89,7 @@ def score_test_split(folder: Path, max_new_tokens: int) -> dict[str, Any]:
     run = TrainedRun(str(folder), "best", "both", num_teachers=0)
     data, test = load_split(run.cfg, "test")
     samples = [Sample(each.id, each.student, ()) for each in test]
-    predictor = run.load_predictor(max_new_tokens, run.make_builder().max_caption_tokens(data.train))
+    predictor = run.load_predictor(max_new_tokens)
     prompts = predictor.prompts(samples, run.cfg.eval_batch_size, run.cfg.num_workers)
     predictions = [each for group, batch in prompts for each in predictor(group, batch)]
     pictures = [sample.student for sample in samples]

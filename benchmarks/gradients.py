@@ -25,7 +25,7 @@ def main() -> None:
         instantiate(run.cfg[key], _convert_="all") for key in ("loss", "collator", "optimizer")
     )
     _, samples = load_split(run.cfg, "validation")
-    builder, predictor = run.make_builder(), run.load_predictor(1, 1)
+    builder, predictor = run.make_builder(), run.load_predictor(1)
     conversations = [builder.converse(sample, (), with_answer=True) for sample in samples[: options.pictures]]
     batch = make_collator(run.picture_format)([builder.encode(each) for each in conversations]).to(predictor.device)
     model = predictor.model.train()

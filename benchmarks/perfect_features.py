@@ -123,7 +123,7 @@ def score_answers(folder: Path, num_answers: int) -> tuple[dict[str, float], flo
     samples = [Sample(each.id, each.student, ()) for each in samples[:num_answers]]
     builder = run.make_builder()
     max_new_tokens = default_max_new_tokens(builder, data.train)
-    predictor = run.load_predictor(max_new_tokens, builder.max_caption_tokens(data.train))
+    predictor = run.load_predictor(max_new_tokens)
     prompts = predictor.prompts(samples, len(samples), run.cfg.num_workers)
     answers = [each.generated for group, batch in prompts for each in predictor(group, batch)]
     scores = detection_metrics([each.student for each in samples], [answer.prediction for answer in answers])

@@ -148,7 +148,8 @@ def make_model():
     """A function from overrides to the tiny model with small heads, always with the same weights."""
 
     def make(*overrides: str):
-        small = () if "head=none" in overrides else ("head.num_queries=12", "head.d_model=32", "head.num_heads=2")
+        sizes = "head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.max_caption_tokens=24"
+        small = () if "head=none" in overrides else sizes
         cfg = configured(*small, *overrides)
         torch.manual_seed(0)
         return build(cfg.model.network)(device=torch.device("cpu"), head=build(cfg.head))

@@ -13,7 +13,7 @@ SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "eval_every=3", "gal
 # Smaller than the features of all teacher pictures, so that some are evicted.
 CACHE = ["optimizer.groups.vision.lr=0", "model.teacher_cache_gib=0.0005"]
 GALLERIES = [f"step-0000000{step}.jpg" for step in (0, 3, 6)]
-SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1"]
+SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1", "head.max_caption_tokens=12"]
 
 
 def settings(outputs, name, overrides):

@@ -1,5 +1,7 @@
 """An exponential moving average of the weights."""
 
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -11,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32
 
+log = logging.getLogger(__name__)
 MAX_ELEMENTS = 1 << 26  # weights that are averaged at once: each temporary takes a quarter of a GiB
 
 
@@ -21,15 +24,22 @@ class ExponentialMovingAverage:
 
     w is the float32 master of a weight if the optimizer has one, else the weight. The average starts at the initial
     weights and forgets early ones as d_t grows: it covers about the last ninth of the steps until d_t reaches `decay`.
+    A `decay` that `num_steps`, those of the whole run, do not reach makes no difference, and a warning says so.
 
     `weights()` returns the averages, for evaluation, checkpoints and prediction. `unaveraged_weights()` returns the
     weights that the optimizer updates, which a resumed run needs as well. Both may be called at any time, also inside
     `applied()`.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float, num_steps: int) -> None:
         if not 0 <= decay < 1:
             raise InputError(f"average.decay is {decay}: expected a number from 0 to below 1, such as 0.999.")
+        if decay >= _first_decay(num_steps):
+            log.warning(
+                "average.decay=%s makes no difference in a run of %d steps: until step %d the average covers the last "
+                "ninth of the steps. Here only values below %.4g make one.",
+                *(decay, num_steps, math.ceil((10 * decay - 1) / (1 - decay)), _first_decay(num_steps)),
+            )
         self.model = model
         self.optimizer = optimizer
         self.decay = decay
@@ -40,7 +50,7 @@ class ExponentialMovingAverage:
 
     def update(self, num_steps: int) -> None:
         """Update the averages after step number `num_steps`, from 1. The host does not wait for the device."""
-        decay = min(self.decay, (1 + num_steps) / (10 + num_steps))
+        decay = min(self.decay, _first_decay(num_steps))
         update = get_ema_multi_avg_fn(decay)
         for names in self.chunks:
             averages, parameters = ([tensors[name] for name in names] for tensors in (self.averages, self.parameters))
@@ -86,6 +96,11 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def _fill(self, values: dict[str, Tensor]) -> None:
         torch._foreach_copy_(list(self.parameters.values()), list(values.values()))
+
+
+def _first_decay(step: int) -> float:
+    """Return the decay after step number `step`, as long as it is below that of the config."""
+    return (1 + step) / (10 + step)
 
 
 def _split_into_chunks(parameters: dict[str, nn.Parameter]) -> list[list[str]]:

@@ -97,10 +97,9 @@ class ConversationBuilder:
         width, height = patches.resized_size(picture, self.picture_format)
         return width / picture.width, height / picture.height, width, height
 
-    def max_caption_tokens(self, samples: Sequence[Sample]) -> int:
-        """Return the number of tokens of the longest description of a student's object, including the end token."""
-        descriptions = {item.description for sample in samples for item in sample.student.objects or ()}
-        return 1 + max((len(self.tokenizer.encode(description)) for description in descriptions), default=0)
+    def num_caption_tokens(self, description: str) -> int:
+        """Return the number of tokens of a caption, including the end token."""
+        return 1 + len(self.tokenizer.encode(description))
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Return tokens, roles, positions, pixels and targets of one conversation, without noise.

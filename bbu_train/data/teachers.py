@@ -27,6 +27,7 @@ class TeacherDraw:
     num_teachers: int | Sequence[int]
     num_validation_teachers: int
     seed: int
+    validation_seed: int
 
     def __post_init__(self) -> None:
         problems = []
@@ -42,8 +43,10 @@ class TeacherDraw:
                 f"data.teachers.num_validation_teachers={self.num_validation_teachers}: "
                 "expected a whole number of at least 0"
             )
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            problems.append(f"data.teachers.seed={self.seed}: expected a whole number")
+        for key in ("seed", "validation_seed"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool):
+                problems.append(f"data.teachers.{key}={value}: expected a whole number")
         if problems:
             raise all_problems("The draw of teachers", problems, "Set these keys in conf/data or as overrides.")
 
@@ -59,10 +62,13 @@ class TeacherDraw:
         return _draw_distinct(random, num_teachers, sample, pool, "num_teachers")
 
     def draw_validation(self, sample: Sample, pool: Sequence[Picture]) -> tuple[Picture, ...]:
-        """Return the teachers of a validation sample, drawn by (seed, sample.id): the same at every evaluation."""
+        """Return the teachers of a validation sample, drawn by (validation_seed, sample.id).
+
+        They are the same at every evaluation, and in all runs that differ in `seed`.
+        """
         if sample.teachers is not None:
             return sample.teachers
-        random = generator("validation teachers", self.seed, sample.id)
+        random = generator("validation teachers", self.validation_seed, sample.id)
         return _draw_distinct(random, self.num_validation_teachers, sample, pool, "num_validation_teachers")
 
     def check_pool(self, train: Sequence[Sample], validation: Sequence[Sample], num_pool: int) -> None:

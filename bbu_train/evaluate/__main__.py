@@ -92,7 +92,7 @@ def evaluate(options: DictConfig) -> None:
     ]
     max_new_tokens = options.max_new_tokens or default_max_new_tokens(builder, data.train)
     num_workers = run.cfg.num_workers if options.num_workers is None else options.num_workers
-    predictor = run.load_predictor(max_new_tokens, builder.max_caption_tokens(data.train))
+    predictor = run.load_predictor(max_new_tokens)
     rows = measure(predictor, conversations, options.batch_size, num_workers)
     table = EvaluationTable(options.run, run.saved.step, options.split, tuple(rows))
     # Files and MLflow come before the printed table: printing fails if stdout is a pipe that was closed early.

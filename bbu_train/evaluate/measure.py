@@ -62,7 +62,7 @@ class Conversations:
             preprocessing.cost,
             limit,
             "error",
-            data.teachers.seed,
+            data.teachers.validation_seed,
         )
         longest = max(self.source.num_tokens(SampleVisit(0, i)) for i in range(len(self.samples)))
         if longest > limit:

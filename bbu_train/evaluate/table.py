@@ -17,7 +17,9 @@ BOX_COLUMNS = {
     "recall_100": "AR 100",
     "f1": "F1",
     "agnostic_ap50": "agnostic AP50",
+    "unknown_class_boxes": "unknown class",
 }
+COUNTS = ("unknown_class_boxes",)
 DESCRIPTION_COLUMNS = {"matched": "matched", "description/exact": "exact"}
 COST_COLUMNS = {"malformed": "malformed", "student_lm": "loss", "seconds": "s/picture"}
 UNDEFINED = "-"
@@ -103,4 +105,4 @@ class EvaluationTable:
 
 
 def _format(row: EvaluationRow, name: str) -> Value:
-    return f"{row.metrics[name]:.3f}" if name in row.metrics else UNDEFINED
+    return f"{row.metrics[name]:.{0 if name in COUNTS else 3}f}" if name in row.metrics else UNDEFINED

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bbu_train.head.layers import DecoderLayer, KeysValues, rank_in_sample
@@ -52,16 +52,20 @@ class CaptionDecoder(nn.Module):
 
     The input (query, w_1, ..., w_n-1) predicts (w_1, ..., w_n): the query replaces a start token. Words are embedded
     and projected to logits by the backbone's own matrices, with a projection from its width to `d_model` and one
-    back, so there is no second vocabulary.
+    back, so there is no second vocabulary. Captions have at most `max_tokens` tokens, end token included: of a longer
+    one the beginning is learned and generated.
     """
 
-    def __init__(self, width: int, d_model: int, num_layers: int, num_heads: int, vocabulary_chunk: int) -> None:
+    def __init__(
+        self, width: int, d_model: int, num_layers: int, num_heads: int, vocabulary_chunk: int, max_tokens: int
+    ) -> None:
         super().__init__()
         self.embed_projection = nn.Linear(width, d_model)
         self.out_projection = nn.Linear(d_model, width)
         self.layers = nn.ModuleList(CaptionLayer(d_model, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.vocabulary_chunk = vocabulary_chunk
+        self.max_tokens = max_tokens
         self.cross_entropy = cross_entropy
         self.slots_multiple = 1
 
@@ -71,7 +75,7 @@ class CaptionDecoder(nn.Module):
         memory: Memory,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
-    ) -> tuple[Callable[[Tensor, Tensor, Tensor, int], Tensor], Callable[[int, int], Tensor]]:
+    ) -> tuple[Callable[[Tensor, Tensor, Tensor, int], Tensor], Callable[[int], Tensor]]:
         """Return `caption_losses` and `generate_captions` of `Detections` for the final states of the queries."""
 
         def caption_losses(
@@ -80,8 +84,8 @@ class CaptionDecoder(nn.Module):
             matched = queries[sample_of_object, query_of_object]
             return self.losses(matched, sample_of_object, max_objects, caption_ids, memory, embed, project)
 
-        def generate_captions(end_token: int, max_tokens: int) -> Tensor:
-            return self.generate(queries, memory, embed, project, end_token, max_tokens)
+        def generate_captions(end_token: int) -> Tensor:
+            return self.generate(queries, memory, embed, project, end_token)
 
         return caption_losses, generate_captions
 
@@ -100,11 +104,12 @@ class CaptionDecoder(nn.Module):
         memory: Memory,
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
-    ) -> Float[Tensor, "objects tokens"]:
-        """Return the cross entropy of each caption token, 0 where `caption_ids` is -100.
+    ) -> Float[Tensor, "objects _"]:
+        """Return the cross entropy of the first `max_tokens` tokens of each caption, 0 where `caption_ids` is -100.
 
         `samples` is the sample of each object, in ascending order; no sample has more than `num_slots` objects.
         """
+        caption_ids = caption_ids[:, : self.max_tokens]
         words = embed(caption_ids[:, :-1].clamp(min=0))
         num_slots = math.ceil(num_slots / self.slots_multiple) * self.slots_multiple
         hidden = self.teacher_forced(queries, samples, num_slots, words, memory).flatten(0, 1)
@@ -136,21 +141,29 @@ class CaptionDecoder(nn.Module):
         embed: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
         end_token: int,
-        max_tokens: int,
     ) -> Int[Tensor, "samples slots tokens"]:
-        """Decode greedily until every caption has ended or has `max_tokens` tokens; pad with `end_token`."""
-        memory_keys_values, past, ids = self._memory_keys_values(memory), None, []
-        states = queries[:, :, None]
-        has_ended = torch.zeros(queries.shape[:2], dtype=torch.bool, device=queries.device)
-        for position in range(max_tokens):
-            decoded, past = self._decode(states, position, past, memory_keys_values)
+        """Decode greedily until every caption has ended or has `max_tokens` tokens; pad with `end_token`.
+
+        A sample whose captions have all ended is no longer decoded.
+        """
+        memory_keys_values, past = self._memory_keys_values(memory), None
+        ids = torch.full((*queries.shape[:2], self.max_tokens), end_token, device=queries.device)
+        samples = torch.arange(len(queries), device=queries.device)  # those that are still decoded
+        states, has_ended, num_tokens = queries[:, :, None], torch.zeros_like(ids[..., 0], dtype=torch.bool), 0
+        while len(samples) and num_tokens < self.max_tokens:
+            decoded, past = self._decode(states, num_tokens, past, memory_keys_values)
             logits = project(self.out_projection(self.norm(decoded[:, :, -1])))
-            ids.append(logits.argmax(-1).masked_fill(has_ended, end_token))
-            has_ended = has_ended | (ids[-1] == end_token)
-            if has_ended.all():
-                break
-            states = self.embed_projection(embed(ids[-1]))[:, :, None].to(queries.dtype)
-        return torch.stack(ids, dim=-1)
+            words = logits.argmax(-1).masked_fill(has_ended, end_token)
+            ids[samples, :, num_tokens] = words
+            num_tokens += 1
+            has_ended = has_ended | (words == end_token)
+            is_open = ~has_ended.all(dim=1)
+            if not is_open.all():
+                samples, words, has_ended = samples[is_open], words[is_open], has_ended[is_open]
+                past = [_select_samples(pair, is_open, queries.shape[1]) for pair in past]
+                memory_keys_values = [_select_samples(pair, is_open, 1) for pair in memory_keys_values]
+            states = self.embed_projection(embed(words))[:, :, None].to(queries.dtype)
+        return ids[..., :num_tokens]
 
     def _memory_keys_values(self, memory: Memory) -> list[KeysValues]:
         return [layer.cross_attention.keys_values(memory.keys, memory.states, memory.mask) for layer in self.layers]
@@ -169,3 +182,9 @@ class CaptionDecoder(nn.Module):
             states, keys_values = layer(states, None if past is None else past[i], memory[i])
             cache.append(keys_values)
         return states, cache
+
+
+def _select_samples(keys_values: KeysValues, is_selected: Bool[Tensor, "samples"], num_slots: int) -> KeysValues:
+    """Return the keys and values of some samples, each of which has `num_slots` of them."""
+    rows = is_selected.repeat_interleave(num_slots)
+    return tuple(part[rows] for part in keys_values)

@@ -56,6 +56,7 @@ class Detr(nn.Module):
         num_caption_layers: int,
         adapter_ratio: int,
         vocabulary_chunk: int,
+        max_caption_tokens: int,
     ) -> None:
         super().__init__()
         self.vision_adapter = Adapter(width, adapter_ratio, d_model)
@@ -67,7 +68,9 @@ class Detr(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.box = Mlp(d_model, 4, num_layers=3)
         self.objectness = ObjectnessHead(d_model)
-        self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
+        self.captioner = CaptionDecoder(
+            width, d_model, num_caption_layers, num_heads, vocabulary_chunk, max_caption_tokens
+        )
 
     def compile_parts(self) -> None:
         """Compile everything before the matching into one graph, and the captions, which follow it, into others.

@@ -51,6 +51,7 @@ class Dino(nn.Module):
         split: int,
         num_denoising_groups: int,
         vocabulary_chunk: int,
+        max_caption_tokens: int,
     ) -> None:
         super().__init__()
         self.d_model = d_model
@@ -69,7 +70,9 @@ class Dino(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.box = zero_init_last(Mlp(d_model, 4, num_layers=3))
         self.objectness = ObjectnessHead(d_model)
-        self.captioner = CaptionDecoder(width, d_model, num_caption_layers, num_heads, vocabulary_chunk)
+        self.captioner = CaptionDecoder(
+            width, d_model, num_caption_layers, num_heads, vocabulary_chunk, max_caption_tokens
+        )
         # Small beside the token's state, but enough to separate queries that start from the same token.
         nn.init.normal_(self.query.weight, std=0.02)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -37,15 +37,41 @@ COLORS: list[Color] = [
 ]
 
 
-def overlay(
-    picture: Picture, prediction: Prediction, score_threshold: float, classes: Collection[str] = ()
-) -> Image.Image:
+class ClassColors:
+    """The colour of each class, the same in all pictures that are drawn with this object.
+
+    A class starts at the colour that its name hashes to, and takes the next free one; when all are taken, it shares
+    that of its hash. `classes` get theirs first, in sorted order, so that they have the same ones in every command that
+    knows them; others get theirs when they are first drawn.
+    """
+
+    def __init__(self, classes: Iterable[str]) -> None:
+        self._chosen: dict[str, int] = {}
+        for name in sorted(set(classes)):
+            self._choose(name)
+
+    def __getitem__(self, name: str) -> Color:
+        if name not in self._chosen:
+            self._choose(name)
+        return COLORS[self._chosen[name]]
+
+    def _choose(self, name: str) -> None:
+        index, taken = hashlib.blake2b(name.encode()).digest()[0] % len(COLORS), set(self._chosen.values())
+        while index in taken and len(taken) < len(COLORS):
+            index = (index + 1) % len(COLORS)
+        self._chosen[name] = index
+
+
+def true_classes(pictures: Iterable[Picture]) -> set[str]:
+    """Return the classes of the true objects of `pictures`."""
+    return {class_of(each.description) for picture in pictures for each in picture.objects or ()}
+
+
+def overlay(picture: Picture, prediction: Prediction, score_threshold: float, colors: ClassColors) -> Image.Image:
     """Return the upright picture with its true boxes (white, dashed) and its predicted boxes (solid), above a legend.
 
-    Only predictions with a score of at least `score_threshold` are drawn. The colour of a box shows its class. Within a
-    picture, classes have different colours until all colours are used. The classes in `classes` get the same colours in
-    every picture that is drawn with these `classes`; other classes usually do too, but a collision may change their
-    colour. Small pictures are enlarged by a whole number.
+    Only predictions with a score of at least `score_threshold` are drawn. The colour of a predicted box shows its
+    class, and the legend has those of the true classes too. Small pictures are enlarged by a whole number.
     """
     image = open_upright(picture.path)
     factor = max(1, round(LEGIBLE / max(image.size)))
@@ -57,8 +83,7 @@ def overlay(
         for box, score, text in zip(prediction.boxes_xyxy, prediction.scores, prediction.descriptions, strict=True)
         if score >= score_threshold
     )
-    drawn_classes = {class_of(text) for *_, text in true_boxes + predicted}
-    colors = {name: color for name, color in _choose_colors(classes, drawn_classes).items() if name in drawn_classes}
+    drawn_classes = sorted({class_of(text) for *_, text in true_boxes + predicted})
     draw = ImageDraw.Draw(image)
     for box, _ in true_boxes:
         _draw_dashed(draw, box, unit)
@@ -67,18 +92,8 @@ def overlay(
     labels = [(box, f"{_shorten(text)} {score:.2f}", colors[class_of(text)]) for score, box, text in predicted[::-1]]
     _draw_labels(draw, labels + [(box, _shorten(text), DARK) for box, text in true_boxes], unit)
     num_true = None if picture.objects is None else len(true_boxes)
-    return _add_legend(image, num_true, len(predicted), score_threshold, colors, unit)
-
-
-def _choose_colors(first: Collection[str], others: Collection[str]) -> dict[str, Color]:
-    """Start each class at the colour that its name hashes to, and take the next free one."""
-    chosen: dict[str, int] = {}
-    for name in [*sorted(first), *sorted(set(others) - set(first))]:
-        index = hashlib.blake2b(name.encode()).digest()[0] % len(COLORS)
-        while index in chosen.values() and len(chosen) < len(COLORS):
-            index = (index + 1) % len(COLORS)
-        chosen[name] = index
-    return {name: COLORS[index] for name, index in chosen.items()}
+    legend = {name: colors[name] for name in drawn_classes}
+    return _add_legend(image, num_true, len(predicted), score_threshold, legend, unit)
 
 
 def _draw_solid(draw: ImageDraw.ImageDraw, box: Box, color: Color, unit: float) -> None:

@@ -105,6 +105,8 @@ def dense_sums(
 def caption_sum(detections: Detections, query_of_object: Int[Tensor, "objects"], batch: Batch) -> Float[Tensor, ""]:
     """Average the token cross entropy within each caption, then over the captions of a sample, and sum over samples.
 
+    Of a caption that is longer than the head writes, only the tokens that it writes count.
+
     A batch without objects computes the loss of one dummy caption times 0, so that every rank runs the same modules.
     """
     samples, ids = batch.sample_of_object, batch.caption_ids
@@ -112,6 +114,7 @@ def caption_sum(detections: Detections, query_of_object: Int[Tensor, "objects"],
         dummy = query_of_object.new_zeros(1)
         return 0 * detections.caption_losses(dummy, dummy, query_of_object.new_zeros(1, 1), 1).sum()
     max_objects = max(batch.objects_per_sample)
-    per_object = detections.caption_losses(samples, query_of_object, ids, max_objects).sum(-1) / (ids >= 0).sum(-1)
+    losses = detections.caption_losses(samples, query_of_object, ids, max_objects)
+    per_object = losses.sum(-1) / (ids[:, : losses.shape[1]] >= 0).sum(-1)
     num_objects = one_hot(samples, len(batch.sample_ids)).sum(0)[samples]
     return (per_object / num_objects).sum()

@@ -19,8 +19,10 @@ class JointLoss(LanguageLoss):
     by the number of annotated student pictures. Three kinds of extra outputs add the terms again, without captions:
 
     - `aux_*`, times `aux_weight`: earlier decoder layers and proposals, each with its own matching.
-    - `denoising_*`, times `denoising_weight`: noised true boxes (`DenoisingOutputs`), divided by the number of objects.
-    - `dense_*`, times `dense_weight`: each image token (`DenseOutputs`), divided by the number of objects.
+    - `denoising_*`, times `denoising_weight`: noised true boxes (`DenoisingOutputs`), all divided by the number of
+      objects, since pictures without objects have none.
+    - `dense_*`, times `dense_weight`: each image token (`DenseOutputs`), divided as the terms of the queries. The
+      tokens of a picture without objects count as much as those of any other picture.
     """
 
     divisors = LanguageLoss.divisors | {
@@ -36,8 +38,9 @@ class JointLoss(LanguageLoss):
         "denoising_objectness": "objects",
         "dense_bbox_l1": "objects",
         "dense_bbox_giou": "objects",
-        "dense_objectness": "objects",
+        "dense_objectness": "samples",
     }
+    averaged = divisors | {"caption": "objects"}
 
     def __init__(
         self,

@@ -13,12 +13,14 @@ class LanguageLoss:
     """w_t sum CE(teacher tokens) / n_t + w_s sum CE(student tokens) / n_s.
 
     Calling the criterion returns sums over a batch. `means` and `objective` divide them by the counts of the whole
-    step, so that the gradient does not depend on how a step is split into micro-batches and ranks. A count of 0 gives
-    a term of 0 that is still part of the autograd graph.
+    step, so that the gradient does not depend on how a step is split into micro-batches and ranks. In the objective a
+    count of 0 gives a term of 0 that is still part of the autograd graph; `means` leaves it out.
     """
 
     divisors = {"teacher_lm": "teacher_tokens", "student_lm": "student_tokens"}
     """For each loss, the field of `Counts` that its sum is divided by."""
+    averaged = divisors
+    """For each loss, the field of `Counts` with the number of what it averages; 0: the loss is not defined."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self.weights = {"teacher_lm": weights["teacher"], "student_lm": weights["student"]}
@@ -31,8 +33,12 @@ class LanguageLoss:
         }
 
     def means(self, losses: Losses, counts: Counts) -> Losses:
-        """Divide each sum by its count."""
-        return {name: loss / max(1, getattr(counts, self.divisors[name])) for name, loss in losses.items()}
+        """Divide each sum by its count. A loss without anything to average is left out: it is undefined, not 0."""
+        return {
+            name: loss / getattr(counts, self.divisors[name])
+            for name, loss in losses.items()
+            if getattr(counts, self.averaged[name]) > 0
+        }
 
     def objective(self, losses: Losses, counts: Counts) -> Float[Tensor, ""]:
         """Return the weighted sum of the means, which training minimises."""

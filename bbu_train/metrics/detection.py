@@ -1,7 +1,8 @@
 """Detection metrics: COCO average precision (AP) and average recall (AR), F1, and accuracy of descriptions.
 
 The class of an object, true or predicted, is the first level of its description. The classes are those of the true
-objects. A prediction of any other class counts only in the class-agnostic metrics.
+objects. A predicted box of any other class is a false positive for F1 and for the class-agnostic metrics; AP and AR by
+class, as COCO defines them, do not see it.
 """
 
 import re
@@ -28,11 +29,12 @@ def detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Predict
     agnostic_ap, agnostic_ap50  the same with all objects as one class
     f1                          F1 over all classes at IoU 0.5, at the score threshold that maximises it
     f1_threshold                that threshold: predictions with this score or more count; 1 if none matches
+    unknown_class_boxes         number of predicted boxes, of any score, whose class no true object has
 
     As in COCO, AP uses the 100 highest-scored predictions per picture and class. So in a picture at most 100 objects of
     a class can be matched, and for the agnostic metrics at most 100 objects in all. F1 has no such limit. Without
     predictions everything is 0, but for `f1_threshold`. Without true objects nothing is defined, and the result is
-    empty.
+    empty. Boxes are scored as they are: see `clip_to_picture`.
     """
     pairs, classes = _annotated_pairs(pictures, predictions)
     return _summarize(pairs, classes, _evaluate_coco(pairs, classes, is_agnostic=False)) if classes else {}
@@ -83,6 +85,7 @@ def _summarize(pairs: Pairs, classes: list[str], evaluation: dict[str, Any]) -> 
         "agnostic_ap50": float(agnostic[0].mean()),
         "f1": f1,
         "f1_threshold": threshold,
+        "unknown_class_boxes": float(_count_unknown(pairs, set(classes))),
     } | _ap50_by_class(classes, precision[0])
 
 
@@ -149,6 +152,7 @@ def _annotation(image: int, category: int, box_xyxy: Float[np.ndarray, "4"]) -> 
 def _best_f1(pairs: Pairs, classes: set[str]) -> tuple[float, float]:
     """Return the maximum of F1 = 2 TP / (predicted + true) over score thresholds, and the threshold.
 
+    Every predicted box counts, whatever its class: one of a class without true objects matches nothing.
     Predictions are matched in order of their scores, so raising the threshold only cuts off the end of the matching.
     One matching therefore serves all thresholds.
     """
@@ -157,6 +161,9 @@ def _best_f1(pairs: Pairs, classes: set[str]) -> tuple[float, float]:
         predicted_classes = np.array([class_of(text) for text in prediction.descriptions], dtype=object)
         true_classes = np.array([class_of(each.description) for each in picture.objects], dtype=object)
         true_boxes = _true_boxes(picture)
+        is_unknown = ~np.isin(predicted_classes, list(classes))
+        scores.append(prediction.scores[is_unknown])
+        hits.append(np.zeros(is_unknown.sum(), dtype=bool))
         for name in classes & set(predicted_classes):
             is_predicted = predicted_classes == name
             class_scores = prediction.scores[is_predicted]
@@ -173,6 +180,11 @@ def _best_f1(pairs: Pairs, classes: set[str]) -> tuple[float, float]:
     f1[:-1][scores[:-1] == scores[1:]] = 0  # no threshold separates equal scores
     best = int(f1.argmax())
     return float(f1[best]), float(scores[best])
+
+
+def _count_unknown(pairs: Pairs, classes: set[str]) -> int:
+    """Return the number of predicted boxes of classes that no true object has."""
+    return sum(class_of(text) not in classes for _, prediction in pairs for text in prediction.descriptions)
 
 
 def _match(

@@ -4,5 +4,5 @@
 def usual_mode(metric: str) -> str:
     """Return the better direction, "min" or "max", of a metric whose direction the config leaves open."""
     parts = metric.split("/")
-    is_cost = bool({"loss", "grad_norm", "memory"} & set(parts)) or parts[-1].endswith("seconds")
+    is_cost = bool({"loss", "grad_norm", "memory", "unknown_class_boxes"} & set(parts)) or parts[-1].endswith("seconds")
     return "min" if is_cost else "max"

@@ -38,7 +38,6 @@ Coordinates are pixels of the upright original. Pictures of the run's own data a
   max_new_tokens      2048                      longest generated answer, in tokens; an object takes about 28. A
                                                 longer answer is cut off, and the objects that can be read are
                                                 kept
-  max_caption_tokens  64                        longest description of a box of the head, in tokens
   batch_size          8                         pictures per batch
   num_workers         as in the run             processes that load pictures in advance; 0: none
   truth               true                      true: show the true boxes of pictures that are in the run's
@@ -53,7 +52,6 @@ DEFAULTS = {
     "teachers": 0,
     "threshold": None,
     "max_new_tokens": 2048,
-    "max_caption_tokens": 64,
     "batch_size": 8,
     "num_workers": None,
     "truth": True,
@@ -73,7 +71,7 @@ def _validate(options: DictConfig) -> DictConfig:
     )
     problems += arguments.wrong_choices(options, {"route": ("both", "head", "generated")})
     problems += arguments.wrong_checkpoint(options.checkpoint)
-    minima = {"teachers": 0, "max_new_tokens": 1, "max_caption_tokens": 1, "batch_size": 1}
+    minima = {"teachers": 0, "max_new_tokens": 1, "batch_size": 1}
     problems += arguments.wrong_counts(options, minima)
     if options.threshold is not None and not (is_number(options.threshold) and 0 <= options.threshold <= 1):
         problems.append(f"threshold={options.threshold}: threshold is a number from 0 to 1.")
@@ -87,6 +85,7 @@ def _validate(options: DictConfig) -> DictConfig:
 def predict(options: DictConfig) -> None:
     """Check all inputs, load the model, then predict, write and draw batch by batch."""
     logs.start()
+    from bbu_train.images.overlay import true_classes
     from bbu_train.predict import output_files
     from bbu_train.predict.pictures import build_samples, find_pictures
     from bbu_train.predict.trained_run import TrainedRun
@@ -95,11 +94,12 @@ def predict(options: DictConfig) -> None:
     run = TrainedRun(options.run, options.checkpoint, options.route, options.teachers)
     paths = find_pictures(options.images)
     samples = build_samples(paths, run.picture_format, run.load_data(options.truth), options.teachers)
-    predictor = run.load_predictor(options.max_new_tokens, options.max_caption_tokens)
+    predictor = run.load_predictor(options.max_new_tokens)
     threshold = run.threshold if options.threshold is None else options.threshold
     num_workers = run.cfg.num_workers if options.num_workers is None else options.num_workers
     prompts = predictor.prompts(samples, options.batch_size, num_workers)
-    print(output_files.write(predictor, prompts, len(samples), threshold, out))
+    classes = true_classes(sample.student for sample in samples)
+    print(output_files.write(predictor, prompts, len(samples), classes, threshold, out))
     print(
         f"checkpoint  {run.saved.folder}\nresult      {out / output_files.PREDICTIONS} and drawings in the same folder"
     )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from bbu_train.conversation import answer
 from bbu_train.conversation.patches import resized_size
 from bbu_train.conversation.text import PlainTextTokenizer
+from bbu_train.metrics.picture_bounds import clip_to_picture
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, PictureFormat
 
@@ -34,21 +35,18 @@ def parse_generated(
 ) -> GeneratedAnswer:
     """Decode `ids` up to the end token and parse the objects. Boxes are in pixels of the original picture.
 
-    The score of a box is the mean probability of the tokens that spell its object. Boxes are clipped to the picture;
-    a box that is inside out, or has no area after clipping, is left out. Any ids are accepted: malformed text raises
-    nothing.
+    The score of a box is the mean probability of the tokens that spell its object. Boxes are clipped
+    (`clip_to_picture`). Any ids are accepted: malformed text raises nothing.
     """
     pieces = tokenizer.pieces(list(ids))
     generated = "".join(pieces)
     width, height = resized_size(picture, picture_format)
     parsed = answer.parse(generated, width / picture.width, height / picture.height)
     boxes = np.array([item.box_xyxy for item in parsed.objects], dtype=float).reshape(-1, 4)
-    boxes = boxes.clip(0, [picture.width, picture.height] * 2)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     scores = _mean_probabilities(pieces, probabilities, parsed.spans)
-    descriptions = tuple(item.description for item, is_kept in zip(parsed.objects, has_area, strict=True) if is_kept)
-    is_malformed = not (parsed.is_complete and has_area.all())
-    return GeneratedAnswer(generated, Prediction(boxes[has_area], scores[has_area], descriptions), bool(is_malformed))
+    written = Prediction(boxes, scores, tuple(item.description for item in parsed.objects))
+    clipped = clip_to_picture(written, picture)
+    return GeneratedAnswer(generated, clipped, not parsed.is_complete or len(clipped.scores) < len(written.scores))
 
 
 def _mean_probabilities(

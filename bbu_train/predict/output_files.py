@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bbu_train.images.overlay import ClassColors
 from bbu_train.predict.routes import Predictor
 from bbu_train.predict.show import draw_predictions, to_row
 from bbu_train.types.batch import Batch
@@ -19,16 +20,18 @@ def write(
     predictor: Predictor,
     prompts: Iterable[tuple[Sequence[Sample], Batch]],
     num_pictures: int,
+    classes: Iterable[str],
     threshold: float,
     folder: Path,
 ) -> str:
     """Predict batch by batch, write each batch into `folder` when it is ready, and return a summary for the terminal.
 
-    A drawing is named after its line of predictions.jsonl, counted from 0, and its picture.
+    A drawing is named after its line of predictions.jsonl, counted from 0, and its picture. All drawings share the
+    colours of their classes; `classes`, those of the true boxes, get theirs first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_written = num_malformed = num_boxes = 0
-    seconds = 0.0
+    seconds, colors = 0.0, ClassColors(classes)
     with (
         (folder / PREDICTIONS).open("w", encoding="utf-8") as file,
         tqdm(total=num_pictures, unit="picture") as progress,
@@ -41,7 +44,7 @@ def write(
                 name = f"{num_written:05d}_{predictions.sample.student.path.stem}.jpg"
                 row = to_row(predictions, threshold)
                 file.write(json.dumps(row | {"drawn": name}, ensure_ascii=False) + "\n")
-                draw_predictions(predictions, threshold).save(folder / name, quality=92)
+                draw_predictions(predictions, threshold, colors).save(folder / name, quality=92)
                 num_written += 1
                 num_malformed += row.get("generated", {}).get("is_malformed", False)
                 num_boxes += sum(len(row[route]["objects"]) for route in ("head", "generated") if route in row)

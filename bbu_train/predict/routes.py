@@ -40,7 +40,6 @@ class Predictor:
     autocast: Callable[[], AbstractContextManager[object]]
     routes: Sequence[str]
     max_new_tokens: int
-    max_caption_tokens: int
 
     def prompts(
         self, samples: Sequence[Sample], batch_size: int, num_workers: int
@@ -77,7 +76,7 @@ class Predictor:
             else:
                 detections = self.model(batch).detections
             if "head" in self.routes:
-                heads = validation.predict(detections, samples, tokenizer, self.max_caption_tokens)
+                heads = validation.predict(detections, samples, tokenizer)
         return [
             PicturePredictions(sample, heads.get(sample.id), answer)
             for sample, answer in zip(samples, answers, strict=True)

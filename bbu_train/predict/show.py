@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bbu_train.images.overlay import overlay
+from bbu_train.images.overlay import ClassColors, overlay
 from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.predict.routes import PicturePredictions
 from bbu_train.types.outputs import Prediction
-from bbu_train.types.samples import Picture, class_of
+from bbu_train.types.samples import class_of
 
 
 def to_row(predictions: PicturePredictions, threshold: float) -> dict[str, Any]:
-    """Return one line of predictions.jsonl. Boxes are pixels of the upright original, clipped to the picture.
+    """Return one line of predictions.jsonl. Boxes are pixels of the upright original, as the predictor clipped them.
 
     Objects of the head are those with a score of at least `threshold`, best first. Generated objects keep the order of
     the answer, and all of them are listed.
@@ -26,11 +26,11 @@ def to_row(predictions: PicturePredictions, threshold: float) -> dict[str, Any]:
         scores = predictions.head.scores
         best_first = np.argsort(-scores, kind="stable")
         indices = [i for i in best_first.tolist() if scores[i] >= threshold]
-        row["head"] = {"objects": _objects(predictions.head, picture, indices)}
+        row["head"] = {"objects": _objects(predictions.head, indices)}
     if predictions.generated is not None:
         prediction = predictions.generated.prediction
         row["generated"] = {
-            "objects": _objects(prediction, picture, range(len(prediction.scores))),
+            "objects": _objects(prediction, range(len(prediction.scores))),
             "is_malformed": predictions.generated.is_malformed,
             "answer": predictions.generated.text,
         }
@@ -39,11 +39,10 @@ def to_row(predictions: PicturePredictions, threshold: float) -> dict[str, Any]:
     return row
 
 
-def _objects(prediction: Prediction, picture: Picture, indices: Iterable[int]) -> list[dict[str, Any]]:
-    boxes = prediction.boxes_xyxy.clip(0, [picture.width, picture.height] * 2)
+def _objects(prediction: Prediction, indices: Iterable[int]) -> list[dict[str, Any]]:
     return [
         {
-            "bbox_2d": [round(float(side), 2) for side in boxes[i]],
+            "bbox_2d": [round(float(side), 2) for side in prediction.boxes_xyxy[i]],
             "label": prediction.descriptions[i],
             "class": class_of(prediction.descriptions[i]),
             "score": round(float(prediction.scores[i]), 4),
@@ -52,16 +51,16 @@ def _objects(prediction: Prediction, picture: Picture, indices: Iterable[int]) -
     ]
 
 
-def draw_predictions(predictions: PicturePredictions, threshold: float) -> Image.Image:
+def draw_predictions(predictions: PicturePredictions, threshold: float, colors: ClassColors) -> Image.Image:
     """Draw the picture once per route, side by side, each with the true boxes.
 
-    `threshold` applies to the head's boxes; generated boxes are all drawn.
+    `threshold` applies to the head's boxes; generated boxes are all drawn. `colors` are those of all pictures.
     """
     picture, panels = predictions.sample.student, []
     if predictions.head is not None:
-        panels.append(add_title(overlay(picture, predictions.head, threshold), "head"))
+        panels.append(add_title(overlay(picture, predictions.head, threshold, colors), "head"))
     if predictions.generated is not None:
         is_malformed = predictions.generated.is_malformed
         title = "generated (malformed: readable objects only)" if is_malformed else "generated"
-        panels.append(add_title(overlay(picture, predictions.generated.prediction, 0.0), title))
+        panels.append(add_title(overlay(picture, predictions.generated.prediction, 0.0, colors), title))
     return make_sheet(panels, columns=2)

@@ -14,6 +14,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
+from bbu_train.training import untrained_head
 from bbu_train.types.samples import PictureFormat
 
 log = logging.getLogger(__name__)
@@ -86,16 +87,20 @@ class TrainedRun:
             log.warning("True boxes are not shown, because the run's data cannot be read: %s", error.__cause__)
             return None
 
-    def load_predictor(self, max_new_tokens: int, max_caption_tokens: int) -> Predictor:
-        """Load the model with the checkpoint's weights, on the GPU if there is one."""
+    def load_predictor(self, max_new_tokens: int) -> Predictor:
+        """Load the model with the checkpoint's weights, on the GPU if there is one.
+
+        Raises InputError if a route needs the head and the run did not train it.
+        """
         cfg = self.cfg
         weights = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
         torch.set_num_threads(cfg.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with run_folder.built_by_this_code(self.folder):
             model = build(cfg.model.network)(device=device, head=build(cfg.head))
+            if "head" in self.routes:
+                build(cfg.optimizer)(model)  # freezes what training froze
+                untrained_head.refuse(model.head, build(cfg.loss), self.folder)
         load_weights(model, weights)
         autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
-        return Predictor(
-            model.eval(), self.make_builder(), device, autocast, self.routes, max_new_tokens, max_caption_tokens
-        )
+        return Predictor(model.eval(), self.make_builder(), device, autocast, self.routes, max_new_tokens)

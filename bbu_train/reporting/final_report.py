@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bbu_train.images.overlay import overlay
+from bbu_train.images.overlay import ClassColors, overlay, true_classes
 from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.metrics.constant_boxes import constant_predictions
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.reporting.loss_plot import plot_losses
 from bbu_train.types.outputs import Prediction
-from bbu_train.types.samples import Picture, class_of
+from bbu_train.types.samples import Picture
 
 NUM_OVERLAYS = 6
 GALLERY_SIZE = 900  # pixels of a picture's longer side, so that the galleries of many evaluations take little disk
@@ -18,34 +18,44 @@ NUM_CONSTANT_BOXES = 100
 
 
 def write_plots(folder: Path, predictions: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
-    """Write losses.png into the run's folder, and overlay.png if there are predictions. Return their paths."""
+    """Write losses.png into the run's folder, and overlay.png if there are predictions. Return their paths.
+
+    `predictions` are those of all validation pictures; the first NUM_OVERLAYS are drawn. Classes have the colours that
+    they have in the galleries.
+    """
     paths = [folder / "losses.png"]
     plot_losses(folder / "metrics.jsonl", paths[0])
     if predictions:
-        overlays = [overlay(picture, prediction, threshold) for picture, prediction in predictions[:NUM_OVERLAYS]]
+        colors = ClassColors(true_classes(picture for picture, _ in predictions))
+        overlays = [overlay(*pair, threshold, colors) for pair in predictions[:NUM_OVERLAYS]]
         paths.append(folder / "overlay.png")
         make_sheet(overlays, columns=3).save(paths[1])
     return paths
 
 
 def write_gallery(
-    folder: Path, step: int, predictions: Sequence[tuple[Picture, Prediction]], metrics: Mapping[str, float]
+    folder: Path,
+    step: int,
+    predictions: Sequence[tuple[Picture, Prediction]],
+    num_pictures: int,
+    metrics: Mapping[str, float],
 ) -> list[Path]:
-    """Write gallery/step-<step>.jpg, a sheet of the pictures with their predicted boxes. Return its path, if written.
+    """Write gallery/step-<step>.jpg, a sheet of pictures with their predicted boxes. Return its path, if written.
 
+    `predictions` are those of all validation pictures, whose classes have the same colours in the galleries of all
+    steps; the first `num_pictures` are drawn.
     Boxes above the threshold of the best F1 are drawn. While F1 is 0, each picture shows as many of its best-scored
     boxes as it has objects. A repeated evaluation of the step overwrites the file.
     """
-    if not predictions:
+    if not predictions or not num_pictures:
         return []
-    classes = {class_of(each.description) for picture, _ in predictions for each in picture.objects or ()}
-    images = []
-    for picture, prediction in predictions:
+    colors, images = ClassColors(true_classes(picture for picture, _ in predictions)), []
+    for picture, prediction in predictions[:num_pictures]:
         threshold = metrics.get("eval/f1_threshold", 0.5)
         if metrics.get("eval/f1") == 0:
             best_scores = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
             threshold = float(min(best_scores, default=1))
-        image = add_title(overlay(picture, prediction, threshold, classes), picture.path.name)
+        image = add_title(overlay(picture, prediction, threshold, colors), picture.path.name)
         image.thumbnail((GALLERY_SIZE, GALLERY_SIZE))
         images.append(image)
     labels = {"eval/ap50": "AP50", "eval/f1": "F1"}
@@ -65,20 +75,32 @@ def summarize(
     The scores stand beside those of constant boxes, a baseline that does not look at the picture.
     """
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    training = [row for row in rows if "loss/total" in row]
-    evaluations = [row for row in rows if "eval/loss/total" in row]
+    series = _values_by_name(rows)
+    losses = [name for name in series if name.startswith("loss/") and name != "loss/total"]
     lines = ["", f"{'':24}{'first':>12}{'last':>12}"]
-    losses = [name for name in training[0] if name.startswith("loss/")]
-    lines += [f"{name:24}{float(training[0][name]):12.4f}{float(training[-1][name]):12.4f}" for name in losses]
-    scores = ("eval/ap", "eval/ap50", "eval/agnostic_ap50", "eval/f1")
-    scores = [name for name in scores if evaluations and name in evaluations[-1]]
+    # A step without teachers, say, has no loss/teacher_lm: its first value is that of the first step that has one.
+    lines += [
+        f"{name:24}{series[name][0]:12.4f}{series[name][-1]:12.4f}"
+        for name in (*losses, "loss/total")
+        if name in series
+    ]
+    scores = [f"eval/{name}" for name in ("ap", "ap50", "agnostic_ap50", "f1") if f"eval/{name}" in series]
     if scores:
         constant = detection_metrics(pictures, constant_predictions(train_pictures, pictures, NUM_CONSTANT_BOXES, seed))
         lines += ["", f"{'validation':24}{'before':>12}{'after':>12}{'constant boxes':>18}"]
         for name in scores:
-            values = float(evaluations[0][name]), float(evaluations[-1][name]), constant[name.removeprefix("eval/")]
+            values = series[name][0], series[name][-1], constant[name.removeprefix("eval/")]
             lines.append(f"{name:24}{values[0]:12.4f}{values[1]:12.4f}{values[2]:18.4f}")
     lines += ["", f"run     {folder}"]
     if mlflow_command:
         lines.append(f"MLflow  {mlflow_command}")
     return "\n".join(lines)
+
+
+def _values_by_name(rows: Sequence[Mapping[str, float | str]]) -> dict[str, list[float]]:
+    """Return the values of each metric over the rows that have it. The texts "NaN" and "Infinity" are numbers too."""
+    series: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            series.setdefault(name, []).append(float(value))
+    return series

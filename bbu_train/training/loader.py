@@ -117,14 +117,19 @@ def sources(
     """Return the training and the validation split. Only training students are augmented by `view_of`.
 
     The teachers of both splits come from the training pool and are never augmented, so that their features can be
-    cached. The seed of the teachers' draw also decides the noise.
+    cached. The seeds of the teachers' draws also decide the noise: that of validation is the same in all runs.
     """
-    settings = builder, cost_of, collator.max_tokens, collator.too_long, data.teachers.seed
     pool, teachers = data.pool, data.teachers
-    train = SampleSource(data.train, view_of, lambda sample, epoch: teachers.draw(sample, epoch, pool), *settings)
-    draw_validation = teachers.draw_validation
-    validation = SampleSource(data.validation, unchanged, lambda sample, _: draw_validation(sample, pool), *settings)
-    return train, validation
+    settings = builder, cost_of, collator.max_tokens, collator.too_long
+
+    def draw(sample: Sample, epoch: int) -> tuple[Picture, ...]:
+        return teachers.draw(sample, epoch, pool)
+
+    def draw_validation(sample: Sample, _epoch: int) -> tuple[Picture, ...]:
+        return teachers.draw_validation(sample, pool)
+
+    train = SampleSource(data.train, view_of, draw, *settings, teachers.seed)
+    return train, SampleSource(data.validation, unchanged, draw_validation, *settings, teachers.validation_seed)
 
 
 def unchanged(sample: Sample, _epoch: int) -> Sample:

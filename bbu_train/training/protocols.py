@@ -16,7 +16,12 @@ from bbu_train.types.outputs import Losses, Outputs
 
 @runtime_checkable
 class Criterion(Protocol):
-    """A choice of conf/loss: sums over a batch, their means, and the one number to minimise."""
+    """A choice of conf/loss: sums over a batch, their means, and the one number to minimise.
+
+    `weights` has the weight of each loss in that number, by its name in `Losses`.
+    """
+
+    weights: dict[str, float]
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses: ...
     def means(self, sums: Losses, counts: Counts) -> Losses: ...

@@ -1,5 +1,6 @@
 """Everything that a run can build and check before its model: data, prompts, batches and the plan of every step."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.samples import PlannedStep, Sample
 
+log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
 """Build a component from its config. Components take plain Python values, never a DictConfig."""
 
@@ -24,8 +26,7 @@ build = partial(instantiate, _convert_="all")
 class RunInputs:
     """What a run needs before its model is built.
 
-    `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order. `max_caption_tokens` is
-    the length of the longest training caption: the model cannot learn to write a longer one.
+    `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order.
     """
 
     data: Splits
@@ -35,7 +36,6 @@ class RunInputs:
     validation: SampleSource
     plan: StepPlan
     evaluation_steps: list[PlannedStep]
-    max_caption_tokens: int
 
 
 def prepare(cfg: DictConfig, data: Splits | None = None) -> RunInputs:
@@ -43,10 +43,12 @@ def prepare(cfg: DictConfig, data: Splits | None = None) -> RunInputs:
 
     `data` is what `cfg.data` loads, for a caller that has loaded it already. Raises InputError.
     """
+    check_head_is_trained(cfg)
     data = data or build(cfg.data)
     check_num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
+    warn_of_long_descriptions(builder, data.train, cfg.head.get("max_caption_tokens"))
     collator = build(cfg.collator)(preprocessing.picture_format)
     check_max_tokens(collator.max_tokens, preprocessing.max_positions)
     train, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
@@ -58,8 +60,34 @@ def prepare(cfg: DictConfig, data: Splits | None = None) -> RunInputs:
         validation=validation,
         plan=StepPlan(build(cfg.sampler), train, cfg.steps),
         evaluation_steps=planning.in_order(validation, cfg.eval_batch_size),
-        max_caption_tokens=builder.max_caption_tokens(data.train),
     )
+
+
+def check_head_is_trained(cfg: DictConfig) -> None:
+    """Raise InputError if there is a head and the loss has no term that trains it."""
+    if "num_queries" in cfg.head and not {"bbox_l1", "bbox_giou"} & build(cfg.loss).weights.keys():
+        raise InputError(
+            f"The model has a head, and {cfg.loss._target_} has no loss that trains it, so the head would stay random. "
+            "Take head=none or loss=joint."
+        )
+
+
+def warn_of_long_descriptions(
+    builder: ConversationBuilder, samples: Sequence[Sample], max_caption_tokens: int | None
+) -> None:
+    """Log how many objects have a description that the head cannot write to its end (None: there is no head)."""
+    if max_caption_tokens is None:
+        return
+    objects = [(sample.id, each.description) for sample in samples for each in sample.student.objects or ()]
+    num_tokens = {text: builder.num_caption_tokens(text) for text in {text for _, text in objects}}
+    long = [(sample_id, num_tokens[text]) for sample_id, text in objects if num_tokens[text] > max_caption_tokens]
+    if long:
+        log.warning(
+            "%d of %d training objects have a description of more than head.max_caption_tokens=%d tokens, the first of "
+            "them in %s, the longest with %d. The head learns and predicts the beginning alone. Raise "
+            "head.max_caption_tokens, or shorten them.",
+            *(len(long), len(objects), max_caption_tokens, long[0][0], max(count for _, count in long)),
+        )
 
 
 def check_num_objects(samples: Sequence[Sample], num_queries: int | None) -> None:

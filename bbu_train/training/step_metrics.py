@@ -47,8 +47,14 @@ def training_row(
 
 
 def loss_metrics(criterion: Criterion, sums: Losses, counts: Counts) -> dict[str, float]:
-    """Return the mean of each loss and their weighted total, as "loss/...". The host waits for the device once."""
-    means = criterion.means(sums, counts) | {"total": criterion.objective(sums, counts)}
+    """Return the mean of each loss and their weighted total, as "loss/...". The host waits for the device once.
+
+    A loss without anything to average is missing, and so is the total if all are.
+    """
+    means = criterion.means(sums, counts)
+    if not means:
+        return {}
+    means["total"] = criterion.objective(sums, counts)
     values = torch.stack(list(means.values())).tolist()
     return dict(zip((f"loss/{name}" for name in means), values, strict=True))
 

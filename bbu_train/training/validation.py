@@ -9,9 +9,10 @@ from torch import nn
 
 from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.metrics.detection import detection_metrics
+from bbu_train.metrics.picture_bounds import clip_to_picture
 from bbu_train.ops import boxes
 from bbu_train.runtime import distributed
-from bbu_train.training import loader
+from bbu_train.training import loader, step_metrics, untrained_head
 from bbu_train.training.protocols import Criterion, Engine
 from bbu_train.training.setup import RunInputs
 from bbu_train.types.batch import Batch, Counts
@@ -32,10 +33,16 @@ def evaluate(
 
     Each rank evaluates a part of the split, and all of them get the result of the whole. `end_if_asked` is called
     before every batch, because an evaluation may outlast the grace of a signal; what it raises abandons the evaluation.
-    Predicted boxes are in pixels of the original pictures. A model without a head has no predictions.
+    Predicted boxes are in pixels of the original pictures. A model without a head has no predictions, nor has one whose
+    head stays random (`untrained_head.is_scored`).
     """
     was_training = model.training
     model.eval()
+    if model.head is not None:
+        # The head has no dropout. Its mode decides only whether it returns the outputs of denoising and dense losses,
+        # which eval/loss/total holds as loss/total does.
+        model.head.train()
+    is_scored = untrained_head.is_scored(model.head, criterion)
     samples, tokenizer = inputs.data.validation, inputs.builder.tokenizer
     by_id = {sample.id: sample for sample in samples}
     sums: Losses = {}
@@ -45,27 +52,31 @@ def evaluate(
         with engine.autocast():
             outputs = model(batch)
             losses = criterion(outputs, batch)
-            if outputs.detections is not None:
+            if is_scored:
                 batch_samples = [by_id[sample_id] for sample_id in batch.sample_ids]
-                predictions |= predict(outputs.detections, batch_samples, tokenizer, inputs.max_caption_tokens)
+                predictions |= predict(outputs.detections, batch_samples, tokenizer)
         _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
         counts = counts + batch.counts
     model.train(was_training)
     return _merge(criterion, samples, distributed.gather((sums, counts, predictions)))
 
 
-def predict(
-    detections: Detections, samples: Sequence[Sample], tokenizer: PlainTextTokenizer, max_caption_tokens: int
-) -> dict[str, Prediction]:
-    """Return every query of every sample: its box in pixels of the original picture, its objectness, its caption."""
-    captions = detections.generate_captions(tokenizer.end, max_caption_tokens).tolist()
+def predict(detections: Detections, samples: Sequence[Sample], tokenizer: PlainTextTokenizer) -> dict[str, Prediction]:
+    """Return every query of every sample: its box in pixels of the original picture, its objectness, its caption.
+
+    Boxes are clipped to the picture (`clip_to_picture`).
+    """
+    captions = detections.generate_captions(tokenizer.end).tolist()
     scores = detections.objectness_logits[-1].sigmoid().float().cpu()
     boxes_xyxy = boxes.cxcywh_to_xyxy(detections.boxes_cxcywh[-1]).float().cpu()
     return {
-        sample.id: Prediction(
-            boxes.scale(boxes_xyxy[i], sample.student.width, sample.student.height).numpy(),
-            scores[i].numpy(),
-            tuple(tokenizer.decode(ids) for ids in captions[i]),
+        sample.id: clip_to_picture(
+            Prediction(
+                boxes.scale(boxes_xyxy[i], sample.student.width, sample.student.height).numpy(),
+                scores[i].numpy(),
+                tuple(tokenizer.decode(ids) for ids in captions[i]),
+            ),
+            sample.student,
         )
         for i, sample in enumerate(samples)
     }
@@ -90,12 +101,11 @@ def _merge(
         _add(sums, rank_sums)
         counts = counts + rank_counts
         predictions |= rank_predictions
-    metrics = {f"loss/{name}": mean for name, mean in criterion.means(sums, counts).items()}
-    metrics["loss/total"] = criterion.objective(sums, counts)
+    metrics = step_metrics.loss_metrics(criterion, sums, counts)
     pairs = [(sample.student, predictions[sample.id]) for sample in samples if sample.id in predictions]
     if pairs:
         metrics |= detection_metrics(*zip(*pairs, strict=True))
-    return {f"eval/{name}": float(value) for name, value in metrics.items()}, pairs
+    return step_metrics.prefixed("eval", metrics), pairs
 
 
 def _add(sums: Losses, more: Losses) -> None:

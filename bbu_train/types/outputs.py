@@ -48,11 +48,11 @@ class Detections:
     boxes_cxcywh       boxes after the sigmoid, as shares of the picture's width and height
     objectness_logits  before the sigmoid
     caption_losses     `caption_losses(sample_of_object, query_of_object, caption_ids, max_objects)` returns the cross
-                       entropy of each caption token, of shape (objects, caption), 0 for padding. Each object is
-                       teacher-forced on its matched query; no sample has more than `max_objects`.
+                       entropy of the first tokens of each caption, as many as the head writes, 0 for padding. Each
+                       object is teacher-forced on its matched query; no sample has more than `max_objects`.
                        It is a function because the loss, which comes later, computes the matching.
-    generate_captions  `generate_captions(end_token, max_tokens)` decodes a caption for every query greedily: token ids
-                       of shape (samples, queries, at most max_tokens), filled up with `end_token`
+    generate_captions  `generate_captions(end_token)` decodes a caption for every query greedily: token ids of shape
+                       (samples, queries, tokens of the longest caption), filled up with `end_token`
     denoising          None outside of training, and for heads without denoising
     dense              None outside of training, and for heads without dense predictions
     """
@@ -61,7 +61,7 @@ class Detections:
     boxes_cxcywh: Float[Tensor, "layers samples queries 4"]
     objectness_logits: Float[Tensor, "layers samples queries"]
     caption_losses: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    generate_captions: Callable[[int, int], Tensor]
+    generate_captions: Callable[[int], Tensor]
     denoising: DenoisingOutputs | None = None
     dense: DenseOutputs | None = None
 

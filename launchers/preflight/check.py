@@ -21,7 +21,16 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runtime import preemption
 from launchers.cells import Cell
 
-DATA_KEYS = ("data", "augmentation", "conversation", "collator", "sampler", "model.preprocessing", "head.num_queries")
+DATA_KEYS = (
+    "data",
+    "augmentation",
+    "conversation",
+    "collator",
+    "sampler",
+    "model.preprocessing",
+    "head.num_queries",
+    "loss._target_",
+)
 GROUP_KEYS = ("model", "head", "optimizer")
 SEED_KEYS = (
     "data.teachers.seed",

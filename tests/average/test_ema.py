@@ -16,6 +16,7 @@ from bbu_train.optimizer import adamw
 from bbu_train.runtime.seeds import generator
 
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
+NUM_STEPS = 100
 
 
 def small_model(precision):
@@ -64,7 +65,7 @@ def trainable(model):
 def test_the_average_equals_torchs_average_of_the_float32_weights(precision, decay):
     model = small_model(precision)
     optimizer = make_optimizer(model, precision)
-    average = ExponentialMovingAverage(model, optimizer, decay)
+    average = ExponentialMovingAverage(model, optimizer, decay, NUM_STEPS)
     float32_weights = nn.ParameterDict(
         {name.replace(".", "_"): p.detach().float() for name, p in trainable(model).items()}
     )
@@ -92,7 +93,7 @@ def test_the_size_of_chunks_does_not_change_the_average(precision, monkeypatch):
         monkeypatch.setattr(ema, "MAX_ELEMENTS", max_elements)
         model = small_model(precision)
         optimizer = make_optimizer(model, precision)
-        average = ExponentialMovingAverage(model, optimizer, 0.9)
+        average = ExponentialMovingAverage(model, optimizer, 0.9, NUM_STEPS)
         for step in steps(model, optimizer, 1, 5):
             average.update(step)
         averages.append(average.averages)
@@ -102,7 +103,7 @@ def test_the_size_of_chunks_does_not_change_the_average(precision, monkeypatch):
 def test_a_weight_without_optimizer_state_is_averaged_with_the_others():
     model = small_model("bf16")
     optimizer = make_optimizer(model, "bf16")
-    average = ExponentialMovingAverage(model, optimizer, 0.9)
+    average = ExponentialMovingAverage(model, optimizer, 0.9, NUM_STEPS)
     before = model[0].weight.detach().float()
     model[1].weight.grad = torch.ones_like(model[1].weight)
     optimizer.step()
@@ -113,7 +114,7 @@ def test_a_weight_without_optimizer_state_is_averaged_with_the_others():
 
 def test_the_decay_grows_with_the_steps_up_to_its_limit():
     model = small_model("fp32")
-    average = ExponentialMovingAverage(model, make_optimizer(model, "fp32"), decay=0.6)
+    average = ExponentialMovingAverage(model, make_optimizer(model, "fp32"), decay=0.6, num_steps=NUM_STEPS)
     weight = model[1].bias
     expected = weight.detach().clone()
     for step, decay in [(1, 2 / 11), (2, 3 / 12), (3, 4 / 13), (1000, 0.6)]:
@@ -127,7 +128,7 @@ def test_the_decay_grows_with_the_steps_up_to_its_limit():
 def test_the_model_has_the_averages_while_applied_and_its_own_weights_afterwards_bit_for_bit(precision):
     model = small_model(precision)
     optimizer = make_optimizer(model, precision)
-    average = ExponentialMovingAverage(model, optimizer, 0.9)
+    average = ExponentialMovingAverage(model, optimizer, 0.9, NUM_STEPS)
     for step in steps(model, optimizer, 1, 5):
         average.update(step)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -146,7 +147,7 @@ def test_the_model_has_the_averages_while_applied_and_its_own_weights_afterwards
 def test_weights_to_save_are_averages_of_trained_parameters_and_the_frozen_weights():
     model = small_model("bf16")
     optimizer = make_optimizer(model, "bf16")
-    average = ExponentialMovingAverage(model, optimizer, 0.9)
+    average = ExponentialMovingAverage(model, optimizer, 0.9, NUM_STEPS)
     for step in steps(model, optimizer, 1, 3):
         average.update(step)
     weights = average.weights()
@@ -163,8 +164,8 @@ def test_a_resumed_average_equals_an_uninterrupted_one(precision):
     model, other = small_model(precision), small_model(precision)
     optimizers = make_optimizer(model, precision), make_optimizer(other, precision)
     uninterrupted, resumed = (
-        ExponentialMovingAverage(model, optimizers[0], 0.9),
-        ExponentialMovingAverage(other, optimizers[1], 0.9),
+        ExponentialMovingAverage(model, optimizers[0], 0.9, NUM_STEPS),
+        ExponentialMovingAverage(other, optimizers[1], 0.9, NUM_STEPS),
     )
     for step in steps(model, optimizers[0], 1, 4):
         uninterrupted.update(step)
@@ -191,4 +192,21 @@ def test_without_an_average_the_weights_are_the_models_and_nothing_else_is_saved
 def test_an_invalid_decay_is_refused_by_its_key(decay):
     model = small_model("fp32")
     with pytest.raises(InputError, match=r"average\.decay"):
-        ExponentialMovingAverage(model, make_optimizer(model, "fp32"), decay)
+        ExponentialMovingAverage(model, make_optimizer(model, "fp32"), decay, NUM_STEPS)
+
+
+def test_a_decay_that_the_run_is_too_short_for_gives_the_average_of_any_higher_one_and_a_warning(caplog):
+    averages = []
+    for decay in (11 / 20, 0.9998):  # 11 / 20 is that of step 10, the last
+        model = small_model("fp32")
+        optimizer = make_optimizer(model, "fp32")
+        average = ExponentialMovingAverage(model, optimizer, decay, num_steps=10)
+        for step in steps(model, optimizer, 1, 10):
+            average.update(step)
+        averages.append(average.weights())
+        assert f"average.decay={decay} makes no difference in a run of 10 steps" in caplog.text
+        assert "below 0.55 make one" in caplog.text
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+    caplog.clear()
+    ExponentialMovingAverage(model, optimizer, 0.54, num_steps=10)
+    assert not caplog.text

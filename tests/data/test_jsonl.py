@@ -12,7 +12,7 @@ from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Object
 
-NO_TEACHERS = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1)
+NO_TEACHERS = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1, validation_seed=1)
 SCREW = {"bbox_2d": [1, 2, 3, 4], "desc": "screw/m4"}
 GOOD = {"images": ["a.png"], "objects": [SCREW]}
 

@@ -10,7 +10,7 @@ from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Picture, Sample
 
-ALWAYS_TWO = TeacherDraw(teacher_ratio=1, num_teachers=2, num_validation_teachers=1, seed=5)
+ALWAYS_TWO = TeacherDraw(teacher_ratio=1, num_teachers=2, num_validation_teachers=1, seed=5, validation_seed=5)
 
 
 @pytest.fixture
@@ -38,6 +38,16 @@ def test_a_draw_depends_on_seed_epoch_and_sample_alone(pictures):
     assert drawn != [ALWAYS_TWO.draw(sample, 4, pictures) for sample in samples]
     assert drawn != [replace(ALWAYS_TWO, seed=6).draw(sample, 3, pictures) for sample in samples]
     assert len(set(drawn)) > 1
+
+
+def test_runs_that_differ_in_seed_are_validated_with_the_same_teachers(pictures):
+    samples = samples_of(pictures)
+
+    def draw(**changes):
+        return [replace(ALWAYS_TWO, **changes).draw_validation(sample, pictures) for sample in samples]
+
+    assert draw(seed=1) == draw(seed=2)
+    assert draw(validation_seed=1) != draw(validation_seed=2)
 
 
 def test_the_number_of_teachers_covers_its_range_and_nothing_else(pictures):
@@ -139,6 +149,7 @@ def test_pictures_without_annotation_are_not_in_the_pool(pictures):
         {"num_validation_teachers": -1},
         {"num_validation_teachers": True},
         {"seed": True},
+        {"validation_seed": True},
     ],
     ids=str,
 )
@@ -150,4 +161,4 @@ def test_an_argument_out_of_range_is_named_by_its_key(changes):
 
 def test_all_wrong_arguments_are_named_at_once():
     with pytest.raises(InputError, match="2 problems"):
-        TeacherDraw(teacher_ratio=2, num_teachers=[3, 1], num_validation_teachers=0, seed=0)
+        TeacherDraw(teacher_ratio=2, num_teachers=[3, 1], num_validation_teachers=0, seed=0, validation_seed=0)

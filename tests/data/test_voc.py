@@ -10,7 +10,7 @@ from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Object
 
-NO_TEACHERS = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1)
+NO_TEACHERS = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1, validation_seed=1)
 REPOSITORY = Path(__file__).parents[2]
 BLOOD_CELLS = REPOSITORY.parent / "shared/data/bccd"
 SIZE = "<size><width>8</width><height>6</height><depth>3</depth></size>"

@@ -45,7 +45,7 @@ def test_an_undefined_metric_is_a_dash_in_the_text_and_null_in_json_and_missing_
     lines = table.as_text().splitlines()
     assert lines[0] == "step 7, test: 3 pictures"
     [line] = [line for line in lines if line.startswith("generated")][:1]
-    assert line.split() == ["generated", "0", *["-"] * 11]
+    assert line.split() == ["generated", "0", *["-"] * 12]
     output_files.write(table, tmp_path / "new")
     rows = json.loads((tmp_path / "new/table.json").read_text())["rows"]
     assert (rows[3]["ap50"], rows[3]["malformed"], rows[0]["malformed"]) == (None, 1.0, None)

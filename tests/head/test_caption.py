@@ -25,7 +25,7 @@ class RecordingLinear(nn.Linear):
 @pytest.fixture
 def decoder():
     torch.manual_seed(0)
-    return CaptionDecoder(WIDTH, D_MODEL, num_layers=2, num_heads=2, vocabulary_chunk=1000)
+    return CaptionDecoder(WIDTH, D_MODEL, num_layers=2, num_heads=2, vocabulary_chunk=1000, max_tokens=6)
 
 
 @pytest.fixture
@@ -142,7 +142,8 @@ def test_decoding_with_a_cache_gives_the_logits_of_teacher_forcing(decoder, inpu
     expected = logits_of(decoder, inputs, words, embed, project)
     project.logits = []
     queries, memory = inputs
-    generated = decoder.generate(queries, memory, embed, DictatingProjection(project, words), END, NUM_TOKENS)
+    decoder.max_tokens = NUM_TOKENS
+    generated = decoder.generate(queries, memory, embed, DictatingProjection(project, words), END)
     assert torch.equal(generated, words)
     torch.testing.assert_close(torch.stack(project.logits, dim=2), expected, atol=1e-5, rtol=0)
 
@@ -155,13 +156,13 @@ def test_greedy_captions_are_those_of_decoding_without_a_cache(decoder, inputs, 
         logits = logits_of(decoder, inputs, torch.cat([words, unknown], dim=-1), embed, project)
         words = torch.cat([words, logits[:, :, -1:].argmax(-1)], dim=-1)
     assert len(words.unique()) > 2
-    assert torch.equal(decoder.generate(queries, memory, embed, project, VOCABULARY, 6), words)
+    assert torch.equal(decoder.generate(queries, memory, embed, project, VOCABULARY), words)
 
 
 def dictate(decoder, inputs, embed, project, words, max_tokens):
     queries, memory = inputs[0][:1], Memory(*(part[:1] for part in inputs[1]))
-    projection = DictatingProjection(project, torch.tensor(words)[None])
-    return decoder.generate(queries[:, : len(words)], memory, embed, projection, END, max_tokens)[0].tolist()
+    projection, decoder.max_tokens = DictatingProjection(project, torch.tensor(words)[None]), max_tokens
+    return decoder.generate(queries[:, : len(words)], memory, embed, projection, END)[0].tolist()
 
 
 def test_a_caption_that_has_ended_is_filled_with_the_end_token(decoder, inputs, embed, project):
@@ -172,3 +173,38 @@ def test_a_caption_that_has_ended_is_filled_with_the_end_token(decoder, inputs, 
 def test_no_caption_is_longer_than_max_tokens(decoder, inputs, embed, project):
     words = dictate(decoder, inputs, embed, project, [[5, END, 7, 8], [6, 6, 3, 9]], max_tokens=3)
     assert words == [[5, END, END], [6, 6, 3]]
+
+
+def test_a_sample_whose_captions_have_all_ended_is_no_longer_decoded_and_the_others_are_as_before(
+    decoder, inputs, embed, project
+):
+    words = torch.tensor(
+        [[[5, END, 7, 8], [4, END, 1, 2], [END, 3, 3, 3]], [[6, 6, 3, 9], [1, END, 3, 3], [2, 3, 4, 5]]]
+    )
+    expected = logits_of(decoder, inputs, words, embed, project)
+    project.logits = []
+
+    class OpenSamples(DictatingProjection):
+        """Dictates the words of the first samples for two steps, then those of the second sample alone."""
+
+        def forward(self, hidden):
+            self.words = iter([next(self.words)[-len(hidden) :], *self.words])
+            return super().forward(hidden)
+
+    queries, memory = inputs
+    decoder.max_tokens = 4
+    captions = decoder.generate(queries, memory, embed, OpenSamples(project, words), END)
+    assert [len(logits) for logits in project.logits] == [2, 2, 1, 1]
+    assert captions[0].tolist() == [[5, END, END, END], [4, END, END, END], [END, END, END, END]]
+    assert captions[1].tolist() == [[6, 6, 3, 9], [1, END, END, END], [2, 3, 4, 5]]
+    for step, logits in enumerate(project.logits):  # of slots that have not ended
+        torch.testing.assert_close(logits[-1, [0, 2]], expected[1, [0, 2], step], atol=1e-5, rtol=0)
+
+
+def test_of_a_caption_longer_than_max_tokens_the_beginning_is_learned(decoder, inputs, caption_ids, embed, project):
+    expected = losses(decoder, inputs, caption_ids, embed, project)[:, :, :3]
+    decoder.max_tokens = 3
+    queries, memory = inputs
+    samples = torch.arange(NUM_SAMPLES).repeat_interleave(NUM_SLOTS)
+    flat = queries.flatten(0, 1), samples, NUM_SLOTS, caption_ids.flatten(0, 1)
+    torch.testing.assert_close(decoder.losses(*flat, memory, embed, project), expected.flatten(0, 1))

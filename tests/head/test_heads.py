@@ -55,6 +55,7 @@ def head(request):
         num_caption_layers=2,
         adapter_ratio=4,
         vocabulary_chunk=1000,
+        max_caption_tokens=4,
     )
     for name, parameter in head.named_parameters():
         if "box" in name and not parameter.any():  # box heads that start at zero would hide what influences boxes
@@ -81,7 +82,7 @@ def features():
 def predictions_of(detections, sample) -> list[torch.Tensor]:
     """All predictions for one sample: boxes, objectness, caption losses and captions."""
     caption_losses = detections.caption_losses(SAMPLES, QUERIES, CAPTIONS, 2)[sample == SAMPLES]
-    captions = detections.generate_captions(END, 4)[sample]
+    captions = detections.generate_captions(END)[sample]
     return [detections.boxes_logits[:, sample], detections.objectness_logits[:, sample], caption_losses, captions]
 
 
@@ -95,7 +96,7 @@ def test_permuting_the_samples_permutes_the_predictions(detect, features):
     expected, detections = detect(*features, index), detect(*features, permuted)
     torch.testing.assert_close(detections.boxes_logits, expected.boxes_logits[:, order])
     torch.testing.assert_close(detections.objectness_logits, expected.objectness_logits[:, order])
-    assert torch.equal(detections.generate_captions(END, 4), expected.generate_captions(END, 4)[order])
+    assert torch.equal(detections.generate_captions(END), expected.generate_captions(END)[order])
 
 
 @pytest.mark.parametrize("sample", [0, 1, 2])

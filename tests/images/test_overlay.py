@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbu_train.images.overlay import COLORS, overlay
+from bbu_train.images.overlay import COLORS, ClassColors, overlay
 from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.reporting.loss_plot import plot_losses
 from bbu_train.types.outputs import Prediction
@@ -32,14 +32,16 @@ def colors_in(image, box=None):
 
 
 def test_a_small_picture_is_enlarged_by_a_whole_number_and_gets_a_legend(picture):
-    image = overlay(picture, predict(), 0.5)
+    image = overlay(picture, predict(), 0.5, ClassColors(()))
     assert image.width == 800
     assert 600 < image.height < 700
     assert image.getpixel((300, 300)) == GREY
 
 
 def test_true_boxes_are_white_dashes_where_the_object_is(picture):
-    edge = overlay(picture, predict(), 0.5).crop((470, 130, 490, 500))  # the right side of the box, enlarged 4 times
+    edge = overlay(picture, predict(), 0.5, ClassColors(())).crop(
+        (470, 130, 490, 500)
+    )  # the right side of the box, enlarged 4 times
     columns = [x for x in range(edge.width) if (255, 255, 255) in colors_in(edge, (x, 0, x + 1, edge.height))]
     assert columns
     assert all(abs(470 + x - 480) <= 2 for x in columns)
@@ -47,7 +49,7 @@ def test_true_boxes_are_white_dashes_where_the_object_is(picture):
 
 def test_a_prediction_is_drawn_in_a_color_if_its_score_reaches_the_threshold(picture):
     below, reached = ((10, 10, 60, 60), 0.4, "bbu"), ((130, 20, 190, 140), 0.5, "label")
-    image = overlay(picture, predict(below, reached), 0.5)
+    image = overlay(picture, predict(below, reached), 0.5, ClassColors(()))
     assert image.getpixel((520, 300)) in COLORS
     assert image.getpixel((40, 140)) == GREY
 
@@ -55,30 +57,40 @@ def test_a_prediction_is_drawn_in_a_color_if_its_score_reaches_the_threshold(pic
 def test_classes_of_one_picture_have_different_colors(picture):
     names = [f"class{number}" for number in range(7)]
     objects = [((10 + 25 * i, 10, 20 + 25 * i, 100), 0.9, name) for i, name in enumerate(names)]
-    image = overlay(picture, predict(*objects), 0.5)
+    image = overlay(picture, predict(*objects), 0.5, ClassColors(()))
     assert len({image.getpixel((40 + 100 * i, 300)) for i in range(7)}) == 7
 
 
-def test_classes_have_the_same_colors_in_all_pictures_that_are_drawn_with_them(picture):
-    names = {f"class{number}" for number in range(7)}
-    colors = set()
-    for name in names:
-        other, item = ((10, 10, 60, 60), 0.9, "another"), ((130, 20, 190, 140), 0.9, name)
-        images = [overlay(picture, prediction, 0.5, names) for prediction in (predict(item), predict(other, item))]
-        alone, together = (image.getpixel((520, 300)) for image in images)
-        assert alone == together
-        colors.add(alone)
-    assert len(colors) == 7
+def test_a_class_keeps_its_color_in_all_pictures_whatever_else_is_drawn_and_first(picture):
+    names = [f"class{number}" for number in range(7)]
+    colors, drawn = ClassColors(names[:4]), {}
+    for first in range(7):  # each picture has other classes, in another order, the last three unknown before
+        shown = (names[first:] + names[:first])[:3]
+        objects = [((10 + 50 * i, 10, 40 + 50 * i, 100), 0.9, name) for i, name in enumerate(shown)]
+        image = overlay(picture, predict(*objects), 0.5, colors)
+        for i, name in enumerate(shown):
+            assert drawn.setdefault(name, pixel := image.getpixel((40 + 200 * i, 300))) == pixel
+    assert len(set(drawn.values())) == 7
+    assert [ClassColors(names[3::-1])[name] for name in names[:4]] == [drawn[name] for name in names[:4]]
+
+
+def test_more_classes_than_colors_share_them():
+    colors = ClassColors(())
+    first = [colors[f"class{number}"] for number in range(30)]
+    assert set(first) == set(COLORS)
+    assert [colors[f"class{number}"] for number in range(30)] == first
 
 
 def test_boxes_outside_or_inside_out_and_unannotated_pictures_are_drawn(picture):
     unannotated = Picture(picture.path, 200, 150, None)
-    image = overlay(unannotated, predict(((-50, -50, 900, 20), 0.9, "a"), ((90, 90, 50, 50), 0.9, "b")), 0.5)
+    image = overlay(
+        unannotated, predict(((-50, -50, 900, 20), 0.9, "a"), ((90, 90, 50, 50), 0.9, "b")), 0.5, ClassColors(())
+    )
     assert len(colors_in(image) & set(COLORS)) == 2
 
 
 def test_a_title_stands_above_the_picture(picture):
-    image = overlay(picture, predict(), 0.5)
+    image = overlay(picture, predict(), 0.5, ClassColors(()))
     sheet = add_title(image, "generated: 螺丝")
     assert sheet.width == image.width
     strip = sheet.height - image.height
@@ -89,18 +101,21 @@ def test_a_title_stands_above_the_picture(picture):
 def test_the_legend_counts_true_boxes_only_of_annotated_pictures(picture):
     unannotated = Picture(picture.path, 200, 150, None)
     empty = Picture(picture.path, 200, 150, ())
-    assert overlay(unannotated, predict(), 0.5).tobytes() != overlay(empty, predict(), 0.5).tobytes()
+    assert (
+        overlay(unannotated, predict(), 0.5, ClassColors(())).tobytes()
+        != overlay(empty, predict(), 0.5, ClassColors(())).tobytes()
+    )
 
 
 def test_a_long_legend_takes_more_lines(picture):
     names = [f"a class with a long name, number {number}" for number in range(8)]
-    many = overlay(picture, predict(*(((1, 1, 9, 9), 0.9, name) for name in names)), 0.5)
-    assert many.height > overlay(picture, predict(), 0.5).height + 20
+    many = overlay(picture, predict(*(((1, 1, 9, 9), 0.9, name) for name in names)), 0.5, ClassColors(()))
+    assert many.height > overlay(picture, predict(), 0.5, ClassColors(())).height + 20
 
 
 def test_whatever_an_untrained_model_writes_can_be_drawn(picture):
     texts = ["", "\n", "two\nlines\t\x00", "long" * 500, "\ufffd\u0e01\U0001f600", *map(str, range(40))]
-    image = overlay(picture, predict(*(((5, 5, 90, 90), 0.9, text) for text in texts)), 0.5)
+    image = overlay(picture, predict(*(((5, 5, 90, 90), 0.9, text) for text in texts)), 0.5, ClassColors(()))
     assert image.height < 900
 
 

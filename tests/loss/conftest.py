@@ -45,7 +45,7 @@ def detections_of():
             boxes_cxcywh,
             objectness_logits,
             lambda samples, queries, caption_ids, max_objects: torch.zeros(caption_ids.shape),
-            lambda end_token, max_tokens: torch.zeros(*objectness_logits.shape[1:], max_tokens, dtype=torch.long),
+            lambda end_token: torch.zeros(*objectness_logits.shape[1:], 1, dtype=torch.long),
         )
 
     return make

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bbu_train.loss.joint import JointLoss
 from bbu_train.optimizer.groups import parameters_by_group
+from bbu_train.training import step_metrics
 from bbu_train.types.batch import Batch, Counts
 from bbu_train.types.outputs import Losses, Outputs
 
@@ -161,18 +162,25 @@ def test_every_parameter_gets_a_finite_gradient_whatever_is_missing(missing, ste
 
 
 @pytest.mark.parametrize(
-    ("missing", "zero"),
+    ("missing", "undefined"),
     [
         ("objects", {"bbox_l1", "bbox_giou", "caption", "aux_bbox_l1", "aux_bbox_giou"}),
         ("teachers", {"teacher_lm"}),
         ("supervision", {*WEIGHTS, "aux_bbox_l1", "aux_bbox_giou", "aux_objectness"}),
     ],
 )
-def test_exactly_the_losses_of_what_is_missing_are_0_and_stay_on_the_graph(missing, zero, step_without, make_criterion):
-    step = step_without(missing)
-    means = make_criterion().means(step.losses, step.batch.counts)
-    assert {name for name, mean in means.items() if mean == 0} == zero
-    assert {name for name, mean in means.items() if not mean.requires_grad} == set()
+def test_a_loss_of_what_is_missing_has_no_mean_and_stays_on_the_graph_as_0(
+    missing, undefined, step_without, make_criterion
+):
+    step, criterion = step_without(missing), make_criterion()
+    means = criterion.means(step.losses, step.batch.counts)
+    assert step.losses.keys() - means.keys() == undefined
+    assert {name for name, loss in step.losses.items() if loss == 0} == undefined
+    assert {name for name, loss in step.losses.items() if not loss.requires_grad} == set()
+    total = sum(criterion.weights[name] * mean for name, mean in means.items())
+    torch.testing.assert_close(step.objective(criterion), torch.as_tensor(total, dtype=torch.float32))
+    logged = step_metrics.loss_metrics(criterion, step.losses, step.batch.counts)
+    assert logged.keys() == {f"loss/{name}" for name in (*means, *(["total"] if means else []))}
 
 
 def test_a_step_without_any_supervision_has_zero_gradients(step_without, make_criterion):
@@ -186,6 +194,22 @@ def test_pictures_annotated_as_empty_train_objectness_only(step_without):
     losses = step_without("objects").losses
     assert losses["objectness"] > 0
     assert losses["bbox_l1"] == losses["bbox_giou"] == losses["caption"] == 0
+
+
+@torch.no_grad()
+def test_a_picture_without_objects_weighs_as_much_as_another_in_the_losses_of_objectness(
+    collate, encoded, make_model, make_criterion
+):
+    model, criterion = make_model("head=dino"), make_criterion()
+
+    def means(*some):
+        batch = collate("packed", list(some))
+        return criterion.means(criterion(model(batch), batch), batch.counts)
+
+    busy, empty, both = means(encoded[0]), means(encoded[2]), means(encoded[0], encoded[2])
+    for name in ("objectness", "aux_objectness", "dense_objectness"):
+        torch.testing.assert_close(both[name], (busy[name] + empty[name]) / 2)
+    assert not {"denoising_objectness", "dense_bbox_l1", "caption"} & empty.keys()
 
 
 @torch.no_grad()

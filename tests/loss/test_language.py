@@ -68,7 +68,7 @@ def stock_loss(stock, stock_inputs):
 def mean_over_tokens(model, criterion, batch):
     """(n_t teacher + n_s student) / (n_t + n_s), the mean over all supervised tokens."""
     counts, means = batch.counts, criterion.means(criterion(model(batch), batch), batch.counts)
-    total = counts.teacher_tokens * means["teacher_lm"] + counts.student_tokens * means["student_lm"]
+    total = counts.teacher_tokens * means.get("teacher_lm", 0) + counts.student_tokens * means["student_lm"]
     return total / (counts.teacher_tokens + counts.student_tokens)
 
 

@@ -20,7 +20,7 @@ def test_the_class_is_the_first_level_of_the_description():
 
 def test_perfect_predictions_score_1():
     metrics = detection_metrics(PICTURES, [perfect(each) for each in PICTURES])
-    assert metrics.pop("f1_threshold") == 0.9
+    assert (metrics.pop("f1_threshold"), metrics.pop("unknown_class_boxes")) == (0.9, 0)
     assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
     assert {"ap", "ap50", "ap75", "ap50/bbu", "ap50/螺丝", "agnostic_ap", "agnostic_ap50", "f1"} == set(metrics)
 
@@ -51,14 +51,31 @@ def test_average_precision_is_the_mean_over_classes_not_over_objects():
     assert (metrics["ap50/x"], metrics["ap50/y"], metrics["ap50"]) == pytest.approx((1, 0, 0.5))
 
 
-def test_a_prediction_of_an_unknown_class_counts_only_in_class_agnostic_metrics():
+def test_ap_by_class_is_cocos_and_its_blind_spot_is_a_number_beside_it():
     pictures = [picture((A, "x"), (B, "y"))]
     correct = [(A, 0.9, "x"), (B, 0.8, "y")]
-    with_unknown = detection_metrics(pictures, [prediction(*correct, (C, 0.95, "screw"))])
-    assert with_unknown["ap"] == with_unknown["f1"] == 1.0
+    with_unknown = detection_metrics(pictures, [prediction(*correct, (C, 0.95, "screw"), (A, 0.01, ""))])
+    assert with_unknown["ap"] == 1.0
+    assert with_unknown["unknown_class_boxes"] == 2
     assert with_unknown["agnostic_ap50"] == pytest.approx(2 / 3)
     swapped = detection_metrics(pictures, [prediction((A, 0.9, "y"), (B, 0.8, "x"))])
-    assert (swapped["ap50"], swapped["agnostic_ap50"]) == (0.0, 1.0)
+    assert (swapped["ap50"], swapped["agnostic_ap50"], swapped["unknown_class_boxes"]) == (0.0, 1.0, 0)
+
+
+def test_f1_counts_a_predicted_box_of_any_class_in_any_annotated_picture():
+    pictures = [picture((A, "x"), (B, "x")), picture()]
+    correct = prediction((A, 0.9, "x"), (B, 0.5, "x"))
+    for box, name in ((C, "screw"), (A, "screw"), (C, "x"), (C, "")):  # of a class with and without true objects
+        for wrong in (
+            [prediction((A, 0.9, "x"), (box, 0.7, name), (B, 0.5, "x"))],
+            [correct, prediction((box, 0.7, name))],
+        ):
+            predictions = [*wrong, prediction()][:2]
+            metrics = detection_metrics(pictures, predictions)
+            assert (metrics["f1"], metrics["f1_threshold"]) == (
+                pytest.approx(4 / 5),
+                0.5,
+            )  # 2 hits, 3 predicted, 2 true
 
 
 def test_without_true_objects_nothing_is_defined():
@@ -133,7 +150,7 @@ def test_f1_equals_a_new_matching_at_every_threshold(seed):
     for _ in range(4):
         pictures.append(picture(*((box, random.choice(["x", "y"])) for box in boxes(random.integers(0, 6)))))
         detections = [
-            (box, round(random.random(), 1), random.choice(["x", "y"])) for box in boxes(random.integers(1, 8))
+            (box, round(random.random(), 1), random.choice(["x", "y", "z"])) for box in boxes(random.integers(1, 8))
         ]
         predictions.append(prediction(*detections))
     assert {class_of(each.description) for picture in pictures for each in picture.objects} == {"x", "y"}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -113,6 +114,24 @@ def test_a_run_without_a_head_predicts_only_by_the_generated_route(config, pictu
     assert "Take route=generated" in run_command(capsys, *words)[1]
     assert "Take checkpoint=last" in run_command(capsys, *words, "route=generated")[1]
     assert main([*words, "route=generated", "checkpoint=last", "truth=false"]) == 0
+
+
+def test_a_run_whose_head_stays_random_scores_none_and_predicts_only_by_the_generated_route(
+    config, pictures, tmp_path, capsys
+):
+    frozen = "optimizer.groups.detection.lr=0", "optimizer.groups.adapter.lr=0", "eval_every=1"
+    train(cfg := config(*frozen, *FEW, *STEPS, f"outputs={tmp_path}", "run=frozen"))
+    rows = [json.loads(line) for line in Path(cfg.folder, "metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row if name.startswith("eval/")}
+    assert "eval/loss/student_lm" in names
+    assert all(name.startswith("eval/loss/") for name in names)
+    assert "the head is not scored" in Path(cfg.folder, "train.log").read_text()
+    words = [f"run={cfg.folder}", f"images={pictures}/c-white.png", "max_new_tokens=1", "checkpoint=last"]
+    code, error = run_command(capsys, *words)
+    assert code == 2
+    assert "was never trained" in error
+    assert "Take route=generated" in error
+    assert main([*words, "route=generated"]) == 0
 
 
 def test_help_describes_every_key(capsys):

@@ -4,8 +4,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scored import picture, prediction
+from torch import nn
 
-from bbu_train.images.overlay import COLORS
+from bbu_train.images.overlay import COLORS, ClassColors
+from bbu_train.metrics.picture_bounds import clip_to_picture
+from bbu_train.ops import boxes
 from bbu_train.predict.routes import Predictor
 from bbu_train.predict.show import draw_predictions, to_row
 from bbu_train.training import validation
@@ -16,7 +20,7 @@ from bbu_train.types.samples import Object, Picture, Sample
 def make_predictor(make_model, builder):
     """A function from routes to a predictor with an untrained model."""
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=False)
-    return lambda *routes: Predictor(make_model(), builder, torch.device("cpu"), autocast, routes, 8, 4)
+    return lambda *routes: Predictor(make_model(), builder, torch.device("cpu"), autocast, routes, 8)
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def test_the_head_predicts_what_it_predicts_in_validation(make_predictor, sample
     predictor = make_predictor("head", "generated")
     with torch.no_grad():
         detections = predictor.model(collate("packed", encoded)).detections
-    expected = validation.predict(detections, samples, builder.tokenizer, 4)
+    expected = validation.predict(detections, samples, builder.tokenizer)
     for predictions in predict(predictor, samples):
         reference = expected[predictions.sample.id]
         np.testing.assert_allclose(predictions.head.boxes_xyxy, reference.boxes_xyxy, rtol=1e-4, atol=1e-3)
@@ -67,16 +71,16 @@ def test_an_untrained_model_is_malformed_and_is_still_drawn(make_predictor, samp
     assert row["generated"]["is_malformed"] is True
     assert len(row["true"]) == 3
     assert len(row["teachers"]) == 2
-    assert draw_predictions(predictions, 1.0).width > 1600
+    assert draw_predictions(predictions, 1.0, ClassColors(())).width > 1600
 
 
 def test_the_heads_boxes_lie_inside_the_picture_and_are_sorted_by_score(make_predictor, make_picture):
     picture = make_picture("unknown", 300, 200)
     sample = Sample("x", Picture(picture.path, 300, 200, None), ())
     row = to_row(predict(make_predictor("head"), [sample])[0], 0.0)
-    boxes = np.array([each["bbox_2d"] for each in row["head"]["objects"]])
-    assert len(boxes) == 12
-    assert ((boxes >= 0) & (boxes <= [300, 200, 300, 200])).all()
+    corners = np.array([each["bbox_2d"] for each in row["head"]["objects"]])
+    assert len(corners) == 12
+    assert ((corners >= 0) & (corners <= [300, 200, 300, 200])).all()
     scores = [each["score"] for each in row["head"]["objects"]]
     assert scores == sorted(scores, reverse=True)
     assert "true" not in row
@@ -97,8 +101,33 @@ def test_a_generated_answer_has_boxes_in_original_pixels_and_the_colours_of_its_
     for each, (box, _) in zip(row["generated"]["objects"], boxes, strict=True):
         assert each["bbox_2d"] == pytest.approx(box, abs=2)
     assert row["generated"]["is_malformed"] is False
-    pixels = np.unique(np.asarray(draw_predictions(predictions, 0.5)).reshape(-1, 3), axis=0)
+    pixels = np.unique(np.asarray(draw_predictions(predictions, 0.5, ClassColors(()))).reshape(-1, 3), axis=0)
     assert len(set(map(tuple, pixels.tolist())) & set(COLORS)) == 2
+
+
+def test_every_prediction_lies_inside_its_picture_before_it_is_scored(
+    make_predictor, samples, builder, collate, encoded
+):
+    predictor = make_predictor("head")
+    nn.init.constant_(predictor.model.head.box[-1].bias, 2.0)  # large boxes near the lower right corner
+    with torch.no_grad():
+        detections = predictor.model(collate("packed", encoded)).detections
+    assert (boxes.cxcywh_to_xyxy(detections.boxes_cxcywh[-1]) > 1).any()
+    training = validation.predict(detections, samples, builder.tokenizer)
+    for predictions in predict(predictor, samples):
+        size = predictions.sample.student.width, predictions.sample.student.height
+        for clipped in (predictions.head, training[predictions.sample.id]):
+            assert len(clipped.scores) == 12
+            assert clipped.boxes_xyxy.min() >= 0
+            assert (clipped.boxes_xyxy[:, 2:].max(axis=0) == size).all()
+
+
+def test_a_box_without_area_in_the_picture_is_left_out_and_others_are_cut():
+    rows = ((-5, 10, 20, 900), 0.9, "a/1"), ((30, 50, 10, 90), 0.8, "b"), ((101, 0, 120, 50), 0.7, "c")
+    clipped = clip_to_picture(prediction(*rows, ((1, 2, 3, 4), 0.6, "d")), picture())
+    assert clipped.boxes_xyxy.tolist() == [[0, 10, 20, 100], [1, 2, 3, 4]]
+    assert clipped.scores.tolist() == [0.9, 0.6]
+    assert clipped.descriptions == ("a/1", "d")
 
 
 def test_300_objects_are_listed_and_drawn(make_predictor, make_picture, generate_truth):
@@ -107,5 +136,5 @@ def test_300_objects_are_listed_and_drawn(make_predictor, make_picture, generate
     generate_truth(crowded, 1.0)
     (predictions,) = predict(make_predictor("generated"), [Sample("x", crowded, ())])
     assert len(to_row(predictions, 0.5)["generated"]["objects"]) == 300
-    assert draw_predictions(predictions, 0.5).height < 1200
+    assert draw_predictions(predictions, 0.5, ClassColors(())).height < 1200
     assert Object(boxes[0], "class0") in crowded.objects

@@ -2,6 +2,7 @@ import pytest
 
 from bbu_train.errors import InputError
 from bbu_train.training import setup
+from bbu_train.types.samples import Sample
 
 
 def test_pictures_with_more_objects_than_queries_are_all_named(samples):
@@ -17,3 +18,26 @@ def test_a_model_without_a_head_takes_any_number_of_objects(samples):
 def test_a_limit_without_positions_is_refused(limit):
     with pytest.raises(InputError, match="positions for 1 to 100 tokens"):
         setup.check_max_tokens(limit, max_positions=100)
+
+
+def test_a_loss_that_does_not_train_the_head_is_refused_with_it(config):
+    for head in ("detr", "dino"):
+        with pytest.raises(InputError, match=r"the head would stay random. Take head=none or loss=joint"):
+            setup.prepare(config("loss=language", f"head={head}"))
+    for choices in (["head=none", "loss=language"], ["head=none", "loss=joint"], ["loss=varifocal"]):
+        setup.check_head_is_trained(config(*choices))
+
+
+def test_descriptions_longer_than_the_head_writes_are_counted_before_the_model_loads(builder, make_picture, caplog):
+    box = (0, 0, 20, 20)
+    objects = [(box, "screw"), (box, "screw, loose, loose"), (box, "screw, loose"), (box, "screw")]
+    samples = [
+        Sample(f"train.jsonl:{i}", make_picture(f"long{i}", 56, 56, each), None) for i, each in enumerate(objects)
+    ]
+    longest = builder.num_caption_tokens("screw, loose, loose")
+    setup.warn_of_long_descriptions(builder, samples, longest)
+    setup.warn_of_long_descriptions(builder, samples, None)
+    assert not caplog.text
+    setup.warn_of_long_descriptions(builder, samples, builder.num_caption_tokens("screw"))
+    assert "2 of 4 training objects have a description" in caplog.text
+    assert f"the first of them in train.jsonl:1, the longest with {longest}" in caplog.text

@@ -10,7 +10,7 @@ from bbu_train.data.cabinets.synthetic import load
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 
-TEACHERS = TeacherDraw(teacher_ratio=0.7, num_teachers=1, num_validation_teachers=1, seed=17)
+TEACHERS = TeacherDraw(teacher_ratio=0.7, num_teachers=1, num_validation_teachers=1, seed=17, validation_seed=17)
 VALUES = {
     "num_train": 4,
     "num_validation": 2,
@@ -78,7 +78,7 @@ def test_other_values_get_another_folder_and_other_teachers_do_not(tmp_path):
     def folder_of(**changes):
         return load(tmp_path, **{**VALUES, "num_train": 1, **changes}).train[0].student.path.parent
 
-    none = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1)
+    none = TeacherDraw(teacher_ratio=0, num_teachers=1, num_validation_teachers=0, seed=1, validation_seed=1)
     first = folder_of(teachers=none)
     assert folder_of(teachers=none, seed=1) != first
     assert folder_of(teachers=none, max_objects=2) != first

@@ -35,6 +35,13 @@ def test_every_problem_of_data_and_groups_is_named_with_the_cells_that_have_it(t
     assert "Traceback" not in message
 
 
+def test_a_cell_whose_loss_leaves_the_head_random_is_refused(tmp_path):
+    message = error_of(tmp_path, "loss=joint,language")
+    assert "loss=language: The model has a head" in message
+    assert "Take head=none or loss=joint." in message
+    assert "loss=joint:" not in message
+
+
 def test_missing_weights_are_reported_first(tmp_path):
     message = error_of(tmp_path, "model=tiny,qwen25vl3b", "model.checkpoint=/nowhere", "model.weights=pretrained")
     assert "The weights of /nowhere are missing" in message

@@ -30,6 +30,7 @@ def test_the_memory_is_that_of_weights_gradients_and_optimizer_state(requirement
 
 def test_an_average_needs_four_more_bytes_for_each_weight(requirements, uninterrupted):
     cfg = OmegaConf.load(uninterrupted / "config.yaml")
-    cfg.average = {"_target_": "bbu_train.average.ema.ExponentialMovingAverage", "_partial_": True, "decay": 0.9}
+    target = {"_target_": "bbu_train.average.ema.ExponentialMovingAverage", "_partial_": True}
+    cfg.average = target | {"decay": 0.9, "num_steps": cfg.steps}
     num_weights = sum(weight.numel() for weight in weights(uninterrupted).values())
     assert child.compute_requirements(cfg)["num_bytes"] - requirements["num_bytes"] == 4 * num_weights

@@ -1,0 +1,16 @@
+"""What of a predicted box lies inside its picture: training, evaluate and predict score and show nothing else."""
+
+from bbu_train.types.outputs import Prediction
+from bbu_train.types.samples import Picture
+
+
+def clip_to_picture(prediction: Prediction, picture: Picture) -> Prediction:
+    """Return the prediction with its boxes clipped to the picture.
+
+    A box that is inside out, or has no area in the picture, is left out. Both routes are clipped here, the head's boxes
+    and the generated ones, so that neither gains or loses by what lies outside of a picture.
+    """
+    boxes = prediction.boxes_xyxy.clip(0, [picture.width, picture.height] * 2)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    descriptions = tuple(text for text, is_kept in zip(prediction.descriptions, has_area, strict=True) if is_kept)
+    return Prediction(boxes[has_area], prediction.scores[has_area], descriptions)

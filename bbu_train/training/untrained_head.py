@@ -1,0 +1,73 @@
+"""The parts of a head that a run leaves at their random weights. What they predict is no result, and is not scored."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+
+from bbu_train.errors import InputError
+from bbu_train.training.protocols import Criterion
+
+
+class Part(NamedTuple):
+    """A part of every head: what it predicts, its module, and the losses of `Criterion.weights` that train it."""
+
+    predicts: str
+    module: str
+    losses: tuple[str, ...]
+
+
+PARTS = (
+    Part("boxes", "box", ("bbox_l1", "bbox_giou")),
+    Part("scores", "objectness", ("objectness",)),
+    Part("descriptions", "captioner", ("caption",)),
+)
+
+
+def untrained_parts(head: nn.Module | None, criterion: Criterion) -> dict[str, str]:
+    """Return, for each of boxes, scores and descriptions that stays random, why it does.
+
+    Call this after the optimizer was built, which freezes the groups with a rate of 0. A head always starts from random
+    weights, so a frozen part has never learned.
+    """
+    reasons = {}
+    for part in PARTS if head is not None else ():
+        if not any(criterion.weights.get(loss, 0) > 0 for loss in part.losses):
+            reasons[part.predicts] = "its losses have weight 0"
+        elif _is_frozen(getattr(head, part.module)):
+            reasons[part.predicts] = "it is frozen at its random weights (its learning rate is 0)"
+    return reasons
+
+
+def is_scored(head: nn.Module | None, criterion: Criterion) -> bool:
+    """Return whether the head's predictions can be scored: without trained boxes, every metric is one of chance."""
+    return head is not None and "boxes" not in untrained_parts(head, criterion)
+
+
+def warnings(model: nn.Module, criterion: Criterion) -> Iterator[str]:
+    """Yield what the user must know of parts that stay random, at the start of a run."""
+    for predicts, reason in untrained_parts(model.head, criterion).items():
+        effect = "the head is not scored" if predicts == "boxes" else "metrics that need them are those of chance"
+        yield f"The head's part that predicts {predicts} stays random, because {reason}: {effect}."
+    backbone_trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    for part in PARTS if model.head is not None and backbone_trains else ():
+        weighted = [loss for loss in part.losses if criterion.weights.get(loss, 0) > 0]
+        if weighted and _is_frozen(getattr(model.head, part.module)):
+            yield (
+                f"The losses {', '.join(weighted)} of the frozen random part that predicts {part.predicts} still train "
+                "the vision tower and the language model. Set their loss.weights to 0 to keep them out."
+            )
+
+
+def refuse(head: nn.Module | None, criterion: Criterion, folder: str) -> None:
+    """Raise InputError if the head of the run in `folder` cannot be scored."""
+    if not is_scored(head, criterion):
+        reason = untrained_parts(head, criterion)["boxes"]
+        raise InputError(
+            f"The head of the run in {folder} was never trained: the part that predicts boxes stayed random, because "
+            f"{reason}. Take route=generated."
+        )
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
