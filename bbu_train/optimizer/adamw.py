@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from bbu_train.optimizer.groups import make_param_groups
@@ -18,14 +17,11 @@ def build(
     eps: float,
     weight_decay: float,
     precision: str,
-) -> torch.optim.AdamW:
+) -> MixedAdamW:
     """Freeze the groups with rate 0 and build AdamW over the others.
 
     `groups` is described in `make_param_groups`. `precision` is the engine's: with "bf16" every bfloat16 parameter has
     a float32 master, with "pure_bf16" none has.
     """
     param_groups = make_param_groups(model, groups, betas, eps, weight_decay)
-    # Both optimizers scale gradients and skip a refused update on the device (engine/ddp.py).
-    if precision == "fp32":
-        return torch.optim.AdamW(param_groups, betas=(betas[0], betas[1]), eps=eps, fused=True)
-    return MixedAdamW(param_groups, has_masters=precision == "bf16", betas=(betas[0], betas[1]), eps=eps)
+    return MixedAdamW(param_groups, has_masters=precision != "pure_bf16", betas=(betas[0], betas[1]), eps=eps)

@@ -77,11 +77,11 @@ def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.P
     return members
 
 
-def state_bytes(optimizer: torch.optim.AdamW) -> int:
+def state_bytes(optimizer: MixedAdamW) -> int:
     """Return the bytes of moments and of the masters' low bits, which the optimizer allocates at its first step."""
 
     def bytes_of(parameter: nn.Parameter, num_moments: int) -> int:
-        if isinstance(optimizer, MixedAdamW) and parameter.dtype == torch.bfloat16:
+        if parameter.dtype == torch.bfloat16:
             return parameter.numel() * (4 * num_moments + 2 if optimizer.has_masters else 2 * num_moments)
         return num_moments * parameter.nbytes
 

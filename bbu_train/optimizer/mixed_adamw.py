@@ -1,6 +1,6 @@
-"""AdamW for bfloat16 matrices, with or without float32 masters."""
+"""AdamW for bfloat16 and float32 parameters, in which neither small updates nor small decay is rounded away."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,20 +9,25 @@ from torch import Tensor, nn
 
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32, split_float32
+from bbu_train.optimizer.float32_update import update_float32
 
 
 class MixedAdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) whose bfloat16 parameters lose no small update to rounding.
+    """AdamW (Loshchilov and Hutter 2019) that loses no small update of a bfloat16 parameter, and no weight decay.
 
     With `has_masters`, the update is applied to a float32 master and the moments are float32. The parameter is the
     master's bfloat16 part, and the state has its `low_bits` (`bbu_train/ops/split_float32.py`). Without masters,
     parameter and moments are bfloat16 alone and are rounded stochastically, so that an update smaller than a rounding
-    step still counts on average: 6 bytes per weight instead of 12, with different results. Parameters of other dtypes
-    are left to torch's fused AdamW.
+    step still counts on average: 6 bytes per weight instead of 12, with different results. All other parameters must
+    be float32.
 
-    As in torch's fused optimizers, gradients are divided by `grad_scale`. If `found_inf` is not 0, no weight and no
-    moment changes, and only the step count advances. Both are read on the device. On a GPU, one kernel does the whole
-    update of a parameter and its state.
+    Decay and update are subtracted as one number: w <- w - (update + lr decay w). torch's (1 - lr decay) w equals w
+    where lr decay is below 3e-8. Here the weight takes the rounding of the whole difference. As updates vary, it falls
+    on either side, and the mean decay of many weights is lr decay.
+
+    As in torch's fused optimizers, gradients are divided by `grad_scale`. If `found_inf` is 1, nothing changes: no
+    weight, no moment and no step count (the stochastic rounding depends on it). Both are read on the device. On a GPU,
+    one kernel does the whole update of a bfloat16 parameter and its state.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]], has_masters: bool, **settings: Any) -> None:
@@ -31,27 +36,25 @@ class MixedAdamW(torch.optim.AdamW):
         device = self.param_groups[0]["params"][0].device
         self.update = _update_for(device)
         self.grad_scale, self.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
-        num_bfloat16 = sum(1 for _ in self._bfloat16_parameters())
-        self.salts = torch.arange(num_bfloat16, dtype=torch.int32, device=device)
+        in_bfloat16 = [p for group in self.param_groups for p in group["params"] if p.dtype == torch.bfloat16]
+        salts = torch.arange(len(in_bfloat16), dtype=torch.int32, device=device)
+        self.salts = dict(zip(in_bfloat16, salts, strict=True))
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient. The gradients of bfloat16 parameters are freed."""
-        scalars_of: dict[tuple[str, float, int], Tensor] = {}  # one small transfer per group, not per parameter
-        for (group, parameter), salt in zip(self._bfloat16_parameters(), self.salts, strict=True):
-            if parameter.grad is None:
-                continue
-            state = self._get_state(parameter)
-            state["step"] += 1
-            key = group["name"], group["weight_decay"], state["step"]
-            if key not in scalars_of:
-                scalars_of[key] = _send_scalars(group, state["step"], parameter.device)
-            self._update(parameter, state, scalars_of[key], salt)
-            parameter.grad = None
-        super().step()
+        trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not trained:
+            return
+        torch._foreach_add_([self._get_state(parameter)["step"] for _, parameter in trained], 1 - self.found_inf)
+        self._update_bfloat16([(group, p) for group, p in trained if p.dtype == torch.bfloat16])
+        for group in self.param_groups:
+            tensors = [self._tensors(p) for p in group["params"] if p.grad is not None]
+            if tensors:
+                update_float32(group, tensors, self.grad_scale, self.found_inf)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state. torch's own method would cast low bits and moments to the parameters' dtype.
+        """Load a copy of a state. torch's own method would cast low bits and moments to the parameters' dtype.
 
         Raises InputError if the state has low bits and this optimizer keeps no masters, or the other way round.
         """
@@ -59,40 +62,46 @@ class MixedAdamW(torch.optim.AdamW):
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(indices, parameters, strict=True):
-            if parameter.dtype == torch.bfloat16 and index in state_dict["state"]:
+            if index in state_dict["state"]:
                 saved = state_dict["state"][index]
-                if ("low_bits" in saved) != self.has_masters:
+                if parameter.dtype == torch.bfloat16 and ("low_bits" in saved) != self.has_masters:
                     raise InputError(
                         f"The saved optimizer state of a bfloat16 weight has {', '.join(saved)}; expected a state "
                         f"{'with' if self.has_masters else 'without'} low_bits. Resume the run with the "
                         "engine.precision and the version of bbu_train that it began with."
                     )
-                self.state[parameter] = {
-                    name: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-                    for name, value in saved.items()
-                }
+                tensors = saved | {"step": self.state[parameter]["step"]}  # a tensor, also where a number was saved
+                self.state[parameter] = {n: tensor.to(parameter.device, copy=True) for n, tensor in tensors.items()}
 
-    def _bfloat16_parameters(self) -> Iterator[tuple[dict[str, Any], nn.Parameter]]:
-        """Yield each bfloat16 parameter with its group."""
-        for group in self.param_groups:
-            yield from ((group, parameter) for parameter in group["params"] if parameter.dtype == torch.bfloat16)
-
-    def _get_state(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """Return the state of a bfloat16 parameter, which is zero before its first update."""
+    def _get_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the state of a parameter, which is zero before its first update."""
         state = self.state[parameter]
         if not state:
-            moment = torch.zeros_like(parameter, dtype=torch.float32 if self.has_masters else torch.bfloat16)
-            state |= {"step": 0, "exp_avg": moment, "exp_avg_sq": moment.clone()}
-            if self.has_masters:
+            moment = torch.zeros_like(parameter, dtype=torch.float32 if self.has_masters else parameter.dtype)
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state |= {"step": step, "exp_avg": moment, "exp_avg_sq": moment.clone()}
+            if parameter.dtype == torch.bfloat16 and self.has_masters:
                 state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
 
-    def _update(self, parameter: nn.Parameter, state: dict[str, Any], scalars: Tensor, salt: Tensor) -> None:
+    def _tensors(self, parameter: nn.Parameter) -> tuple[Tensor, ...]:
+        """Return weight, gradient, moments and number of steps of a parameter whose gradient is not None."""
         assert parameter.grad is not None, "step() skips parameters without a gradient"
-        state_tensors = state.get("low_bits"), state["exp_avg"], state["exp_avg_sq"]
-        tensors = parameter.detach(), *state_tensors, parameter.grad.contiguous()
-        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors), "a weight is not contiguous"
-        self.update(*tensors, scalars, self.grad_scale, self.found_inf, salt)
+        state = self.state[parameter]
+        tensors = parameter.detach(), parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"], state["step"]
+        assert all(tensor.is_contiguous() for tensor in tensors), "a weight is not contiguous"
+        return tensors
+
+    def _update_bfloat16(self, trained: list[tuple[dict[str, Any], nn.Parameter]]) -> None:
+        """Update bfloat16 parameters, each given with its group, and free their gradients."""
+        steps = [self.state[parameter]["step"] for _, parameter in trained]
+        scalars = _send_scalars([group for group, _ in trained], steps)
+        for (_, parameter), own_scalars in zip(trained, scalars, strict=True):
+            weight, gradient, *moments, _ = self._tensors(parameter)
+            state_tensors = self.state[parameter].get("low_bits"), *moments
+            signals = self.grad_scale, self.found_inf
+            self.update(weight, *state_tensors, gradient, own_scalars, *signals, self.salts[parameter])
+            parameter.grad = None
 
 
 def _update_for(device: torch.device) -> Callable[..., None]:
@@ -103,13 +112,19 @@ def _update_for(device: torch.device) -> Callable[..., None]:
     return update_kernel.update
 
 
-def _send_scalars(group: dict[str, Any], step: int, device: torch.device) -> Float[Tensor, "8"]:
-    """Send a group's scalars for `update` to the device, without making the host wait."""
-    beta1, beta2 = group["betas"]
-    corrections = 1 - beta1**step, 1 - beta2**step
-    values = [group["lr"], group["weight_decay"], 1 - beta1, 1 - beta2, *corrections, group["eps"], step]
-    on_host = torch.tensor(values, pin_memory=device.type == "cuda")
-    return on_host.to(device, non_blocking=True)
+def _send_scalars(groups: Sequence[dict[str, Any]], steps: Sequence[Tensor]) -> Sequence[Float[Tensor, "8"]]:
+    """Return the scalars for `update` of each parameter, in one transfer for which the host does not wait.
+
+    `groups` are the param groups of the parameters, `steps` their numbers of steps, this one included.
+    """
+    if not steps:
+        return []
+    values = [[g["lr"], g["weight_decay"], *(1 - b for b in g["betas"]), *g["betas"], g["eps"]] for g in groups]
+    t = torch.stack(list(steps)).double().unsqueeze(1)
+    on_host = torch.tensor(values, dtype=torch.float64, pin_memory=t.is_cuda)
+    table = on_host.to(t.device, non_blocking=True)
+    table[:, 4:6] = 1 - table[:, 4:6] ** t  # the betas become the corrections of the moments' bias
+    return torch.cat([table, t], dim=1).float().unbind()
 
 
 def update(
@@ -126,7 +141,7 @@ def update(
     """Do one step of AdamW in float32, in place. Nothing changes where `found_inf` is not 0.
 
     m <- m + (1 - b1) (g - m),  v <- v + (1 - b2) (g^2 - v),
-    w <- (1 - lr decay) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    w <- w - (lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + lr decay w)
 
     Without `low_bits`, w, m and v are rounded stochastically. The random bits are a function of t and of `salt`, which
     differs between parameters.
@@ -136,7 +151,7 @@ def update(
     g = gradient.float() / grad_scale
     m = exp_avg.float() + rate1 * (g - exp_avg.float())
     v = exp_avg_sq.float() + rate2 * (g * g - exp_avg_sq.float())
-    w = (1 - lr * decay) * before - lr * (m / correction1) / ((v / correction2).sqrt() + eps)
+    w = before - (lr * (m / correction1) / ((v / correction2).sqrt() + eps) + lr * decay * before)
     if low_bits is None:
         positions = torch.arange(w.numel(), dtype=torch.int32, device=w.device).view(w.shape)
         bits = lowbias32(positions + lowbias32(salt * 1_000_003 + t.int()))

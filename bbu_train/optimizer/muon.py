@@ -59,7 +59,7 @@ def build(
 class Muon(MixedAdamW):
     """Muon (Jordan et al. 2024) for the param groups that have a "momentum", MixedAdamW for the others.
 
-    M <- M + (1 - mu) (G - M),  W <- (1 - lr decay) W - 0.2 lr sqrt(max(n, m)) O(G + mu (M - G))
+    M <- M + (1 - mu) (G - M),  W <- W - (0.2 lr sqrt(max(n, m)) O(G + mu (M - G)) + lr decay W)
 
     for W of shape (n, m), where O moves all singular values close to 1. The factor makes an update as large as AdamW's,
     so that a rate means the same for both (Liu et al. 2025). This is torch.optim.Muon with "match_rms_adamw", except
@@ -88,7 +88,7 @@ class Muon(MixedAdamW):
         moment = before.lerp(gradients, 1 - group["momentum"])
         direction = orthogonalize(gradients.lerp(moment, group["momentum"]))
         rate = group["lr"] * ADAMW_RMS * math.sqrt(max(parameters[0].shape))
-        updated = (1 - group["lr"] * group["weight_decay"]) * weights - rate * direction
+        updated = weights - direction.mul_(rate).add_(weights, alpha=group["lr"] * group["weight_decay"])
         is_refused = self.found_inf != 0
         torch._foreach_add_([state["step"] for state in states], 1 - self.found_inf)
         torch._foreach_copy_(moments, list(torch.where(is_refused, before, moment)))
@@ -104,7 +104,7 @@ class Muon(MixedAdamW):
         """Return the state of a matrix, which is zero before its first update."""
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), device=parameter.device)  # torch's AdamW expects it when loading a state
+            state["step"] = torch.zeros((), device=parameter.device)
             state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
             if parameter.dtype == torch.bfloat16:
                 state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)

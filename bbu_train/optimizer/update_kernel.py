@@ -43,7 +43,7 @@ def _kernel(
         w = w.to(tl.float32) if low_bits is None else _merge_float32(w, tl.load(low_bits + offsets, mask))
         m += rate1 * (g - m)
         v += rate2 * (g * g - v)
-        w = (1 - lr * decay) * w - lr * (m / correction1) / (tl.sqrt(v / correction2) + eps)
+        w = w - (lr * (m / correction1) / (tl.sqrt(v / correction2) + eps) + lr * decay * w)
         if low_bits is None:
             seed = _lowbias32(tl.load(salt).to(tl.uint32) * 1_000_003 + t.to(tl.uint32))
             bits = _lowbias32(offsets.to(tl.uint32) + seed)

@@ -181,17 +181,18 @@ def copied_weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_one_infinite_gradient_leaves_every_weight_and_moment_of_the_model(first_step, batch):
-    trainer = first_step("fp32").trainer
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_infinite_gradient_leaves_every_weight_and_the_optimizers_whole_state(precision, first_step, batch):
+    trainer = first_step(precision).trainer
     before = copied_weights(trainer.model)
-    moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
+    states = [value.clone() for state in trainer.optimizer.state.values() for value in state.values()]
     backward(trainer, batch)
     trainer.model.head.box[0].weight.grad[0, 0] = math.inf
     with pytest.raises(InputError, match=r"not finite \(detection, total\)"):
         trainer.engine.step(list(batch.sample_ids))
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
-    after = [state["exp_avg"] for state in trainer.optimizer.state.values()]
-    assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
+    after = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, states, strict=True))
 
 
 def test_bf16_keeps_masters_and_moments_in_float32_and_matrices_in_bfloat16(first_step):
