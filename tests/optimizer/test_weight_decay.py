@@ -13,7 +13,7 @@ from bbu_train.optimizer.muon import Muon
 from bbu_train.runtime.seeds import generator
 
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-8}
-SHAPE = 1024, 32, 32  # of a million weights: Muon updates them as 1024 matrices
+SHAPE = 256, 64, 64  # of a million weights: Muon updates them as 256 matrices
 DECAY = 0.01
 LARGE, SMALL = (1e-2, 1e-4), (1e-6, 1e-7, 1e-8, 1e-9)  # rate times decay
 
