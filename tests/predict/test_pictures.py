@@ -25,7 +25,7 @@ def data(make_picture):
     pictures = make_picture("one", 84, 56, ((1, 2, 30, 40), "bbu/zte")), make_picture("two", 56, 84)
     samples = [Sample(f"train.jsonl:{i}", picture, None) for i, picture in enumerate(pictures, 1)]
     draw = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=1, seed=1)
-    return Splits((samples[0], samples[1]), (), draw, 0)
+    return Splits((samples[0], samples[1]), (), draw, {})
 
 
 def names(paths, folder):

@@ -122,7 +122,7 @@ def test_views_are_those_of_the_epoch_and_as_long_as_the_plan_says(make_source, 
 
 def test_only_students_of_the_training_split_are_augmented(builder, packed, samples, crops):
     teachers = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=0, seed=0)
-    data = Splits(samples, samples, teachers, 0)
+    data = Splits(samples, samples, teachers, {})
     train, validation = loader.sources(data, crops, builder, cost_of, packed)
     for i, sample in enumerate(samples):
         plain = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
