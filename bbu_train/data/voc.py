@@ -73,8 +73,8 @@ def _sample_id(name: str) -> str:
 
 def _read_split(folder: Path, key: str, split: str, annotations: NamedFiles, findings: list[Finding]) -> list[str]:
     """Return the names that a split lists, one per line. Adds to `findings`."""
-    path = folder / "ImageSets/Main" / f"{split}.txt"
-    where = f"ImageSets/Main/{split}.txt (data.{key}={split})"
+    path = folder / "ImageSets/Main" / f"{split.removesuffix('.txt')}.txt"
+    where = f"ImageSets/Main/{path.name} (data.{key}={split})"
     if not path.is_file():
         existing = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
         findings.append(Finding(Action.ERROR, f"{where}: no such file; there are: {existing}"))

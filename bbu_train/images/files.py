@@ -86,7 +86,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        # Without a file name Pillow maps no file into memory, where it takes the sides of a turned TIFF the wrong way.
+        with path.open("rb") as file, Image.open(file) as image:
             yield image
     except UnidentifiedImageError:
         raise UnreadablePicture(f"{path}: not a picture, or cut off within its header") from None

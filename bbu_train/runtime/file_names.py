@@ -3,7 +3,7 @@
 import hashlib
 import re
 
-MAX_BYTES = 100  # of a name that is made from another: far below the 255 of file systems, with room for endings
+MAX_BYTES = 96  # of a name that is made from another, so that it has 100 with an ending
 UNDECODED_BYTE = re.compile("[\udc80-\udcff]")
 HASH_LENGTH = 8  # hexadecimal digits
 
