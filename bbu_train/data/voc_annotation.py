@@ -84,13 +84,16 @@ class AnnotationReader:
         read = set(elements)
         for number, element in enumerate(elements, 1):
             label = f"object {number}"
-            if any(inner is not element for inner in element.iter("object")):
+            if _count(element, "object") > 1:
                 self._error("holds another <object>: put each into the annotation itself", label)
             yield self._object(element, label)
             parts = [part for part in element.iter("part") if part.find("bndbox") is not None]
             read.update(parts)
             if parts:
                 yield from self._parts(parts, f"{label} ({clean_description(_text(element, 'name'))})")
+        num_boxes = sum(element.find("bndbox") is not None for element in read)
+        if num_boxes == _count(root, "bndbox") == _count(root, CORNERS[0]):  # nearly always, and fast to tell
+            return
         for element in root.iter():
             is_read = element in read or element.tag == "bndbox"
             if not is_read and any(child.tag in ("bndbox", CORNERS[0]) for child in element):
@@ -112,8 +115,9 @@ class AnnotationReader:
         label = f"{label} ({description})" if description else label
         if not description:
             self._error("no name", label)
+        tags = [child.tag for child in element]
         for tag in ("name", "bndbox", "difficult"):
-            if len(element.findall(tag)) > 1:
+            if tags.count(tag) > 1:
                 self._error(f"more than one <{tag}>", label)
         flag = FLAGS.get(_text(element, "difficult").lower())
         if flag is None:
@@ -149,6 +153,11 @@ class AnnotationReader:
     def _error(self, text: str, label: str = "") -> None:
         where = f"{self.where} {label}" if label else self.where
         self.findings.append(Finding(Action.ERROR, f"{where}: {text}"))
+
+
+def _count(element: Element, tag: str) -> int:
+    """Return the number of elements called `tag` in an element, itself included."""
+    return sum(1 for _ in element.iter(tag))
 
 
 def _text(element: Element, path: str) -> str:

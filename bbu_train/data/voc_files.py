@@ -25,32 +25,33 @@ class NamedFiles:
     def __init__(self, folder: Path, endings: tuple[str, ...]) -> None:
         self.folder = folder
         self.endings = endings
-        self._listings: dict[Path, dict[str, list[str]]] = {}
+        self._listings: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> list[Path]:
         """Return the files of a name, which may begin with subfolders, in the order of `endings`.
 
         Files with exactly this name come before those in another Unicode form, and these before another case.
         """
-        path = self.folder / name
-        candidates = self._listing(path.parent).get(_fold(path.name), [])
+        subfolder, _, base = name.rpartition("/")
+        candidates = self._listing(subfolder).get(_fold(base), [])
         for same in (str, _nfc, _fold):
-            found = [file for file in candidates if same(_stem(file)) == same(path.name)]
+            found = [file for file in candidates if same(_stem(file)) == same(base)]
             if found:
-                return [path.parent / file for file in found]
+                return [self.folder / subfolder / file for file in found]
         return []
 
-    def _listing(self, folder: Path) -> dict[str, list[str]]:
-        if folder not in self._listings:
+    def _listing(self, subfolder: str) -> dict[str, list[str]]:
+        if subfolder not in self._listings:
             listing = defaultdict(list)
+            folder = self.folder / subfolder
             names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (names alone, a million of them)
             for name in names:
                 if _ending(name) in self.endings:
                     listing[_fold(_stem(name))].append(name)
             for files in listing.values():
                 files.sort(key=lambda file: (self.endings.index(_ending(file)), file))
-            self._listings[folder] = dict(listing)
-        return self._listings[folder]
+            self._listings[subfolder] = dict(listing)
+        return self._listings[subfolder]
 
 
 def read_split(data: bytes) -> list[str]:
@@ -93,6 +94,8 @@ class PictureFinder:
         ValueError that says why there is no picture, or why it is another annotation's.
         """
         own = self.pictures.find(name)
+        if len(own) == 1 and filename in ("", own[0].name) and own[0].stem == _basename(name):  # as nearly always
+            return own[0], None
         named = self._find_filename(name, filename)
         picture = next((path for path in named if path in own), next(iter([*own, *named]), None))
         if picture is None:
@@ -126,16 +129,16 @@ class PictureFinder:
 
 
 def _basename(filename: str) -> str:
-    return PurePosixPath(filename.replace("\\", "/")).name
+    return filename.replace("\\", "/").rpartition("/")[2]
 
 
 def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million names)
 
 
 def _stem(name: str) -> str:
     """Return a name without its ending; folders before it stay."""
-    return name[: len(name) - len(PurePosixPath(name).suffix)]
+    return os.path.splitext(name)[0]  # noqa: PTH122 (a million names)
 
 
 def _nfc(name: str) -> str:
