@@ -60,7 +60,7 @@ def read_split(data: bytes) -> list[str]:
     Bytes that are not in the list's encoding stay as they are, like those of a file name. Raises UnicodeDecodeError.
     """
     text = data.decode(codec_of(data), errors="surrogateescape")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
 
 
 def name_of(line: str, annotations: NamedFiles) -> str:

@@ -23,13 +23,13 @@ def find_pictures(images: str) -> list[Path]:
         return [path]
     if path.is_dir():
         paths = [each for each in path.rglob("*") if not _is_hidden(each.relative_to(path))]
-        where = "in that folder"
     else:
         paths = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (Path.glob takes no absolute one)
-        where = "matches that pattern and" if paths else "or folder has that name or matches it as a pattern and"
+    if not paths and not path.is_dir():
+        raise InputError(f"images={images}: there is no such file or folder, and no file matches it as a pattern.")
     files = sorted(each for each in paths if each.suffix.lower() in ENDINGS and each.is_file())
     if not files:
-        raise InputError(f"images={images}: no file {where} ends in {', '.join(ENDINGS)}.")
+        raise InputError(f"images={images}: no file there ends in {', '.join(ENDINGS)}, in upper or lower case.")
     return files
 
 

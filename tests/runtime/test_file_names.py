@@ -15,8 +15,8 @@ def test_any_name_becomes_text_that_can_be_encoded_and_a_file_name_that_fits(tmp
     (tmp_path / short_name(name)).touch()
 
 
-def test_a_byte_that_is_no_utf8_is_shown_as_its_value():
-    assert printable(os.fsdecode("café.jpg".encode("latin-1"))) == r"caf\xe9.jpg"
+def test_a_byte_that_is_no_utf8_and_a_control_character_are_shown_as_their_values():
+    assert printable(os.fsdecode("café\n.jpg".encode("latin-1"))) == r"caf\xe9\x0a.jpg"
 
 
 def test_a_short_name_stays_and_long_names_with_one_beginning_differ():
