@@ -15,7 +15,7 @@ def read_pixels(picture: Picture, width: int, height: int) -> Image.Image:
     try:
         image = open_upright(picture.path)
     except UnreadablePicture as error:
-        raise InputError(f"{error}; only its header was read when the data was checked.") from error
+        raise InputError(f"{error}; its header could be read when the data was checked.") from error
     expected = picture.view or picture
     if image.size != (expected.width, expected.height):
         raise InputError(

@@ -260,7 +260,7 @@ def test_the_users_error_is_the_same_from_a_worker(make_source, packed, samples,
         next(batches)
     del batches  # so that its workers end now, and not whenever the traceback is collected
     assert str(refused.value) == (
-        f"{tmp_path / 'gone.png'}: No such file or directory; it could be read when the data was checked."
+        f"{tmp_path / 'gone.png'}: No such file or directory; its header could be read when the data was checked."
     )
 
 
