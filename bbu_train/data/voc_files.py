@@ -66,7 +66,8 @@ def read_split(data: bytes) -> list[str]:
 def name_of(line: str, annotations: NamedFiles) -> str:
     """Return the name that a line of a split means: one that has an annotation if there is any, else the likeliest.
 
-    A line is a name, a name with the ending of its picture or its annotation, or either with a second column.
+    A line is a name, with the ending of its picture or its annotation or without, maybe after the folders of another
+    place, and maybe before a second column.
     """
     candidates = list(_names_in(line))
     return next((name for name in candidates if annotations.find(name)), candidates[-1])
@@ -74,10 +75,11 @@ def name_of(line: str, annotations: NamedFiles) -> str:
 
 def _names_in(line: str) -> Iterator[str]:
     columns = SECOND_COLUMN.fullmatch(line)
-    for name in [line, columns[1]] if columns else [line]:
-        yield name
-        if _ending(name) in (*ENDINGS, ".xml"):
-            yield _stem(name)
+    for path in [line, columns[1]] if columns else [line]:
+        for name in dict.fromkeys([path, _basename(path)]):
+            yield name
+            if _ending(name) in (*ENDINGS, ".xml"):
+                yield _stem(name)
 
 
 class PictureFinder:

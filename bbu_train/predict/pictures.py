@@ -27,7 +27,8 @@ def find_pictures(images: str) -> list[Path]:
         paths = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (Path.glob takes no absolute one)
     if not paths and not path.is_dir():
         raise InputError(f"images={images}: there is no such file or folder, and no file matches it as a pattern.")
-    files = sorted(each for each in paths if each.suffix.lower() in ENDINGS and each.is_file())
+    # A link to nothing is no picture; `build_samples` says so.
+    files = sorted(each for each in paths if each.suffix.lower() in ENDINGS and not each.is_dir())
     if not files:
         raise InputError(f"images={images}: no file there ends in {', '.join(ENDINGS)}, in upper or lower case.")
     return files

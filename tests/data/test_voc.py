@@ -140,8 +140,23 @@ def test_any_bytes_and_any_length_of_file_names_are_read_and_their_ids_can_be_wr
     assert sample.id.encode()
 
 
-@pytest.mark.parametrize("line", ["a  1", "a -1", "a\t0", "a.jpg", "a.PNG", "a.xml", "a.png -1", "a"])
-def test_a_line_of_a_split_may_have_an_ending_and_a_second_column(root, line):
+LINES = [
+    "a",
+    "a  1",
+    "a -1",
+    "a\t0",
+    "a.jpg",
+    "a.PNG",
+    "a.xml",
+    "a.png -1",
+    "JPEGImages/a.png",
+    "/x/y/a.jpg 1",
+    r"C:\x\a",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_a_split_may_have_folders_an_ending_and_a_second_column(root, line):
     list_names(root, line, "b  1")
     assert [sample.id for sample in load(root).train] == ["Annotations/a.xml", "Annotations/b.xml"]
 

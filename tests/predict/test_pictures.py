@@ -83,11 +83,12 @@ def test_all_pictures_that_cannot_be_read_or_have_a_wrong_shape_are_listed_at_on
     pixels = bytearray((folder / "b.png").read_bytes())
     pixels[50:60] = bytes(10)
     (folder / "damaged.png").write_bytes(pixels)  # only decoding can find it
+    (folder / "link.png").symlink_to("nothing.png")
     Image.new("RGB", (30, 6200)).save(folder / "ladder.png")
     with pytest.raises(InputError) as caught:
         build_samples([*find_pictures(str(folder)), folder / "notes.txt"], builder.picture_format, None, 0)
-    assert "4 problems" in str(caught.value)
-    assert all(name in str(caught.value) for name in ("cut.jpg", "damaged.png", "ladder.png", "notes.txt"))
+    assert "5 problems" in str(caught.value)
+    assert all(name in str(caught.value) for name in ("cut.jpg", "damaged.png", "ladder.png", "link.png", "notes.txt"))
 
 
 def test_a_picture_has_its_upright_size(folder, builder):
