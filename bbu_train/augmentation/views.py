@@ -107,7 +107,7 @@ def _visible(objects: Sequence[Object], part: Part, min_visible: float) -> list[
         elif cut[0] < cut[2] and cut[1] < cut[3]:
             visible = (cut[2] - cut[0]) * (cut[3] - cut[1])
             if visible >= min_visible * (x2 - x1) * (y2 - y1):
-                kept.append(Object(cut, item.description))
+                kept.append(replace(item, box_xyxy=cut))
     return kept
 
 
@@ -123,4 +123,4 @@ def _transform(objects: Sequence[Object], view: View, width: int, height: int) -
             x1, x2 = width - x2, width - x1
         if view.top_bottom:
             y1, y2 = height - y2, height - y1
-        yield Object((x1, y1, x2, y2), item.description)
+        yield replace(item, box_xyxy=(x1, y1, x2, y2))

@@ -47,9 +47,12 @@ def run_program(
 
 
 def _quote_path(word: str, paths: Sequence[str]) -> str:
-    """Quote the value of a path: in YAML a bare `*.jpg` is an alias and a bare `2026_01` a number."""
+    """Quote the value of a path: in YAML a bare `*.jpg` is an alias and a bare `2026_01` a number.
+
+    JSON's escapes also carry bytes that are no UTF-8.
+    """
     key, equals, value = word.partition("=")
-    return f"{key}={json.dumps(value, ensure_ascii=False)}" if equals and key in paths else word
+    return f"{key}={json.dumps(value)}" if equals and key in paths else word
 
 
 def parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:

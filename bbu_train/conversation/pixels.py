@@ -10,12 +10,12 @@ from bbu_train.types.samples import Picture, View
 def read_pixels(picture: Picture, width: int, height: int) -> Image.Image:
     """Return `picture`, or its view, resized to `width` x `height` pixels of RGB.
 
-    Raises InputError if the file has changed since the data was checked.
+    Raises InputError, naming the file, if its pixels are damaged or it has changed since the data was checked.
     """
     try:
         image = open_upright(picture.path)
     except UnreadablePicture as error:
-        raise InputError(f"{error}; it could be read when the data was checked.") from error
+        raise InputError(f"{error}; its header could be read when the data was checked.") from error
     expected = picture.view or picture
     if image.size != (expected.width, expected.height):
         raise InputError(

@@ -1,36 +1,33 @@
-"""The checks that all readers of annotated pictures share, and one report of all problems."""
+"""What all readers of annotated pictures share: the checks, the text of descriptions, and reading in threads."""
 
-import json
-import logging
-import math
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from sys import intern
 from typing import NamedTuple, TypeVar
 from unicodedata import normalize
 
-from bbu_train.errors import InputError, all_problems
-from bbu_train.images.files import UnreadablePicture, read_header
+from bbu_train.data.boxes import box_problem, clip, show
+from bbu_train.data.findings import Action, Finding
+from bbu_train.errors import InputError
+from bbu_train.images.files import SpellingOnDisk, UnreadablePicture, read_header
+from bbu_train.runtime.file_names import printable
 from bbu_train.types.samples import Object, Picture, Sample
-
-logger = logging.getLogger(__name__)
 
 NUM_THREADS = 8  # reading headers waits for the disk or the network; more threads only wait for each other
 CHUNK_SIZE = 32  # lines or files that a thread takes at a time
-BAD_BOXES = ("error", "drop")
+BAD_BOXES = ("error", "drop", "clip")
 
-Box = tuple[float, float, float, float]
+# Blanks, and characters without width that editors and tools leave behind, such as a byte order mark.
+BLANKS = r"[\s\u200b\u200e\u200f\u2060\ufeff]*"
+LEVEL_BREAK = re.compile(f"{BLANKS}/{BLANKS}")
+OUTER_BLANKS = re.compile(rf"\A{BLANKS}|{BLANKS}\Z")
+
 Item = TypeVar("Item")
-
-
-class Problem(NamedTuple):
-    """What is wrong, and where. A problem of a box (`is_box`) can be resolved by dropping that box."""
-
-    text: str
-    is_box: bool
 
 
 class LabelledObject(NamedTuple):
@@ -40,29 +37,82 @@ class LabelledObject(NamedTuple):
     object: Object
 
 
-class PictureSizes:
-    """Upright sizes of pictures. Each header is read once, however many lines name its picture."""
+@lru_cache(maxsize=100_000)
+def clean_description(text: str) -> str:
+    """Return a description in Unicode NFC, without blanks around it or around one of its levels.
 
-    def __init__(self) -> None:
+    "screw / m4 " and "screw/m4" are thus one description of one class. Qwen's tokenizer normalises to NFC too, so a
+    decoded caption can equal the result. It is interned, because many objects share a description.
+    """
+    return intern(OUTER_BLANKS.sub("", LEVEL_BREAK.sub("/", normalize("NFC", text))))
+
+
+class PictureChecker:
+    """Checks pictures and their boxes, as data.bad_boxes says:
+
+    error  a bad box is an error
+    drop   it is left out
+    clip   a box that is partly outside its picture is cut at the edges; any other bad box is left out
+
+    Each header is read once, however many lines name its picture. Raises InputError for an unknown `bad_boxes`.
+    """
+
+    def __init__(self, bad_boxes: str) -> None:
+        check_choice("bad_boxes", bad_boxes, BAD_BOXES)
+        self.bad_boxes = bad_boxes
         self._sizes: dict[Path, tuple[int, int] | str] = {}
+        self._spelling = SpellingOnDisk()
 
-    def __call__(self, path: Path) -> tuple[int, int] | str:
-        """Return (width, height) in pixels, or a text that says what is wrong with the file."""
+    def check(
+        self, where: str, path: Path, objects: Iterable[LabelledObject], findings: list[Finding]
+    ) -> Picture | None:
+        """Return the picture with its usable boxes, or None if its file cannot be used. Adds to `findings`."""
+        if path not in self._sizes:
+            path = self._spelling(path)
+        size = self._size(path)
+        if isinstance(size, str):
+            findings.append(Finding(Action.ERROR, f"{where}: {size}"))
+            size = None
+        usable = [self._usable(f"{where} {label}", each, size, findings) for label, each in objects]
+        return Picture(path, *size, tuple(each for each in usable if each)) if size else None
+
+    def bad_box(self, text: str, reason: str) -> Finding:
+        """Return the finding of a box that no part of can be used."""
+        return Finding(Action.BAD_BOX if self.bad_boxes == "error" else Action.DROPPED, text, reason)
+
+    def _usable(
+        self, where: str, candidate: Object, size: tuple[int, int] | None, findings: list[Finding]
+    ) -> Object | None:
+        problem = box_problem(candidate.box_xyxy, size)
+        if problem is None:
+            return candidate
+        inside = clip(candidate.box_xyxy, size) if size and self.bad_boxes == "clip" else None
+        if inside is None:
+            findings.append(self.bad_box(f"{where}: {problem.text}", problem.reason))
+            return None
+        findings.append(Finding(Action.CLIPPED, f"{where}: {problem.text}, cut to {show(inside)}", problem.reason))
+        return replace(candidate, box_xyxy=inside)
+
+    def _size(self, path: Path) -> tuple[int, int] | str:
         if path not in self._sizes:
             try:
                 self._sizes[path] = read_header(path)
             except UnreadablePicture as error:
-                self._sizes[path] = str(error)
+                self._sizes[path] = printable(str(error))
         return self._sizes[path]
 
 
-def check_root(root: str | Path | None, bad_boxes: str, contents: str) -> Path:
+def check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless data.<key> is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"data.{key}={value}: expected one of {', '.join(choices)}.")
+
+
+def check_root(root: str | Path | None, contents: str) -> Path:
     """Return data.root as an existing folder. `contents` says in messages what the folder should hold.
 
-    Raises InputError for a missing folder and for an unknown value of data.bad_boxes.
+    Raises InputError for a missing folder.
     """
-    if bad_boxes not in BAD_BOXES:
-        raise InputError(f"data.bad_boxes={bad_boxes}: expected one of {', '.join(BAD_BOXES)}.")
     if not root:
         raise InputError(f"data.root is not set. Give the folder that holds {contents}: data.root=/path")
     folder = Path(root).expanduser()
@@ -72,84 +122,21 @@ def check_root(root: str | Path | None, bad_boxes: str, contents: str) -> Path:
 
 
 def read_all(
-    items: Iterable[Item], read_one: Callable[[Item], tuple[Sample | None, list[Problem]]]
-) -> tuple[list[Sample], list[Problem]]:
-    """Return the samples and problems of all items, in their order. Several threads call `read_one`."""
-    samples, problems = [], []
+    items: Iterable[Item], read_one: Callable[[Item], tuple[Sample | None, list[Finding]]]
+) -> tuple[list[Sample], list[Finding]]:
+    """Return the samples and findings of all items, in their order. Several threads call `read_one`."""
+    samples, findings = [], []
     chunks = _split(items)
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         while in_flight := list(islice(chunks, 4 * NUM_THREADS)):  # bounds the memory of a large data set
             for results in threads.map(lambda chunk: [read_one(item) for item in chunk], in_flight):
-                for sample, item_problems in results:
+                for sample, item_findings in results:
                     samples += [sample] if sample else []
-                    problems += item_problems
-    return samples, problems
+                    findings += item_findings
+    return samples, findings
 
 
 def _split(items: Iterable[Item]) -> Iterator[list[Item]]:
     remaining = iter(items)
     while chunk := list(islice(remaining, CHUNK_SIZE)):
         yield chunk
-
-
-def check_picture(
-    where: str, path: Path, objects: Iterable[LabelledObject], sizes: PictureSizes, problems: list[Problem]
-) -> Picture | None:
-    """Return the picture with its valid boxes, or None if its file cannot be used. Adds to `problems`."""
-    size = sizes(path)
-    if isinstance(size, str):
-        problems.append(Problem(f"{where}: {size}", is_box=False))
-        size = None
-    valid = []
-    for label, candidate in objects:
-        problem = box_problem(candidate.box_xyxy, size)
-        if problem:
-            problems.append(Problem(f"{where} {label}: {problem}", is_box=True))
-        else:
-            valid.append(Object(candidate.box_xyxy, _normalize(candidate.description)))
-    return Picture(path, *size, tuple(valid)) if size else None
-
-
-def _normalize(description: str) -> str:
-    """Return the description in Unicode NFC, so that a decoded caption can equal it.
-
-    Qwen's tokenizer normalises to NFC too. The string is interned, because many objects share a description.
-    """
-    return intern(normalize("NFC", description))
-
-
-def box_problem(box_xyxy: Box, size: tuple[int, int] | None) -> str | None:
-    """Return what is wrong with a box, or None. It must lie in its picture of (width, height), if that is known.
-
-    A box that touches the edges is inside.
-    """
-    width, height = size or (sys.float_info.max, sys.float_info.max)
-    x1, y1, x2, y2 = box_xyxy
-    if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
-        return None
-    box = json.dumps([int(value) if value.is_integer() else value for value in box_xyxy])
-    if not all(math.isfinite(value) for value in box_xyxy):
-        return f"box that is not finite {box}"
-    if x1 > x2 or y1 > y2:
-        return f"inverted box {box}, expected [left, top, right, bottom]"
-    if x1 == x2 or y1 == y2:
-        return f"zero-area box {box}"
-    return f"box {box} outside its picture" + (f" of {width} x {height} pixels" if size else "")
-
-
-def drop_or_raise(root: Path, problems: list[Problem], bad_boxes: str) -> int:
-    """Log the boxes that data.bad_boxes=drop leaves out and return their number.
-
-    Raises InputError with all problems if any others remain.
-    """
-    should_drop = bad_boxes == "drop"
-    dropped = [problem.text for problem in problems if problem.is_box and should_drop]
-    fatal = [problem.text for problem in problems if not (problem.is_box and should_drop)]
-    if fatal:
-        remedy = "Correct the problems listed; lines and objects are counted from 1."
-        if not should_drop and any(problem.is_box for problem in problems):
-            remedy += " Or leave out the bad boxes, counted and logged, with data.bad_boxes=drop."
-        raise all_problems(f"The data in {root}", fatal, remedy)
-    for text in dropped:
-        logger.warning("dropped: %s", text)
-    return len(dropped)

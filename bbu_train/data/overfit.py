@@ -16,4 +16,4 @@ def load(source: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
             "training samples."
         )
     samples = source.train[:num_samples]
-    return Splits(samples, samples, teachers, source.num_dropped_boxes)
+    return Splits(samples, samples, teachers, source.num_changed_objects)

@@ -1,5 +1,6 @@
 """`Splits`: the training and validation samples that every data set (conf/data) returns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,14 +12,14 @@ from bbu_train.types.samples import Picture, Sample
 class Splits:
     """The samples of a run, and how their teachers are drawn.
 
-    `num_dropped_boxes` counts the invalid boxes that data.bad_boxes=drop left out. Raises InputError if the pool of
-    teachers is too small for the draw.
+    `num_changed_objects` counts the objects that the reader left out or cut, such as {"dropped: zero area": 2}. Raises
+    InputError if the pool of teachers is too small for the draw.
     """
 
     train: tuple[Sample, ...]
     validation: tuple[Sample, ...]
     teachers: TeacherDraw
-    num_dropped_boxes: int
+    num_changed_objects: Mapping[str, int]
 
     def __post_init__(self) -> None:
         self.teachers.check_pool(self.train, self.validation, len(self.pool))

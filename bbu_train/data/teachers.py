@@ -1,7 +1,7 @@
 """Drawing teachers for a student picture: a function of (seed, epoch, sample) alone, whatever was drawn before."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,7 +117,7 @@ def _draw_distinct(
                 f"{sample.id} needs {num_teachers} teachers, but of the pool's {_count_pictures(len(pool))} only "
                 f"{len(chosen)} differ from it and from each other. Add training pictures or lower data.teachers.{key}."
             )
-        if not any(_has_same_bytes(pool[index].path, other.path) for other in (sample.student, *chosen)):
+        if first_with_same_bytes(pool[index], (sample.student, *chosen)) is None:
             chosen.append(pool[index])
     return tuple(chosen)
 
@@ -131,8 +131,15 @@ def _shuffle(random: np.random.Generator, size: int) -> Iterator[int]:
         moved[j] = moved.get(i, i)
 
 
+def first_with_same_bytes(picture: Picture, others: Iterable[Picture]) -> Picture | None:
+    """Return the first of `others` whose file holds the bytes of the picture's: the same file, a link to it or a copy.
+
+    A picture may teach, drawn or fixed by the data, if this is None for the student and the other teachers.
+    """
+    return next((other for other in others if _has_same_bytes(picture.path, other.path)), None)
+
+
 def _has_same_bytes(a: Path, b: Path) -> bool:
-    """Whether two paths hold the same bytes: one file, a link to it, or a copy."""
     return a == b or (_num_bytes(a) == _num_bytes(b) and _digest(a) == _digest(b))
 
 

@@ -1,4 +1,4 @@
-"""Reading picture files: the upright size without decoding, and the upright pixels."""
+"""Picture files: their names, the upright size without decoding, and the upright pixels."""
 
 import os
 import struct
@@ -6,13 +6,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from unicodedata import normalize
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")  # in lower case; any case is accepted
+TRANSPOSE_OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 JPEG_END = b"\xff\xd9"
 JPEG_TAIL = 64  # bytes at the end of a file that are searched for the end marker: some cameras pad their files
 PNG_SIGNATURE_SIZE = 8
 PNG_CHECKSUM_SIZE = 4
+
+
+class SpellingOnDisk:
+    """A function from a path to the path as it is on disk, where names may be in another Unicode form.
+
+    macOS and some archives store "e" and an accent (NFD) where a text holds one letter (NFC). A path that exists, and
+    one of which there is no other spelling, is returned as it is. Each folder is listed once.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def __call__(self, path: Path) -> Path:
+        if path.exists() or path == path.parent:
+            return path
+        folder = self(path.parent)
+        if folder not in self._names:
+            names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (names alone, a million of them)
+            self._names[folder] = {normalize("NFC", name): name for name in names}
+        return folder / self._names[folder].get(normalize("NFC", path.name), path.name)
 
 
 class UnreadablePicture(ValueError):
@@ -28,9 +59,7 @@ def read_header(path: Path) -> tuple[int, int]:
     with _open(path) as image:
         if _is_surely_complete(image):
             width, height = image.size
-            # PngImageFile.getexif would decode the picture to search for an orientation behind the pixels.
-            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-            return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+            return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
     return open_upright(path).size
 
 
@@ -40,34 +69,42 @@ def open_upright(path: Path) -> Image.Image:
     Transparent pixels become white, as in image viewers. 16-bit greys keep their high byte. Raises UnreadablePicture.
     """
     with _open(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):
-            return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-        return image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
+        image.load()  # also finds an orientation that comes after the pixels of a PNG
+        transpose = TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
+        return _to_rgb(image if transpose is None else image.transpose(transpose))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        # Without a file name Pillow maps no file into memory, where it takes the sides of a turned TIFF the wrong way.
+        with path.open("rb") as file, Image.open(file) as image:
             yield image
     except UnidentifiedImageError:
         raise UnreadablePicture(f"{path}: not a picture, or cut off within its header") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         if isinstance(error, OSError) and error.strerror:
             raise UnreadablePicture(f"{path}: {error.strerror}") from None
         raise UnreadablePicture(f"{path}: truncated or damaged picture ({error})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, upright, if there is none or EXIF is broken."""
+    try:
+        # PngImageFile.getexif would decode the picture to search for an orientation behind the pixels.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        return orientation if orientation in TRANSPOSE_OF_ORIENTATION else 1
+    except Exception:  # Pillow raises nearly anything for broken EXIF, and the pixels do not need it
+        return 1
 
 
 def _is_surely_complete(image: Image.Image) -> bool:

@@ -7,6 +7,7 @@ class, as COCO defines them, do not see it.
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of
 
 Pairs = list[tuple[Picture, Prediction]]
-"""Annotated pictures with their predictions."""
+"""Annotated pictures with their predictions. `objects` are those that are scored, `ignored` all others."""
+
+AREA_OF_IGNORED = 1e20  # square pixels: outside all of COCO's ranges, so that COCO ignores such a true box
 
 
 def detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -34,7 +37,8 @@ def detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Predict
     As in COCO, AP uses the 100 highest-scored predictions per picture and class. So in a picture at most 100 objects of
     a class can be matched, and for the agnostic metrics at most 100 objects in all. F1 has no such limit. Without
     predictions everything is 0, but for `f1_threshold`. Without true objects nothing is defined, and the result is
-    empty. Boxes are scored as they are: see `clip_to_picture`.
+    empty. Boxes are scored as they are: see `clip_to_picture`. As in Pascal VOC, a difficult object is not to be found,
+    and a prediction of it is neither right nor wrong.
     """
     pairs, classes = _annotated_pairs(pictures, predictions)
     return _summarize(pairs, classes, _evaluate_coco(pairs, classes, is_agnostic=False)) if classes else {}
@@ -68,9 +72,19 @@ def full_detection_metrics(pictures: Sequence[Picture], predictions: Sequence[Pr
 
 
 def _annotated_pairs(pictures: Sequence[Picture], predictions: Sequence[Prediction]) -> tuple[Pairs, list[str]]:
-    """Return the annotated pictures with their predictions, and the classes of their objects."""
-    pairs = [pair for pair in zip(pictures, predictions, strict=True) if pair[0].objects is not None]
+    """Return the annotated pictures with their predictions, and the classes of their scored objects."""
+    pairs = [
+        (_ignore_difficult(picture), prediction)
+        for picture, prediction in zip(pictures, predictions, strict=True)
+        if picture.objects is not None
+    ]
     return pairs, sorted({class_of(each.description) for picture, _ in pairs for each in picture.objects})
+
+
+def _ignore_difficult(picture: Picture) -> Picture:
+    difficult = tuple(each for each in picture.objects if each.is_difficult)
+    scored = tuple(each for each in picture.objects if not each.is_difficult)
+    return replace(picture, objects=scored, ignored=picture.ignored + difficult) if difficult else picture
 
 
 def _summarize(pairs: Pairs, classes: list[str], evaluation: dict[str, Any]) -> dict[str, float]:
@@ -115,6 +129,11 @@ def _evaluate_coco(pairs: Pairs, classes: list[str], is_agnostic: bool) -> dict[
         for each in picture.objects:
             box = np.array(each.box_xyxy, dtype=float)
             truths.append(_annotation(image, category[class_of(each.description)], box))
+        for each in picture.ignored:
+            if number := 1 if is_agnostic else category.get(class_of(each.description)):
+                ignored = _annotation(image, number, np.array(each.box_xyxy)) | {"area": AREA_OF_IGNORED}
+                # A true box takes one prediction alone, but all predictions of this object are to be ignored.
+                truths += [dict(ignored) for _ in prediction.scores]
         for box, score, text in zip(prediction.boxes_xyxy, prediction.scores, prediction.descriptions, strict=True):
             number = 1 if is_agnostic else category.get(class_of(text))
             if number:
@@ -157,7 +176,7 @@ def _best_f1(pairs: Pairs, classes: set[str]) -> tuple[float, float]:
     One matching therefore serves all thresholds.
     """
     scores, hits = [], []
-    for picture, prediction in pairs:
+    for picture, prediction in ((picture, _without_ignored(picture, each)) for picture, each in pairs):
         predicted_classes = np.array([class_of(text) for text in prediction.descriptions], dtype=object)
         true_classes = np.array([class_of(each.description) for each in picture.objects], dtype=object)
         true_boxes = _true_boxes(picture)
@@ -185,6 +204,20 @@ def _best_f1(pairs: Pairs, classes: set[str]) -> tuple[float, float]:
 def _count_unknown(pairs: Pairs, classes: set[str]) -> int:
     """Return the number of predicted boxes of classes that no true object has."""
     return sum(class_of(text) not in classes for _, prediction in pairs for text in prediction.descriptions)
+
+
+def _without_ignored(picture: Picture, prediction: Prediction) -> Prediction:
+    """Leave out predictions of ignored objects. As in VOC, a prediction is of the object that it overlaps the most."""
+    if not picture.ignored or not len(prediction.scores):
+        return prediction
+    truth = replace(picture, objects=picture.objects + picture.ignored)
+    overlaps = mask.iou(_xywh(prediction.boxes_xyxy), _xywh(_true_boxes(truth)), [0] * len(truth.objects))
+    predicted_classes = [class_of(text) for text in prediction.descriptions]
+    true_classes = [class_of(each.description) for each in truth.objects]
+    overlaps[np.array(predicted_classes)[:, None] != np.array(true_classes)] = -1
+    is_kept = (overlaps.argmax(axis=1) < len(picture.objects)) | (overlaps.max(axis=1) < 0.5)
+    descriptions = tuple(text for text, kept in zip(prediction.descriptions, is_kept, strict=True) if kept)
+    return Prediction(prediction.boxes_xyxy[is_kept], prediction.scores[is_kept], descriptions)
 
 
 def _match(

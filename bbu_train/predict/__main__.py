@@ -26,7 +26,8 @@ Coordinates are pixels of the upright original. Pictures of the run's own data a
   key                 default                   meaning
   run                 required                  run folder, such as outputs/default/20260101-120000-abcdef01
   images              required                  a picture, a folder of pictures with its subfolders, or a
-                                                pattern in quotes, such as '/data/**/*.jpg'
+                                                pattern in quotes, such as '/data/**/*.jpg'; hidden files and
+                                                folders are left out
   checkpoint          best                      best, last or a step number
   route               both                      both, head or generated
   teachers            0                         number of example pictures with answers before each picture;

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from bbu_train.images.overlay import ClassColors
 from bbu_train.predict.routes import Predictor
 from bbu_train.predict.show import draw_predictions, to_row
+from bbu_train.runtime.file_names import short_name
 from bbu_train.types.batch import Batch
 from bbu_train.types.samples import Sample
 
@@ -26,14 +27,15 @@ def write(
 ) -> str:
     """Predict batch by batch, write each batch into `folder` when it is ready, and return a summary for the terminal.
 
-    A drawing is named after its line of predictions.jsonl, counted from 0, and its picture. All drawings share the
-    colours of their classes; `classes`, those of the true boxes, get theirs first.
+    A drawing is named after its line of predictions.jsonl, counted from 0, and its picture; a long name is cut. All
+    drawings share the colours of their classes; `classes`, those of the true boxes, get theirs first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_written = num_malformed = num_boxes = 0
     seconds, colors = 0.0, ClassColors(classes)
     with (
-        (folder / PREDICTIONS).open("w", encoding="utf-8") as file,
+        # A byte of a file name that is no UTF-8 becomes JSON's own escape, such as \udce9: nothing is lost.
+        (folder / PREDICTIONS).open("w", encoding="utf-8", errors="backslashreplace") as file,
         tqdm(total=num_pictures, unit="picture") as progress,
     ):
         for samples, batch in prompts:
@@ -41,7 +43,7 @@ def write(
             results = predictor(samples, batch)
             seconds += time.perf_counter() - start
             for predictions in results:
-                name = f"{num_written:05d}_{predictions.sample.student.path.stem}.jpg"
+                name = short_name(f"{num_written:05d}_{predictions.sample.student.path.stem}") + ".jpg"
                 row = to_row(predictions, threshold)
                 file.write(json.dumps(row | {"drawn": name}, ensure_ascii=False) + "\n")
                 draw_predictions(predictions, threshold, colors).save(folder / name, quality=92)

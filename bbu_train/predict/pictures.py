@@ -7,30 +7,35 @@ from pathlib import Path
 from bbu_train.conversation.patches import resized_size
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, all_problems
-from bbu_train.images.files import UnreadablePicture, read_header
+from bbu_train.images.files import ENDINGS, SpellingOnDisk, UnreadablePicture, open_upright
+from bbu_train.runtime.file_names import printable
 from bbu_train.types.samples import Picture, PictureFormat, Sample
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def find_pictures(images: str) -> list[Path]:
-    """Return the file, all pictures in the folder and its subfolders, or all files that match the pattern, sorted.
+    """Return the file, the pictures in the folder and its subfolders, or those that match the pattern, sorted.
 
-    Raises InputError if there are none.
+    A file is taken whatever its name. In a folder and of a pattern's matches, pictures are the files with one of
+    `ENDINGS` in any case, without hidden files and what is in hidden folders. Raises InputError if there are none.
     """
-    path = Path(images).expanduser()
-    if path.is_dir():
-        paths = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES]
-        hint = f"no file in that folder ends in {', '.join(SUFFIXES)}"
-    elif path.exists():
+    path = SpellingOnDisk()(Path(images).expanduser())
+    if path.is_file():
         return [path]
+    if path.is_dir():
+        paths = [each for each in path.rglob("*") if not _is_hidden(each.relative_to(path))]
     else:
         paths = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (Path.glob takes no absolute one)
-        hint = "there is no such file or folder, and no file matches it as a pattern"
-    files = sorted(each for each in paths if each.is_file())
+    if not paths and not path.is_dir():
+        raise InputError(f"images={images}: there is no such file or folder, and no file matches it as a pattern.")
+    # A link to nothing is no picture; `build_samples` says so.
+    files = sorted(each for each in paths if each.suffix.lower() in ENDINGS and not each.is_dir())
     if not files:
-        raise InputError(f"images={images}: {hint}.")
+        raise InputError(f"images={images}: no file there ends in {', '.join(ENDINGS)}, in upper or lower case.")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def build_samples(
@@ -39,21 +44,22 @@ def build_samples(
     """Return each picture as the student of a sample, with its true objects if `data` has the picture.
 
     Teachers are drawn from the training pictures as in validation, so a picture of `data` gets the same ones there.
-    `num_teachers` above 0 needs `data`. Raises InputError that lists every picture that cannot be read or has a shape
-    that the model does not accept.
+    `num_teachers` above 0 needs `data`. Each picture is decoded, so that none stops the prediction halfway. Raises
+    InputError that lists every picture that cannot be read or has a shape that the model does not accept.
     """
     assert data is not None or num_teachers == 0
     known = {} if data is None else {each.student.path.resolve(): each for each in (*data.train, *data.validation)}
     samples, problems = [], []
     for path in paths:
         try:
-            sample = known.get(path.resolve()) or Sample(str(path), Picture(path, *read_header(path), None), None)
+            size = open_upright(path).size
+            sample = known.get(path.resolve()) or Sample(printable(str(path)), Picture(path, *size, None), None)
             resized_size(sample.student, picture_format)
         except (UnreadablePicture, InputError) as error:
-            problems.append(str(error))
+            problems.append(printable(str(error)))
             continue
         teachers = data.with_validation_teachers(sample, num_teachers).teachers if data else ()
-        samples.append(Sample(str(path), sample.student, teachers))
+        samples.append(Sample(printable(str(path)), sample.student, teachers))
     if problems:
         fix = "Repair these files, or name a folder or pattern without them."
         raise all_problems("Pictures to predict", problems, fix)

@@ -9,6 +9,7 @@ from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.metrics.constant_boxes import constant_predictions
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.reporting.loss_plot import plot_losses
+from bbu_train.runtime.file_names import printable
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
 
@@ -55,7 +56,7 @@ def write_gallery(
         if metrics.get("eval/f1") == 0:
             best_scores = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
             threshold = float(min(best_scores, default=1))
-        image = add_title(overlay(picture, prediction, threshold, colors), picture.path.name)
+        image = add_title(overlay(picture, prediction, threshold, colors), printable(picture.path.name))
         image.thumbnail((GALLERY_SIZE, GALLERY_SIZE))
         images.append(image)
     labels = {"eval/ap50": "AP50", "eval/f1": "F1"}

@@ -1,5 +1,6 @@
 """Logging to the terminal, without breaking the progress bar, and to the run's train.log."""
 
+import io
 import logging
 import sys
 from logging.handlers import MemoryHandler
@@ -19,6 +20,8 @@ def start() -> MemoryHandler:
     If stderr is a terminal it shows warnings only, because the progress bar is there. If stderr is a file or a pipe, it
     gets all progress messages.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes what its encoding lacks by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     terminal = _Terminal()
     terminal.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
     early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
@@ -30,7 +33,7 @@ def start() -> MemoryHandler:
 
 def to_file(early: MemoryHandler, folder: Path) -> None:
     """Write the messages that `early` has kept, and all later ones, to the run's train.log."""
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     early.setTarget(file)
     early.close()

@@ -21,12 +21,14 @@ class Role(IntEnum):
 class Object:
     """One annotated object.
 
-    box_xyxy     in absolute pixels of the upright picture; with a `Picture.view`, in pixels of the view
-    description  "type/property/extra"
+    box_xyxy      in absolute pixels of the upright picture; with a `Picture.view`, in pixels of the view
+    description   "type/property/extra"
+    is_difficult  whether it is left out of scores, as Pascal VOC does: a prediction of it is neither right nor wrong
     """
 
     box_xyxy: tuple[float, float, float, float]
     description: str
+    is_difficult: bool = False
 
 
 def class_of(description: str) -> str:
@@ -67,6 +69,7 @@ class Picture:
     height   likewise
     objects  empty if the picture is annotated as empty, None if nobody annotated it
     view     the augmented view to read from the file; None for the whole picture
+    ignored  objects that are neither trained nor scored; with a `view` always empty, because views are only trained
     """
 
     path: Path
@@ -74,6 +77,7 @@ class Picture:
     height: int
     objects: tuple[Object, ...] | None
     view: View | None = None
+    ignored: tuple[Object, ...] = ()
 
 
 @dataclass(frozen=True)

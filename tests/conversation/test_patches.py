@@ -68,7 +68,7 @@ def test_a_picture_that_changed_since_it_was_checked_is_named(make_picture):
 
 
 def test_a_picture_that_can_no_longer_be_read_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.png: No such file .*; it could be read when the data was checked"):
+    with pytest.raises(InputError, match=r"gone\.png: No such file .*; its header could be read when the"):
         read_patches(Picture(tmp_path / "gone.png", 84, 112, ()), FORMAT)
 
 

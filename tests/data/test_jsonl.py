@@ -1,6 +1,8 @@
 import json
 import logging
+import shutil
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from hydra.utils import instantiate
@@ -19,9 +21,9 @@ GOOD = {"images": ["a.png"], "objects": [SCREW]}
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with two pictures of 8 x 6 pixels and a good validation.jsonl."""
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    """A folder with two different pictures of 8 x 6 pixels and a good validation.jsonl."""
+    for name, color in (("a.png", "black"), ("b.png", "red")):
+        Image.new("RGB", (8, 6), color).save(tmp_path / name)
     write(tmp_path, GOOD, name="validation.jsonl")
     return tmp_path
 
@@ -72,9 +74,13 @@ def test_a_picture_without_objects_is_annotated_as_empty(root):
     assert load(root).train[0].student.objects == ()
 
 
-def test_descriptions_are_normalized_as_the_tokenizer_does_it(root):
-    write(root, {"images": ["a.png"], "objects": [SCREW | {"desc": "re\u0301pe\u0301teur"}]})
-    assert load(root).train[0].student.objects[0].description == "r\u00e9p\u00e9teur"
+@pytest.mark.parametrize("name", ["re\u0301pe\u0301teur.png", "r\u00e9p\u00e9teur.png"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_picture_is_found_in_either_unicode_form_of_its_path(root, name, form):
+    (root / name).parent.joinpath("e\u0301").mkdir()
+    Image.new("RGB", (8, 6)).save(root / "e\u0301" / name)
+    write(root, GOOD | {"images": [normalize(form, f"e\u0301/{name}")]})
+    assert load(root).train[0].student.path == root / "e\u0301" / name
 
 
 def test_absolute_picture_paths_are_not_changed(root, tmp_path_factory):
@@ -139,8 +145,34 @@ def test_bad_boxes_are_dropped_counted_and_logged_on_request(root, box, caplog):
     with caplog.at_level(logging.WARNING):
         splits = load(root, bad_boxes="drop")
     assert [sample.student.objects for sample in splits.train] == [(Object((1.0, 2.0, 3.0, 4.0), "screw/m4"),)] * 2
-    assert splits.num_dropped_boxes == len(caplog.messages) == 2
-    assert "train.jsonl:2 object 2: " in caplog.messages[1]
+    ((reason, number),) = splits.num_changed_objects.items()
+    assert reason.startswith("dropped: ")
+    assert number == 2
+    (message,) = caplog.messages
+    assert message.startswith("dropped 2 objects: ")
+    assert "First: train.jsonl:1 object 2: " in message
+
+
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        ((-0.08, 0, 3, 3), (0, 0, 3, 3)),
+        ((5, 4, 8.0003, 6), (5, 4, 8, 6)),
+        ((-9, -9, 99, 99), (0, 0, 8, 6)),
+        ((8, 1, 9, 4), None),
+        ((-3, 1, 0, 4), None),
+        ((1, 20, 2, 30), None),
+        *((box, None) for box in ((2, 1, 2, 4), (3, 1, 2, 4), (9, 1, -1, 4), (float("nan"), 0, 3, 3), (1, 2, 3))),
+    ],
+)
+def test_a_box_that_is_partly_outside_is_cut_on_request_and_any_other_bad_box_left_out(root, box, inside, caplog):
+    write(root, with_box(*box))
+    splits = load(root, bad_boxes="clip")
+    expected = [Object((1.0, 2.0, 3.0, 4.0), "screw/m4"), *([Object(inside, "screw")] if inside else [])]
+    assert splits.train[0].student.objects == tuple(expected)
+    assert list(splits.num_changed_objects.values()) == [1]
+    assert all(key.startswith("clipped" if inside else "dropped") for key in splits.num_changed_objects)
+    assert "train.jsonl:1 object 2: " in caplog.text
 
 
 def test_other_problems_still_stop_when_bad_boxes_are_dropped(root):
@@ -168,7 +200,7 @@ BAD_LINES = [
     (with_object(label="screw"), OBJECT + 'unknown key "label", expected "bbox_2d", "desc"'),
     ({"images": ["a.png"], "objects": [{"desc": "screw"}]}, OBJECT + 'missing "bbox_2d"'),
     (with_object(desc=""), OBJECT + '"desc" must be text that is not blank, found ""'),
-    (with_object(desc=" \t"), OBJECT + '"desc" must be text that is not blank'),
+    (with_object(desc=" \t\u3000\ufeff"), OBJECT + '"desc" must be text that is not blank'),
     (with_object(desc=3), OBJECT + '"desc" must be text that is not blank, found 3'),
     (with_object(desc="\ud800"), OBJECT + '"desc" holds half a surrogate pair'),
     ({"teachers": []}, 'train.jsonl:1: missing "student"'),
@@ -179,7 +211,12 @@ BAD_LINES = [
         {"teachers": [with_object(bbox_2d=[1, 1, 1, 2]) | {"images": ["b.png"]}], "student": GOOD},
         "train.jsonl:1 teacher 1 object 1: zero-area box",
     ),
-    ({"teachers": [GOOD], "student": GOOD}, "train.jsonl:1 teacher 1: is the student's own picture"),
+    ('{"images": ["a.png"], "objects": [], "objects": []}', '"objects" more than once in one object {...}'),
+    (
+        '{"images": ["a.png"], "objects": [{"bbox_2d": [1, 2, 3, 4], "desc": "a", "desc": "b"}]}',
+        '"desc" more than once',
+    ),
+    ('{"images": ["a.png"], "objects": [], "id": [{"x": {"y": 1, "y": 1}}]}', '"y" more than once'),
     (GOOD | {"images": ["missing.png"]}, "missing.png: No such file"),
     (GOOD | {"images": ["train.jsonl"]}, "train.jsonl: not a picture"),
     (GOOD | {"images": ["."]}, "Is a directory"),
@@ -193,6 +230,23 @@ def test_a_bad_line_says_what_is_wrong_with_it(root, line, expected):
     assert "1 problem." in text
     assert expected in text
     assert "train.jsonl:1" in text
+
+
+@pytest.mark.parametrize("kind", ["same", "detour", "link", "copy"])
+def test_fixed_teachers_differ_from_the_student_and_from_each_other_as_drawn_ones_do(root, kind):
+    name = {"same": "a.png", "detour": "./x/../a.png"}.get(kind, "x.png")
+    (root / "x").mkdir()
+    if kind == "link":
+        (root / name).symlink_to(root / "a.png")
+    if kind == "copy":
+        shutil.copy(root / "a.png", root / name)
+    (root / "copy of b.png").write_bytes((root / "b.png").read_bytes())
+    names = name, "b.png", "copy of b.png"
+    write(root, {"teachers": [GOOD | {"images": [each]} for each in names], "student": GOOD})
+    text = message(root)
+    assert "2 problems" in text
+    assert "train.jsonl:1 teacher 1: is the student's own picture or a copy of it" in text
+    assert "train.jsonl:1 teacher 3: is the picture of teacher 2 or a copy of it" in text
 
 
 def test_a_truncated_picture_is_named_by_the_line_that_needs_it(root):
@@ -242,7 +296,7 @@ def test_a_missing_root_names_the_key_to_set(tmp_path):
 
 
 def test_an_unknown_value_of_bad_boxes_is_an_error(root):
-    assert "data.bad_boxes=ignore: expected one of error, drop" in message(root, bad_boxes="ignore")
+    assert "data.bad_boxes=ignore: expected one of error, drop, clip" in message(root, bad_boxes="ignore")
 
 
 def test_the_yaml_needs_only_a_root(root):

@@ -110,20 +110,20 @@ def test_fixed_teachers_stay_in_training_and_validation(pictures):
 
 
 def test_a_pool_that_is_too_small_for_training_is_an_error_at_once(pictures):
-    Splits(samples_of(pictures[:3]), (), ALWAYS_TWO, 0)
+    Splits(samples_of(pictures[:3]), (), ALWAYS_TWO, {})
     with pytest.raises(InputError, match=r"holds 2 pictures, but data\.teachers\.num_teachers=2 needs 3"):
-        Splits(samples_of(pictures[:2]), (), ALWAYS_TWO, 0)
+        Splits(samples_of(pictures[:2]), (), ALWAYS_TWO, {})
 
 
 def test_a_pool_that_is_too_small_for_validation_is_an_error_at_once(pictures):
     draw = replace(ALWAYS_TWO, teacher_ratio=0, num_validation_teachers=2)
     with pytest.raises(InputError, match=r"holds 1 picture, but data\.teachers\.num_validation_teachers=2 needs 2"):
-        Splits(samples_of(pictures[:1]), samples_of(pictures[1:]), draw, 0)
+        Splits(samples_of(pictures[:1]), samples_of(pictures[1:]), draw, {})
 
 
 def test_a_small_pool_is_accepted_if_nothing_is_drawn(pictures):
     fixed = samples_of(pictures[:1], teachers=())
-    assert Splits(fixed, fixed, ALWAYS_TWO, 0).pool == pictures[:1]
+    assert Splits(fixed, fixed, ALWAYS_TWO, {}).pool == pictures[:1]
 
 
 def test_a_pool_of_copies_is_an_error_that_names_the_sample(pictures):
@@ -133,7 +133,7 @@ def test_a_pool_of_copies_is_an_error_that_names_the_sample(pictures):
 
 def test_pictures_without_annotation_are_not_in_the_pool(pictures):
     unannotated = replace(pictures[0], objects=None)
-    assert Splits(samples_of((unannotated, *pictures[1:])), (), ALWAYS_TWO, 0).pool == pictures[1:]
+    assert Splits(samples_of((unannotated, *pictures[1:])), (), ALWAYS_TWO, {}).pool == pictures[1:]
 
 
 @pytest.mark.parametrize(

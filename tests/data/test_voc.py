@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from hydra.utils import instantiate
@@ -7,6 +9,7 @@ from PIL import Image
 
 from bbu_train.data import voc
 from bbu_train.data.teachers import TeacherDraw
+from bbu_train.data.voc_annotation import CORNERS
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Object
 
@@ -18,13 +21,22 @@ SIZE = "<size><width>8</width><height>6</height><depth>3</depth></size>"
 needs_blood_cells = pytest.mark.skipif(not BLOOD_CELLS.is_dir(), reason=f"needs the blood cells in {BLOOD_CELLS}")
 
 
-def cell(name="cell", box=(1, 2, 3, 4)):
-    corners = zip(voc.CORNERS, box, strict=False)
-    return f"<object><name>{name}</name><bndbox>{''.join(f'<{c}>{v}</{c}>' for c, v in corners)}</bndbox></object>"
+def cell(name="cell", box=(1, 2, 3, 4), further=""):
+    corners = zip(CORNERS, box, strict=False)
+    box = "".join(f"<{c}>{v}</{c}>" for c, v in corners)
+    return f"<object><name>{name}</name>{further}<bndbox>{box}</bndbox></object>"
 
 
 def annotate(root, name, *objects, head=SIZE):
     (root / f"Annotations/{name}.xml").write_text(f"<annotation>{head}{''.join(objects)}</annotation>")
+
+
+def draw(root, name):
+    Image.new("RGB", (8, 6)).save(root / "JPEGImages" / name, format="PNG")
+
+
+def list_names(root, *lines):
+    (root / "ImageSets/Main/train.txt").write_bytes(os.fsencode("\n".join(lines)))
 
 
 @pytest.fixture
@@ -39,8 +51,8 @@ def root(tmp_path):
     return tmp_path
 
 
-def load(root, train="train", bad_boxes="error"):
-    return voc.load(root, train, "val", bad_boxes, NO_TEACHERS)
+def load(root, train="train", bad_boxes="error", difficult="train", parts="error"):
+    return voc.load(root, train, "val", bad_boxes, difficult, parts, NO_TEACHERS)
 
 
 def message(root, **changes):
@@ -56,23 +68,214 @@ def test_an_annotation_becomes_a_sample_and_its_coordinates_are_not_converted(ro
     assert sample.student.objects == (Object((1.0, 2.0, 3.0, 4.0), "cell"),)
 
 
-def test_the_filename_in_the_annotation_comes_first(root):
-    Image.new("RGB", (8, 6)).save(root / "JPEGImages/other.bmp")
-    annotate(root, "a", head="<filename>other.bmp</filename>" + SIZE)
+@pytest.mark.parametrize("filename", ["", "a.jpg", "A.PNG", "a", "gone.jpg", "b.png", "C:\\images\\b.png"])
+@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".jpeg", ".Png", ".tif", ".WEBP"])
+def test_the_picture_with_the_annotations_own_name_is_its_picture_whatever_its_filename_says(
+    root, filename, ending, caplog
+):
+    (root / "JPEGImages/a.png").rename(root / f"JPEGImages/a{ending}")
+    annotate(root, "a", head=f"<filename>{filename}</filename>{SIZE}")
+    assert load(root).train[0].student.path.name == f"a{ending}"
+    is_said = "1 annotation: <filename> is not the annotation's own name" in caplog.text
+    assert is_said == (filename not in ("", "a.jpg", "A.PNG", "a"))
+
+
+def test_differing_filenames_are_one_warning_with_their_number_and_the_first(root, caplog):
+    for name in "abc":
+        draw(root, f"{name}.png")
+        annotate(root, name, head="<filename>old.png</filename>" + SIZE)
+    list_names(root, "c", "b", "a")
+    load(root)
+    (message,) = caplog.messages
+    assert message.startswith("3 annotations: ")
+    assert "First: Annotations/c.xml: <filename> 'old.png', read c.png" in message
+
+
+@pytest.mark.parametrize("filename", ["other.bmp", "other", "other.JPG", "/data/JPEGImages/other.png"])
+def test_without_a_picture_of_the_own_name_the_filename_is_taken(root, filename):
+    (root / "JPEGImages/a.png").rename(root / "JPEGImages/other.bmp")
+    annotate(root, "a", head=f"<filename>{filename}</filename>" + SIZE)
     assert load(root).train[0].student.path.name == "other.bmp"
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png"])
-def test_the_annotations_own_name_finds_the_picture_where_its_filename_does_not(root, suffix):
-    (root / "JPEGImages/a.png").rename(root / f"JPEGImages/a{suffix}")
-    annotate(root, "a", head="<filename>gone.jpg</filename>")
-    assert load(root).train[0].student.path.name == f"a{suffix}"
+def test_a_filename_that_names_the_picture_of_another_annotation_is_an_error(root):
+    (root / "JPEGImages/a.png").unlink()
+    annotate(root, "a", head="<filename>b.png</filename>" + SIZE)
+    expected = "Annotations/a.xml: no picture in JPEGImages is called a, and b.png is that of b.xml"
+    assert expected in message(root)
 
 
-def test_parts_of_an_object_are_not_objects(root):
-    whole = cell().replace("</object>", "<part><name>head</name><bndbox/></part></object>")
-    annotate(root, "a", whole)
+def test_of_two_pictures_with_the_own_name_the_filename_decides_and_else_it_is_said(root, caplog):
+    draw(root, "a.jpg")
+    annotate(root, "a", head="<filename>a.png</filename>" + SIZE)
+    assert load(root).train[0].student.path.name == "a.png"
+    assert not caplog.messages
+    annotate(root, "a")
+    assert load(root).train[0].student.path.name == "a.jpg"
+    assert "several pictures have the annotation's name" in caplog.text
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize("annotation", ["NFC", "NFD"])
+@pytest.mark.parametrize("picture", ["NFC", "NFD"])
+def test_names_agree_in_either_unicode_form(root, listed, annotation, picture, caplog):
+    draw(root, normalize(picture, "r\u00e9p\u00e9teur.JPG"))
+    annotate(
+        root, normalize(annotation, "r\u00e9p\u00e9teur"), head="<filename>r\u00e9p\u00e9teur.jpg</filename>" + SIZE
+    )
+    list_names(root, normalize(listed, "r\u00e9p\u00e9teur"))
+    (sample,) = load(root).train
+    assert sample.student.path.is_file()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["设备".encode("gbk"), "é".encode("latin-1"), ("长" * 82).encode()])
+def test_any_bytes_and_any_length_of_file_names_are_read_and_their_ids_can_be_written(root, name):
+    text = os.fsdecode(name)
+    draw(root, f"{text}.jpg")
+    annotate(root, text, cell())
+    list_names(root, text)
+    (sample,) = load(root).train
+    assert os.fsencode(sample.student.path.name) == name + b".jpg"
+    assert sample.id.encode()
+
+
+LINES = [
+    "a",
+    "a  1",
+    "a -1",
+    "a\t0",
+    "a.jpg",
+    "a.PNG",
+    "a.xml",
+    "a.png -1",
+    "JPEGImages/a.png",
+    "/x/y/a.jpg 1",
+    r"C:\x\a",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_a_split_may_have_folders_an_ending_and_a_second_column(root, line):
+    list_names(root, line, "b  1")
+    assert [sample.id for sample in load(root).train] == ["Annotations/a.xml", "Annotations/b.xml"]
+
+
+@pytest.mark.parametrize("name", ["a 1", "a.jpg"])
+def test_a_name_that_looks_like_two_columns_or_has_an_ending_is_taken_as_it_is(root, name):
+    draw(root, f"{name}.png")
+    annotate(root, name)
+    list_names(root, name)
+    assert load(root).train[0].student.path.name == f"{name}.png"
+
+
+CODECS = [
+    "gb2312",
+    "GBK",
+    "gb18030",
+    "Big5",
+    "euc-kr",
+    "Shift_JIS",
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "cp1252",
+]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_annotations_are_read_in_the_encoding_that_they_declare(root, codec):
+    word = {"euc-kr": "한국", "Shift_JIS": "ラベル", "cp1252": "café"}.get(codec, "中文")
+    text = f'<?xml version="1.0" encoding="{codec.removesuffix("-sig")}"?><annotation>{SIZE}{cell(word)}</annotation>'
+    (root / "Annotations/a.xml").write_bytes(text.encode(codec))
+    list_names(root, "a")
+    (root / "ImageSets/Main/train.txt").write_text("a", encoding="utf-16" if codec == "utf-16" else "utf-8-sig")
+    assert load(root).train[0].student.objects[0].description == word
+
+
+def test_characters_beyond_gb2312_and_a_false_utf16_are_read_as_they_are_meant(root):
+    for codec, declared in (("gbk", "gb2312"), ("utf-8", "utf-16")):
+        text = f'<?xml version="1.0" encoding="{declared}"?><annotation>{SIZE}{cell("镕")}</annotation>'
+        (root / "Annotations/a.xml").write_bytes(text.encode(codec))
+        assert load(root).train[0].student.objects[0].description == "镕"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("<annotation>电缆</annotation>".encode("gbk"), "Annotations/a.xml: not utf-8 at byte 13"),
+        (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "Annotations/a.xml: unknown encoding: klingon"),
+        (b'<?xml version="1.0" encoding="hex"?><annotation/>', "Annotations/a.xml: 'hex' is not a text encoding"),
+        (b"", "Annotations/a.xml:1: malformed XML"),
+    ],
+)
+def test_a_wrong_or_unknown_encoding_is_named(root, data, expected):
+    (root / "Annotations/a.xml").write_bytes(data)
+    assert expected in message(root)
+
+
+OBJECT = cell()
+READ = {
+    "a namespace on all": f'<annotation xmlns="http://x/voc">{OBJECT}</annotation>',
+    "a namespace on objects": "<annotation>" + OBJECT.replace("<object>", '<object xmlns="urn:x">') + "</annotation>",
+    "a prefix": '<annotation xmlns:v="urn:x">' + OBJECT.replace("<", "<v:").replace("<v:/", "</v:") + "</annotation>",
+    "capitals": f"<annotation>{OBJECT.replace('object', 'Object').replace('bndbox', 'BndBox')}</annotation>",
+    "capitals in all": f"<Annotation>{OBJECT.upper().replace('CELL', 'cell')}</Annotation>",
+    "a wrapper": f"<annotation><objects>{OBJECT}</objects></annotation>",
+    "two wrappers": f"<annotation><layer><Objects>{OBJECT}</Objects></layer></annotation>",
+}
+
+
+@pytest.mark.parametrize("text", READ.values(), ids=READ)
+def test_objects_are_read_wherever_they_are_and_in_whatever_case_and_namespace(root, text):
+    (root / "Annotations/a.xml").write_text(text)
     assert load(root).train[0].student.objects == (Object((1.0, 2.0, 3.0, 4.0), "cell"),)
+
+
+REFUSED = {
+    OBJECT.replace("object>", "item>"): "Annotations/a.xml: <item> holds a box but is not read",
+    f"<objects>{OBJECT.replace('<object>', '').replace('</object>', '')}</objects>": "<objects> holds a box but is not",
+    OBJECT.replace("</object>", OBJECT + "</object>"): "object 1: holds another <object>",
+    OBJECT.replace("<bndbox>", "<region><bndbox>").replace("</bndbox>", "</bndbox></region>"): "<region> holds a box",
+    "<object><name>cell</name><box><xmin>1</xmin></box></object>": "<box> holds a box but is not read",
+    cell(further="<bndbox/>"): "object 1 (cell): more than one <bndbox>",
+    cell(further="<name>b</name>"): "object 1 (cell): more than one <name>",
+    cell(further="<difficult>maybe</difficult>"): "object 1 (cell): <difficult> is 'maybe', expected 0 or 1",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), REFUSED.items(), ids=REFUSED.values())
+def test_elements_that_look_like_objects_but_are_not_read_are_refused(root, text, expected):
+    annotate(root, "a", text)
+    assert expected in message(root, bad_boxes="drop")
+
+
+def test_parts_of_an_object_are_an_error_left_out_or_objects(root):
+    part = cell("head", (2, 3, 3, 4)).replace("object>", "part>")
+    annotate(root, "a", cell(further=part))
+    assert "object 1 (cell): holds 1 <part> with a box: data.parts=drop" in message(root)
+    dropped = load(root, parts="drop")
+    assert dropped.train[0].student.objects == (Object((1.0, 2.0, 3.0, 4.0), "cell"),)
+    assert dropped.num_changed_objects == {"dropped: part of an object": 1}
+    descriptions = [each.description for each in load(root, parts="train").train[0].student.objects]
+    assert descriptions == ["cell", "head"]
+
+
+def test_difficult_objects_are_trained_or_left_out_and_never_scored(root):
+    easy = [cell(further=f"<difficult>{value}</difficult>") for value in ("0", " ", "false")]
+    annotate(root, "a", *easy, cell("hard", further="<Difficult> 1 </Difficult>"))
+    hard = Object((1.0, 2.0, 3.0, 4.0), "hard", is_difficult=True)
+    trained, dropped = load(root).train[0].student, load(root, difficult="drop")
+    assert [each.is_difficult for each in trained.objects] == [False, False, False, True]
+    assert (trained.objects[3], trained.ignored) == (hard, ())
+    assert (dropped.train[0].student.objects, dropped.train[0].student.ignored) == (trained.objects[:3], (hard,))
+    assert dropped.num_changed_objects == {"dropped: difficult": 1}
+
+
+@pytest.mark.parametrize("key", ["bad_boxes", "difficult", "parts"])
+def test_an_unknown_word_names_the_choices(root, key):
+    assert f"data.{key}=some: expected one of " in message(root, **{key: "some"})
 
 
 def test_a_picture_in_both_splits_is_read_and_counted_once(root):
@@ -81,7 +284,7 @@ def test_a_picture_in_both_splits_is_read_and_counted_once(root):
     splits = load(root, bad_boxes="drop")
     assert [sample.id for sample in splits.train] == ["Annotations/b.xml", "Annotations/a.xml"]
     assert splits.validation[0] is splits.train[0]
-    assert splits.num_dropped_boxes == 1
+    assert splits.num_changed_objects == {"dropped: zero area": 1}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +292,7 @@ def test_a_picture_in_both_splits_is_read_and_counted_once(root):
     [
         ((1, 2, 1, 4), "zero-area box [1, 2, 1, 4]"),
         ((3, 2, 1, 4), "inverted box [3, 2, 1, 4]"),
-        ((1, 2, 9, 4), "box [1, 2, 9, 4] outside its picture of 8 x 6 pixels"),
+        ((9, 2, 11, 4), "box [9, 2, 11, 4] outside its picture of 8 x 6 pixels"),
         (("nan", 2, 9, 4), "box that is not finite [NaN, 2, 9, 4]"),
         (("one", 2, 3, 4), "box that is not four numbers [one, 2, 3, 4]"),
         ((1, 2, 3), "box that is not four numbers [1, 2, 3, ?]"),
@@ -100,8 +303,16 @@ def test_a_bad_box_stops_or_is_dropped(root, box, expected):
     text = message(root)
     assert f"Annotations/a.xml object 2 (RBC): {expected}" in text
     assert "data.bad_boxes=drop" in text
-    splits = load(root, bad_boxes="drop")
-    assert (len(splits.train[0].student.objects), splits.num_dropped_boxes) == (1, 1)
+    for bad_boxes in ("drop", "clip"):
+        splits = load(root, bad_boxes=bad_boxes)
+        assert (len(splits.train[0].student.objects), sum(splits.num_changed_objects.values())) == (1, 1)
+
+
+def test_a_box_that_is_slightly_outside_is_cut_on_request(root):
+    annotate(root, "a", cell(box=(-0.0003, 1, 8.08, 6)))
+    splits = load(root, bad_boxes="clip")
+    assert [each.box_xyxy for each in splits.train[0].student.objects] == [(0, 1, 8, 6)]
+    assert splits.num_changed_objects == {"clipped: outside its picture": 1}
 
 
 def test_an_object_without_a_name_is_an_error(root):
@@ -117,6 +328,16 @@ def test_an_object_without_a_box_is_an_error(root):
 def test_a_size_that_differs_from_the_pictures_own_is_an_error(root):
     annotate(root, "a", head="<size><width>6</width><height>8</height></size>")
     assert "Annotations/a.xml: its size 6 x 8 differs from that of a.png, upright 8 x 6" in message(root)
+    annotate(root, "a", head="<size><width>0</width><height>8</height></size>")
+    assert "Annotations/a.xml: its size 0 x 8 differs" in message(root)
+
+
+@pytest.mark.parametrize("side", ["0", "", " 0 ", "-1", "0.0", "None", "nan"])
+def test_a_size_of_nothing_is_unknown(root, side):
+    annotate(root, "a", cell(), head=f"<size><width>{side}</width><height>{side}</height></size>")
+    assert len(load(root).train[0].student.objects) == 1
+    annotate(root, "a", cell(), head="<size/>")
+    assert len(load(root).train[0].student.objects) == 1
 
 
 def test_malformed_xml_is_named_by_line(root):
@@ -135,7 +356,7 @@ def test_a_missing_annotation_or_picture_is_an_error(root):
     text = message(root)
     assert "Annotations/a.xml: No such file" in text
     assert "Annotations/b.xml: " in text
-    assert "b.jpg: No such file" in text
+    assert "no picture in JPEGImages is called b and ends in .jpg, " in text
 
 
 def test_a_missing_split_lists_those_that_exist(root):
@@ -170,4 +391,5 @@ def test_the_blood_cells_load_with_their_bad_boxes_dropped():
     config = OmegaConf.load(REPOSITORY / "conf/data/voc.yaml")
     config.root, config.bad_boxes = str(BLOOD_CELLS), "drop"
     splits = instantiate(OmegaConf.create({"seed": 3, "data": config}), _convert_="all")["data"]
-    assert (len(splits.train), len(splits.validation), splits.num_dropped_boxes) == (205, 87, 2)
+    assert (len(splits.train), len(splits.validation)) == (205, 87)
+    assert splits.num_changed_objects == {"dropped: zero area": 2}

@@ -19,7 +19,10 @@ def data(make_picture):
     pictures = [make_picture(name, 84, 56, ((1, 2, 30, 40), "bbu/zte")) for name in ("one", "two", "three")]
     train = tuple(Sample(f"train.jsonl:{i}", picture, None) for i, picture in enumerate(pictures))
     return Splits(
-        train, (), TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=2, seed=1, validation_seed=1), 0
+        train,
+        (),
+        TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=2, seed=1, validation_seed=1),
+        {},
     )
 
 

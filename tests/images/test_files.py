@@ -1,8 +1,10 @@
 import struct
+import warnings
 import zlib
 
+import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from bbu_train.images.files import UnreadablePicture, open_upright, read_header
 
@@ -29,7 +31,7 @@ def test_a_header_gives_the_size_in_every_common_format(tmp_path, suffix):
     assert read_header(path) == (40, 30)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_header_and_pixels_agree_on_the_upright_size(tmp_path, suffix, orientation):
     path = tmp_path / f"a.{suffix}"
@@ -44,12 +46,38 @@ def test_an_orientation_after_the_pixels_of_a_png_counts(tmp_path):
     assert read_header(path) == open_upright(path).size == (30, 40)
 
 
-def test_pixels_are_turned_as_the_orientation_says(tmp_path):
-    picture = Image.new("RGB", (2, 1), "red")
-    picture.putpixel((1, 0), (0, 0, 255))
-    picture.save(tmp_path / "a.png", exif=exif_of(6))  # 6: turn a quarter clockwise
-    upright = open_upright(tmp_path / "a.png")
-    assert [upright.getpixel((0, 0)), upright.getpixel((0, 1))] == [(255, 0, 0), (0, 0, 255)]
+def test_header_and_pixels_agree_whatever_is_broken_in_exif(tmp_path):
+    exif = exif_of(6)
+    exif.update({ExifTags.Base.XResolution: 72, ExifTags.Base.Make: "maker", ExifTags.Base.ResolutionUnit: 2})
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2026:01:01 00:00:00"
+    whole = exif.tobytes()
+    random = np.random.default_rng(0)
+    for number in range(90):
+        broken = np.frombuffer(whole, dtype=np.uint8).copy()
+        broken[random.integers(6, len(broken), random.integers(1, 9))] = random.integers(0, 256)
+        path = tmp_path / f"{number}.{('jpg', 'png', 'webp')[number % 3]}"
+        NOISE.save(path, exif=broken.tobytes()[: random.choice([len(whole), random.integers(len(whole))])])
+        with warnings.catch_warnings(action="ignore"):  # Pillow's "Corrupt EXIF data"
+            assert read_header(path) == open_upright(path).size
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("tag", [ExifTags.Base.XResolution, ExifTags.Base.ResolutionUnit, ExifTags.IFD.Exif, 0xABCD])
+def test_values_of_a_wrong_type_in_exif_do_not_matter_to_the_orientation(tmp_path, suffix, tag):
+    entries = [(ExifTags.Base.Orientation, 3, 1, struct.pack("<HH", 6, 0)), (tag, 2, 4, b"six\0")]  # 2: text, 3: uint16
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(struct.pack("<HHI4s", *each) for each in entries)
+    path = tmp_path / f"a.{suffix}"
+    NOISE.save(path, exif=exif + bytes(4))
+    assert read_header(path) == open_upright(path).size == (30, 40)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_turned_as_pillow_does_it(tmp_path, suffix, orientation):
+    NOISE.save(tmp_path / f"a.{suffix}", exif=exif_of(orientation))
+    NOISE.save(tmp_path / "reference.png", exif=exif_of(orientation))
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "reference.png")).convert("RGB")
+    assert open_upright(tmp_path / f"a.{suffix}").tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("read", [read_header, open_upright])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from scored import A, B, C, perfect, picture, prediction
 
 from bbu_train.metrics.detection import detection_metrics, full_detection_metrics
 from bbu_train.runtime.seeds import generator
-from bbu_train.types.samples import Picture, class_of
+from bbu_train.types.samples import Object, Picture, class_of
 
 PICTURES = [picture((A, "螺丝/正确"), (B, "bbu/huawei")), picture(), picture((C, "螺丝"))]
 
@@ -222,6 +223,72 @@ def test_average_precision_and_recall_equal_those_of_pycocotools(seed):
     expected = pycocotools_metrics(pictures, predictions)[:9]
     assert [metrics[name] for name in COCO_NAMES] == pytest.approx(expected, abs=1e-9)
     assert len(set(expected)) == 9
+
+
+def voc_matching(pictures, predictions, name):
+    """Pascal VOC's rule for one class: whether each counted detection is right, best first, and the number of objects.
+
+    After VOCevaldet.m of the development kit: a detection belongs to the true box of the highest overlap.
+    """
+    rights, taken = [], set()
+    detections = [
+        (score, number, box)
+        for number, each in enumerate(predictions)
+        for box, score, text in zip(each.boxes_xyxy, each.scores, each.descriptions, strict=True)
+        if class_of(text) == name
+    ]
+    truths = [
+        [each for each in picture.objects if class_of(each.description) == name] + list(picture.ignored)
+        for picture in pictures
+    ]
+    for _, number, box in sorted(detections, key=lambda detection: -detection[0]):
+        overlaps = [iou(box, each.box_xyxy) for each in truths[number]]
+        best = int(np.argmax(overlaps)) if overlaps else None
+        if best is None or overlaps[best] < 0.5:
+            rights.append(False)
+        elif not truths[number][best].is_difficult:
+            rights.append((number, best) not in taken)
+            taken.add((number, best))
+    return rights, sum(not each.is_difficult for objects in truths for each in objects)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_difficult_objects_count_as_in_pascal_voc(seed, is_trained):
+    random = generator("difficult", seed)
+    pictures, predictions = [], []
+    for _ in range(6):
+        corners = [(x, y) for x in range(0, 90, 30) for y in range(0, 90, 30) if random.random() < 0.6]
+        boxes = [np.array([x + 4, y + 4, x + 24, y + 24], dtype=float) for x, y in corners]
+        objects = [Object(tuple(box), "x/1", bool(random.random() < 0.4)) for box in boxes]
+        truth = [each for each in objects if is_trained or not each.is_difficult]
+        ignored = [each for each in objects if each not in truth]
+        pictures.append(Picture(Path("a.png"), 100, 100, tuple(truth), ignored=tuple(ignored)))
+        near = [box + random.normal(0, 2, 4) for box in boxes for _ in range(random.integers(0, 4))]
+        far = [np.array([x, x, x + 5, x + 5.0]) for x in random.uniform(0, 90, 5)]
+        predictions.append(prediction(*((box, random.random(), "x/2") for box in near + far)))
+    rights, num_true = voc_matching(pictures, predictions, "x")
+    metrics = detection_metrics(pictures, predictions)
+    hits = np.cumsum(rights)
+    ranks = np.arange(1, len(rights) + 1)
+    at_least = np.maximum.accumulate((hits / ranks)[::-1])[::-1]
+    reached = [np.flatnonzero(hits / num_true >= recall) for recall in np.linspace(0, 1, 101)]
+    assert metrics["ap50"] == pytest.approx(np.mean([at_least[each[0]] if len(each) else 0 for each in reached]))
+    assert metrics["f1"] == pytest.approx((2 * hits / (ranks + num_true)).max())
+    assert len(rights) < sum(len(each.scores) for each in predictions)
+
+
+def test_a_prediction_of_a_difficult_object_changes_nothing():
+    truth = picture((A, "x"), (B, "y"))
+    found = (A, 0.5, "x")
+    difficult = [Object(tuple(map(float, box)), text, is_difficult=True) for box, text in ((C, "x"), (C, "z"))]
+    with_difficult = replace(truth, objects=truth.objects + tuple(difficult))
+    on_difficult = [(C, 0.9, "x"), (C, 0.8, "x"), (C, 0.7, "z")]
+    expected = full_detection_metrics([truth], [prediction(found)])
+    metrics = full_detection_metrics([with_difficult], [prediction(found, *on_difficult)])
+    assert metrics.pop("recall_1") < expected.pop("recall_1")  # COCO takes the best predictions before it ignores any
+    assert metrics == expected
+    assert detection_metrics([replace(truth, objects=tuple(difficult))], [prediction(found)]) == {}
 
 
 def test_the_full_metrics_begin_with_the_short_ones():

@@ -1,6 +1,7 @@
 """`python -m bbu_train.predict` on a run that was trained for two steps."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def run(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(run, tmp_path_factory):
-    """A folder with a validation picture of the run and two other pictures, one of them turned by EXIF."""
+    """A folder with a validation picture of the run and four others: one turned by EXIF, two with unusual names."""
     folder = tmp_path_factory.mktemp("pictures")
     known = min((folder / run).parents[1].glob("data/*/*/pictures/validation*"))
     (folder / "a-known.jpg").symlink_to(known)
@@ -32,6 +33,8 @@ def pictures(run, tmp_path_factory):
     exif[0x0112] = 6
     Image.new("RGB", (300, 200), "grey").save(folder / "b-turned.jpg", exif=exif)
     Image.new("RGB", (64, 64), "white").save(folder / "c-white.png")
+    for name in (os.fsdecode("d-café.png".encode("latin-1")), "e" + "长" * 83 + ".png"):  # no UTF-8; 254 bytes
+        shutil.copy(folder / "c-white.png", folder / name)
     return folder
 
 
@@ -48,10 +51,12 @@ def rows(folder):
 def test_each_picture_gets_a_line_and_a_drawing(run, pictures, tmp_path):
     assert main([f"run={run}", f"images={pictures}", "max_new_tokens=4", "threshold=0", f"out={tmp_path}/new"]) == 0
     lines = rows(tmp_path / "new")
-    assert [(row["width"], row["height"]) for row in lines[1:]] == [(200, 300), (64, 64)]
-    assert ["true" in row for row in lines] == [True, False, False]
+    assert [(row["width"], row["height"]) for row in lines[1:3]] == [(200, 300), (64, 64)]
+    assert ["true" in row for row in lines] == [True, False, False, False, False]
+    assert [row["picture"] for row in lines[1:]] == sorted(map(str, pictures.iterdir()))[1:]
     assert all(len(row["head"]["objects"]) == 12 and row["generated"]["is_malformed"] is True for row in lines)
     for row in lines:
+        assert len(row["drawn"].encode()) <= 100
         with Image.open(tmp_path / "new" / row["drawn"]) as drawing:
             assert drawing.width > 1000
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from PIL import Image
@@ -6,6 +7,7 @@ from PIL import Image
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
+from bbu_train.images.files import ENDINGS
 from bbu_train.predict.pictures import build_samples, find_pictures
 from bbu_train.types.samples import Sample
 
@@ -25,7 +27,7 @@ def data(make_picture):
     pictures = make_picture("one", 84, 56, ((1, 2, 30, 40), "bbu/zte")), make_picture("two", 56, 84)
     samples = [Sample(f"train.jsonl:{i}", picture, None) for i, picture in enumerate(pictures, 1)]
     draw = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=1, seed=1, validation_seed=1)
-    return Splits((samples[0], samples[1]), (), draw, 0)
+    return Splits((samples[0], samples[1]), (), draw, {})
 
 
 def names(paths, folder):
@@ -37,7 +39,36 @@ def test_a_folder_gives_all_its_pictures_a_pattern_its_matches_and_a_file_itself
     assert names(find_pictures(f"{folder}/*.*g"), folder) == ["b.png"]
     assert names(find_pictures(f"{folder}/**/*.png"), folder) == ["b.png", "深/er/[1].png"]
     assert find_pictures(f"{folder}/深/er/[1].png") == [folder / "深/er/[1].png"]
+    assert names(find_pictures(f"{folder}/*"), folder) == ["a.JPG", "b.png"]
     assert find_pictures(f"{folder}/notes.txt") == [folder / "notes.txt"]  # build_samples finds that it is no picture
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_folder_gives_the_endings_that_data_reads_in_any_case(tmp_path, ending):
+    for name in (f"a{ending}", f"b{ending.upper()}", f"c{ending}.txt", f"d{ending[1:]}"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_pictures(str(tmp_path))] == [f"a{ending}", f"b{ending.upper()}"]
+
+
+@pytest.mark.parametrize("images", ["", "*", "**/*", "**/*.jpg"])
+def test_hidden_files_and_folders_are_left_out_unless_the_command_names_them(tmp_path, images):
+    folder = tmp_path / ".data"  # what is named is taken, though it is hidden
+    hidden = (".hidden.jpg", "._a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "b/.trash/b.jpg")
+    for name in ("a.jpg", *hidden):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40)).save(folder / name)
+    assert names(find_pictures(str(folder / images)), folder) == ["a.jpg"]
+    for name in hidden:
+        assert names(find_pictures(str(folder / name)), folder) == [name]
+    assert names(find_pictures(f"{folder}/.ipynb_checkpoints/*"), folder) == [hidden[2]]
+
+
+def test_a_picture_is_found_in_either_unicode_form_of_its_name(tmp_path):
+    for written, on_disk in (("NFC", "NFD"), ("NFD", "NFC")):
+        path = tmp_path / on_disk / normalize(on_disk, "répéteur.jpg")
+        path.parent.mkdir()
+        path.touch()
+        assert find_pictures(str(path.parent / normalize(written, path.name))) == [path]
 
 
 @pytest.mark.parametrize("images", ["nowhere", "*.gif", "empty"])
@@ -49,11 +80,15 @@ def test_no_picture_is_an_error(folder, images):
 
 def test_all_pictures_that_cannot_be_read_or_have_a_wrong_shape_are_listed_at_once(folder, builder):
     (folder / "cut.jpg").write_bytes((folder / "a.JPG").read_bytes()[:200])
+    pixels = bytearray((folder / "b.png").read_bytes())
+    pixels[50:60] = bytes(10)
+    (folder / "damaged.png").write_bytes(pixels)  # only decoding can find it
+    (folder / "link.png").symlink_to("nothing.png")
     Image.new("RGB", (30, 6200)).save(folder / "ladder.png")
     with pytest.raises(InputError) as caught:
         build_samples([*find_pictures(str(folder)), folder / "notes.txt"], builder.picture_format, None, 0)
-    assert "3 problems" in str(caught.value)
-    assert all(name in str(caught.value) for name in ("cut.jpg", "ladder.png", "notes.txt"))
+    assert "5 problems" in str(caught.value)
+    assert all(name in str(caught.value) for name in ("cut.jpg", "damaged.png", "ladder.png", "link.png", "notes.txt"))
 
 
 def test_a_picture_has_its_upright_size(folder, builder):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ BOX = (20.0, 30.0, 120.0, 130.0)
 
 @pytest.fixture
 def picture(tmp_path):
-    path = tmp_path / "grey.png"
+    path = tmp_path / os.fsdecode(b"gr\xe9y.png")  # no UTF-8
     Image.new("RGB", (1000, 750), (90, 90, 90)).save(path)
     return Picture(path, 1000, 750, (Object(BOX, "螺丝/符合要求"),))
 

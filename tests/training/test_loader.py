@@ -122,7 +122,7 @@ def test_views_are_those_of_the_epoch_and_as_long_as_the_plan_says(make_source, 
 
 def test_only_students_of_the_training_split_are_augmented(builder, packed, samples, crops):
     teachers = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=0, seed=0, validation_seed=0)
-    data = Splits(samples, samples, teachers, 0)
+    data = Splits(samples, samples, teachers, {})
     train, validation = loader.sources(data, crops, builder, cost_of, packed)
     for i, sample in enumerate(samples):
         plain = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
@@ -260,7 +260,7 @@ def test_the_users_error_is_the_same_from_a_worker(make_source, packed, samples,
         next(batches)
     del batches  # so that its workers end now, and not whenever the traceback is collected
     assert str(refused.value) == (
-        f"{tmp_path / 'gone.png'}: No such file or directory; it could be read when the data was checked."
+        f"{tmp_path / 'gone.png'}: No such file or directory; its header could be read when the data was checked."
     )
 
 

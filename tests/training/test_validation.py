@@ -37,7 +37,7 @@ def assemble(config, samples):
     def build(*overrides):
         cfg = config(*(() if "head=none" in overrides else SMALL), *overrides)
         fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
-        inputs = setup.prepare(cfg, Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), 0))
+        inputs = setup.prepare(cfg, Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {}))
         torch.manual_seed(0)
         parts = {name: instantiate(cfg[name], _convert_="all") for name in ("loss", "optimizer", "engine", "head")}
         model = instantiate(cfg.model.network, _convert_="all")(device=torch.device("cpu"), head=parts["head"])

@@ -1,0 +1,41 @@
+"""The character encoding of a text file, as its byte order mark or its XML declaration says."""
+
+import codecs
+import re
+
+# UTF-32 before UTF-16: its mark begins with the other's.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    b"<\0": "utf-16-le",  # no mark, but XML begins with "<"
+    b"\0<": "utf-16-be",
+}
+DECLARATION = re.compile(rb"""<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
+
+# Files that declare the first are often in the second, which contains it. Browsers read them so (WHATWG Encoding).
+CONTAINED_IN = {
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "cp950",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "ascii": "utf-8",
+}
+
+
+def codec_of(data: bytes) -> str:
+    """Return the name of Python's codec for a text file. Without a mark and a declaration it is UTF-8.
+
+    Raises LookupError for a declared encoding that Python does not know.
+    """
+    for mark, codec in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return codec
+    declared = DECLARATION.match(data)
+    codec = codecs.lookup(declared[1].decode("ascii")).name if declared else "utf-8"
+    if codec.startswith(("utf-16", "utf-32")):  # false: the declaration itself could be read as ASCII
+        return "utf-8"
+    return CONTAINED_IN.get(codec, codec)

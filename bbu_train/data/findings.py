@@ -1,0 +1,64 @@
+"""What readers of annotated pictures find wrong, what they do about it, and one report of it all."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from bbu_train.errors import all_problems
+
+logger = logging.getLogger(__name__)
+
+
+class Action(Enum):
+    """What happens because of a finding. BAD_BOX is an error that another value of data.bad_boxes resolves."""
+
+    ERROR = "error"
+    BAD_BOX = "bad box"
+    DROPPED = "dropped"
+    CLIPPED = "clipped"
+    NOTED = "noted"
+
+
+class Finding(NamedTuple):
+    """Something wrong or suspicious in the data.
+
+    text    where it is and what it is, for a person
+    reason  its kind, by which findings are counted; errors need none
+    """
+
+    action: Action
+    text: str
+    reason: str = ""
+
+
+def report(root: Path, findings: Sequence[Finding]) -> dict[str, int]:
+    """Log what was changed or is suspicious, and return the number of changed objects by action and reason.
+
+    A key is "dropped: zero area" or "clipped: outside its picture". Each kind is one warning with its number and its
+    first place; all places are debug messages. Raises InputError with all errors if there are any.
+    """
+    errors = [finding for finding in findings if finding.action in (Action.ERROR, Action.BAD_BOX)]
+    if errors:
+        remedy = "Correct the problems listed; lines and objects are counted from 1."
+        if any(finding.action is Action.BAD_BOX for finding in errors):
+            remedy += (
+                " Or let data.bad_boxes=drop leave out the bad boxes, or data.bad_boxes=clip cut boxes at the edges of "
+                "their picture; both are counted and logged."
+            )
+        raise all_problems(f"The data in {root}", [finding.text for finding in errors], remedy)
+    counts: Counter[tuple[Action, str]] = Counter((finding.action, finding.reason) for finding in findings)
+    first: dict[tuple[Action, str], str] = {}
+    for finding in findings:
+        first.setdefault((finding.action, finding.reason), finding.text)
+        logger.debug("%s: %s", finding.action.value, finding.text)
+    for (action, reason), number in counts.items():
+        things = "1 annotation" if number == 1 else f"{number} annotations"
+        if action is not Action.NOTED:
+            things = f"{action.value} {'1 object' if number == 1 else f'{number} objects'}"
+        logger.warning("%s: %s. First: %s", things, reason, first[action, reason])
+    return {
+        f"{action.value}: {reason}": number for (action, reason), number in counts.items() if action is not Action.NOTED
+    }

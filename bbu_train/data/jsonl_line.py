@@ -1,0 +1,163 @@
+"""One line of a JSON Lines file of annotated pictures; `jsonl` states its two forms."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from bbu_train.data.annotations import LabelledObject, PictureChecker, clean_description
+from bbu_train.data.boxes import Box
+from bbu_train.data.findings import Action, Finding
+from bbu_train.data.teachers import first_with_same_bytes
+from bbu_train.types.samples import Object, Picture, Sample
+
+
+class LineReader:
+    """Reads one line and collects its findings. `where` names the line, such as "train.jsonl:12"."""
+
+    def __init__(self, where: str, folder: Path, checker: PictureChecker) -> None:
+        self.where = where
+        self.folder = folder
+        self.checker = checker
+        self.findings: list[Finding] = []
+
+    def read(self, text: bytes) -> Sample | None:
+        value = self._parse(text)
+        if value is None:
+            return None
+        if "student" not in value and "teachers" not in value:
+            student, teachers = self._read_picture(self.where, value, allow_further=True), None
+        else:
+            student, teachers = self._read_student_and_teachers(value)
+        return Sample(self.where, student, teachers) if student else None
+
+    def _parse(self, text: bytes) -> dict[str, Any] | None:
+        """Return the JSON object of a line, or None with a problem."""
+        try:
+            value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        except UnicodeDecodeError as error:
+            return self._report(self.where, f"not UTF-8 at byte {error.start + 1} of the line")
+        except json.JSONDecodeError as error:
+            return self._report(self.where, f"malformed JSON at column {error.colno}: {error.msg}")
+        except _DuplicateKeyError as error:
+            return self._report(self.where, str(error))
+        except (ValueError, RecursionError) as error:  # thousands of digits in a number, thousands of levels
+            return self._report(self.where, f"malformed JSON: {error}")
+        if not isinstance(value, dict):
+            return self._report(self.where, f"expected an object {{...}}, found {_show(value)}")
+        return value
+
+    def _read_student_and_teachers(self, value: dict[str, Any]) -> tuple[Picture | None, tuple[Picture, ...]]:
+        if not self._has_keys(self.where, value, ("teachers", "student"), allow_further=False):
+            return None, ()
+        student = self._read_picture(f"{self.where} student", value["student"], allow_further=False)
+        if not isinstance(value["teachers"], list):
+            self._report(self.where, f'"teachers" must be a list, found {_show(value["teachers"])}')
+            return student, ()
+        pictures: dict[str, Picture] = {"the student's own picture": student} if student else {}
+        for number, entry in enumerate(value["teachers"], 1):
+            where = f"{self.where} teacher {number}"
+            teacher = self._read_picture(where, entry, allow_further=False)
+            if teacher is None:
+                continue
+            same = first_with_same_bytes(teacher, pictures.values())
+            if same is None:
+                pictures[f"the picture of teacher {number}"] = teacher
+            else:
+                name = next(name for name, picture in pictures.items() if picture is same)
+                harm = " and gives its answer away" if same is student else ""
+                self._report(where, f"is {name} or a copy of it{harm}: teachers differ from it and from each other")
+        return student, tuple(picture for picture in pictures.values() if picture is not student)
+
+    def _read_picture(self, where: str, entry: object, allow_further: bool) -> Picture | None:
+        if not self._has_keys(where, entry, ("images", "objects"), allow_further):
+            return None
+        images, objects = entry["images"], entry["objects"]
+        if not (isinstance(images, list) and len(images) == 1 and isinstance(images[0], str) and images[0].strip()):
+            self._report(where, f'"images" must be a list of one path, found {_show(images)}')
+            images = None
+        if not isinstance(objects, list):
+            self._report(where, f'"objects" must be a list, empty if there are none, found {_show(objects)}')
+            objects = []
+        candidates = [self._read_object(where, f"object {number}", value) for number, value in enumerate(objects, 1)]
+        if images is None:
+            return None
+        readable = [candidate for candidate in candidates if candidate]
+        return self.checker.check(where, self.folder / images[0], readable, self.findings)
+
+    def _read_object(self, where: str, label: str, value: object) -> LabelledObject | None:
+        if not self._has_keys(f"{where} {label}", value, ("bbox_2d", "desc"), allow_further=False):
+            return None
+        description, is_text = value["desc"], isinstance(value["desc"], str)
+        if not is_text or not clean_description(description):
+            self._report(f"{where} {label}", f'"desc" must be text that is not blank, found {_show(description)}')
+        elif not _is_unicode(description):
+            self._report(f"{where} {label}", f'"desc" holds half a surrogate pair: {_show(description)}')
+        box = _four_numbers(value["bbox_2d"])
+        if box is None:
+            problem = f"box that is not four numbers {_show(value['bbox_2d'])}"
+            self.findings.append(self.checker.bad_box(f"{where} {label}: {problem}", "not four numbers"))
+            return None
+        return LabelledObject(label, Object(box, clean_description(description) if is_text else ""))
+
+    def _has_keys(
+        self, where: str, value: object, expected: tuple[str, ...], allow_further: bool
+    ) -> TypeGuard[dict[str, Any]]:
+        """Whether `value` is an object with the expected keys, and no others unless `allow_further`."""
+        if not isinstance(value, dict):
+            self._report(where, f"expected an object {{...}} with {_quote(expected)}, found {_show(value)}")
+            return False
+        missing = [key for key in expected if key not in value]
+        unknown = [] if allow_further else [key for key in value if key not in expected]
+        if missing:
+            self._report(where, f"missing {_quote(missing)}" + (f"; its keys are {_quote(value)}" if value else ""))
+        elif unknown:
+            self._report(where, f"unknown key {_quote(unknown)}, expected {_quote(expected)}")
+        return not missing and not unknown
+
+    def _report(self, where: str, text: str) -> None:
+        self.findings.append(Finding(Action.ERROR, f"{where}: {text}"))
+
+
+class _DuplicateKeyError(ValueError):
+    """One JSON object has a key twice, of which Python's parser would keep the last one alone."""
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
+        raise _DuplicateKeyError(f"{_quote(twice)} more than once in one object {{...}}: keep one of them")
+    return value
+
+
+def _four_numbers(value: object) -> Box | None:
+    """Return `value` as floats, or None if it is not four numbers. Integers too large for a float become infinite."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if any(type(number) not in (int, float) for number in value):  # isinstance(True, int) holds
+        return None
+    return tuple(map(_as_float, value))
+
+
+def _as_float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _quote(keys: Iterable[str]) -> str:
+    return ", ".join(f'"{key}"' for key in keys)
+
+
+def _show(value: object) -> str:
+    """Return the value as JSON, cut to fit into a message."""
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= 80 else f"{text[:77]}..."
