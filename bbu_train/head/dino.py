@@ -102,7 +102,7 @@ class Dino(nn.Module):
         """Return the detections of the proposals and of every layer.
 
         `embed` maps token ids to the backbone's width, and `project` maps that width to logits. `truth` is used in
-        training only, and affects nothing but `denoising` and `dense`.
+        training mode only, and affects nothing but `denoising` and `dense`.
         """
         index = anchors.split_tokens(index, self.split)
         memory, states, boxes_logits, objectness_logits, denoising, dense = self.detect(

@@ -53,8 +53,8 @@ class Detections:
                        It is a function because the loss, which comes later, computes the matching.
     generate_captions  `generate_captions(end_token)` decodes a caption for every query greedily: token ids of shape
                        (samples, queries, tokens of the longest caption), filled up with `end_token`
-    denoising          None outside of training, and for heads without denoising
-    dense              None outside of training, and for heads without dense predictions
+    denoising          None for a head in evaluation mode, and for heads without denoising
+    dense              None for a head in evaluation mode, and for heads without dense predictions
     """
 
     boxes_logits: Float[Tensor, "layers samples queries 4"]
