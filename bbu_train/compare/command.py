@@ -17,9 +17,6 @@ from bbu_train.compare.sweep import SweepRun
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
 
-REQUIRED = ("data.root",)
-"""Keys that the identity ignores, but that are needed to find the data."""
-
 
 def training_command(candidate: Candidate) -> tuple[str, list[str]]:
     """Return `python -m bbu_train ...` for all seeds of the candidate, and the keys that this version no longer has.
@@ -79,8 +76,8 @@ def _typed_overrides(run: SweepRun) -> list[str]:
 
 
 def _is_neutral(key: str) -> bool:
-    """Return whether the command can leave the key, or the config group, out."""
-    return identity.is_neutral(key.replace("/", ".")) and key not in REQUIRED
+    """Return whether the command can leave the key, or the config group, out: roots are needed to find the data."""
+    return identity.is_neutral(key.replace("/", ".")) and not identity.is_data_root(key)
 
 
 def _compose(words: Sequence[str]) -> DictConfig | None:

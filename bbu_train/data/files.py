@@ -18,6 +18,7 @@ from bbu_train.errors import InputError
 from bbu_train.types.files import Annotation, DataFiles
 
 FILENAME = re.compile(rb"<(?:\w+:)?filename[^>]*>\s*([^<]*?)\s*<")
+IMAGES = re.compile(rb'"images"\s*:\s*\[\s*"([^"\\]*)"\s*\]')
 ANNOTATION_SUFFIX = ".xml"
 
 
@@ -86,7 +87,13 @@ def _lines(path: Path) -> Iterator[Annotation]:
 
 
 def _pictures_of_line(line: bytes) -> tuple[str, ...]:
-    """Return what a line names as pictures; of a line that the reader will refuse, what can be found."""
+    """Return what a line names as pictures; of a line that the reader will refuse, what can be found.
+
+    Lines in the usual form are searched, not parsed, which takes as long as all the rest.
+    """
+    found = IMAGES.findall(line)
+    if found and len(found) == line.count(b'"images"'):
+        return tuple(name.decode("utf-8", "surrogateescape") for name in found)
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

@@ -31,13 +31,12 @@ def _by_split(rows: Iterable[Any]) -> dict[str, list[Any]]:
 
 
 def _annotations(split: str, old: list[Any], new: list[Any]) -> Iterator[str]:
-    """Yield what changed among the annotations of a split. One is changed if there is another one of its picture."""
+    """Yield what changed among the annotations of a split. One is changed if there is another one of its pictures."""
     removed, added = list(_without(old, new)), list(_without(new, old))
-    waiting = {_subject(annotation): _show(annotation) for annotation in added}
-    changed = {_subject(each): waiting[_subject(each)] for each in removed if _subject(each) in waiting}
-    yield from _kind(split, "removed", [_show(each) for each in removed if _subject(each) not in changed])
-    yield from _kind(split, "added", [_show(each) for each in added if _subject(each) not in changed])
-    yield from _kind(split, "changed", list(changed.values()))
+    subjects = set(map(_subject, removed)) & set(map(_subject, added))
+    yield from _kind(split, "removed", [_show(each) for each in removed if _subject(each) not in subjects])
+    yield from _kind(split, "added", [_show(each) for each in added if _subject(each) not in subjects])
+    yield from _kind(split, "changed", [_show(each) for each in added if _subject(each) in subjects])
 
 
 def _without(some: list[Any], others: list[Any]) -> Iterator[Any]:
@@ -55,9 +54,9 @@ def _content(annotation: Any) -> tuple[str, str]:
     return (label if isinstance(label, str) else "", digest)
 
 
-def _subject(annotation: Any) -> str:
+def _subject(annotation: Any) -> tuple[str, ...]:
     label, _, pictures = annotation
-    return pictures[0][0] if isinstance(label, int) and pictures else f"{label}"
+    return tuple(name for name, _, _ in pictures) if isinstance(label, int) and pictures else (f"{label}",)
 
 
 def _show(annotation: Any) -> str:

@@ -1,10 +1,10 @@
 """The fingerprint of the data that a run reads: a part of its identity, computed without torch and without decoding.
 
 It covers, in the order of the samples: which samples a split has; the bytes of every annotation; and of every picture
-its name relative to the root, its size in bytes, and its content, but of a file above 16 KiB only the first and the
-last 8 KiB. It does not depend on where the root lies, on times, or on the order in which a file system lists names.
+its name relative to the root, its size in bytes, and its content, but of a file above 8 KiB only the first and the
+last 4 KiB. It does not depend on where the root lies, on times, or on the order in which a file system lists names.
 
-An edit goes unnoticed only if it keeps the name and size of a picture above 16 KiB and lies between the 8 KiB at its
+An edit goes unnoticed only if it keeps the name and size of a picture above 8 KiB and lies between the 4 KiB at its
 ends; or, where the cache knows the file, if it keeps the size and both times of the file. (A program can set the time
 of the content's change, but not that of the inode's change.)
 
@@ -12,6 +12,7 @@ The record of the data (`data_record`) is cached in <outputs>/data/fingerprints/
 asked for their size and times; and it is kept in the run's folder, so that a change can be described.
 """
 
+import hashlib
 import importlib
 import json
 import logging
@@ -19,7 +20,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -140,5 +140,5 @@ def _data_sets(key: str, node: Any) -> Iterator[tuple[str, DictConfig]]:
 
 def _cache_path(cfg: DictConfig, sources: Sequence[DataFiles]) -> Path:
     location = json.dumps([[str(path.absolute()) for path in source.watched] for source in sources])
-    name = blake2b(location.encode(), digest_size=8).hexdigest()
+    name = hashlib.sha256(location.encode()).hexdigest()[:16]
     return Path(cfg.outputs).expanduser() / "data/fingerprints" / f"{name}.jsonl.gz"

@@ -10,19 +10,20 @@ The digest covers everything but times and `watched`.
 """
 
 import gzip
+import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 from unicodedata import normalize
 
-from bbu_train.types.files import Annotation, DataFiles
+from bbu_train.types.files import DataFiles
 
-END_BYTES = 8192  # read at the start and at the end of a picture
+END_BYTES = 4096  # read at the start and at the end of a picture
 WINDOW = 65536  # pictures of an outdated record that are held to find those that have not changed
+NUM_BUFFERED = 1000  # rows that are compressed together
 DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zlib.error)
 """What reading a record may raise that was cut off, changed, or written by other code."""
 
@@ -45,27 +46,34 @@ def read_rows(path: Path) -> Iterator[Any]:
 
 def rows_of(sources: Sequence[DataFiles], outdated: Path | None) -> Iterator[Any]:
     """Yield the rows of a new record. Hashes of pictures come from an outdated one, if size and times are the same."""
-    known, digest = _KnownPictures(outdated), blake2b(digest_size=8)
+    known, digest = _KnownPictures(outdated), hashlib.sha256()
     yield {"watched": watched(sources)}
     for number, source in enumerate(sources):
+        root = str(source.root)
         for split, annotations in source.splits.items():
             digest.update(split.encode())
             yield {"split": split, "source": number}
-            for annotation in annotations():
-                row = _row(str(source.root), annotation, known)
-                digest.update(_decisive(row))
+            for label, content, names in annotations():
+                own = times_of(_path(root, label)) if isinstance(label, str) else None
+                row = [label, _hash(content), own, [known.picture(root, name) for name in names]]
+                digest.update(_decisive(*row))
                 yield row
-    yield {"digest": digest.hexdigest()}
+    yield {"digest": digest.hexdigest()[:16]}
 
 
 def write(rows: Iterator[Any], file: IO[bytes]) -> tuple[str, bool]:
     """Write a record. Return its digest, and whether every file that it names exists."""
-    is_complete, row = True, None
+    is_complete, row, encode = True, None, json.JSONEncoder(check_circular=False).encode
     with gzip.GzipFile("", "wb", 1, file, mtime=0) as record:  # the same data gives the same bytes
+        lines: list[str] = []
         for row in rows:
-            record.write(json.dumps(row).encode() + b"\n")
+            lines.append(encode(row))
+            if len(lines) == NUM_BUFFERED:
+                record.write("\n".join([*lines, ""]).encode())
+                lines.clear()
             if isinstance(row, list):
                 is_complete = is_complete and row[2] != NO_FILE and all(times != NO_FILE for _, times, _ in row[3])
+        record.write("\n".join([*lines, ""]).encode())
     assert isinstance(row, dict), "a record ends with its digest"
     return row["digest"], is_complete
 
@@ -83,10 +91,10 @@ def unchanged_digest(path: Path, sources: Sequence[DataFiles]) -> str | None:
                 root = str(sources[row.get("source", 0)].root)
                 continue
             label, _, times, pictures = row
-            if times is not None and times != times_of(os.path.join(root, label)):  # noqa: PTH118 (done a million times)
+            if times is not None and times != times_of(_path(root, label)):
                 return None
             for name, known, _ in pictures:
-                if known != times_of(os.path.join(root, name)):  # noqa: PTH118
+                if known != times_of(_path(root, name)):
                     return None
     except DAMAGED:
         pass
@@ -99,26 +107,24 @@ def watched(sources: Sequence[DataFiles]) -> list[Any]:
 
 def times_of(path: str) -> Times:
     try:
-        status = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):  # a name that no file can have
+        return _times(os.stat(path))  # noqa: PTH116
+    except (OSError, ValueError):
         return NO_FILE
+
+
+def _times(status: os.stat_result) -> Times:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _row(root: str, annotation: Annotation, known: "_KnownPictures") -> list[Any]:
-    label, content, pictures = annotation
-    own = times_of(os.path.join(root, label)) if isinstance(label, str) else None  # noqa: PTH118
-    digest = blake2b(content, digest_size=6).hexdigest()
-    return [label, digest, own, [known.picture(root, name) for name in pictures]]
+def _decisive(label: int | str, content: str, _: Times | None, pictures: Iterable[Any]) -> bytes:
+    """Return what an annotation adds to the digest. Disks differ in the Unicode form of names."""
+    facts = [f"{name}\0{times[0]}\0{digest}" for name, times, digest in pictures]
+    text = "\0".join([f"{label}", content, *facts, "\n"])
+    return (text if text.isascii() else normalize("NFC", text)).encode("utf-8", "surrogatepass")
 
 
-def _decisive(row: list[Any]) -> bytes:
-    """Return what a row adds to the digest. Disks differ in the Unicode form of names."""
-    label, digest, _, pictures = row
-    name = label if isinstance(label, int) else normalize("NFC", label)
-    return json.dumps(
-        [name, digest, [[normalize("NFC", name), times[0], each] for name, times, each in pictures]]
-    ).encode()
+def _path(root: str, name: str) -> str:
+    return name if name.startswith("/") else f"{root}/{name}"
 
 
 class _KnownPictures:
@@ -134,10 +140,10 @@ class _KnownPictures:
 
     def picture(self, root: str, name: str) -> list[Any]:
         """Return [name, Times, hash]; the hash of a missing file is empty."""
-        path = os.path.join(root, name)  # noqa: PTH118
-        times = times_of(path)
-        before = self._find(name)
-        return [name, times, before[1] if before and before[0] == times else _picture_hash(path)]
+        path = _path(root, name)
+        if (before := self._find(name)) is not None and before[0] == times_of(path):
+            return [name, *before]
+        return [name, *_read_picture(path)]
 
     def _find(self, name: str) -> tuple[Times, str] | None:
         while name not in self._window and len(self._window) < WINDOW and (recorded := next(self._rest, None)):
@@ -155,15 +161,23 @@ def _recorded_pictures(path: Path) -> Iterator[tuple[str, Times, str]]:
         return
 
 
-def _picture_hash(path: str) -> str:
-    """Return the hash of a file, or if it is longer than two ends of END_BYTES, of these ends; "" without a file."""
+def _read_picture(path: str) -> tuple[Times, str]:
+    """Return a file's Times, and the hash of its content or, if it is longer than two ends, of these ends."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            content = file.read(2 * END_BYTES)
-            size = os.fstat(file.fileno()).st_size
-            if size > 2 * END_BYTES:
-                file.seek(size - END_BYTES)
-                content = content[:END_BYTES] + file.read(END_BYTES)
-    except (OSError, ValueError):
-        return ""
-    return blake2b(content, digest_size=6).hexdigest()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return NO_FILE, ""
+    try:
+        status = os.fstat(descriptor)
+        content = os.read(descriptor, 2 * END_BYTES)
+        if status.st_size > 2 * END_BYTES:
+            content = content[:END_BYTES] + os.pread(descriptor, END_BYTES, status.st_size - END_BYTES)
+    except OSError:  # a folder
+        return NO_FILE, ""
+    finally:
+        os.close(descriptor)
+    return _times(status), _hash(content)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
