@@ -6,7 +6,6 @@ fingerprints, so every rank may call it. No torch is needed.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from bbu_train.runs.identity import (
     result_values,
     run_identity,
 )
+from bbu_train.runs.names import check_name, folder_name
 
 _ABSENT = object()
 
@@ -59,14 +59,22 @@ def resolve_run(
     with open_dict(cfg):
         OmegaConf.update(cfg, DATA, fingerprint(cfg, known_data))
         cfg.about = _about(cfg, overrides, in_sweep, swept_keys)
-    cfg.sweep = _checked_name("sweep", experiment if cfg.sweep is None else cfg.sweep)
+    _set_name(cfg, "sweep", experiment if cfg.sweep is None else cfg.sweep)
     if cfg.run is None and in_sweep:
         cfg.run = cfg.about.identity
     if cfg.run is None:
         return cfg
-    cfg.run = _checked_name("run", cfg.run)
+    _set_name(cfg, "run", cfg.run)
     exists = (Path(cfg.folder) / run_folder.CONFIG).exists()
     return _resume_name(cfg, given_keys, known_data) if exists else cfg
+
+
+def _set_name(cfg: DictConfig, key: str, value: Any) -> None:
+    """Set the name of the run or of the sweep to that of its folder, and note the whole name if it is longer."""
+    name = check_name(key, value)
+    cfg[key] = folder_name(name)
+    if cfg[key] != name:
+        cfg.about[key] = name
 
 
 def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str]) -> dict[str, Any]:
@@ -94,6 +102,8 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
     return {
         "data": OmegaConf.select(cfg, DATA),
         "identity": run_identity(cfg),
+        "sweep": "${sweep}",
+        "run": "${run}",
         "in_sweep": in_sweep,
         "title": title or None,
         "overrides": [f"{key}={text}" for key, text in texts.items()],
@@ -137,6 +147,8 @@ def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConf
     merged, raw = stored.copy(), OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     missing = [str(key) for key in raw if key not in stored]
+    if stored.get("about") and raw.get("about"):
+        missing += [f"about.{key}" for key in ("sweep", "run") if key not in stored.about]
     with open_dict(merged):
         for key in filter(is_neutral, [*keys, *missing]):
             value: Any = raw
@@ -173,10 +185,3 @@ def _as_text(values: Mapping[str, Any], key: str) -> str:
 def _refuse(differences: Sequence[str], folder: str, remedy: str) -> None:
     if differences:
         raise all_problems(f"The run in {folder} was made with another config", differences, remedy)
-
-
-def _checked_name(key: str, value: Any) -> str:
-    """Return the name of a folder, or raise InputError for a path or a number with a fraction."""
-    if isinstance(value, float) or not re.fullmatch(r"[^./\\\s][^/\\]*", str(value)):
-        raise InputError(f"{key}={value}: {key} becomes a folder's name, so it is a word, no path and no fraction.")
-    return str(value)
