@@ -77,6 +77,9 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         logs.to_file(early_log, folder)
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
+    for key in ("sweep", "run"):
+        if (name := cfg.about.get(key, cfg[key])) != cfg[key]:
+            log.info("The whole name of this %s: %s", key, name)
     log.info("%s: from step %d to %d", folder, at.step, cfg.steps)
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bbu_train.cli.main import report_error
 from bbu_train.errors import InputError, Preempted
+from bbu_train.runs.names import folder_name
 from launchers import job_states
 from launchers.launch import start_runs
 from launchers.ledger import RESTARTABLE, Entry, Ledger
@@ -51,7 +52,8 @@ def main(arguments: list[str]) -> int:
 def find_ledger(sweep: str) -> Ledger:
     """Return the ledger of a sweep, given its name or its folder."""
     outputs = Path(os.environ.get("BBU_OUTPUTS", "outputs"))
-    for folder in (outputs / sweep, Path(sweep)):
+    named = [] if "/" in sweep else [outputs / folder_name(sweep)]
+    for folder in (*named, Path(sweep)):
         if (folder / "ledger").is_dir():
             return Ledger((folder / "ledger").absolute())
     known = sorted(path.parent.name for path in outputs.glob("*/ledger"))

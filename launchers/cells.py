@@ -64,13 +64,14 @@ def compose(arguments: Sequence[str], folder: Path, searched_keys: Sequence[str]
         groups = [str(group) for group, choice in choices.items() if isinstance(choice, str)]
         return cfg, {group: choices[group] for group in groups if not is_search_key(group)}
 
-    cells, problems = [], []
+    cells, problems, known_data = [], [], {}
     for texts in itertools.product(*axes):
         composed = tuple(text for text, is_set in zip(texts, set_on_copies, strict=True) if not is_set)
         changes = [text for text, is_set in zip(texts, set_on_copies, strict=True) if is_set]
         try:
             cfg, choices = compose_groups(composed)
-            cells.append(Cell(texts, choices, _resolve_run(_set_values(cfg, changes), choices, texts, swept_keys)))
+            cfg = _resolve_run(_set_values(cfg, changes), choices, texts, swept_keys, known_data)
+            cells.append(Cell(texts, choices, cfg))
         except InputError as error:
             problems.append(f"{' '.join(texts)}: {error}")
     problems += _find_conflicts(cells)
@@ -137,13 +138,17 @@ def _set_values(cfg: DictConfig, texts: Sequence[str]) -> DictConfig:
 
 
 def _resolve_run(
-    cfg: DictConfig, choices: Mapping[str, str], texts: Sequence[str], swept_keys: Sequence[str]
+    cfg: DictConfig,
+    choices: Mapping[str, str],
+    texts: Sequence[str],
+    swept_keys: Sequence[str],
+    known_data: dict[Path, str],
 ) -> DictConfig:
     """Return the config with its run named and `outputs` absolute, as a job may start in another folder."""
     if cfg.resume is not None:
         raise InputError(f"resume={cfg.resume} continues one run in this process; a launcher starts runs of a sweep.")
     experiment = identity.experiment_name(choices.get("experiment"))
-    cfg = resume.resolve_run(cfg, experiment, texts, in_sweep=True, swept_keys=swept_keys)
+    cfg = resume.resolve_run(cfg, experiment, texts, True, swept_keys, known_data)
     cfg.outputs = str(Path(cfg.outputs).expanduser().absolute())
     return cfg
 

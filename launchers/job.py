@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 
 from bbu_train.errors import Preempted  # noqa: E402
+from bbu_train.runs.data_fingerprint import refuse_changed  # noqa: E402
 from launchers import job_states, ranks  # noqa: E402
 from launchers.ledger import Attempt, Entry, Ledger  # noqa: E402
 
@@ -81,7 +82,10 @@ def _search(entry: Entry, cfg: DictConfig) -> None:
 
 
 def _train(entry: Entry, cfg: DictConfig) -> None:
-    """Train as if the run's command had been given in the folder where the sweep was started."""
+    """Train as if the run's command had been given in the folder where the sweep was started.
+
+    Raises InputError if the data is not what it was then.
+    """
     cell = entry.cell
     os.chdir(cell["started_in"])
     sys.argv = ["bbu_train", *cell["overrides"]]
@@ -92,6 +96,7 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
     cfg = cfg.copy()
     with open_dict(cfg):
         del cfg["launchers"]
+    refuse_changed(cfg, Path(cfg.folder))  # the data may have changed while the job waited, or since it was preempted
 
     from bbu_train.train import train
 

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bbu_train.cli import overrides
+from bbu_train.data import files
 from bbu_train.runs import identity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,13 @@ def test_every_target_lies_in_its_package_and_takes_its_values_without_a_default
         keys = [key for key in node if not (key.startswith("_") and key.endswith("_"))]
         assert [key for key in keys if key not in parameters] == []
         assert [key for key in keys if parameters[key].default is not inspect.Parameter.empty] == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("data/")])
+def test_every_data_set_says_which_files_it_reads(name):
+    names = [node["_target_"].split(".")[-2] for node in targets(composed(name)) if node["_target_"].endswith(".load")]
+    assert names
+    assert [name for name in names if not hasattr(files, name)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("search/")])

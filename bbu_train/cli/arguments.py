@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bbu_train.cli.main import close_stdout, report_error
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
+from bbu_train.runs import names
 from bbu_train.runs.config_keys import leaves, type_problem
 
 
@@ -25,17 +26,13 @@ def run_program(
     words: Sequence[str],
     usage: str,
     defaults: Mapping[str, Any],
-    paths: Sequence[str],
 ) -> int:
-    """Run `program` with the values of a command, or show `usage`. Return the exit code (`cli.main.run_command`).
-
-    The values of the keys in `paths` are text, whatever they look like.
-    """
+    """Run `program` with the values of a command, or show `usage`. Return the exit code (`cli.main.run_command`)."""
     if {"--help", "-h"} & set(words):
         print(usage, end="")
         return 0
     try:
-        program(parse([_quote_path(word, paths) for word in words], defaults))
+        program(parse([_quote_text(word) for word in words], defaults))
     except BrokenPipeError:
         close_stdout()
     except KeyboardInterrupt:
@@ -46,13 +43,16 @@ def run_program(
     return 0
 
 
-def _quote_path(word: str, paths: Sequence[str]) -> str:
-    """Quote the value of a path: in YAML a bare `*.jpg` is an alias and a bare `2026_01` a number.
+def _quote_text(word: str) -> str:
+    """Quote the value of a name or a path for YAML, where a bare `*.jpg` is an alias and a bare `2026_01` a number.
 
     JSON's escapes also carry bytes that are no UTF-8.
     """
     key, equals, value = word.partition("=")
-    return f"{key}={json.dumps(value)}" if equals and key in paths else word
+    if not equals or not names.is_text(key) or (text := names.typed_text(value)) is None:
+        return word
+    escaped = text.replace("${", "\\${")
+    return f"{key}={json.dumps(escaped)}"
 
 
 def parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:

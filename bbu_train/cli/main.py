@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bbu_train.cli import overrides
 from bbu_train.errors import InputError, Preempted, SweepPreempted
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs.names import quote_typed
 
 Task = Callable[[DictConfig, Sequence[str]], None]
 """Runs a config, given the overrides that the user typed."""
@@ -45,7 +46,8 @@ def run_command(task: Task, folder: Path, launch: Launch) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     try:
-        sys.argv[1:], added = overrides.add_choices_of_resumed_run(overrides.options_first(sys.argv[1:]))
+        words = [quote_typed(word) for word in overrides.options_first(sys.argv[1:])]
+        sys.argv[1:], added = overrides.add_choices_of_resumed_run(words)
         command = overrides.check(sys.argv[1:], folder)
         if command.is_sweep and not command.only_shows:
             return launch(sys.argv[1:], folder)

@@ -162,7 +162,8 @@ def _sweep_problems(given: Sequence[Override]) -> list[str]:
             )
         if override in swept and key == "hydra/launcher":
             problems.append(f"{line}: a sweep is started by one launcher.")
-        if override in swept and identity.is_neutral(key) and key not in ("run", "sweep", "resume", "outputs"):
+        is_decisive = identity.is_data_root(key) or not identity.is_neutral(key)
+        if override in swept and not is_decisive and key not in ("run", "sweep", "resume", "outputs"):
             problems.append(
                 f"{line}: {key} does not change a run's identity, so these would be one run in one folder. "
                 "Start them one by one, each with its own run=<name>."

@@ -33,7 +33,7 @@ DEFAULTS = {"sweep": None, "metric": "eval/ap50", "mode": None, "at": "last", "t
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.run_program(lambda cfg: compare(_complete(cfg)), words, USAGE, DEFAULTS, paths=())
+    return arguments.run_program(lambda cfg: compare(_complete(cfg)), words, USAGE, DEFAULTS)
 
 
 def _complete(cfg: DictConfig) -> DictConfig:
@@ -42,17 +42,16 @@ def _complete(cfg: DictConfig) -> DictConfig:
         raise InputError("Name the sweep: sweep=<name>, a folder of outputs/. --help shows the other keys.")
     problems = arguments.wrong_choices(cfg, {"mode": ("max", "min", None), "at": ("last", "best")})
     refuse([*problems, *arguments.wrong_counts(cfg, {"top": 1})])
-    cfg.metric = str(cfg.metric)
     cfg.mode = cfg.mode or direction.usual_mode(cfg.metric)
-    cfg.outputs = str(cfg.outputs or os.environ.get("BBU_OUTPUTS", "outputs"))
+    cfg.outputs = cfg.outputs or os.environ.get("BBU_OUTPUTS", "outputs")
     return cfg
 
 
 def compare(cfg: DictConfig) -> None:
-    result = comparison.compare(Path(cfg.outputs).expanduser(), str(cfg.sweep), cfg.metric, cfg.mode, cfg.at)
+    result = comparison.compare(Path(cfg.outputs).expanduser(), cfg.sweep, cfg.metric, cfg.mode, cfg.at)
     folder = report.write_report(result)  # before printing, which ends early if nobody reads the pipe to its end
     print("\n".join([*_lines(result, cfg.top), "", f"page    {folder / report.PAGE}"]), flush=True)
-    if message := publish.publish([scored.run for scored in result.scored], str(cfg.sweep), folder):
+    if message := publish.publish([scored.run for scored in result.scored], cfg.sweep, folder):
         print(f"MLflow  {message}")
 
 

@@ -4,9 +4,12 @@ are one candidate."""
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from bbu_train.compare.sweep import ExcludedRun, SweepRun
 from bbu_train.reporting.tables import Value
@@ -61,16 +64,40 @@ def differing_settings(all_runs: Sequence[SweepRun]) -> list[Settings]:
     """Return, for each run, the values of the keys that can change the result and differ between runs.
 
     `seed` is excluded, and so is a key that is the same reference (`${...}`) to another key in all runs. A config group
-    whose choice differs replaces the keys that the choice determines: `collator=packed` instead of its `_target_`.
+    whose choice differs replaces the keys that the choice determines: `collator=packed` instead of its `_target_`. Data
+    that differs is named by its root.
     """
     keys = sorted({key for run in all_runs for key in run.resolved_values} - {SEED})
     keys = [key for key in keys if _differs(key, all_runs)]
     groups = [group for group in _differing_groups(all_runs) if any(key.startswith(f"{group}.") for key in keys)]
     keys = [key for key in keys if not any(_is_determined_by(group, key, all_runs) for group in groups)]
-    return [
+    settings = [
         {group: run.choices[group] for group in groups}
         | {key: comparable_value(run.resolved_values.get(key, _ABSENT)) for key in keys}
         for run in all_runs
+    ]
+    return _name_data(settings, all_runs) if identity.DATA in keys else settings
+
+
+def _name_data(settings: Sequence[Settings], all_runs: Sequence[SweepRun]) -> list[Settings]:
+    """Replace the fingerprint of each run's data by its root, or leave it out if the choice of `data` determines it.
+
+    The same data in several folders has the first of these roots; other data in the same folder has the fingerprint
+    beside the root.
+    """
+    roots: dict[Value, str] = {}
+    for each, run in zip(settings, all_runs, strict=True):
+        keys = [key for key in run.unresolved_values if identity.is_data_root(key)]
+        root = ", ".join(str(OmegaConf.select(run.config, key)) for key in keys)
+        roots.setdefault(each[identity.DATA], root)
+    shared = Counter(roots.values())
+    names = {data: f"{root} ({str(data)[:8]})" if shared[root] > 1 else root for data, root in roots.items()}
+    choices = {(each.get("data"), each[identity.DATA]) for each in settings}
+    is_determined = "data" in settings[0] and len(choices) == len({choice for choice, _ in choices})
+    return [
+        {key: value for key, value in each.items() if key != identity.DATA}
+        | ({} if is_determined else {"data.root": names[each[identity.DATA]]})
+        for each in settings
     ]
 
 

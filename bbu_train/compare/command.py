@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,9 +15,7 @@ from bbu_train.compare.candidates import SEED, Candidate
 from bbu_train.compare.sweep import SweepRun
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
-
-REQUIRED = ("data.root",)
-"""Keys that the identity ignores, but that are needed to find the data."""
+from bbu_train.runs.names import hydra_text
 
 
 def training_command(candidate: Candidate) -> tuple[str, list[str]]:
@@ -79,8 +76,8 @@ def _typed_overrides(run: SweepRun) -> list[str]:
 
 
 def _is_neutral(key: str) -> bool:
-    """Return whether the command can leave the key, or the config group, out."""
-    return identity.is_neutral(key.replace("/", ".")) and key not in REQUIRED
+    """Return whether the command can leave the key, or the config group, out: roots are needed to find the data."""
+    return identity.is_neutral(key.replace("/", ".")) and not identity.is_data_root(key)
 
 
 def _compose(words: Sequence[str]) -> DictConfig | None:
@@ -128,9 +125,4 @@ def _to_hydra(value: Any) -> str:
         return "{" + ",".join(f"{key}:{_to_hydra(entry)}" for key, entry in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
-    try:
-        (override,) = config_keys.parse([f"key={value}"])
-        is_plain = not override.is_sweep_override() and override.value() == value
-    except InputError:
-        is_plain = False
-    return value if is_plain else QuotedString(value, Quote.double).with_quotes()
+    return hydra_text(value)

@@ -16,6 +16,7 @@ from bbu_train.errors import InputError
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runs.config_keys import leaves
+from bbu_train.runs.names import folder_name
 from bbu_train.tracker.jsonl import read_rows
 
 EVALUATION = "eval/"
@@ -50,7 +51,7 @@ class ExcludedRun:
 
 def find_sweep(outputs: Path, sweep: str) -> Path:
     """Return the sweep's folder. Raise InputError, with the sweeps that do exist, if it has no runs."""
-    folder = outputs / sweep
+    folder = outputs / folder_name(sweep)
     if any(folder.glob(f"*/{run_folder.CONFIG}")) or ledger.run_names(folder):
         return folder
     others = sorted({path.parent.parent.name for path in outputs.glob(f"*/*/{run_folder.CONFIG}")})

@@ -89,6 +89,10 @@ class PictureFinder:
         self.pictures = NamedFiles(folder, ENDINGS)
         self.annotations = annotations
 
+    def candidates(self, name: str, filename: str) -> list[Path]:
+        """Return all files among which `find` chooses: those of the annotation's own name, and its <filename>."""
+        return [*self.pictures.find(name), *self._find_filename(name, filename)]
+
     def find(self, name: str, filename: str) -> tuple[Path, str | None]:
         """Return the picture of the annotation `name`, and a text if that is suspicious.
 

@@ -49,11 +49,10 @@ DEFAULTS = {
     "num_workers": None,
     "out": None,
 }
-PATHS = ("run", "split", "out")
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.run_program(lambda options: evaluate(_validate(options)), words, USAGE, DEFAULTS, PATHS)
+    return arguments.run_program(lambda options: evaluate(_validate(options)), words, USAGE, DEFAULTS)
 
 
 def _validate(options: DictConfig) -> DictConfig:

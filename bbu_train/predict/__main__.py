@@ -58,11 +58,10 @@ DEFAULTS = {
     "truth": True,
     "out": None,
 }
-PATHS = ("run", "images", "out")
 
 
 def main(words: Sequence[str]) -> int:
-    return arguments.run_program(lambda options: predict(_validate(options)), words, USAGE, DEFAULTS, PATHS)
+    return arguments.run_program(lambda options: predict(_validate(options)), words, USAGE, DEFAULTS)
 
 
 def _validate(options: DictConfig) -> DictConfig:

@@ -1,4 +1,5 @@
-"""The folder of a run: `config.yaml`, which marks it as a run, and `environment.json`, which says what made it."""
+"""The folder of a run: `config.yaml`, which marks it as a run; `environment.json`, which says what made it; and the
+record of the data that it reads."""
 
 import difflib
 import importlib.metadata
@@ -18,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError
+from bbu_train.runs import data_fingerprint
 from bbu_train.runs.config_keys import leaves
+from bbu_train.runs.identity import DATA
 from bbu_train.runtime.atomic_write import atomic_write, make_folder
 from bbu_train.runtime.git import git_commit
 
@@ -53,7 +56,8 @@ def load(folder: str | Path) -> DictConfig:
 
 
 def create(folder: str | Path, cfg: DictConfig) -> None:
-    """Make the folder of a run: `environment.json` first, and last `config.yaml`, which makes it a run.
+    """Make the folder of a run: `environment.json` and the record of its data, and last `config.yaml`, which makes it
+    a run.
 
     Only one rank may call this. Raises InputError if the folder cannot be written.
     """
@@ -62,6 +66,8 @@ def create(folder: str | Path, cfg: DictConfig) -> None:
     try:
         make_folder(folder)
         atomic_write(folder / ENVIRONMENT, json.dumps(_environment(), indent=2, ensure_ascii=False) + "\n")
+        if OmegaConf.select(cfg, DATA) is not None:
+            data_fingerprint.keep_record(cfg, folder)
         atomic_write(folder / CONFIG, config)
     except OSError as error:
         raise InputError(

@@ -1,4 +1,7 @@
-"""The identity of a run: a hash of every config value that can change its result. No torch is needed here."""
+"""The identity of a run: a hash of every config value that can change its result, and of the data that it reads.
+
+No torch is needed here.
+"""
 
 import hashlib
 import json
@@ -17,23 +20,32 @@ LOCATION_KEYS = ("outputs", "sweep", "run", "folder")
 NEUTRAL_KEYS = (
     *LOCATION_KEYS,
     *("about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
-    *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile", "num_workers", "data.root"),
+    *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile", "num_workers"),
 )
 """Keys that the identity ignores, with everything below them: locations, names, cadence, workers.
 
-`data.root` is one of them: the same data is assumed to lie there, wherever that is.
-
-A value that refers to one of them, such as `${outputs}/data`, is neutral too.
+A value that refers to one of them, such as `${outputs}/data`, is neutral too. So are the roots of data sets: what the
+identity has of the data is DATA, which is the same wherever the same data lies.
 """
+DATA = "about.data"
+"""The fingerprint of the data that the run reads (`data_fingerprint`)."""
 
 
 def is_neutral(key: str) -> bool:
-    """Whether a dotted key is one of NEUTRAL_KEYS or lies below one."""
-    return any(key == neutral or key.startswith(f"{neutral}.") for neutral in NEUTRAL_KEYS)
+    """Whether a dotted key is one of NEUTRAL_KEYS, lies below one, or is the root of a data set."""
+    return is_data_root(key) or any(key == neutral or key.startswith(f"{neutral}.") for neutral in NEUTRAL_KEYS)
+
+
+def is_data_root(key: str) -> bool:
+    """Whether a dotted key is the root of a data set, such as `data.root`, or `data.source.root` of data=overfit."""
+    return key.startswith("data.") and key.endswith(".root")
 
 
 def run_identity(cfg: DictConfig) -> str:
-    """Return the identity of a run: 8 hexadecimal digits over `result_values`."""
+    """Return the identity of a run: 8 hexadecimal digits over `result_values`.
+
+    `cfg.about.data` is set before, by `resume.resolve_run`.
+    """
     return hash_values(result_values(cfg))
 
 
@@ -58,21 +70,31 @@ def experiment_name(choice: str | Sequence[str] | None) -> str:
 
 
 def result_values(cfg: DictConfig) -> dict[str, Any]:
-    """Return every value that can change the result by its dotted key, interpolations resolved."""
+    """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted."""
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
-    return {key: value for key, value in resolved.items() if not (is_neutral(key) or _refers_to_neutral(raw.get(key)))}
+    return {
+        key: value
+        for key, value in resolved.items()
+        if (key == DATA and value is not None) or not (is_neutral(key) or _refers_to_neutral(raw.get(key)))
+    }
 
 
-def checked_result_values(cfg: DictConfig) -> dict[str, Any]:
-    """Return `result_values`, or raise InputError if a value is missing or cannot be resolved."""
+def check_values(cfg: DictConfig) -> None:
+    """Raise InputError if a value is missing, cannot be resolved, or would be taken for a reference once more."""
     unresolved = leaves(OmegaConf.to_container(cfg, resolve=False))
     if missing := [key for key, value in unresolved if value == MISSING]:
         raise InputError(f"{', '.join(missing)} must be given, such as {missing[0]}=... on the command line.")
     try:
-        return result_values(cfg)
+        resolved = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(f"The config cannot be resolved: {error}") from error
+    for key, value in leaves(resolved):
+        if any(isinstance(text, str) and "${" in text for text in (value if isinstance(value, list) else [value])):
+            raise InputError(
+                f"{key}={value}: a value cannot hold the text ${{, not even as \\${{, because what is built from the "
+                "config takes it for a reference once more. Leave it out."
+            )
 
 
 def normalize_number(value: Any) -> Any:

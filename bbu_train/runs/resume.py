@@ -1,11 +1,11 @@
 """Which run a command means: a new one, or one that exists and goes on.
 
 `run=<name>` with the same values, or `resume=<folder>`, goes on with a run. The run keeps its own config; a command may
-change only neutral keys (`identity.NEUTRAL_KEYS`). Nothing here writes, so every rank may call it. No torch is needed.
+change only neutral keys (`identity.NEUTRAL_KEYS`), and the data must be the same. Nothing here writes but the cache of
+fingerprints, so every rank may call it. No torch is needed.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,40 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import choices, leaves, parse
+from bbu_train.runs.data_fingerprint import fingerprint, refuse_changed
 from bbu_train.runs.identity import (
+    DATA,
     LOCATION_KEYS,
-    checked_result_values,
-    hash_values,
+    check_values,
+    is_data_root,
     is_neutral,
     normalize_number,
     result_values,
+    run_identity,
 )
+from bbu_train.runs.names import check_name, folder_name
 
 _ABSENT = object()
 
 
 def resolve_run(
-    cfg: DictConfig, experiment: str, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str] = ()
+    cfg: DictConfig,
+    experiment: str,
+    overrides: Sequence[str],
+    in_sweep: bool,
+    swept_keys: Sequence[str] = (),
+    known_data: dict[Path, str] | None = None,
 ) -> DictConfig:
     """Return the config of the run, with `sweep` and `run` set. For an existing run, return its stored config.
 
     `overrides` come from the command line. In a sweep the identity names the run, so that the same sweep goes on with
     its cells; a single run may stay unnamed until `identity.new_run_name`. `swept_keys` tell the cells of the sweep
-    apart. Raises InputError for a value that cannot be resolved, or that differs from the existing run's.
+    apart; `known_data` holds the fingerprints of the cells before (`data_fingerprint.fingerprint`). Raises InputError
+    for a value that cannot be resolved or that differs from the existing run's, and for data that cannot be read or
+    that has changed.
     """
     cfg = cfg.copy()
-    identity = hash_values(checked_result_values(cfg))
+    check_values(cfg)
     given_keys = [override.key_or_group for override in parse(overrides)]
     if "folder" in given_keys:
         raise InputError("folder is made of outputs, sweep and run. Give those.")
@@ -46,27 +57,35 @@ def resolve_run(
     if cfg.resume is not None:
         return _resume_folder(cfg, given_keys)
     with open_dict(cfg):
-        cfg.about = _about(cfg, identity, overrides, in_sweep, swept_keys)
-    cfg.sweep = _checked_name("sweep", experiment if cfg.sweep is None else cfg.sweep)
+        OmegaConf.update(cfg, DATA, fingerprint(cfg, known_data))
+        cfg.about = _about(cfg, overrides, in_sweep, swept_keys)
+    _set_name(cfg, "sweep", experiment if cfg.sweep is None else cfg.sweep)
     if cfg.run is None and in_sweep:
-        cfg.run = identity
+        cfg.run = cfg.about.identity
     if cfg.run is None:
         return cfg
-    cfg.run = _checked_name("run", cfg.run)
-    return _resume_name(cfg, given_keys) if (Path(cfg.folder) / run_folder.CONFIG).exists() else cfg
+    _set_name(cfg, "run", cfg.run)
+    exists = (Path(cfg.folder) / run_folder.CONFIG).exists()
+    return _resume_name(cfg, given_keys, known_data) if exists else cfg
 
 
-def _about(
-    cfg: DictConfig, identity: str, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str]
-) -> dict[str, Any]:
-    """Return the entries of `about` in conf/config.yaml.
+def _set_name(cfg: DictConfig, key: str, value: Any) -> None:
+    """Set the name of the run or of the sweep to that of its folder, and note the whole name if it is longer."""
+    name = check_name(key, value)
+    cfg[key] = folder_name(name)
+    if cfg[key] != name:
+        cfg.about[key] = name
+
+
+def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str]) -> dict[str, Any]:
+    """Return the entries of `about` in conf/config.yaml; DATA is set already.
 
     Values are written as the composed config prints them, so that `1e-6` becomes `1e-06`.
     """
     values: dict[str, Any] = {}
     for override in parse(overrides):
         key = override.key_or_group
-        if is_neutral(key.replace("/", ".")):
+        if is_neutral(key.replace("/", ".")) and not (is_data_root(key) and key in swept_keys):
             continue
         value = OmegaConf.select(cfg, key)
         if override.is_delete():
@@ -81,7 +100,10 @@ def _about(
     texts = {key: str(values[key]).replace("${", "\\${") for key in ordered}
     title = " ".join(f"{_short_key(key, swept_keys)}={text}" for key, text in texts.items() if key in swept_keys)
     return {
-        "identity": identity,
+        "data": OmegaConf.select(cfg, DATA),
+        "identity": run_identity(cfg),
+        "sweep": "${sweep}",
+        "run": "${run}",
         "in_sweep": in_sweep,
         "title": title or None,
         "overrides": [f"{key}={text}" for key, text in texts.items()],
@@ -103,14 +125,18 @@ def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
     stored = run_folder.load(str(cfg.resume))
     compared = None if "experiment" in given_keys else given_keys  # an experiment's file may set any key
     _refuse(_differences(stored, cfg, compared), cfg.resume, "Leave these out, or start a new run with them.")
-    return _merge(stored, cfg, [*given_keys, "resume"])
+    merged = _merge(stored, cfg, [*given_keys, "resume"])
+    refuse_changed(merged, Path(merged.folder))
+    return merged
 
 
-def _resume_name(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
+def _resume_name(cfg: DictConfig, given_keys: Sequence[str], known_data: dict[Path, str] | None) -> DictConfig:
     """Return the config of the existing run that `run=` names, with the neutral values of this command."""
     stored = run_folder.load(cfg.folder)
     _refuse(_differences(stored, cfg, None), cfg.folder, "Give another run=<name>, or the same values.")
-    return _merge(stored, cfg, [*given_keys, *LOCATION_KEYS])
+    merged = _merge(stored, cfg, [*given_keys, *LOCATION_KEYS])
+    refuse_changed(merged, Path(merged.folder), known_data)
+    return merged
 
 
 def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConfig:
@@ -121,6 +147,8 @@ def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConf
     merged, raw = stored.copy(), OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     missing = [str(key) for key in raw if key not in stored]
+    if stored.get("about") and raw.get("about"):
+        missing += [f"about.{key}" for key in ("sweep", "run") if key not in stored.about]
     with open_dict(merged):
         for key in filter(is_neutral, [*keys, *missing]):
             value: Any = raw
@@ -141,7 +169,7 @@ def _differences(stored: DictConfig, cfg: DictConfig, keys: Sequence[str] | None
     differences = []
     for key in sorted(old.keys() | new.keys()):
         is_compared = keys is None or any(key == given or key.startswith(f"{given}.") for given in keys)
-        if is_compared and _differs(old, new, key) and _differs(raw_old, raw_new, key):
+        if key != DATA and is_compared and _differs(old, new, key) and _differs(raw_old, raw_new, key):
             differences.append(f"{key} is {_as_text(old, key)} in the run and {_as_text(new, key)} in this command")
     return differences
 
@@ -157,10 +185,3 @@ def _as_text(values: Mapping[str, Any], key: str) -> str:
 def _refuse(differences: Sequence[str], folder: str, remedy: str) -> None:
     if differences:
         raise all_problems(f"The run in {folder} was made with another config", differences, remedy)
-
-
-def _checked_name(key: str, value: Any) -> str:
-    """Return the name of a folder, or raise InputError for a path or a number with a fraction."""
-    if isinstance(value, float) or not re.fullmatch(r"[^./\\\s][^/\\]*", str(value)):
-        raise InputError(f"{key}={value}: {key} becomes a folder's name, so it is a word, no path and no fraction.")
-    return str(value)

@@ -1,22 +1,32 @@
-"""Writing a small file so that neither a kill nor a power cut leaves half of it."""
+"""Writing a file so that neither a kill nor a power cut leaves half of it."""
 
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content`, text as UTF-8. Readers see the old file or the new one, never a part of either.
+    """Replace `path` by `content`, text as UTF-8."""
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
-    The new file is flushed to disk before it is renamed, and its folder after: a rename on its own may survive a power
-    cut without the contents of the file. Several processes and hosts may write the same path: the last one wins.
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file that replaces `path` at the end of the block. If the block raises, `path` stays as it is.
+
+    Readers see the old file or the new one, never a part of either. The new file is flushed to disk before it is
+    renamed, and its folder after: a rename on its own may survive a power cut without the contents of the file. Several
+    processes and hosts may write the same path: the last one wins.
     """
-    data = content.encode() if isinstance(content, str) else content
     unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
     try:
         with unfinished.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bbu_train.tracker.mlflow_run import KEY_FILE
 from bbu_train.tracker.mlflow_store import (
     absolute_uri,
+    database,
     find_or_create_experiment,
     no_fork,
     open_client,
@@ -24,7 +25,7 @@ def log_to_store(settings: Mapping[str, Any], send: Callable[["mlflow.MlflowClie
     `settings` are those of a run's MLflow tracker. A local store that does not exist is not created.
     """
     uri = absolute_uri(settings["uri"])
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (file := database(uri)) is not None and not file.exists():
         return f"not logged: there is no {uri}"
     silence_mlflow()
     from mlflow.exceptions import MlflowException

@@ -2,18 +2,21 @@
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     import mlflow
 
+SQLITE = "sqlite:///"
 LOCK_TIMEOUT_SECONDS = 120  # a process holds the lock for a few tenths of a second
 
 QUIET_ENVIRONMENT = {
@@ -46,9 +49,19 @@ def silence_mlflow() -> None:
 
 
 def absolute_uri(uri: str) -> str:
-    """Return SQLite's `sqlite:///relative/path` as `sqlite:////absolute/path`; other URIs are unchanged."""
-    path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+    """Return `sqlite:///path` with the path absolute and quoted; other URIs are unchanged.
+
+    The path of a config is one as it stands, in a folder of any name. In a URI `?` begins options and `%20` is a blank.
+    """
+    if not uri.startswith(SQLITE):
+        return uri
+    path = str(Path(uri.removeprefix(SQLITE)).absolute())
+    return SQLITE + re.sub("%(?=[0-9A-Fa-f]{2})", "%25", path).replace("?", "%3F")
+
+
+def database(uri: str) -> Path | None:
+    """Return the file of an SQLite store, given its quoted URI; None for other stores."""
+    return Path(unquote(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
 
 
 @contextmanager
@@ -71,13 +84,12 @@ def exclusive_access(uri: str) -> Iterator[None]:
     The processes share a lock file beside the database. While this process holds the lock it cannot be forked, as in
     `no_fork`; while it waits for another process to release the lock, it can be.
     """
-    if not uri.startswith("sqlite:///"):
+    if (file := database(uri)) is None:
         with no_fork(uri):
             yield
         return
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    lock, deadline = FileLock(f"{database}.lock"), time.monotonic() + LOCK_TIMEOUT_SECONDS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock, deadline = FileLock(f"{file}.lock"), time.monotonic() + LOCK_TIMEOUT_SECONDS
     while True:
         with no_fork(uri):
             if _try_to_lock(lock, deadline):
@@ -106,11 +118,22 @@ def open_client(uri: str) -> "mlflow.MlflowClient":
     """
     from mlflow import MlflowClient
 
-    with exclusive_access(uri):
+    with exclusive_access(uri), _without_folder_of_quoted_path(uri):
         client = MlflowClient(uri)
-        if uri.startswith("sqlite:///"):
+        if database(uri) is not None:
             client.search_experiments(max_results=1)
         return client
+
+
+@contextmanager
+def _without_folder_of_quoted_path(uri: str) -> Iterator[None]:
+    """Remove the empty folders that MLflow makes when it takes the path of a quoted URI for that of the database."""
+    quoted = Path(uri.removeprefix(SQLITE))
+    new = [] if quoted == (database(uri) or quoted) else [each for each in quoted.parents if not each.exists()]
+    yield
+    for folder in new:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def find_or_create_experiment(client: "mlflow.MlflowClient", name: str, artifacts: Path | None) -> str:

@@ -74,7 +74,7 @@ class TrialSource:
         cell = self.command.cell(trial_run.trial.params)
         if cell.cfg.run != trial_run.run:
             raise InputError(
-                f"Trial {trial_run.trial.number} was run {trial_run.run} and now is {cell.cfg.run}: conf/ has changed "
-                "since. Give the search another sweep=<name>."
+                f"Trial {trial_run.trial.number} was run {trial_run.run} and now is {cell.cfg.run}: conf/ or the data "
+                "has changed since. Give the search another sweep=<name>."
             )
         return cell

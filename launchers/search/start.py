@@ -1,6 +1,6 @@
 """Starting, resuming and showing a search. Its place in the ledger:
 
-search/command.json    the command, the space, and the overrides that all trials share
+search/command.json    the command, the space, the overrides that all trials share, and the first trial's data
 search/config.yaml     the config of the first trial, with the settings of the search
 search/<attempt>/      every start of the controller (controller.py), as of a run
 <run>/trial.json       the number and the parameters of the run's trial (trials.py)
@@ -16,6 +16,7 @@ from omegaconf import OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs import identity
 from bbu_train.runtime.atomic_write import atomic_write
 from launchers import job_states
 from launchers.cells import Cell
@@ -38,7 +39,7 @@ def launch_search(command: SearchCommand, arguments: Sequence[str]) -> int:
         raise InputError("A search needs a process for each trial: give hydra/launcher=local, or slurm.")
     ledger = Ledger(Path(first.cfg.folder).parent / "ledger")
     with locked(ledger.folder):
-        _refuse_conflicts(ledger, command)  # before the slow check, and again after it
+        _refuse_conflicts(ledger, command, first)  # before the slow check, and again after it
     (known,) = estimate.from_finished_runs([first])
     requirements = check_cells([first], estimate.group_without_estimate([first], [known]))
     expected = known or estimate.from_requirements(first, **requirements[0])
@@ -51,7 +52,7 @@ def launch_search(command: SearchCommand, arguments: Sequence[str]) -> int:
 def start_search(ledger: Ledger, command: SearchCommand, arguments: Sequence[str], first: Cell) -> int:
     """Start a search whose first cell has been checked; return the exit code."""
     with locked(ledger.folder):
-        _refuse_conflicts(ledger, command)
+        _refuse_conflicts(ledger, command, first)
         _record(ledger, command, arguments, first)
         attempt = ledger.search.add_attempt()
     return _start_controller(ledger, attempt)
@@ -82,6 +83,7 @@ def _record(ledger: Ledger, command: SearchCommand, arguments: Sequence[str], fi
         "started_in": str(Path.cwd()),
         "space": {key: override.get_value_string() for key, override in command.searched.items()},
         "fixed": command.fixed,
+        "data": OmegaConf.select(first.cfg, identity.DATA),
     }
     folder = ledger.search.folder
     folder.mkdir(exist_ok=True)
@@ -94,8 +96,8 @@ def read_record(ledger: Ledger) -> dict[str, Any]:
     return json.loads((ledger.search.folder / "command.json").read_text(encoding="utf-8"))
 
 
-def _refuse_conflicts(ledger: Ledger, command: SearchCommand) -> None:
-    """Raise InputError if another controller is running, or the existing trials come from another space."""
+def _refuse_conflicts(ledger: Ledger, command: SearchCommand, first: Cell) -> None:
+    """Raise InputError if another controller is running, or the existing trials have another space or other data."""
     if not ledger.search.is_search:
         return
     _refuse_second_controller(ledger)
@@ -109,8 +111,11 @@ def _refuse_conflicts(ledger: Ledger, command: SearchCommand) -> None:
             problems.append(f"{key} was searched over {before[key]} and is over {text} now")
     problems += [f"{text} was given before and is not now" for text in record["fixed"] if text not in command.fixed]
     problems += [f"{text} was not given before" for text in command.fixed if text not in record["fixed"]]
+    data = OmegaConf.select(first.cfg, identity.DATA)
+    if record.get("data", data) != data:
+        problems.append(f"the data of the first trial had the fingerprint {record['data']} and has {data} now")
     if problems:
-        what = f"The search of {ledger.sweep} was started over another space"
+        what = f"The search of {ledger.sweep} was started over another space or other data"
         raise all_problems(what, problems, "Give the same command again, or give the new search its own sweep=<name>.")
 
 

@@ -194,11 +194,18 @@ def test_an_entry_of_a_list_cannot_be_overridden(command):
 
 
 def test_a_value_that_needs_quotes_is_shown_with_them(command):
-    says = refused(command, "data=jsonl", "data.root=/数据")
+    says = refused(command, "optimizer.groups.llm.pattern=数据")
     assert "'数'" in says
-    quoted = re.search(r"'(data\.root=\"/数据\")'", says).group(1)
-    _, _, [(cfg, _)] = command("data=jsonl", quoted)
-    assert cfg.data.root == "/数据"
+    quoted = re.search(r"'(optimizer\.groups\.llm\.pattern=\"数据\")'", says).group(1)
+    _, _, [(cfg, _)] = command(quoted)
+    assert cfg.optimizer.groups.llm.pattern == "数据"
+
+
+def test_names_and_paths_need_no_quotes_in_one_run_and_in_a_sweep(command):
+    for options in ((), ("-m",)):
+        _, _, configs = command(*options, "data=jsonl", "data.root=/数据 (1) #2", "sweep=0105", "outputs=2026_01")
+        [(cfg, _)] = configs
+        assert (cfg.data.root, cfg.sweep, Path(cfg.outputs).name) == ("/数据 (1) #2", "0105", "2026_01")
 
 
 def test_a_word_that_is_no_override_is_refused(command):

@@ -5,6 +5,7 @@ import pytest
 import sweeps
 from sweeps import GIOU, RATE, add_run
 
+from bbu_train.compare.command import training_command
 from bbu_train.compare.comparison import compare
 from bbu_train.errors import InputError
 
@@ -42,6 +43,26 @@ def test_in_mode_min_the_cell_with_the_smallest_mean_comes_first(outputs):
     means = [candidate.mean for candidate in compare_runs(outputs, "eval/loss/total", "min").ranking]
     assert len(means) == 3
     assert means == sorted(means)
+
+
+def test_other_data_is_another_candidate_and_the_same_data_elsewhere_is_not(outputs):
+    for data, root, seed in (("1a", "/a", 1), ("1a", "/copy", 2), ("2b", "/b", 1), ("3c", "/b", 1)):
+        add_run(outputs, ["data=jsonl", f"data.root={root}", f"about.data={data}", f"seed={seed}"], 0.1 + seed / 10)
+    ranking = compare_runs(outputs).ranking
+    found = sorted((candidate.settings["data.root"], len(candidate.runs)) for candidate in ranking)
+    assert found == [("/a", 2), ("/b (2b)", 1), ("/b (3c)", 1)]
+    command = next(candidate for candidate in ranking if len(candidate.runs) == 2)
+    assert "data.root=/a" in training_command(command)[0]
+
+
+def test_data_that_a_choice_of_its_group_determines_is_no_setting_of_its_own(outputs):
+    for words in (["data=synthetic"], ["data=jsonl", "data.root=/a", "about.data=1a"]):
+        folder = add_run(outputs, words, 0.4)
+        sweeps.record(folder, (), {"data": words[0].partition("=")[2]})
+    assert sorted(list(candidate.settings.items()) for candidate in compare_runs(outputs).ranking) == [
+        [("data", "jsonl")],
+        [("data", "synthetic")],
+    ]
 
 
 def test_the_error_about_an_unknown_metric_names_similar_ones(outputs):

@@ -79,7 +79,7 @@ def test_plots_of_an_earlier_comparison_are_removed(outputs, capsys):
         (["sweep=a", "topp=3", "b"], "2 problems"),
         (["sweep=a", "mode=up"], "mode is max or min"),
         (["sweep=a", "top=0"], "top is a whole number"),
-        (["sweep=[1"], "cannot be read"),
+        (["sweep=a", "mode=[1"], "cannot be read"),
         ([], "sweep=<name>"),
     ],
 )

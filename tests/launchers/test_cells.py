@@ -69,7 +69,9 @@ def test_a_sweep_in_the_config_is_swept_unless_the_command_sets_its_keys(tmp_pat
     [
         (("seed=1,1.0,2",), "seed=1.0: the same run"),
         (("sweep=a,b", "seed=1"), "one command starts one sweep"),
-        (("data=jsonl,synthetic", "data.root=???"), "data.root must be given"),
+        (("data=jsonl,voc", "data.root=???"), "data.root must be given"),
+        (("data=jsonl,voc", "data.root=/nowhere"), "/nowhere: no such folder"),
+        (("data.root=/nowhere",), "draws its own pictures"),
         (("seed=interval(1,2)",), "an interval has no values"),
         (("resume=outputs/x",), "continues one run"),
     ],
@@ -77,6 +79,20 @@ def test_a_sweep_in_the_config_is_swept_unless_the_command_sets_its_keys(tmp_pat
 def test_a_sweep_that_cannot_run_as_a_whole_is_refused(overrides, message):
     with pytest.raises(InputError, match=message.replace(".", r"\.")):
         cells(*overrides)
+
+
+def test_a_sweep_over_roots_has_a_cell_for_the_data_in_each_and_refuses_the_same_data_twice(tmp_path):
+    for name, line in (("one", '{"images": ["a.png"]}'), ("same", '{"images": ["a.png"]}'), ("other", "{}")):
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation"):
+            (tmp_path / name / f"{split}.jsonl").write_text(line)
+    sweep = cells("data=jsonl", "data.root=one,other", "seed=1,2")
+    assert len({cell.cfg.run for cell in sweep}) == 4
+    assert [cell.cfg.about.title for cell in sweep] == [
+        f"root={root} seed={seed}" for root in ("one", "other") for seed in (1, 2)
+    ]
+    with pytest.raises(InputError, match=r"data\.root=same.*: the same run"):
+        cells("data=jsonl", "data.root=one,other,same")
 
 
 def test_every_cell_is_a_run_of_its_own_and_cells_that_differ_in_a_seed_have_one_shape(tmp_path):

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from yaml import YAMLError
 
 import bbu_train.train
-from bbu_train.errors import Preempted
+from bbu_train.errors import InputError, Preempted
 from launchers.cells import compose
 from launchers.job import Job
 from launchers.ledger import Attempt, Ledger
@@ -119,3 +119,17 @@ def test_a_job_that_must_not_begin_exits_without_training(attempt, monkeypatch):
     with pytest.raises(SystemExit, match="it was cancelled"):
         run(attempt, monkeypatch, raises(AssertionError("it trained")))
     assert attempt.read("state") == {}
+
+
+def test_a_job_whose_data_has_changed_since_its_sweep_was_started_does_not_train(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "validation"):
+        (data / f"{split}.jsonl").write_text('{"images": ["a.png"], "objects": []}')
+    cells = compose(["-m", *OVERRIDES, "data=jsonl", f"data.root={data}", f"outputs={tmp_path}"], CONF)
+    attempt = Ledger(tmp_path / "default/ledger").add(cells)[0].add_attempt()
+    assert run(attempt, monkeypatch, lambda cfg: None)["state"] == "done"
+    (data / "train.jsonl").write_text('{"images": ["b.png"], "objects": []}')
+    attempt = Ledger(tmp_path / "default/ledger").entries()[0].add_attempt()
+    with pytest.raises(InputError, match="has changed since its sweep was started"):
+        run(attempt, monkeypatch, raises(AssertionError("it trained")))

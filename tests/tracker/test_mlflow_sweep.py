@@ -5,7 +5,7 @@ import threading
 from tracked_runs import begin, mlflow_arguments
 
 from bbu_train.tracker import mlflow_finished_run
-from bbu_train.tracker.mlflow_store import find_or_create_experiment, open_client
+from bbu_train.tracker.mlflow_store import absolute_uri, find_or_create_experiment, open_client
 from bbu_train.tracker.mlflow_sweep import KEY, PARENT, find_or_create_parent
 
 
@@ -15,7 +15,7 @@ def begin_cell(outputs, run, **changes):
 
 def stored_runs(outputs):
     """Return the runs that MLflow shows."""
-    client = open_client(f"sqlite:///{outputs}/mlflow.db")
+    client = open_client(absolute_uri(f"sqlite:///{outputs}/mlflow.db"))
     return client.search_runs([client.get_experiment_by_name("sweep").experiment_id])
 
 
@@ -92,7 +92,7 @@ def test_a_cell_joins_the_older_of_two_parents(outputs):
 
 
 def test_jobs_that_create_the_parent_at_the_same_time_get_the_same_one(outputs):
-    uri, names, results = f"sqlite:///{outputs}/mlflow.db", ["it's", 'a "b"', "排序"], []
+    uri, names, results = absolute_uri(f"sqlite:///{outputs}/mlflow.db"), ["it's", 'a "b"', "排序"], []
     experiment = find_or_create_experiment(open_client(uri), "several sweeps", None)
     threads = [
         threading.Thread(

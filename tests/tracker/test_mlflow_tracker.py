@@ -14,7 +14,7 @@ from forked import processes
 from tracked_runs import becomes_true, begin, count_points, expected_points, log_forever, make_run, read_points
 
 from bbu_train.tracker.jsonl import read_rows
-from bbu_train.tracker.mlflow_store import no_fork, open_client
+from bbu_train.tracker.mlflow_store import absolute_uri, no_fork, open_client
 
 
 def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
@@ -145,8 +145,21 @@ def test_parameters_that_mlflow_would_refuse_are_truncated_and_renamed(outputs):
 
 def test_the_command_works_in_any_folder(outputs):
     tracker = make_run(outputs).mlflow
-    assert tracker.command == f"{sys.executable} -m mlflow ui --backend-store-uri 'sqlite:///{outputs}/mlflow.db'"
+    quoted = f"{outputs}".replace("?", "%3F").replace("%20", "%2520")
+    assert tracker.command == f"{sys.executable} -m mlflow ui --backend-store-uri 'sqlite:///{quoted}/mlflow.db'"
     assert str(outputs).startswith("/")
+
+
+def test_everything_lies_inside_outputs_whatever_its_name(tmp_path):
+    outputs = tmp_path / "a?b=c%20d #1 数据 100%"
+    run = begin(outputs)
+    (outputs / "picture.png").write_bytes(b"x")
+    run.mlflow.artifact(outputs / "picture.png")
+    run.mlflow.close("done")
+    assert [*tmp_path.iterdir()] == [outputs]
+    names = {path.name for path in outputs.rglob("*") if path.is_file()}
+    assert {"mlflow.db", "picture.png"} <= names
+    assert len(list(outputs.rglob("picture.png"))) == 2
 
 
 def test_a_slow_store_delays_no_step(outputs):
@@ -189,7 +202,9 @@ def test_no_process_is_forked_within_a_call_of_the_store():
 def test_forks_wait_neither_for_a_server_nor_for_another_process_that_locks_the_store(outputs):
     assert can_fork_within(no_fork("http://localhost:5000"))
     with FileLock(outputs / "mlflow.db.lock"):
-        threading.Thread(target=open_client, args=(f"sqlite:///{outputs}/mlflow.db",), daemon=True).start()
+        threading.Thread(
+            target=open_client, args=(absolute_uri(f"sqlite:///{outputs}/mlflow.db"),), daemon=True
+        ).start()
         time.sleep(0.1)
         began = time.monotonic()
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))

@@ -1,0 +1,131 @@
+"""The files that each data set of conf/data reads, without reading what is in the pictures. Nothing here needs torch.
+
+A data set whose `_target_` is `bbu_train.data.<...>.<name>.load` has its function `<name>` here. It takes the values of
+that config and returns DataFiles, or None if nothing of the user's is read.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import unescape
+
+from bbu_train.data.annotations import check_root
+from bbu_train.data.encodings import codec_of
+from bbu_train.data.voc_files import NamedFiles, PictureFinder, name_of, read_split
+from bbu_train.errors import InputError
+from bbu_train.types.files import Annotation, DataFiles
+
+FILENAME = re.compile(r"<(?:\w+:)?filename[^>]*>\s*([^<]*?)\s*<", re.IGNORECASE)
+IMAGES = re.compile(rb'"images"\s*:\s*\[\s*"([^"\\]*)"\s*\]')
+
+
+def jsonl(*, root: str | None, train: str, validation: str, **_values: Any) -> DataFiles:
+    """See `jsonl.load`. An annotation is a line; its pictures are those of the student and of fixed teachers."""
+    folder = check_root(root, contents=f"{train} and {validation}")
+    paths = {key: _existing_file(folder, key, name, folder / name) for key, name in _splits(train, validation)}
+    return DataFiles(folder, {key: partial(_lines, path) for key, path in paths.items()}, tuple(paths.values()))
+
+
+def voc(*, root: str | None, train: str, validation: str, **_values: Any) -> DataFiles:
+    """See `voc.load`. Annotations are the split's list itself, then the file of each name that it lists.
+
+    Which of several pictures is read is for `voc.load` to decide. Here they are all that may be the annotation's own.
+    """
+    folder = check_root(root, contents="JPEGImages, Annotations, ImageSets/Main")
+    lists = {
+        key: _existing_file(folder, key, name, folder / "ImageSets/Main" / f"{name.removesuffix('.txt')}.txt")
+        for key, name in _splits(train, validation)
+    }
+    splits = {key: partial(_listed, folder, path) for key, path in lists.items()}
+    return DataFiles(folder, splits, (*lists.values(), folder / "Annotations", folder / "JPEGImages"))
+
+
+def synthetic(**_values: Any) -> None:
+    """Synthetic images follow from the values of their config, which are part of a run's identity themselves."""
+
+
+def overfit(**_values: Any) -> None:
+    """Its samples are those of its `source`, which is a data set of its own."""
+
+
+def _splits(train: str, validation: str) -> tuple[tuple[str, str], ...]:
+    return ("train", str(train)), ("validation", str(validation))
+
+
+def _existing_file(folder: Path, key: str, name: str, path: Path) -> Path:
+    """Return the path of a split's file. Raises InputError, with the files beside it, if it cannot be opened."""
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        beside = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))[:20] if path.parent.is_dir() else []
+        there = f" There are: {', '.join(beside)}." if beside else ""
+        raise InputError(
+            f"data.{key}={name}: {path} cannot be read ({error.strerror}); it is looked for under data.root={folder}."
+            f"{there}"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[Annotation]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield Annotation(number, line, _pictures_of_line(line.removeprefix(codecs.BOM_UTF8)))
+
+
+def _pictures_of_line(line: bytes) -> tuple[str, ...]:
+    """Return what a line names as pictures; of a line that the reader will refuse, what can be found.
+
+    Lines in the usual form are searched, not parsed, which takes as long as all the rest.
+    """
+    found = IMAGES.findall(line)
+    if found and len(found) == line.count(b'"images"'):
+        return tuple(name.decode("utf-8", "surrogateescape") for name in found)
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(value, dict):
+        return ()
+    teachers = value.get("teachers")
+    entries = [value, value.get("student"), *(teachers if isinstance(teachers, list) else ())]
+    images = [entry.get("images") for entry in entries if isinstance(entry, dict)]
+    names = [name for each in images for name in (each if isinstance(each, list) else [each])]
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def _listed(folder: Path, path: Path) -> Iterator[Annotation]:
+    content = path.read_bytes()
+    yield Annotation(path.relative_to(folder).as_posix(), content, ())
+    annotations = NamedFiles(folder / "Annotations", (".xml",))
+    pictures = PictureFinder(folder / "JPEGImages", annotations)
+    with suppress(UnicodeDecodeError):  # for the reader to report
+        for line in read_split(content):
+            yield _annotation(folder, name_of(line, annotations), annotations, pictures)
+
+
+def _annotation(folder: Path, name: str, annotations: NamedFiles, pictures: PictureFinder) -> Annotation:
+    """Return the annotation of a name, with every picture that may be its own; without content if there is none."""
+    files = annotations.find(name)
+    content = files[0].read_bytes() if files else b""
+    path = files[0] if files else folder / "Annotations" / f"{name}.xml"
+    found = dict.fromkeys(pictures.candidates(name, _filename_in(content)))
+    return Annotation(_below(folder, path), content, tuple(_below(folder, picture) for picture in found))
+
+
+def _below(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _filename_in(content: bytes) -> str:
+    """Return the <filename> of an annotation, without parsing it; the empty string if there is none."""
+    try:
+        match = FILENAME.search(content.decode(codec_of(content), "surrogateescape"))
+    except (LookupError, UnicodeError):
+        return ""  # the reader refuses such a file
+    return unescape(match[1]) if match and "\0" not in match[1] else ""

@@ -1,0 +1,144 @@
+"""The fingerprint of the data that a run reads: a part of its identity, computed without torch and without decoding.
+
+It covers, in the order of the samples: which samples a split has; the bytes of every annotation; and of every picture
+its name relative to the root, its size in bytes, and its content, but of a file above 8 KiB only the first and the
+last 4 KiB. It does not depend on where the root lies, on times, or on the order in which a file system lists names.
+
+An edit goes unnoticed only if it keeps the name and size of a picture above 8 KiB and lies between the 4 KiB at its
+ends; or, where the cache knows the file, if it keeps the size and both times of the file. (A program can set the time
+of the content's change, but not that of the inode's change.)
+
+The record of the data (`data_record`) is cached in <outputs>/data/fingerprints/, so that the next time files are only
+asked for their size and times; and it is kept in the run's folder, so that a change can be described.
+"""
+
+import hashlib
+import importlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bbu_train.errors import InputError, all_problems
+from bbu_train.runs import data_changes, data_record
+from bbu_train.runs.identity import DATA
+from bbu_train.runtime.atomic_write import make_folder, open_atomically
+from bbu_train.types.files import DataFiles
+
+log = logging.getLogger(__name__)
+
+RECORD = "data.jsonl.gz"
+FILES = "bbu_train.data.files"
+OUTPUTS = "${outputs}/"  # where data sets that are drawn lie
+
+
+def fingerprint(cfg: DictConfig, known: dict[Path, str] | None = None) -> str | None:
+    """Return 16 hexadecimal digits, or None if the data follows from the config, as synthetic images do.
+
+    `known` holds what this command has computed before, so that the cells of a sweep read their data once. Raises
+    InputError if the root or the file of a split cannot be read. Whatever else is missing is for the reader to report,
+    which lists all faults; then nothing is cached.
+    """
+    if not (sources := _data_files(cfg)):
+        return None
+    cached, known = _cache_path(cfg, sources), {} if known is None else known
+    if cached not in known:
+        known[cached] = data_record.unchanged_digest(cached, sources) or _compute(cached, sources)
+    return known[cached]
+
+
+def _compute(cached: Path, sources: Sequence[DataFiles]) -> str:
+    with tempfile.TemporaryFile() as file:
+        digest, is_complete = data_record.write(data_record.rows_of(sources, cached), file)
+        if is_complete:
+            file.seek(0)
+            with suppress(OSError):  # a cache only saves time
+                make_folder(cached.parent)
+                with open_atomically(cached) as target:
+                    shutil.copyfileobj(file, target)
+    return digest
+
+
+def keep_record(cfg: DictConfig, folder: Path) -> None:
+    """Write the record of the present data into the folder of a run."""
+    if not (sources := _data_files(cfg)):
+        return
+    cached = _cache_path(cfg, sources)
+    with open_atomically(folder / RECORD) as target:
+        if data_record.unchanged_digest(cached, sources) is None:
+            data_record.write(data_record.rows_of(sources, cached), target)
+        else:
+            with cached.open("rb") as source:
+                shutil.copyfileobj(source, target)
+
+
+def refuse_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None = None) -> None:
+    """Raise InputError if the data is not what the config of a run notes, with what changed.
+
+    `folder` is the run's: if the run has begun, it holds the record of its data.
+    """
+    present, noted = fingerprint(cfg, known), OmegaConf.select(cfg, DATA)
+    if present == noted:
+        return
+    if noted is None:
+        log.warning("The run in %s is older than fingerprints of data: its data is taken to be the same.", folder)
+        return
+    if not folder.exists():
+        raise InputError(f"The data of {folder.name} has changed since its sweep was started. Give its command again.")
+    try:
+        before = list(data_record.read_rows(folder / RECORD))
+        changes = data_changes.describe(before, data_record.rows_of(_data_files(cfg), None))
+    except data_record.DAMAGED:
+        changes = [f"what changed cannot be said, because {folder / RECORD} is missing or damaged"]
+    what = f"The data of the run in {folder} is not what it was when the run began"
+    raise all_problems(what, changes, "Restore the data, or start a new run with the data as it is now.")
+
+
+def _data_files(cfg: DictConfig) -> list[DataFiles]:
+    """Return what each data set in `cfg.data` reads, as the function of its name in FILES says."""
+    sources = []
+    for key, node in _data_sets("data", cfg.get("data")):
+        files, name = importlib.import_module(FILES), str(node._target_).split(".")[-2]
+        if not hasattr(files, name):
+            raise InputError(f"{key}._target_={node._target_}: {FILES} has no {name} that says which files it reads.")
+        values = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(values, dict)
+        source = getattr(files, name)(**{str(name): value for name, value in values.items() if name != "_target_"})
+        if source is None:
+            _refuse_root(key, node)
+        else:
+            sources.append(source)
+    return sources
+
+
+def _refuse_root(key: str, node: DictConfig) -> None:
+    """Raise InputError if a data set that is drawn, not read, was given a root: it would write into that folder."""
+    root = str(OmegaConf.to_container(node, resolve=False).get("root", OUTPUTS))
+    if not root.startswith(OUTPUTS):
+        group = "data" if key == "data" else f"data@{key}"
+        raise InputError(
+            f"{key}.root={root}: {node._target_} draws its own pictures, always in outputs, and reads "
+            f"none of yours. Give {group}=jsonl or {group}=voc to read yours; to draw elsewhere give outputs=."
+        )
+
+
+def _data_sets(key: str, node: Any) -> Iterator[tuple[str, DictConfig]]:
+    """Yield every data set in a config, however deep, with its key."""
+    if not isinstance(node, DictConfig):
+        return
+    if str(node.get("_target_")).endswith(".load"):
+        yield key, node
+    for name in node:
+        yield from _data_sets(f"{key}.{name}", node.get(name))
+
+
+def _cache_path(cfg: DictConfig, sources: Sequence[DataFiles]) -> Path:
+    location = json.dumps([[str(path.absolute()) for path in source.watched] for source in sources])
+    name = hashlib.sha256(location.encode()).hexdigest()[:16]
+    return Path(cfg.outputs).expanduser() / "data/fingerprints" / f"{name}.jsonl.gz"
