@@ -82,14 +82,14 @@ def differing_settings(all_runs: Sequence[SweepRun]) -> list[Settings]:
 def _name_data(settings: Sequence[Settings], all_runs: Sequence[SweepRun]) -> list[Settings]:
     """Replace the fingerprint of each run's data by its root, or leave it out if the choice of `data` determines it.
 
-    The same data in several folders has the first of these roots; other data in the same folder has the fingerprint
-    beside the root.
+    The same data in several folders has the alphabetically first of these roots; other data in the same folder has the
+    fingerprint beside the root.
     """
     roots: dict[Value, str] = {}
     for each, run in zip(settings, all_runs, strict=True):
         keys = [key for key in run.unresolved_values if identity.is_data_root(key)]
         root = ", ".join(str(OmegaConf.select(run.config, key)) for key in keys)
-        roots.setdefault(each[identity.DATA], root)
+        roots[each[identity.DATA]] = min(root, roots.get(each[identity.DATA], root))
     shared = Counter(roots.values())
     names = {data: f"{root} ({str(data)[:8]})" if shared[root] > 1 else root for data, root in roots.items()}
     choices = {(each.get("data"), each[identity.DATA]) for each in settings}

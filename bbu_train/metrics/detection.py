@@ -202,8 +202,9 @@ def _best_f1(pairs: Pairs, classes: set[str]) -> tuple[float, float]:
 
 
 def _count_unknown(pairs: Pairs, classes: set[str]) -> int:
-    """Return the number of predicted boxes of classes that no true object has."""
-    return sum(class_of(text) not in classes for _, prediction in pairs for text in prediction.descriptions)
+    """Return the number of predicted boxes of classes that no true object has, but for those of ignored objects."""
+    counted = (_without_ignored(picture, prediction) for picture, prediction in pairs)
+    return sum(class_of(text) not in classes for prediction in counted for text in prediction.descriptions)
 
 
 def _without_ignored(picture: Picture, prediction: Prediction) -> Prediction:

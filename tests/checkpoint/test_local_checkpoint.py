@@ -145,7 +145,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 @pytest.mark.parametrize("contents", ["", "[]", '{"step": 10}', '{"step": 11, "metrics": {}, "files": {}}'])
 def test_a_changed_manifest_is_named(tmp_path, contents):
     (save(store(tmp_path), 10) / "manifest.json").write_text(contents)
-    with pytest.raises(InputError, match=r"manifest\.json: it is not a manifest as it was written"):
+    with pytest.raises(InputError, match=r"manifest\.json: it is not a valid manifest"):
         store(tmp_path).latest().weights()
 
 

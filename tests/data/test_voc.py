@@ -86,7 +86,7 @@ def test_differing_filenames_are_one_warning_with_their_number_and_the_first(roo
         annotate(root, name, head="<filename>old.png</filename>" + SIZE)
     list_names(root, "c", "b", "a")
     load(root)
-    (message,) = caplog.messages
+    (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert message.startswith("3 annotations: ")
     assert "First: Annotations/c.xml: <filename> 'old.png', read c.png" in message
 

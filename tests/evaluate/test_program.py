@@ -110,7 +110,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
         ("split=test", "has train and validation only"),
         ("batch_size=0", "at least 1"),
         ("num_workers=-1", "at least 0"),
-        ("out=.", "holds something"),
+        ("out=.", "is not empty"),
     ],
 )
 def test_a_wrong_option_is_reported_before_the_model_loads(trained, capsys, monkeypatch, word, message):

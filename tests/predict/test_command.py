@@ -98,7 +98,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
         ("teachers=99", "pool"),
         ("batch_size=0", "at least 1"),
         ("threshold=2", "from 0 to 1"),
-        ("out=.", "holds something"),
+        ("out=.", "is not empty"),
         ("seed", "not of the form key=value"),
     ],
 )

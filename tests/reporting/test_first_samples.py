@@ -119,6 +119,6 @@ def test_the_log_has_an_excerpt(write_page):
     _, logged = write_page("standard")
     assert "First validation conversation: validation.jsonl:1" in logged
     assert "image    6 tokens" in logged
-    assert "2 samples in 2 rows of" in logged
+    assert "2 samples in 2 rows, " in logged
     assert "padding" in logged
     assert "<span" not in logged

@@ -71,7 +71,8 @@ def test_pruning_a_preempted_cell_ends_its_run_and_the_parents(outputs):
     tracked.log(1)
     tracked.mlflow.close("preempted")
     settings = mlflow_arguments(outputs)
-    assert mlflow_finished_run.mark_pruned(settings, outputs / "sweep/cell") == f"run {tracked.mlflow.uploader.run_id}"
+    message = f"run {tracked.mlflow.uploader.run_id}, marked as pruned"
+    assert mlflow_finished_run.mark_pruned(settings, outputs / "sweep/cell") == message
     pruned = stored_run(outputs, "vision.lr=cell")
     assert (pruned.info.status, pruned.data.tags["state"]) == ("KILLED", "pruned")
     assert stored_run(outputs, "sweep").info.status == "FINISHED"
