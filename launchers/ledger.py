@@ -58,7 +58,7 @@ class State:
 
 
 class Attempt:
-    """One submission or local start of a run. A requeued job keeps its attempt, of which it holds only the path."""
+    """One submission or local start of a run. A requeued job keeps its attempt: it stores the path."""
 
     def __init__(self, folder: Path):
         self.folder = folder

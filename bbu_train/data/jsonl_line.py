@@ -122,7 +122,7 @@ class LineReader:
 
 
 class _DuplicateKeyError(ValueError):
-    """One JSON object has a key twice, of which Python's parser would keep the last one alone."""
+    """A JSON object has the same key twice. Python's parser would keep the last value only."""
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

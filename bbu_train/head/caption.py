@@ -185,6 +185,6 @@ class CaptionDecoder(nn.Module):
 
 
 def _select_samples(keys_values: KeysValues, is_selected: Bool[Tensor, "samples"], num_slots: int) -> KeysValues:
-    """Return the keys and values of some samples, each of which has `num_slots` of them."""
+    """Return the keys and values of the selected samples. Each sample has `num_slots` rows."""
     rows = is_selected.repeat_interleave(num_slots)
     return tuple(part[rows] for part in keys_values)

@@ -29,8 +29,8 @@ PNG_CHECKSUM_SIZE = 4
 class SpellingOnDisk:
     """A function from a path to the path as it is on disk, where names may be in another Unicode form.
 
-    macOS and some archives store "e" and an accent (NFD) where a text holds one letter (NFC). A path that exists, and
-    one of which there is no other spelling, is returned as it is. Each folder is listed once.
+    macOS and some archives store "e" and an accent (NFD) where a text holds one letter (NFC). A path that exists
+    is returned as it is, and so is one that exists in no spelling. Each folder is listed once.
     """
 
     def __init__(self) -> None:

@@ -95,7 +95,7 @@ def refuse_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None 
         before = list(data_record.read_rows(folder / RECORD))
         changes = data_changes.describe(before, data_record.rows_of(_data_files(cfg), None))
     except data_record.DAMAGED:
-        changes = [f"what changed cannot be said, because {folder / RECORD} is missing or damaged"]
+        changes = [f"{folder / RECORD} is missing or damaged, so it is unknown what changed"]
     what = f"The data of the run in {folder} is not what it was when the run began"
     raise all_problems(what, changes, "Restore the data, or start a new run with the data as it is now.")
 

@@ -319,7 +319,7 @@ def test_a_run_without_a_record_is_refused_as_well(root, start):
     begin(cfg)
     (Path(cfg.folder) / RECORD).write_bytes(b"x")
     draw(next(root.rglob("a.png")), 5)
-    with pytest.raises(InputError, match="cannot be said"):
+    with pytest.raises(InputError, match="unknown what changed"):
         start(root)
 
 
