@@ -44,7 +44,7 @@ def train(cfg: DictConfig) -> None:
 
 
 def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
-    early_log = logs.start()
+    early_log = logs.start(distributed.is_main())
     cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
@@ -73,7 +73,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     # ---- The run's folder, and its last checkpoint ----
     if distributed.is_main():
         if not (folder / run_folder.CONFIG).exists():
-            run_folder.create(folder, cfg)
+            run_folder.create(folder, cfg, inputs.data_summary)
         logs.to_file(early_log, folder)
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
@@ -83,6 +83,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     log.info("%s: from step %d to %d", folder, at.step, cfg.steps)
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
+    trackers.publish([folder / run_folder.ENVIRONMENT])
 
     def save() -> None:
         trackers.sync()
@@ -110,6 +111,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
 
     # ---- The loop ----
     state, predictions, profiler = "failed", None, None
+    logs.make_room_for_progress_bar()
     bar = tqdm(total=cfg.steps, initial=at.step, unit="step", disable=None if distributed.is_main() else True)
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():

@@ -34,7 +34,7 @@ def composed(*groups: str) -> DictConfig:
 def environment() -> str:
     """The environment.json of a run in this process, written once: it lists every installed package."""
     with tempfile.TemporaryDirectory() as folder:
-        run_folder.create(folder, composed())
+        run_folder.create(folder, composed(), {})
         return (Path(folder) / run_folder.ENVIRONMENT).read_text(encoding="utf-8")
 
 

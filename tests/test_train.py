@@ -172,6 +172,15 @@ def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):
     assert [path.name for path in sorted((uninterrupted / "gallery").iterdir())] == GALLERIES
 
 
+def test_a_run_says_what_it_read_in_its_log_and_whole_in_environment_json(uninterrupted):
+    data = json.loads((uninterrupted / "environment.json").read_text())["data"]
+    train, validation = data["splits"]["train"], data["splits"]["validation"]
+    assert (train["num_pictures"], validation["num_pictures"]) == (24, 4)
+    assert sum(train["num_objects_by_class"].values()) == train["num_objects"] > 0
+    log = (uninterrupted / "train.log").read_text()
+    assert log.count(f"data: train 24 pictures with {train['num_objects']:,} objects of ") == 1
+
+
 LOSSES = ("total", "teacher_lm", "student_lm", "bbox_l1", "bbox_giou", "objectness", "caption")
 
 

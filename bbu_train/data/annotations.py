@@ -1,7 +1,8 @@
 """What all readers of annotated pictures share: the checks, the text of descriptions, and reading in threads."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from unicodedata import normalize
 
 from bbu_train.data.boxes import box_problem, clip, show
-from bbu_train.data.findings import Action, Finding
+from bbu_train.data.findings import Action, Finding, ReaderCounts, count_changed_objects
 from bbu_train.errors import InputError
 from bbu_train.images.files import SpellingOnDisk, UnreadablePicture, read_header
 from bbu_train.runtime.file_names import printable
@@ -20,6 +21,7 @@ from bbu_train.types.samples import Object, Picture, Sample
 
 NUM_THREADS = 8  # reading headers waits for the disk or the network; more threads only wait for each other
 CHUNK_SIZE = 32  # lines or files that a thread takes at a time
+MAX_UNUSED = 100  # kinds of unused elements that are counted, the most frequent ones: keys may differ in every line
 BAD_BOXES = ("error", "drop", "clip")
 
 # Blanks, and characters without width that editors and tools leave behind, such as a byte order mark.
@@ -35,6 +37,19 @@ class LabelledObject(NamedTuple):
 
     label: str
     object: Object
+
+
+class Reading(NamedTuple):
+    """What a reader makes of one line or file.
+
+    sample    None if it cannot be used; `findings` then say why
+    findings  what is wrong or suspicious in it
+    unused    how often it has each key or element that the reader does not use, such as {"object/pose": 3}
+    """
+
+    sample: Sample | None
+    findings: Sequence[Finding]
+    unused: Mapping[str, int]
 
 
 @lru_cache(maxsize=100_000)
@@ -121,19 +136,25 @@ def check_root(root: str | Path | None, contents: str) -> Path:
     return folder
 
 
-def read_all(
-    items: Iterable[Item], read_one: Callable[[Item], tuple[Sample | None, list[Finding]]]
-) -> tuple[list[Sample], list[Finding]]:
-    """Return the samples and findings of all items, in their order. Several threads call `read_one`."""
-    samples, findings = [], []
+def read_all(items: Iterable[Item], read_one: Callable[[Item], Reading]) -> list[Reading]:
+    """Return the readings of all items, in their order. Several threads call `read_one`."""
+    readings: list[Reading] = []
     chunks = _split(items)
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         while in_flight := list(islice(chunks, 4 * NUM_THREADS)):  # bounds the memory of a large data set
             for results in threads.map(lambda chunk: [read_one(item) for item in chunk], in_flight):
-                for sample, item_findings in results:
-                    samples += [sample] if sample else []
-                    findings += item_findings
-    return samples, findings
+                readings += results
+    return readings
+
+
+def count(readings: Iterable[Reading]) -> ReaderCounts:
+    """Return what the reader changed and did not use in all these lines or files."""
+    changed: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
+    for reading in readings:
+        changed.update(count_changed_objects(reading.findings))
+        unused.update(reading.unused)
+    return ReaderCounts(dict(changed), dict(unused.most_common(MAX_UNUSED)))
 
 
 def _split(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -34,11 +35,28 @@ class Finding(NamedTuple):
     reason: str = ""
 
 
-def report(root: Path, findings: Sequence[Finding]) -> dict[str, int]:
-    """Log what was changed or is suspicious, and return the number of changed objects by action and reason.
+@dataclass(frozen=True)
+class ReaderCounts:
+    """What a reader did with the files of one split, in numbers.
 
-    A key is "dropped: zero area" or "clipped: outside its picture". Each kind is one warning with its number and its
-    first place; all places are debug messages. Raises InputError with all errors if there are any.
+    changed_objects  objects that it left out or cut, by action and reason, such as {"dropped: zero area": 2}
+    unused_elements  keys or XML elements that it does not use, such as {"object/pose": 40}
+    """
+
+    changed_objects: Mapping[str, int]
+    unused_elements: Mapping[str, int]
+
+
+def count_changed_objects(findings: Iterable[Finding]) -> dict[str, int]:
+    """Return the number of objects that were left out or cut, by action and reason, such as "dropped: zero area"."""
+    changes = (Action.DROPPED, Action.CLIPPED)
+    return dict(Counter(f"{each.action.value}: {each.reason}" for each in findings if each.action in changes))
+
+
+def report(root: Path, findings: Sequence[Finding]) -> None:
+    """Log what was changed or is suspicious: each kind is one warning, with its number and its first place.
+
+    All places are debug messages. Raises InputError with all errors if there are any.
     """
     errors = [finding for finding in findings if finding.action in (Action.ERROR, Action.BAD_BOX)]
     if errors:
@@ -59,6 +77,3 @@ def report(root: Path, findings: Sequence[Finding]) -> dict[str, int]:
         if action is not Action.NOTED:
             things = f"{action.value} {'1 object' if number == 1 else f'{number} objects'}"
         logger.warning("%s: %s. First: %s", things, reason, first[action, reason])
-    return {
-        f"{action.value}: {reason}": number for (action, reason), number in counts.items() if action is not Action.NOTED
-    }

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, check_root, read_all
+from bbu_train.data.annotations import PictureChecker, Reading, check_root, count, read_all
 from bbu_train.data.findings import Action, Finding, report
 from bbu_train.data.jsonl_line import LineReader
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.runtime.file_names import printable
-from bbu_train.types.samples import Sample
 
 
 def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, teachers: TeacherDraw) -> Splits:
@@ -30,21 +29,29 @@ def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, t
     """
     checker = PictureChecker(bad_boxes)
     folder = check_root(root, contents=f"{train} and {validation}")
-    train_samples, train_findings = _read_file(folder, "train", train, checker)
-    validation_samples, validation_findings = _read_file(folder, "validation", validation, checker)
-    num_changed_objects = report(folder, train_findings + validation_findings)
-    return Splits(tuple(train_samples), tuple(validation_samples), teachers, num_changed_objects)
+    readings = {
+        "train": _read_file(folder, "train", train, checker),
+        "validation": _read_file(folder, "validation", validation, checker),
+    }
+    report(folder, [finding for split in readings.values() for reading in split for finding in reading.findings])
+    train_samples, validation_samples = (
+        tuple(reading.sample for reading in split if reading.sample) for split in readings.values()
+    )
+    counts = {key: count(split) for key, split in readings.items()}
+    return Splits(train_samples, validation_samples, teachers, counts)
 
 
-def _read_file(folder: Path, key: str, name: str, checker: PictureChecker) -> tuple[list[Sample], list[Finding]]:
+def _read_file(folder: Path, key: str, name: str, checker: PictureChecker) -> list[Reading]:
     path = folder / name
     if not path.is_file():
-        return [], [Finding(Action.ERROR, f"data.{key}={name}: no such file under data.root={folder}")]
+        return [_error(f"data.{key}={name}: no such file under data.root={folder}")]
     read_line = partial(_read_line, folder, printable(path.name), checker)
-    samples, findings = read_all(_numbered_lines(path), read_line)
-    if not samples and not findings:
-        findings = [Finding(Action.ERROR, f"{path.name}: empty file (data.{key}={name})")]
-    return samples, findings
+    readings = read_all(_numbered_lines(path), read_line)
+    return readings or [_error(f"{path.name}: empty file (data.{key}={name})")]
+
+
+def _error(text: str) -> Reading:
+    return Reading(None, [Finding(Action.ERROR, text)], {})
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -55,9 +62,6 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, text
 
 
-def _read_line(
-    folder: Path, file_name: str, checker: PictureChecker, numbered: tuple[int, bytes]
-) -> tuple[Sample | None, list[Finding]]:
+def _read_line(folder: Path, file_name: str, checker: PictureChecker, numbered: tuple[int, bytes]) -> Reading:
     number, text = numbered
-    reader = LineReader(f"{file_name}:{number}", folder, checker)
-    return reader.read(text), reader.findings
+    return LineReader(f"{file_name}:{number}", folder, checker).read(text)

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from bbu_train.data.annotations import LabelledObject, PictureChecker, clean_description
+from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description
 from bbu_train.data.boxes import Box
 from bbu_train.data.findings import Action, Finding
-from bbu_train.data.teachers import first_with_same_bytes
+from bbu_train.data.same_bytes import first_with_same_bytes
 from bbu_train.types.samples import Object, Picture, Sample
+
+PICTURE_KEYS = ("images", "objects")
 
 
 class LineReader:
@@ -23,15 +25,15 @@ class LineReader:
         self.checker = checker
         self.findings: list[Finding] = []
 
-    def read(self, text: bytes) -> Sample | None:
+    def read(self, text: bytes) -> Reading:
         value = self._parse(text)
-        if value is None:
-            return None
-        if "student" not in value and "teachers" not in value:
-            student, teachers = self._read_picture(self.where, value, allow_further=True), None
-        else:
+        student, teachers, unused = None, None, {}
+        if value is not None and "student" not in value and "teachers" not in value:
+            student = self._read_picture(self.where, value, allow_further=True)
+            unused = {key: 1 for key in value if key not in PICTURE_KEYS}
+        elif value is not None:
             student, teachers = self._read_student_and_teachers(value)
-        return Sample(self.where, student, teachers) if student else None
+        return Reading(Sample(self.where, student, teachers) if student else None, self.findings, unused)
 
     def _parse(self, text: bytes) -> dict[str, Any] | None:
         """Return the JSON object of a line, or None with a problem."""
@@ -72,7 +74,7 @@ class LineReader:
         return student, tuple(picture for picture in pictures.values() if picture is not student)
 
     def _read_picture(self, where: str, entry: object, allow_further: bool) -> Picture | None:
-        if not self._has_keys(where, entry, ("images", "objects"), allow_further):
+        if not self._has_keys(where, entry, PICTURE_KEYS, allow_further):
             return None
         images, objects = entry["images"], entry["objects"]
         if not (isinstance(images, list) and len(images) == 1 and isinstance(images[0], str) and images[0].strip()):

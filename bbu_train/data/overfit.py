@@ -8,7 +8,7 @@ from bbu_train.errors import InputError
 def load(source: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
     """Return the first `num_samples` training samples of the data set `source`, for training and for validation.
 
-    Raises InputError if `source` has fewer.
+    What the reader changed is counted over all training samples of `source`. Raises InputError if it has fewer.
     """
     if not 1 <= num_samples <= len(source.train):
         raise InputError(
@@ -16,4 +16,5 @@ def load(source: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
             "training samples."
         )
     samples = source.train[:num_samples]
-    return Splits(samples, samples, teachers, source.num_changed_objects)
+    counts = {"train": source.reader_counts["train"]} if "train" in source.reader_counts else {}
+    return Splits(samples, samples, teachers, counts)

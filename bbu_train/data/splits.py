@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from bbu_train.data.findings import ReaderCounts
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.types.samples import Picture, Sample
 
@@ -12,14 +13,14 @@ from bbu_train.types.samples import Picture, Sample
 class Splits:
     """The samples of a run, and how their teachers are drawn.
 
-    `num_changed_objects` counts the objects that the reader left out or cut, such as {"dropped: zero area": 2}. Raises
-    InputError if the pool of teachers is too small for the draw.
+    `reader_counts` says by split, "train" and "validation", what the reader changed and did not use. Raises InputError
+    if the pool of teachers is too small for the draw.
     """
 
     train: tuple[Sample, ...]
     validation: tuple[Sample, ...]
     teachers: TeacherDraw
-    num_changed_objects: Mapping[str, int]
+    reader_counts: Mapping[str, ReaderCounts]
 
     def __post_init__(self) -> None:
         self.teachers.check_pool(self.train, self.validation, len(self.pool))

@@ -1,13 +1,11 @@
 """Drawing teachers for a student picture: a function of (seed, epoch, sample) alone, whatever was drawn before."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 
+from bbu_train.data.same_bytes import first_with_same_bytes
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count, is_number
 from bbu_train.runtime.seeds import generator
@@ -129,26 +127,3 @@ def _shuffle(random: np.random.Generator, size: int) -> Iterator[int]:
         j = int(random.integers(i, size))
         yield moved.get(j, j)
         moved[j] = moved.get(i, i)
-
-
-def first_with_same_bytes(picture: Picture, others: Iterable[Picture]) -> Picture | None:
-    """Return the first of `others` whose file holds the bytes of the picture's: the same file, a link to it or a copy.
-
-    A picture may teach, drawn or fixed by the data, if this is None for the student and the other teachers.
-    """
-    return next((other for other in others if _has_same_bytes(picture.path, other.path)), None)
-
-
-def _has_same_bytes(a: Path, b: Path) -> bool:
-    return a == b or (_num_bytes(a) == _num_bytes(b) and _digest(a) == _digest(b))
-
-
-@cache
-def _num_bytes(path: Path) -> int:
-    return path.stat().st_size
-
-
-@cache
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()

@@ -4,16 +4,16 @@ Coordinates are not converted: they count as absolute pixels from 0 at the left 
 The original VOC counts from 1, but most tools that write the format do not. An object's name is its description.
 """
 
+from itertools import chain
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, check_choice, check_root, read_all
+from bbu_train.data.annotations import PictureChecker, Reading, check_choice, check_root, count, read_all
 from bbu_train.data.findings import Action, Finding, report
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.data.voc_annotation import AnnotationReader
 from bbu_train.data.voc_files import NamedFiles, PictureFinder, name_of, read_split
 from bbu_train.runtime.file_names import printable
-from bbu_train.types.samples import Sample
 
 FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 DIFFICULT = ("train", "drop")
@@ -45,26 +45,27 @@ def load(
     annotations = NamedFiles(folder / "Annotations", (".xml",))
     pictures = PictureFinder(folder / "JPEGImages", annotations)
 
-    def read_annotation(name: str) -> tuple[Sample | None, list[Finding]]:
+    def read_annotation(name: str) -> Reading:
         where = _sample_id(name)
         files = annotations.find(name)
         if not files:
             hint = "" if where == f"Annotations/{name}.xml" else ", and its name in the list is not UTF-8"
-            return None, [Finding(Action.ERROR, f"{where}: No such file{hint}")]
-        reader = AnnotationReader(where, checker, difficult, parts)
-        picture = reader.read(files[0], name, pictures)
-        return Sample(where, picture, None) if picture else None, reader.findings
+            return Reading(None, [Finding(Action.ERROR, f"{where}: No such file{hint}")], {})
+        return AnnotationReader(where, checker, difficult, parts).read(files[0], name, pictures)
 
     findings: list[Finding] = []
-    train_names = _read_split(folder, "train", train, annotations, findings)
-    validation_names = _read_split(folder, "validation", validation, annotations, findings)
-    samples, annotation_findings = read_all(dict.fromkeys(train_names + validation_names), read_annotation)
-    num_changed_objects = report(folder, findings + annotation_findings)
-    by_id = {sample.id: sample for sample in samples}
+    names = {
+        "train": _read_split(folder, "train", train, annotations, findings),
+        "validation": _read_split(folder, "validation", validation, annotations, findings),
+    }
+    distinct = dict.fromkeys(chain.from_iterable(names.values()))
+    readings = dict(zip(distinct, read_all(distinct, read_annotation), strict=True))
+    report(folder, [*findings, *chain.from_iterable(reading.findings for reading in readings.values())])
+    by_split = {key: [readings[name] for name in split] for key, split in names.items()}
     train_samples, validation_samples = (
-        tuple(by_id[_sample_id(name)] for name in split) for split in (train_names, validation_names)
+        tuple(reading.sample for reading in split if reading.sample) for split in by_split.values()
     )
-    return Splits(train_samples, validation_samples, teachers, num_changed_objects)
+    return Splits(train_samples, validation_samples, teachers, {key: count(split) for key, split in by_split.items()})
 
 
 def _sample_id(name: str) -> str:

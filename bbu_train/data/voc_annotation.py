@@ -6,12 +6,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from bbu_train.data.annotations import LabelledObject, PictureChecker, clean_description
+from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description
 from bbu_train.data.boxes import Box
 from bbu_train.data.encodings import codec_of
 from bbu_train.data.findings import Action, Finding
+from bbu_train.data.unused_elements import count_unused
 from bbu_train.data.voc_files import PictureFinder
-from bbu_train.types.samples import Object, Picture
+from bbu_train.types.samples import Object, Picture, Sample
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False, "unspecified": False}
@@ -54,13 +55,17 @@ class AnnotationReader:
         self.parts = parts
         self.findings: list[Finding] = []
 
-    def read(self, path: Path, name: str, pictures: PictureFinder) -> Picture | None:
-        """Return the picture of the annotation file `path`, whose name without ending is `name`."""
+    def read(self, path: Path, name: str, pictures: PictureFinder) -> Reading:
+        """Return what the annotation file `path` holds. `name` is its name without ending."""
         try:
             root = parse(path)
         except ValueError as error:
             self.findings.append(Finding(Action.ERROR, f"{self.where}{error}"))
-            return None
+            return Reading(None, self.findings, {})
+        picture = self._picture(root, name, pictures)
+        return Reading(Sample(self.where, picture, None) if picture else None, self.findings, count_unused(root))
+
+    def _picture(self, root: Element, name: str, pictures: PictureFinder) -> Picture | None:
         objects = [candidate for candidate in self._objects(root) if candidate]
         try:
             picture_path, suspicion = pictures.find(name, _text(root, "filename"))

@@ -74,7 +74,7 @@ def _validate(options: DictConfig) -> DictConfig:
 
 def evaluate(options: DictConfig) -> None:
     """Check all inputs, load the model, score each number of teachers, then write, log and print the table."""
-    logs.start()
+    logs.start(is_main=True)
     from bbu_train.evaluate import output_files, publish
     from bbu_train.evaluate.measure import Conversations, default_max_new_tokens, measure
     from bbu_train.evaluate.split import load_split

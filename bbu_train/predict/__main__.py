@@ -84,7 +84,7 @@ def _validate(options: DictConfig) -> DictConfig:
 
 def predict(options: DictConfig) -> None:
     """Check all inputs, load the model, then predict, write and draw batch by batch."""
-    logs.start()
+    logs.start(is_main=True)
     from bbu_train.images.overlay import true_classes
     from bbu_train.predict import output_files
     from bbu_train.predict.pictures import build_samples, find_pictures

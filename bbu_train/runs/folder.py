@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,17 +55,19 @@ def load(folder: str | Path) -> DictConfig:
     return cfg
 
 
-def create(folder: str | Path, cfg: DictConfig) -> None:
+def create(folder: str | Path, cfg: DictConfig, data_summary: Mapping[str, Any]) -> None:
     """Make the folder of a run: `environment.json` and the record of its data, and last `config.yaml`, which makes it
     a run.
 
-    Only one rank may call this. Raises InputError if the folder cannot be written.
+    `environment.json` holds `data_summary` under "data": what the run reads, in numbers. Only one rank may call this.
+    Raises InputError if the folder cannot be written.
     """
     folder = Path(folder)
     config = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
         make_folder(folder)
-        atomic_write(folder / ENVIRONMENT, json.dumps(_environment(), indent=2, ensure_ascii=False) + "\n")
+        environment = {**_environment(), "data": data_summary}
+        atomic_write(folder / ENVIRONMENT, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
         if OmegaConf.select(cfg, DATA) is not None:
             data_fingerprint.keep_record(cfg, folder)
         atomic_write(folder / CONFIG, config)

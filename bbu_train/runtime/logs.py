@@ -14,21 +14,27 @@ class _Terminal(logging.StreamHandler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def start() -> MemoryHandler:
-    """Start logging. Return the handler that keeps messages until the run has a folder, for `to_file`.
+def start(is_main: bool) -> MemoryHandler:
+    """Start logging to stderr. Return the handler that keeps messages until the run has a folder, for `to_file`.
 
-    If stderr is a terminal it shows warnings only, because the progress bar is there. If stderr is a file or a pipe, it
-    gets all progress messages.
+    All ranks log the same, so those that are not `is_main` show errors only.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes what its encoding lacks by itself
         sys.stdout.reconfigure(errors="backslashreplace")
     terminal = _Terminal()
-    terminal.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    terminal.setLevel(logging.INFO if is_main else logging.ERROR)
     early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[terminal, early], force=True)
     # Other packages log warnings only. Tracebacks are debug messages: only train.log gets them.
     logging.getLogger("bbu_train").setLevel(logging.DEBUG)
     return early
+
+
+def make_room_for_progress_bar() -> None:
+    """Show warnings only from now on if stderr is a terminal. A file or a pipe still gets all progress messages."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Terminal) and sys.stderr.isatty():
+            handler.setLevel(max(handler.level, logging.WARNING))
 
 
 def to_file(early: MemoryHandler, folder: Path) -> None:

@@ -1,9 +1,10 @@
 """Everything that a run can build and check before its model: data, prompts, batches and the plan of every step."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -11,7 +12,10 @@ from omegaconf import DictConfig
 from bbu_train.collator.layout import Collator
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
+from bbu_train.data.summary import paths_with_first, summarize
+from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems
+from bbu_train.runtime import distributed
 from bbu_train.training import loader, planning
 from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
@@ -23,13 +27,23 @@ build = partial(instantiate, _convert_="all")
 
 
 @dataclass(frozen=True)
+class RunData:
+    """The samples of a run, and what they are in numbers: `DataSummary` as a dict, empty on ranks other than 0."""
+
+    splits: Splits
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class RunInputs:
     """What a run needs before its model is built.
 
-    `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order.
+    `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order. See `RunData` for
+    `data_summary`.
     """
 
     data: Splits
+    data_summary: Mapping[str, Any]
     builder: ConversationBuilder
     collator: Collator
     train: SampleSource
@@ -38,13 +52,27 @@ class RunInputs:
     evaluation_steps: list[PlannedStep]
 
 
-def prepare(cfg: DictConfig, data: Splits | None = None) -> RunInputs:
+def load_data(data_cfg: DictConfig) -> RunData:
+    """Read the data set of a config, and log what was read and what is suspicious in it. Raises InputError."""
+    splits = build(data_cfg)
+    if not distributed.is_main():
+        return RunData(splits, {})
+    first_path = paths_with_first(splits)
+    summary = summarize(splits, first_path)
+    log.info("%s", summary.line())
+    for warning in find_suspicions(splits, first_path):
+        log.warning("%s", warning)
+    return RunData(splits, summary.as_dict())
+
+
+def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
 
-    `data` is what `cfg.data` loads, for a caller that has loaded it already. Raises InputError.
+    `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. Raises InputError.
     """
     check_head_is_trained(cfg)
-    data = data or build(cfg.data)
+    loaded = loaded or load_data(cfg.data)
+    data = loaded.splits
     check_num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
@@ -54,6 +82,7 @@ def prepare(cfg: DictConfig, data: Splits | None = None) -> RunInputs:
     train, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
     return RunInputs(
         data=data,
+        data_summary=loaded.summary,
         builder=builder,
         collator=collator,
         train=train,

@@ -16,10 +16,9 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.collator.sizes import sizes
-from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.optimizer.groups import state_bytes
-from bbu_train.training.setup import RunInputs, build, prepare
+from bbu_train.training.setup import RunData, RunInputs, build, load_data, prepare
 
 NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose FLOPs are averaged
 
@@ -30,8 +29,8 @@ def check_data(cfg: DictConfig) -> RunInputs:
 
 
 @lru_cache(maxsize=4)
-def _load(data: str) -> Splits:
-    return build(OmegaConf.create(data))
+def _load(data: str) -> RunData:
+    return load_data(OmegaConf.create(data))
 
 
 def check_parameter_groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

@@ -291,7 +291,7 @@ def test_an_interrupt_is_one_line(command):
 
 def test_a_resumed_run_brings_its_choices(command, tmp_path):
     def make(cfg, given):
-        run_folder.create(tmp_path / "outputs/a/b", cfg)
+        run_folder.create(tmp_path / "outputs/a/b", cfg, {})
 
     command("data=jsonl", "head=none", "sweep=a", task=make)
     code, _, [(cfg, given)] = command("resume=outputs/a/b", "data.root=/moved")
@@ -302,7 +302,7 @@ def test_a_resumed_run_brings_its_choices(command, tmp_path):
 
 def test_a_resumed_run_of_other_code_is_the_users_to_mend(command, tmp_path):
     def make(cfg, given):
-        run_folder.create(tmp_path / "outputs/a/b", cfg)
+        run_folder.create(tmp_path / "outputs/a/b", cfg, {})
 
     missing = fail(TypeError("build() missing 1 required positional argument: 'width'"))
     command("sweep=a", task=make)

@@ -55,6 +55,12 @@ def test_a_flat_line_becomes_a_sample_whose_teachers_are_drawn(root):
     assert sample.student.objects == (Object((1.0, 2.0, 3.0, 4.0), "screw/m4"),)
 
 
+def test_further_keys_of_flat_lines_are_counted_as_unused(root):
+    write(root, GOOD | {"id": 7, "site": "north"}, GOOD | {"id": 8})
+    counts = load(root).reader_counts
+    assert [each.unused_elements for each in counts.values()] == [{"id": 2, "site": 1}, {}]
+
+
 def test_a_line_with_teachers_fixes_them_in_their_order(root):
     teachers = [{"images": [name], "objects": []} for name in ("b.png", "c.png")]
     Image.new("RGB", (5, 5)).save(root / "c.png")
@@ -145,7 +151,7 @@ def test_bad_boxes_are_dropped_counted_and_logged_on_request(root, box, caplog):
     with caplog.at_level(logging.WARNING):
         splits = load(root, bad_boxes="drop")
     assert [sample.student.objects for sample in splits.train] == [(Object((1.0, 2.0, 3.0, 4.0), "screw/m4"),)] * 2
-    ((reason, number),) = splits.num_changed_objects.items()
+    ((reason, number),) = splits.reader_counts["train"].changed_objects.items()
     assert reason.startswith("dropped: ")
     assert number == 2
     (message,) = caplog.messages
@@ -170,8 +176,10 @@ def test_a_box_that_is_partly_outside_is_cut_on_request_and_any_other_bad_box_le
     splits = load(root, bad_boxes="clip")
     expected = [Object((1.0, 2.0, 3.0, 4.0), "screw/m4"), *([Object(inside, "screw")] if inside else [])]
     assert splits.train[0].student.objects == tuple(expected)
-    assert list(splits.num_changed_objects.values()) == [1]
-    assert all(key.startswith("clipped" if inside else "dropped") for key in splits.num_changed_objects)
+    assert list(splits.reader_counts["train"].changed_objects.values()) == [1]
+    assert all(
+        key.startswith("clipped" if inside else "dropped") for key in splits.reader_counts["train"].changed_objects
+    )
     assert "train.jsonl:1 object 2: " in caplog.text
 
 

@@ -257,7 +257,7 @@ def test_parts_of_an_object_are_an_error_left_out_or_objects(root):
     assert "object 1 (cell): holds 1 <part> with a box: data.parts=drop" in message(root)
     dropped = load(root, parts="drop")
     assert dropped.train[0].student.objects == (Object((1.0, 2.0, 3.0, 4.0), "cell"),)
-    assert dropped.num_changed_objects == {"dropped: part of an object": 1}
+    assert dropped.reader_counts["train"].changed_objects == {"dropped: part of an object": 1}
     descriptions = [each.description for each in load(root, parts="train").train[0].student.objects]
     assert descriptions == ["cell", "head"]
 
@@ -270,7 +270,7 @@ def test_difficult_objects_are_trained_or_left_out_and_never_scored(root):
     assert [each.is_difficult for each in trained.objects] == [False, False, False, True]
     assert (trained.objects[3], trained.ignored) == (hard, ())
     assert (dropped.train[0].student.objects, dropped.train[0].student.ignored) == (trained.objects[:3], (hard,))
-    assert dropped.num_changed_objects == {"dropped: difficult": 1}
+    assert dropped.reader_counts["train"].changed_objects == {"dropped: difficult": 1}
 
 
 @pytest.mark.parametrize("key", ["bad_boxes", "difficult", "parts"])
@@ -284,7 +284,7 @@ def test_a_picture_in_both_splits_is_read_and_counted_once(root):
     splits = load(root, bad_boxes="drop")
     assert [sample.id for sample in splits.train] == ["Annotations/b.xml", "Annotations/a.xml"]
     assert splits.validation[0] is splits.train[0]
-    assert splits.num_changed_objects == {"dropped: zero area": 1}
+    assert splits.reader_counts["train"].changed_objects == {"dropped: zero area": 1}
 
 
 @pytest.mark.parametrize(
@@ -305,14 +305,17 @@ def test_a_bad_box_stops_or_is_dropped(root, box, expected):
     assert "data.bad_boxes=drop" in text
     for bad_boxes in ("drop", "clip"):
         splits = load(root, bad_boxes=bad_boxes)
-        assert (len(splits.train[0].student.objects), sum(splits.num_changed_objects.values())) == (1, 1)
+        assert (len(splits.train[0].student.objects), sum(splits.reader_counts["train"].changed_objects.values())) == (
+            1,
+            1,
+        )
 
 
 def test_a_box_that_is_slightly_outside_is_cut_on_request(root):
     annotate(root, "a", cell(box=(-0.0003, 1, 8.08, 6)))
     splits = load(root, bad_boxes="clip")
     assert [each.box_xyxy for each in splits.train[0].student.objects] == [(0, 1, 8, 6)]
-    assert splits.num_changed_objects == {"clipped: outside its picture": 1}
+    assert splits.reader_counts["train"].changed_objects == {"clipped: outside its picture": 1}
 
 
 def test_an_object_without_a_name_is_an_error(root):
@@ -378,6 +381,45 @@ def test_a_missing_root_names_the_key_to_set():
     assert "data.root is not set" in message(None)
 
 
+def test_elements_that_are_not_used_are_counted_by_their_path(root):
+    """Of an unused element only the outer one counts. Objects are read, so looked into, wherever they are."""
+    further = (
+        "<pose>Left</pose><attributes><attribute><name>wet</name></attribute></attributes><part><name>x</name></part>"
+    )
+    head = f"<folder>x</folder><source><database>y</database></source>{SIZE}"
+    annotate(root, "a", cell(further=further), f"<group><id>1</id>{cell(further=further)}</group>", head=head)
+    assert load(root).reader_counts["train"].unused_elements == {
+        "object/pose": 1,
+        "object/attributes": 1,
+        "object/part": 1,
+        "folder": 1,
+        "source": 1,
+        "size/depth": 1,
+        "group/id": 1,
+        "group/object/pose": 1,
+        "group/object/attributes": 1,
+        "group/object/part": 1,
+    }
+    assert load(root).reader_counts["validation"].unused_elements == {"size/depth": 1}
+
+
+@pytest.mark.parametrize(("parts", "changed"), [("drop", {"dropped: part of an object": 1}), ("train", {})])
+def test_parts_with_a_box_are_trained_or_dropped_but_never_unused(root, parts, changed):
+    part = "<part><name>lid</name><pose>Up</pose><bndbox>"
+    part += "<xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></part>"
+    annotate(root, "a", cell(further=part), head="")
+    counts = load(root, parts=parts).reader_counts["train"]
+    assert (counts.changed_objects, counts.unused_elements) == (changed, {"object/part/pose": 1})
+
+
+def test_an_annotation_in_both_splits_is_counted_in_both_and_reported_once(root, caplog):
+    annotate(root, "b", cell(box=(1, 2, 1, 4)))
+    list_names(root, "a", "b")
+    counts = load(root, bad_boxes="drop").reader_counts
+    assert [each.changed_objects for each in counts.values()] == [{"dropped: zero area": 1}] * 2
+    assert "dropped 1 object: zero area" in caplog.text
+
+
 @needs_blood_cells
 def test_the_two_bad_boxes_of_the_blood_cells_are_reported_together():
     text = message(BLOOD_CELLS)
@@ -392,4 +434,4 @@ def test_the_blood_cells_load_with_their_bad_boxes_dropped():
     config.root, config.bad_boxes = str(BLOOD_CELLS), "drop"
     splits = instantiate(OmegaConf.create({"seed": 3, "data": config}), _convert_="all")["data"]
     assert (len(splits.train), len(splits.validation)) == (205, 87)
-    assert splits.num_changed_objects == {"dropped: zero area": 2}
+    assert splits.reader_counts["train"].changed_objects == {"dropped: zero area": 1}

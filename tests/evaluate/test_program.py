@@ -91,6 +91,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
     assert stored.data.metrics["eval/head/teachers_2/ap50"] == rows[2]["ap50"]
     [point] = client.get_metric_history(stored.info.run_id, "eval/generated/teachers_0/malformed")
     assert (point.step, point.value) == (2, 1.0)
+    assert "environment.json" in [file.path for file in client.list_artifacts(stored.info.run_id)]
     files = [file.path for file in client.list_artifacts(stored.info.run_id, f"evaluations/{evaluated.name}")]
     assert sorted(files) == [f"evaluations/{evaluated.name}/table.{kind}" for kind in ("csv", "json", "png")]
     assert (stored.info.status, stored.data.tags["state"]) == ("FINISHED", "done")

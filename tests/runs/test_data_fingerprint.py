@@ -225,7 +225,7 @@ def test_the_second_time_no_annotation_and_no_picture_is_read_and_nothing_is_wri
 def test_nothing_is_written_into_a_data_folder(root, start):
     before = stamps(root)
     cfg = start(root)
-    run_folder.create(cfg.folder, cfg)
+    run_folder.create(cfg.folder, cfg, {})
     assert stamps(root) == before
 
 

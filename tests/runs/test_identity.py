@@ -54,7 +54,7 @@ def working_directory(tmp_path, monkeypatch):
 def made(*overrides: str):
     """The folder of a run that was made with these overrides."""
     cfg = settled(["sweep=a", "run=b", *overrides])
-    run_folder.create(cfg.folder, cfg)
+    run_folder.create(cfg.folder, cfg, {})
     return cfg.folder
 
 

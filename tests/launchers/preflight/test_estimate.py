@@ -27,7 +27,7 @@ def cells(tmp_path, monkeypatch) -> Callable[..., list[Cell]]:
 
 def finish(cell: Cell, seconds: float, num_steps: int | None = None) -> None:
     """Write the folder of a cell's run as if it had finished with so many seconds a step."""
-    run_folder.create(cell.cfg.folder, cell.cfg)
+    run_folder.create(cell.cfg.folder, cell.cfg, {})
     rows = [
         {"step": step + 1, "time/step_seconds": 9 * seconds if step < 2 else seconds, "memory/peak_gib": 20.5}
         for step in range(num_steps or cell.cfg.steps)

@@ -1,0 +1,153 @@
+"""What is suspicious in data that can be read: each kind as one warning with its number and its first place."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from unicodedata import normalize
+
+from bbu_train.data.boxes import show
+from bbu_train.data.splits import Splits
+from bbu_train.runtime.file_names import printable
+from bbu_train.types.samples import Object, Picture, Sample, class_of
+
+
+def find_suspicions(data: Splits, first_path: Mapping[Path, Path]) -> list[str]:
+    """Return a warning for each kind. `first_path` has, for each picture's path, the first one with the same bytes."""
+    splits = {"train": data.train, "validation": data.validation}
+    samples = (*data.train, *data.validation)
+    by_split = [
+        warning
+        for name, split in splits.items()
+        for warning in (_without_objects(name, split), _thin_boxes(name, split))
+    ]
+    both = () if data.train is data.validation else (*_classes_of_one_split(splits), _in_both_splits(data, first_path))
+    found = [*by_split, *both, _spellings(samples), _identical_objects(samples), _contradictions(samples, first_path)]
+    return [warning for warning in found if warning]
+
+
+def _without_objects(name: str, samples: Sequence[Sample]) -> str | None:
+    if not samples or any(sample.student.objects for sample in samples):
+        return None
+    harm = "a model learns to find nothing" if name == "train" else "AP and F1 are without meaning"
+    pictures = "1 picture" if len(samples) == 1 else f"{len(samples)} pictures"
+    return f"{name}: {pictures} without an object, so {harm}. First: {samples[0].id}"
+
+
+def _thin_boxes(name: str, samples: Sequence[Sample]) -> str | None:
+    thin = [(sample, each) for sample, each in _objects(samples) if _is_thin(each)]
+    if not thin:
+        return None
+    num_objects = sum(1 for _ in _objects(samples))
+    sample, first = thin[0]
+    return (
+        f"{name}: {len(thin)} of {num_objects} boxes thinner than a pixel, or within the first. Boxes are in pixels "
+        f"of the upright picture: were these divided by its size? First: {sample.id} {show(first.box_xyxy)}"
+    )
+
+
+def _classes_of_one_split(splits: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
+    first: dict[str, dict[str, str]] = {name: {} for name in splits}
+    for name, samples in splits.items():
+        for sample, each in _objects(samples):
+            first[name].setdefault(class_of(each.description), sample.id)
+    harms = {"train": "not scored", "validation": "without an example to learn from"}
+    for name, other in (("train", "validation"), ("validation", "train")):
+        only = [text for text in first[name] if text not in first[other]]
+        if only and first[other]:  # a split without objects has a warning of its own
+            yield (
+                f"{_number(only, 'class', 'classes')} in {name} but not in {other}, and {harms[name]}. "
+                f"First: {printable(only[0])} in {first[name][only[0]]}"
+            )
+
+
+def _in_both_splits(data: Splits, first_path: Mapping[Path, Path]) -> str | None:
+    training: dict[Path, str] = {}
+    for sample in data.train:
+        for picture in _pictures(sample):
+            training.setdefault(first_path[picture.path], sample.id)
+    shared = [sample for sample in data.validation if first_path[sample.student.path] in training]
+    if not shared:
+        return None
+    first = shared[0]
+    return (
+        f"{_number(shared, 'validation picture')} also in training, so scores say less about unseen pictures. First: "
+        f"{printable(first.student.path.name)} of {first.id} in {training[first_path[first.student.path]]}"
+    )
+
+
+def _spellings(samples: Sequence[Sample]) -> str | None:
+    """Compare each level of the descriptions below the same levels, such as "screw/M4" and "screw/m4"."""
+    first = {}
+    for sample, each in _objects(samples):
+        first.setdefault(each.description, sample.id)
+    spelled: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for description, sample_id in first.items():
+        levels = description.split("/")
+        keys = tuple(map(_without_case_and_blanks, levels))
+        for depth, level in enumerate(levels):
+            spelled[keys[: depth + 1]].setdefault(level, sample_id)
+    several = [spellings for spellings in spelled.values() if len(spellings) > 1]
+    if not several:
+        return None
+    (one, in_one), (other, in_other) = list(several[0].items())[:2]
+    return (
+        f"{_number(several, 'description')} spelled in several ways that differ in case or blanks only. First: "
+        f"{_quote(one)} in {in_one}, {_quote(other)} in {in_other}"
+    )
+
+
+def _identical_objects(samples: Sequence[Sample]) -> str | None:
+    num_by_sample = {}
+    for sample in samples:
+        objects = sample.student.objects or ()
+        if repeated := len(objects) - len({(each.box_xyxy, each.description) for each in objects}):
+            num_by_sample[sample.id] = repeated
+    if not num_by_sample:
+        return None
+    total = sum(num_by_sample.values())
+    number = "1 object repeats" if total == 1 else f"{total} objects repeat"
+    return f"{number} another of its picture, with the same box and description. First: {next(iter(num_by_sample))}"
+
+
+def _contradictions(samples: Sequence[Sample], first_path: Mapping[Path, Path]) -> str | None:
+    """Compare all annotations of the same bytes, those of fixed teachers included."""
+    pictures = [(first_path[picture.path], sample.id, picture) for sample in samples for picture in _pictures(sample)]
+    num_uses = Counter(path for path, _, _ in pictures)
+    annotations: dict[Path, dict[tuple[object, ...], str]] = defaultdict(dict)
+    for path, sample_id, picture in pictures:
+        if num_uses[path] > 1 and picture.objects is not None:
+            objects = sorted((each.box_xyxy, each.description) for each in (*picture.objects, *picture.ignored))
+            annotations[path].setdefault(tuple(objects), sample_id)
+    several = {path: found for path, found in annotations.items() if len(found) > 1}
+    if not several:
+        return None
+    path, found = next(iter(several.items()))
+    places = " and ".join(list(found.values())[:2])
+    number = "1 picture has" if len(several) == 1 else f"{len(several)} pictures have"
+    return f"{number} several annotations that differ. First: {printable(path.name)} in {places}"
+
+
+def _objects(samples: Sequence[Sample]) -> Iterator[tuple[Sample, Object]]:
+    return ((sample, each) for sample in samples for each in sample.student.objects or ())
+
+
+def _pictures(sample: Sample) -> tuple[Picture, ...]:
+    return sample.student, *(sample.teachers or ())
+
+
+def _is_thin(each: Object) -> bool:
+    x1, y1, x2, y2 = each.box_xyxy
+    return min(x2 - x1, y2 - y1) < 1 or max(x2, y2) <= 1
+
+
+def _without_case_and_blanks(text: str) -> str:
+    return "".join(normalize("NFKC", text).casefold().split())
+
+
+def _number(things: Sequence[object], one: str, many: str = "") -> str:
+    """Return the number of things with its verb, such as "3 classes are"."""
+    return f"1 {one} is" if len(things) == 1 else f"{len(things)} {many or one + 's'} are"
+
+
+def _quote(text: str) -> str:
+    return f'"{printable(text)}"'

@@ -1,0 +1,39 @@
+"""Which elements of a Pascal VOC annotation are not used, so that nothing is left out without a word."""
+
+from collections import Counter
+from xml.etree.ElementTree import Element
+
+USED = {
+    "annotation": ("filename", "size", "object"),
+    "size": ("width", "height"),
+    "object": ("name", "bndbox", "difficult"),
+    "part": ("name", "bndbox", "difficult"),
+    "bndbox": ("xmin", "ymin", "xmax", "ymax"),
+}
+"""The elements that are used within each element whose own are used."""
+
+
+def count_unused(annotation: Element) -> Counter[str]:
+    """Return how often an annotation has each element that is not used, such as {"object/pose": 3, "source": 1}.
+
+    Tags are in lower case and without a namespace. Of an unused element with others inside, only the outer one counts,
+    but objects are used wherever they are. A <part> with a box counts as used, whatever data.parts does with it:
+    readers report that themselves.
+    """
+    counts: Counter[str] = Counter()
+    _count(annotation, "", counts)
+    return counts
+
+
+def _count(element: Element, path: str, counts: Counter[str]) -> None:
+    used = USED.get(element.tag, ())
+    for child in element:
+        child_path = f"{path}{child.tag}"
+        is_part = child.tag == "part" and child.find("bndbox") is not None
+        if child.tag in used or child.tag == "object" or is_part:
+            if child.tag in USED:
+                _count(child, f"{child_path}/", counts)
+        elif child.find(".//object") is not None:
+            _count(child, f"{child_path}/", counts)
+        else:
+            counts[child_path] += 1
