@@ -35,7 +35,6 @@ def train(cfg: DictConfig) -> None:
 
     Raises Preempted if a signal asked any rank to end: all ranks end after the same step, and that step is saved.
     """
-    torch.set_num_threads(cfg.threads)
     device = distributed.start()
     try:
         _train(cfg, device)
@@ -44,7 +43,9 @@ def train(cfg: DictConfig) -> None:
 
 
 def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
-    early_log = logs.start(distributed.is_main())
+    logs.start(distributed.is_main())
+    if distributed.is_main():
+        logs.keep_until_file()
     cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
@@ -54,6 +55,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
 
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
     inputs = prepare(cfg)
+    torch.set_num_threads(cfg.threads)
     raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
@@ -74,7 +76,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     if distributed.is_main():
         if not (folder / run_folder.CONFIG).exists():
             run_folder.create(folder, cfg, inputs.data_summary)
-        logs.to_file(early_log, folder)
+        logs.to_file(folder)
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
     for key in ("sweep", "run"):

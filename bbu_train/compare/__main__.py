@@ -24,7 +24,8 @@ and one HTML page into outputs/<name>/compare/, and logs them on the sweep's par
 
   sweep     name of the sweep, a folder of outputs/
   metric    a name in metrics.jsonl, such as eval/ap50 (the default), eval/loss/total or loss/student_lm
-  mode      max or min: which is better. Default: min for losses, norms, seconds and memory, else max
+  mode      max or min: which is better. Default: min for losses, norms, seconds, memory and
+            boxes of unknown classes, else max
   at        last (the default): the value at the end of the run; best: the best over its steps, biased by noise
   top       number of candidates in the printed leaderboard (the page has all); default 20
   outputs   folder of the sweeps; default $BBU_OUTPUTS, or outputs

@@ -14,6 +14,7 @@ from bbu_train.compare.effects import Effects, estimate_effects
 from bbu_train.compare.sweep import ExcludedRun, SweepRun
 from bbu_train.errors import InputError, all_problems
 from bbu_train.reporting.tables import Table
+from bbu_train.runtime.wording import count_of
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def _summary(
     when = "the best over each run's steps" if at == "best" else "at each run's end"
     where = f" (step {steps.pop()})" if len(steps) == 1 else ""
     lines = [
-        f"{name}: {_count(len(scored), 'run')} in {_count(len(ranking), 'candidate')}"
-        + (f"; {_count(len(excluded), 'run')} not compared, see below" if excluded else ""),
+        f"{name}: {count_of(len(scored), 'run')} in {count_of(len(ranking), 'candidate')}"
+        + (f"; {count_of(len(excluded), 'run')} not compared, see below" if excluded else ""),
         f"{metric}, {when}{where}; {'more' if mode == 'max' else 'less'} is better",
         _describe_lead(ranking),
     ]
@@ -113,10 +114,6 @@ def _summary(
     if len(commits) > 1:
         lines.append(f"The runs come from {len(commits)} versions of the code: {', '.join(sorted(map(str, commits)))}")
     return [line for line in lines if line]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _describe_lead(ranking: Sequence[Candidate]) -> str:

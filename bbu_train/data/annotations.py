@@ -12,8 +12,10 @@ from sys import intern
 from typing import NamedTuple, TypeVar
 from unicodedata import normalize
 
-from bbu_train.data.boxes import box_problem, clip, show
+from bbu_train.data.boxes import box_problem, clip, format_box
 from bbu_train.data.findings import Action, Finding, ReaderCounts, count_changed_objects
+from bbu_train.data.splits import Splits
+from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.images.files import SpellingOnDisk, UnreadablePicture, read_header
 from bbu_train.runtime.file_names import printable
@@ -105,7 +107,9 @@ class PictureChecker:
         if inside is None:
             findings.append(self.bad_box(f"{where}: {problem.text}", problem.reason))
             return None
-        findings.append(Finding(Action.CLIPPED, f"{where}: {problem.text}, cut to {show(inside)}", problem.reason))
+        findings.append(
+            Finding(Action.CLIPPED, f"{where}: {problem.text}, cut to {format_box(inside)}", problem.reason)
+        )
         return replace(candidate, box_xyxy=inside)
 
     def _size(self, path: Path) -> tuple[int, int] | str:
@@ -147,8 +151,15 @@ def read_all(items: Iterable[Item], read_one: Callable[[Item], Reading]) -> list
     return readings
 
 
-def count(readings: Iterable[Reading]) -> ReaderCounts:
-    """Return what the reader changed and did not use in all these lines or files."""
+def splits_of(readings: Mapping[str, Sequence[Reading]], teachers: TeacherDraw) -> Splits:
+    """Return the samples of both splits, "train" and "validation", with what the reader changed and did not use."""
+    train, validation = (
+        tuple(reading.sample for reading in readings[name] if reading.sample) for name in ("train", "validation")
+    )
+    return Splits(train, validation, teachers, {name: _count(split) for name, split in readings.items()})
+
+
+def _count(readings: Iterable[Reading]) -> ReaderCounts:
     changed: Counter[str] = Counter()
     unused: Counter[str] = Counter()
     for reading in readings:

@@ -24,7 +24,7 @@ def box_problem(box_xyxy: Box, size: tuple[int, int] | None) -> BoxProblem | Non
     x1, y1, x2, y2 = box_xyxy
     if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
         return None
-    box = show(box_xyxy)
+    box = format_box(box_xyxy)
     if not all(math.isfinite(value) for value in box_xyxy):
         return BoxProblem("not finite", f"box that is not finite {box}")
     if x1 > x2 or y1 > y2:
@@ -48,6 +48,6 @@ def clip(box_xyxy: Box, size: tuple[int, int]) -> Box | None:
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def show(box_xyxy: Box) -> str:
+def format_box(box_xyxy: Box) -> str:
     """Return a box as JSON, whole numbers without a decimal point."""
     return json.dumps([int(value) if value.is_integer() else value for value in box_xyxy])

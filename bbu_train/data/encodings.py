@@ -3,19 +3,19 @@
 import codecs
 import re
 
-# UTF-32 before UTF-16: its mark begins with the other's.
-BYTE_ORDER_MARKS = {
+# Byte order marks, and what XML begins with if it has none. UTF-32 before UTF-16: its mark begins with the other's.
+FIRST_BYTES = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
-    b"<\0": "utf-16-le",  # no mark, but XML begins with "<"
+    b"<\0": "utf-16-le",
     b"\0<": "utf-16-be",
 }
 DECLARATION = re.compile(rb"""<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
 
-# Files that declare the first are often in the second, which contains it. Browsers read them so (WHATWG Encoding).
+# Files that declare the first are often in the second, which contains it. Browsers do nearly the same (WHATWG).
 CONTAINED_IN = {
     "gb2312": "gb18030",
     "gbk": "gb18030",
@@ -31,8 +31,8 @@ def codec_of(data: bytes) -> str:
 
     Raises LookupError for a declared encoding that Python does not know.
     """
-    for mark, codec in BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
+    for first, codec in FIRST_BYTES.items():
+        if data.startswith(first):
             return codec
     declared = DECLARATION.match(data)
     codec = codecs.lookup(declared[1].decode("ascii")).name if declared else "utf-8"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bbu_train.errors import all_problems
+from bbu_train.runtime.wording import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,10 @@ def count_changed_objects(findings: Iterable[Finding]) -> dict[str, int]:
     return dict(Counter(f"{each.action.value}: {each.reason}" for each in findings if each.action in changes))
 
 
-def report(root: Path, findings: Sequence[Finding]) -> None:
-    """Log what was changed or is suspicious: each kind is one warning, with its number and its first place.
+def raise_or_log(root: Path, findings: Sequence[Finding]) -> None:
+    """Log each kind of finding as one warning with its count and first place, and every finding as a debug message.
 
-    All places are debug messages. Raises InputError with all errors if there are any.
+    Raises InputError with all errors instead, if there are any.
     """
     errors = [finding for finding in findings if finding.action in (Action.ERROR, Action.BAD_BOX)]
     if errors:
@@ -73,7 +74,6 @@ def report(root: Path, findings: Sequence[Finding]) -> None:
         first.setdefault((finding.action, finding.reason), finding.text)
         logger.debug("%s: %s", finding.action.value, finding.text)
     for (action, reason), number in counts.items():
-        things = "1 annotation" if number == 1 else f"{number} annotations"
-        if action is not Action.NOTED:
-            things = f"{action.value} {'1 object' if number == 1 else f'{number} objects'}"
+        is_note = action is Action.NOTED
+        things = count_of(number, "annotation") if is_note else f"{action.value} {count_of(number, 'object')}"
         logger.warning("%s: %s. First: %s", things, reason, first[action, reason])

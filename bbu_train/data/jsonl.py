@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, Reading, check_root, count, read_all
-from bbu_train.data.findings import Action, Finding, report
+from bbu_train.data.annotations import PictureChecker, Reading, check_root, read_all, splits_of
+from bbu_train.data.findings import Action, Finding, raise_or_log
 from bbu_train.data.jsonl_line import LineReader
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
@@ -33,12 +33,8 @@ def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, t
         "train": _read_file(folder, "train", train, checker),
         "validation": _read_file(folder, "validation", validation, checker),
     }
-    report(folder, [finding for split in readings.values() for reading in split for finding in reading.findings])
-    train_samples, validation_samples = (
-        tuple(reading.sample for reading in split if reading.sample) for split in readings.values()
-    )
-    counts = {key: count(split) for key, split in readings.items()}
-    return Splits(train_samples, validation_samples, teachers, counts)
+    raise_or_log(folder, [finding for split in readings.values() for reading in split for finding in reading.findings])
+    return splits_of(readings, teachers)
 
 
 def _read_file(folder: Path, key: str, name: str, checker: PictureChecker) -> list[Reading]:

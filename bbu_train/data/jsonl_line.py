@@ -11,6 +11,7 @@ from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, 
 from bbu_train.data.boxes import Box
 from bbu_train.data.findings import Action, Finding
 from bbu_train.data.same_bytes import first_with_same_bytes
+from bbu_train.runtime.wording import cut
 from bbu_train.types.samples import Object, Picture, Sample
 
 PICTURE_KEYS = ("images", "objects")
@@ -69,8 +70,8 @@ class LineReader:
                 pictures[f"the picture of teacher {number}"] = teacher
             else:
                 name = next(name for name, picture in pictures.items() if picture is same)
-                harm = " and gives its answer away" if same is student else ""
-                self._report(where, f"is {name} or a copy of it{harm}: teachers differ from it and from each other")
+                harm = ", which gives the answer away" if same is student else ""
+                self._report(where, f"has {name}{harm}: the student and all teachers must have different pictures")
         return student, tuple(picture for picture in pictures.values() if picture is not student)
 
     def _read_picture(self, where: str, entry: object, allow_further: bool) -> Picture | None:
@@ -162,4 +163,4 @@ def _quote(keys: Iterable[str]) -> str:
 def _show(value: object) -> str:
     """Return the value as JSON, cut to fit into a message."""
     text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return cut(text, 80)

@@ -8,7 +8,8 @@ from bbu_train.errors import InputError
 def load(source: Splits, num_samples: int, teachers: TeacherDraw) -> Splits:
     """Return the first `num_samples` training samples of the data set `source`, for training and for validation.
 
-    What the reader changed is counted over all training samples of `source`. Raises InputError if it has fewer.
+    What the reader changed is counted over all training samples of `source`. Raises InputError if
+    `source` has fewer than `num_samples`.
     """
     if not 1 <= num_samples <= len(source.train):
         raise InputError(

@@ -12,13 +12,13 @@ from bbu_train.types.samples import Picture
 
 NUM_THREADS = 8
 CHUNK_SIZE = 256  # files that a thread takes at a time
-HEAD_BYTES = 4096  # two photographs of the same length nearly always differ in them
+HEAD_BYTES = 4096  # two photographs of the same size in bytes nearly always differ in them
 
 
 def first_with_same_bytes(picture: Picture, others: Iterable[Picture]) -> Picture | None:
     """Return the first of `others` whose file holds the bytes of the picture's: the same file, a link to it or a copy.
 
-    A picture may teach, drawn or fixed by the data, if this is None for the student and the other teachers.
+    A picture may be a teacher, drawn or fixed by the data, only if this is None for the student and other teachers.
     """
     return next((other for other in others if _has_same_bytes(picture.path, other.path)), None)
 

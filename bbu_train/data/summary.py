@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from bbu_train.data.findings import ReaderCounts
 from bbu_train.data.same_bytes import first_of_each
 from bbu_train.data.splits import Splits
 from bbu_train.runtime.file_names import printable
+from bbu_train.runtime.wording import count_of, cut
 from bbu_train.types.samples import Object, Sample, class_of
 
-NUM_SHOWN = 3  # classes, and elements that are not used, on the line
+NUM_SHOWN = 3  # names listed on the line, of classes and of unused elements
 MAX_SHOWN = 40  # characters of each
 NO_COUNTS = ReaderCounts({}, {})
 
@@ -42,7 +43,7 @@ class SplitSummary:
     """The student pictures of one split, and their objects.
 
     num_pictures            all of them, repeated ones included
-    num_empty               annotated as empty
+    num_empty               without an object after reading: annotated as empty, or all were left out
     num_unannotated         without annotation
     num_repeated            those whose bytes an earlier picture of the split has
     num_fixed_teachers      teacher pictures that the data fixes, over all samples
@@ -83,8 +84,9 @@ class DataSummary:
         """Return the most important numbers on one line."""
         parts = [f"{name} {_describe(split)}" for name, split in self.splits.items()]
         if self.num_in_both:
-            parts.append(f"{_number(self.num_in_both, 'picture')} in both")
-        if unused := _first_few([name for split in self.splits.values() for name in split.unused_elements]):
+            parts.append(f"{count_of(self.num_in_both, 'picture')} in both")
+        unused_by_split = [split.unused_elements for split in self.splits.values()]
+        if unused := _first_few([*dict.fromkeys(map(_show, chain.from_iterable(unused_by_split)))]):
             parts.append(f"not used: {unused}")
         return f"data: {'; '.join(parts)}"
 
@@ -158,40 +160,31 @@ def _box_size(found: tuple[Object, str] | None) -> BoxSize | None:
 
 def _describe(split: SplitSummary) -> str:
     classes = split.num_objects_by_class
-    text = f"{_number(split.num_pictures, 'picture')} with {_number(split.num_objects, 'object')}"
+    counts = [f"{_show(name)} {count:,}" for name, count in classes.items()]
+    text = f"{count_of(split.num_pictures, 'picture')} with {count_of(split.num_objects, 'object')}"
     if classes:
-        text += f" of {_number(len(classes), 'class', 'classes')} ({_first_few(classes)})"
+        text += f" of {count_of(len(classes), 'class', 'classes')} ({_first_few(counts)})"
     if split.smallest_box and split.largest_box:
         sides = dict.fromkeys([_sides(split.smallest_box), _sides(split.largest_box)])
         text += f", boxes of {' to '.join(sides)} pixels"
     counts = {
-        "annotated as empty": split.num_empty,
+        "without an object": split.num_empty,
         "unannotated": split.num_unannotated,
         "repeated": split.num_repeated,
     }
     text += "".join(f", {count:,} {what}" for what, count in counts.items() if count)
-    text += "".join(f", {_number(count, 'object')} {what}" for what, count in split.changed_objects.items())
+    text += "".join(f", {count_of(count, 'object')} {what}" for what, count in split.changed_objects.items())
     return text
-
-
-def _number(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one}" if count == 1 else f"{count:,} {many or one + 's'}"
 
 
 def _sides(box: BoxSize) -> str:
     return f"{box.width:.4g} x {box.height:.4g}"
 
 
-def _first_few(names: Iterable[str]) -> str:
-    """Return the first distinct names and the number of others; with the count of each, if `names` has counts."""
-    counts = names if isinstance(names, Mapping) else dict.fromkeys(names)
-    shown = [
-        _cut(printable(name)) + ("" if count is None else f" {count:,}")
-        for name, count in islice(counts.items(), NUM_SHOWN)
-    ]
-    more = [f"{len(counts) - NUM_SHOWN} more"] if len(counts) > NUM_SHOWN else []
-    return ", ".join(shown + more)
+def _first_few(names: Sequence[str]) -> str:
+    more = [f"{len(names) - NUM_SHOWN} more"] if len(names) > NUM_SHOWN else []
+    return ", ".join([*names[:NUM_SHOWN], *more])
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+def _show(name: str) -> str:
+    return cut(printable(name), MAX_SHOWN)

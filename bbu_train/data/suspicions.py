@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from bbu_train.data.boxes import show
+from bbu_train.data.boxes import format_box
 from bbu_train.data.splits import Splits
 from bbu_train.runtime.file_names import printable
+from bbu_train.runtime.wording import count_of
 from bbu_train.types.samples import Object, Picture, Sample, class_of
 
 
@@ -29,8 +30,7 @@ def _without_objects(name: str, samples: Sequence[Sample]) -> str | None:
     if not samples or any(sample.student.objects for sample in samples):
         return None
     harm = "a model learns to find nothing" if name == "train" else "AP and F1 are without meaning"
-    pictures = "1 picture" if len(samples) == 1 else f"{len(samples)} pictures"
-    return f"{name}: {pictures} without an object, so {harm}. First: {samples[0].id}"
+    return f"{name}: {count_of(len(samples), 'picture')} without an object, so {harm}. First: {samples[0].id}"
 
 
 def _thin_boxes(name: str, samples: Sequence[Sample]) -> str | None:
@@ -40,8 +40,9 @@ def _thin_boxes(name: str, samples: Sequence[Sample]) -> str | None:
     num_objects = sum(1 for _ in _objects(samples))
     sample, first = thin[0]
     return (
-        f"{name}: {len(thin)} of {num_objects} boxes thinner than a pixel, or within the first. Boxes are in pixels "
-        f"of the upright picture: were these divided by its size? First: {sample.id} {show(first.box_xyxy)}"
+        f"{name}: {len(thin)} of {num_objects} boxes are less than a pixel wide or high, or within the top left pixel. "
+        "Boxes are in pixels of the upright picture: were these divided by its size? "
+        f"First: {sample.id} {format_box(first.box_xyxy)}"
     )
 
 
@@ -55,7 +56,7 @@ def _classes_of_one_split(splits: Mapping[str, Sequence[Sample]]) -> Iterator[st
         only = [text for text in first[name] if text not in first[other]]
         if only and first[other]:  # a split without objects has a warning of its own
             yield (
-                f"{_number(only, 'class', 'classes')} in {name} but not in {other}, and {harms[name]}. "
+                f"{_are(only, 'class', 'classes')} in {name} but not in {other}, and {harms[name]}. "
                 f"First: {printable(only[0])} in {first[name][only[0]]}"
             )
 
@@ -70,7 +71,7 @@ def _in_both_splits(data: Splits, first_path: Mapping[Path, Path]) -> str | None
         return None
     first = shared[0]
     return (
-        f"{_number(shared, 'validation picture')} also in training, so scores say less about unseen pictures. First: "
+        f"{_are(shared, 'validation picture')} also in training, so scores say less about unseen pictures. First: "
         f"{printable(first.student.path.name)} of {first.id} in {training[first_path[first.student.path]]}"
     )
 
@@ -91,7 +92,7 @@ def _spellings(samples: Sequence[Sample]) -> str | None:
         return None
     (one, in_one), (other, in_other) = list(several[0].items())[:2]
     return (
-        f"{_number(several, 'description')} spelled in several ways that differ in case or blanks only. First: "
+        f"{_are(several, 'description')} spelled in several ways that differ in case or blanks only. First: "
         f"{_quote(one)} in {in_one}, {_quote(other)} in {in_other}"
     )
 
@@ -105,8 +106,8 @@ def _identical_objects(samples: Sequence[Sample]) -> str | None:
     if not num_by_sample:
         return None
     total = sum(num_by_sample.values())
-    number = "1 object repeats" if total == 1 else f"{total} objects repeat"
-    return f"{number} another of its picture, with the same box and description. First: {next(iter(num_by_sample))}"
+    first = next(iter(num_by_sample))
+    return f"{count_of(total, 'object')} with the same box and description as another of its picture. First: {first}"
 
 
 def _contradictions(samples: Sequence[Sample], first_path: Mapping[Path, Path]) -> str | None:
@@ -123,8 +124,8 @@ def _contradictions(samples: Sequence[Sample], first_path: Mapping[Path, Path]) 
         return None
     path, found = next(iter(several.items()))
     places = " and ".join(list(found.values())[:2])
-    number = "1 picture has" if len(several) == 1 else f"{len(several)} pictures have"
-    return f"{number} several annotations that differ. First: {printable(path.name)} in {places}"
+    pictures = "1 picture has" if len(several) == 1 else f"{len(several):,} pictures have"
+    return f"{pictures} several annotations that differ. First: {printable(path.name)} in {places}"
 
 
 def _objects(samples: Sequence[Sample]) -> Iterator[tuple[Sample, Object]]:
@@ -144,9 +145,9 @@ def _without_case_and_blanks(text: str) -> str:
     return "".join(normalize("NFKC", text).casefold().split())
 
 
-def _number(things: Sequence[object], one: str, many: str = "") -> str:
+def _are(things: Sequence[object], noun: str, plural: str = "") -> str:
     """Return the number of things with its verb, such as "3 classes are"."""
-    return f"1 {one} is" if len(things) == 1 else f"{len(things)} {many or one + 's'} are"
+    return f"{count_of(len(things), noun, plural)} {'is' if len(things) == 1 else 'are'}"
 
 
 def _quote(text: str) -> str:

@@ -9,6 +9,7 @@ from bbu_train.data.same_bytes import first_with_same_bytes
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count, is_number
 from bbu_train.runtime.seeds import generator
+from bbu_train.runtime.wording import count_of
 from bbu_train.types.samples import Picture, Sample
 
 
@@ -80,7 +81,7 @@ class TeacherDraw:
         for key, num_required in required.items():
             if num_pool < num_required:
                 raise InputError(
-                    f"The pool of teachers holds {_count_pictures(num_pool)}, but "
+                    f"The pool of teachers holds {count_of(num_pool, 'picture')}, but "
                     f"data.teachers.{key}={getattr(self, key)} needs {num_required}. "
                     f"Add training pictures or lower data.teachers.{key}."
                 )
@@ -98,10 +99,6 @@ def _is_count_or_range(value: object) -> bool:
     return len(numbers) == 2 and all(map(is_count, numbers)) and numbers[0] <= numbers[1]
 
 
-def _count_pictures(num_pictures: int) -> str:
-    return "1 picture" if num_pictures == 1 else f"{num_pictures} pictures"
-
-
 def _draw_distinct(
     random: np.random.Generator, num_teachers: int, sample: Sample, pool: Sequence[Picture], key: str
 ) -> tuple[Picture, ...]:
@@ -112,7 +109,7 @@ def _draw_distinct(
         index = next(order, None)
         if index is None:
             raise InputError(
-                f"{sample.id} needs {num_teachers} teachers, but of the pool's {_count_pictures(len(pool))} only "
+                f"{sample.id} needs {num_teachers} teachers, but of the pool's {count_of(len(pool), 'picture')} only "
                 f"{len(chosen)} differ from it and from each other. Add training pictures or lower data.teachers.{key}."
             )
         if first_with_same_bytes(pool[index], (sample.student, *chosen)) is None:

@@ -10,7 +10,7 @@ USED = {
     "part": ("name", "bndbox", "difficult"),
     "bndbox": ("xmin", "ymin", "xmax", "ymax"),
 }
-"""The elements that are used within each element whose own are used."""
+"""For each element that is read, those of its child elements that are used."""
 
 
 def count_unused(annotation: Element) -> Counter[str]:

@@ -7,8 +7,8 @@ The original VOC counts from 1, but most tools that write the format do not. An 
 from itertools import chain
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, Reading, check_choice, check_root, count, read_all
-from bbu_train.data.findings import Action, Finding, report
+from bbu_train.data.annotations import PictureChecker, Reading, check_choice, check_root, read_all, splits_of
+from bbu_train.data.findings import Action, Finding, raise_or_log
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.data.voc_annotation import AnnotationReader
@@ -41,17 +41,13 @@ def load(
     check_choice("parts", parts, PARTS)
     folder = check_root(root, contents=", ".join(FOLDERS))
     missing = [name for name in FOLDERS if not (folder / name).is_dir()]
-    report(folder, [Finding(Action.ERROR, f"data.root={root}: it has no folder {name}") for name in missing])
+    raise_or_log(folder, [Finding(Action.ERROR, f"data.root={root}: it has no folder {name}") for name in missing])
     annotations = NamedFiles(folder / "Annotations", (".xml",))
     pictures = PictureFinder(folder / "JPEGImages", annotations)
 
-    def read_annotation(name: str) -> Reading:
-        where = _sample_id(name)
-        files = annotations.find(name)
-        if not files:
-            hint = "" if where == f"Annotations/{name}.xml" else ", and its name in the list is not UTF-8"
-            return Reading(None, [Finding(Action.ERROR, f"{where}: No such file{hint}")], {})
-        return AnnotationReader(where, checker, difficult, parts).read(files[0], name, pictures)
+    def read(name: str) -> Reading:
+        reader = AnnotationReader(_sample_id(name), checker, difficult, parts)
+        return reader.read(annotations.find(name), name, pictures)
 
     findings: list[Finding] = []
     names = {
@@ -59,13 +55,10 @@ def load(
         "validation": _read_split(folder, "validation", validation, annotations, findings),
     }
     distinct = dict.fromkeys(chain.from_iterable(names.values()))
-    readings = dict(zip(distinct, read_all(distinct, read_annotation), strict=True))
-    report(folder, [*findings, *chain.from_iterable(reading.findings for reading in readings.values())])
+    readings = dict(zip(distinct, read_all(distinct, read), strict=True))
+    raise_or_log(folder, [*findings, *chain.from_iterable(reading.findings for reading in readings.values())])
     by_split = {key: [readings[name] for name in split] for key, split in names.items()}
-    train_samples, validation_samples = (
-        tuple(reading.sample for reading in split if reading.sample) for split in by_split.values()
-    )
-    return Splits(train_samples, validation_samples, teachers, {key: count(split) for key, split in by_split.items()})
+    return splits_of(by_split, teachers)
 
 
 def _sample_id(name: str) -> str:

@@ -12,8 +12,8 @@ from bbu_train.images.files import ENDINGS
 
 SECOND_COLUMN = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # of a list for one class: whether a picture has the class
 
-OTHER_FILENAME = "<filename> is not the annotation's own name, which decides if there is such a picture"
-SEVERAL_PICTURES = "several pictures have the annotation's name, and the first ending decides"
+OTHER_FILENAME = "<filename> differs from the annotation's own name, and a picture of the own name is read first"
+SEVERAL_PICTURES = "several pictures have the annotation's name, and the first in the order of endings is read"
 
 
 class NamedFiles:
@@ -57,7 +57,7 @@ class NamedFiles:
 def read_split(data: bytes) -> list[str]:
     """Return the lines of a list in ImageSets/Main, without blank ones.
 
-    Bytes that are not in the list's encoding stay as they are, like those of a file name. Raises UnicodeDecodeError.
+    Bytes that are not UTF-8 become lone surrogates, as in file names. Raises UnicodeDecodeError for broken UTF-16.
     """
     text = data.decode(codec_of(data), errors="surrogateescape")
     return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
@@ -66,8 +66,8 @@ def read_split(data: bytes) -> list[str]:
 def name_of(line: str, annotations: NamedFiles) -> str:
     """Return the name that a line of a split means: one that has an annotation if there is any, else the likeliest.
 
-    A line is a name, with the ending of its picture or its annotation or without, maybe after the folders of another
-    place, and maybe before a second column.
+    A line is a name, with or without the ending of its picture or annotation. Folders of another place may come before
+    it, and a second column after it.
     """
     candidates = list(_names_in(line))
     return next((name for name in candidates if annotations.find(name)), candidates[-1])

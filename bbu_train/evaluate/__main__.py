@@ -30,8 +30,8 @@ teachers. Writes table.csv, table.json and table.png, and logs all numbers to th
   split           validation                validation, train, or another split of the run's data, such as test:
                                             a file of ImageSets/Main (data=voc) or under data.root (data=jsonl)
   route           both                      both, head or generated
-  teachers        [0,1,2]                   numbers of teachers to compare; teachers are drawn from the run's
-                                            training pictures, as in validation
+  teachers        [0,1,2]                   numbers of teachers to compare; they are drawn from the run's
+                                            training pictures, also where the data fixes others
   max_new_tokens  2 x longest answer        longest generated answer, in tokens; a longer one is cut off. By
                                             default twice the longest true answer of a training picture
   batch_size      8                         pictures per batch

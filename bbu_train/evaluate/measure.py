@@ -37,7 +37,9 @@ class EvaluationRow:
 
 
 class Conversations:
-    """The samples of a split with `num_teachers` before each, drawn from the training pictures as in validation.
+    """The samples of a split with `num_teachers` before each, drawn from the training pictures.
+
+    They are drawn by data.teachers.validation_seed, also where the data fixes others.
 
     Raises InputError if the pool has too few teachers, or if a conversation has more tokens than the model has
     positions.

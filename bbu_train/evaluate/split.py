@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
-from bbu_train.predict.trained_run import build
+from bbu_train.training.setup import build
 from bbu_train.types.samples import Sample
 
 

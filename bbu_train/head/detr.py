@@ -37,7 +37,7 @@ class QueryLayer(DecoderLayer):
         return queries + self.feed_forward(self.norms[2](queries))
 
 
-class Detr(nn.Module):
+class Detr(flops.Decoder):
     """Predict a box, an objectness and a caption from each of `num_queries` learned queries.
 
     The queries attend to each sample's memory: the image tokens of the student's picture and the text before the

@@ -20,7 +20,7 @@ from bbu_train.types.batch import GroundTruth, MemoryIndex
 from bbu_train.types.outputs import DenoisingOutputs, DenseOutputs, Detections
 
 
-class Dino(nn.Module):
+class Dino(flops.AnchoredDecoder):
     """Predict boxes that start at proposals of image tokens and that each decoder layer refines:
 
     logit(b_i) = logit(b_i-1) + MLP(query after layer i).

@@ -1,6 +1,6 @@
 """Count the useful arithmetic of the heads: matrix products and attention, without padding (`ops.flops`)."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from torch import nn
 
@@ -9,9 +9,8 @@ from bbu_train.head.caption import CaptionDecoder
 from bbu_train.ops.flops import Sizes, attention_flops, matmul_flops
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """The attributes of a head that are counted."""
+class Decoder(nn.Module):
+    """A head, with the attributes that are counted."""
 
     query: nn.Embedding
     vision_adapter: Adapter
@@ -19,9 +18,8 @@ class Decoder(Protocol):
     captioner: CaptionDecoder
 
 
-@runtime_checkable
-class AnchoredDecoder(Decoder, Protocol):
-    """The further attributes of `Dino`."""
+class AnchoredDecoder(Decoder):
+    """A head with the further attributes of `Dino`."""
 
     split: int
     num_denoising_groups: int

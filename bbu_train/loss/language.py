@@ -20,7 +20,7 @@ class LanguageLoss:
     divisors = {"teacher_lm": "teacher_tokens", "student_lm": "student_tokens"}
     """For each loss, the field of `Counts` that its sum is divided by."""
     averaged = divisors
-    """For each loss, the field of `Counts` with the number of what it averages; 0: the loss is not defined."""
+    """For each loss, the field of `Counts` that counts what it averages. If that is 0, `means` leaves the loss out."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self.weights = {"teacher_lm": weights["teacher"], "student_lm": weights["student"]}

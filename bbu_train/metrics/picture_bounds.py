@@ -1,4 +1,4 @@
-"""What of a predicted box lies inside its picture: training, evaluate and predict score and show nothing else."""
+"""Clip predicted boxes to their picture. Training, evaluate and predict score and draw only what is left."""
 
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
@@ -7,7 +7,7 @@ from bbu_train.types.samples import Picture
 def clip_to_picture(prediction: Prediction, picture: Picture) -> Prediction:
     """Return the prediction with its boxes clipped to the picture.
 
-    A box that is inside out, or has no area in the picture, is left out. Both routes are clipped here, the head's boxes
+    A box that is inverted, or has no area in the picture, is left out. Both routes are clipped here, the head's boxes
     and the generated ones, so that neither gains or loses by what lies outside of a picture.
     """
     boxes = prediction.boxes_xyxy.clip(0, [picture.width, picture.height] * 2)

@@ -21,9 +21,9 @@ class MixedAdamW(torch.optim.AdamW):
     step still counts on average: 6 bytes per weight instead of 12, with different results. All other parameters must
     be float32.
 
-    Decay and update are subtracted as one number: w <- w - (update + lr decay w). torch's (1 - lr decay) w equals w
-    where lr decay is below 3e-8. Here the weight takes the rounding of the whole difference. As updates vary, it falls
-    on either side, and the mean decay of many weights is lr decay.
+    torch applies decay on its own: where lr decay is below 3e-8, (1 - lr decay) w rounds to w, and nothing decays. Here
+    decay and update are subtracted together, w <- w - (update + lr decay w), and rounded once. As updates vary, the
+    rounding goes either way, and over many weights the mean decay is lr decay.
 
     As in torch's fused optimizers, gradients are divided by `grad_scale`. If `found_inf` is 1, nothing changes: no
     weight, no moment and no step count (the stochastic rounding depends on it). Both are read on the device. On a GPU,

@@ -31,8 +31,8 @@ Coordinates are pixels of the upright original. Pictures of the run's own data a
   checkpoint          best                      best, last or a step number
   route               both                      both, head or generated
   teachers            0                         number of example pictures with answers before each picture;
-                                                they are drawn from the run's training pictures, as in
-                                                validation
+                                                they are drawn from the run's training pictures, also
+                                                where the data fixes others
   threshold           of the checkpoint         lowest score of the head's boxes, 0 to 1; by default the
                                                 threshold at which the checkpoint had its best F1 in validation,
                                                 or 0.5 if there is none

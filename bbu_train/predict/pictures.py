@@ -15,8 +15,8 @@ from bbu_train.types.samples import Picture, PictureFormat, Sample
 def find_pictures(images: str) -> list[Path]:
     """Return the file, the pictures in the folder and its subfolders, or those that match the pattern, sorted.
 
-    A file is taken whatever its name. In a folder and of a pattern's matches, pictures are the files with one of
-    `ENDINGS` in any case, without hidden files and what is in hidden folders. Raises InputError if there are none.
+    A single file is taken whatever its name. From a folder or a pattern, files with one of `ENDINGS` in any case are
+    taken, but no hidden ones and none in hidden folders. Raises InputError if there are none.
     """
     path = SpellingOnDisk()(Path(images).expanduser())
     if path.is_file():
@@ -27,7 +27,7 @@ def find_pictures(images: str) -> list[Path]:
         paths = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (Path.glob takes no absolute one)
     if not paths and not path.is_dir():
         raise InputError(f"images={images}: there is no such file or folder, and no file matches it as a pattern.")
-    # A link to nothing is no picture; `build_samples` says so.
+    # Broken links stay in, and `build_samples` reports them.
     files = sorted(each for each in paths if each.suffix.lower() in ENDINGS and not each.is_dir())
     if not files:
         raise InputError(f"images={images}: no file there ends in {', '.join(ENDINGS)}, in upper or lower case.")
@@ -43,7 +43,7 @@ def build_samples(
 ) -> list[Sample]:
     """Return each picture as the student of a sample, with its true objects if `data` has the picture.
 
-    Teachers are drawn from the training pictures as in validation, so a picture of `data` gets the same ones there.
+    Teachers are drawn from the training pictures by data.teachers.validation_seed, also where the data fixes others.
     `num_teachers` above 0 needs `data`. Each picture is decoded, so that none stops the prediction halfway. Raises
     InputError that lists every picture that cannot be read or has a shape that the model does not accept.
     """

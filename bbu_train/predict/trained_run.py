@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.checkpoint.local import Checkpoint
@@ -15,10 +14,10 @@ from bbu_train.errors import InputError
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
 from bbu_train.training import untrained_head
+from bbu_train.training.setup import build
 from bbu_train.types.samples import PictureFormat
 
 log = logging.getLogger(__name__)
-build = partial(instantiate, _convert_="all")
 ROUTES = {"both": ("head", "generated"), "head": ("head",), "generated": ("generated",)}
 
 
@@ -100,7 +99,7 @@ class TrainedRun:
             model = build(cfg.model.network)(device=device, head=build(cfg.head))
             if "head" in self.routes:
                 build(cfg.optimizer)(model)  # freezes what training froze
-                untrained_head.refuse(model.head, build(cfg.loss), self.folder)
+                untrained_head.refuse_untrained(model.head, build(cfg.loss), self.folder)
         load_weights(model, weights)
         autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
         return Predictor(model.eval(), self.make_builder(), device, autocast, self.routes, max_new_tokens)

@@ -44,9 +44,9 @@ def write_gallery(
     """Write gallery/step-<step>.jpg, a sheet of pictures with their predicted boxes. Return its path, if written.
 
     `predictions` are those of all validation pictures, whose classes have the same colours in the galleries of all
-    steps; the first `num_pictures` are drawn.
-    Boxes above the threshold of the best F1 are drawn. While F1 is 0, each picture shows as many of its best-scored
-    boxes as it has objects. A repeated evaluation of the step overwrites the file.
+    steps; the first `num_pictures` are drawn. Boxes with at least the threshold of the best F1 are drawn. While F1 is
+    0, each picture shows as many of its best-scored boxes as it has objects. A repeated evaluation of the step
+    overwrites the file.
     """
     if not predictions or not num_pictures:
         return []
@@ -85,7 +85,8 @@ def summarize(
         for name in (*losses, "loss/total")
         if name in series
     ]
-    scores = [f"eval/{name}" for name in ("ap", "ap50", "agnostic_ap50", "f1") if f"eval/{name}" in series]
+    names = ("ap", "ap50", "agnostic_ap50", "f1") if pictures else ()  # none: this process evaluated nothing
+    scores = [f"eval/{name}" for name in names if f"eval/{name}" in series]
     if scores:
         constant = detection_metrics(pictures, constant_predictions(train_pictures, pictures, NUM_CONSTANT_BOXES, seed))
         lines += ["", f"{'validation':24}{'before':>12}{'after':>12}{'constant boxes':>18}"]

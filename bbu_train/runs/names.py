@@ -39,10 +39,10 @@ def folder_name(name: str) -> str:
 def check_name(key: str, value: Any) -> str:
     """Return the name of a run or a sweep in NFC, or raise InputError if it cannot be that of a folder."""
     name = normalize("NFC", str(value))
-    is_text = name.isprintable() and re.fullmatch(r"[^./\\\s][^/\\]*", name)
+    is_folder_name = name.isprintable() and re.fullmatch(r"[^./\\\s][^/\\]*", name)
     if not isinstance(value, str):
-        raise InputError(f"{key}={value}: a file of the config has this number as a name. Write it in quotes.")
-    if not is_text:
+        raise InputError(f"{key}={value}: the name in a file of the config must be text: write it in quotes.")
+    if not is_folder_name:
         raise InputError(
             f"{key}={value!r}: {key} becomes a folder's name: no path, no control character, no leading dot or blank."
         )

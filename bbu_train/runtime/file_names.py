@@ -11,7 +11,7 @@ HASH_LENGTH = 8  # hexadecimal digits
 def printable(text: str) -> str:
     r"""Return `text` on one line that can be printed and encoded: bytes that are no UTF-8 and controls become "\xNN".
 
-    Python stands for such bytes by lone surrogates (PEP 383), which no encoding accepts.
+    Python represents such bytes as lone surrogates (PEP 383), which no encoding accepts.
     """
     escaped = UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)
     return escaped.encode("utf-8", "backslashreplace").decode("utf-8")

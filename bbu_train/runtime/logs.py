@@ -14,20 +14,21 @@ class _Terminal(logging.StreamHandler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def start(is_main: bool) -> MemoryHandler:
-    """Start logging to stderr. Return the handler that keeps messages until the run has a folder, for `to_file`.
-
-    All ranks log the same, so those that are not `is_main` show errors only.
-    """
+def start(is_main: bool) -> None:
+    """Start logging to stderr. All ranks log the same, so those that are not `is_main` show errors only."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes what its encoding lacks by itself
         sys.stdout.reconfigure(errors="backslashreplace")
     terminal = _Terminal()
     terminal.setLevel(logging.INFO if is_main else logging.ERROR)
-    early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[terminal, early], force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[terminal], force=True)
     # Other packages log warnings only. Tracebacks are debug messages: only train.log gets them.
     logging.getLogger("bbu_train").setLevel(logging.DEBUG)
-    return early
+
+
+def keep_until_file() -> None:
+    """Keep all messages from now on in memory, until `to_file` writes them."""
+    early = MemoryHandler(capacity=0, flushLevel=logging.CRITICAL + 1)  # without a target it holds any number
+    logging.getLogger().addHandler(early)
 
 
 def make_room_for_progress_bar() -> None:
@@ -37,11 +38,13 @@ def make_room_for_progress_bar() -> None:
             handler.setLevel(max(handler.level, logging.WARNING))
 
 
-def to_file(early: MemoryHandler, folder: Path) -> None:
-    """Write the messages that `early` has kept, and all later ones, to the run's train.log."""
+def to_file(folder: Path) -> None:
+    """Write the messages that were kept, and all later ones, to the run's train.log."""
+    root = logging.getLogger()
     file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    early.setTarget(file)
-    early.close()
-    logging.getLogger().removeHandler(early)
-    logging.getLogger().addHandler(file)
+    for early in [handler for handler in root.handlers if isinstance(handler, MemoryHandler)]:
+        early.setTarget(file)
+        early.close()
+        root.removeHandler(early)
+    root.addHandler(file)

@@ -51,7 +51,7 @@ def silence_mlflow() -> None:
 def absolute_uri(uri: str) -> str:
     """Return `sqlite:///path` with the path absolute and quoted; other URIs are unchanged.
 
-    The path of a config is one as it stands, in a folder of any name. In a URI `?` begins options and `%20` is a blank.
+    In the config the path is literal, whatever characters it has. In a URI `?` begins options and `%20` is a blank.
     """
     if not uri.startswith(SQLITE):
         return uri

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.collator.layout import Collator
 from bbu_train.conversation.builder import ConversationBuilder
@@ -15,8 +15,9 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.summary import paths_with_first, summarize
 from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems
+from bbu_train.ops.numbers import is_count
 from bbu_train.runtime import distributed
-from bbu_train.training import loader, planning
+from bbu_train.training import loader, planning, untrained_head
 from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.samples import PlannedStep, Sample
@@ -24,6 +25,20 @@ from bbu_train.types.samples import PlannedStep, Sample
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
 """Build a component from its config. Components take plain Python values, never a DictConfig."""
+
+MINIMUMS = {
+    "steps": 0,
+    "threads": 1,
+    "log_every": 1,
+    "eval_every": 1,
+    "save_every": 1,
+    "eval_batch_size": 1,
+    "gallery": 0,
+    "num_workers": 0,
+    "head.num_queries": 1,
+    "head.max_caption_tokens": 1,
+}
+"""The smallest value of each key that counts something and that no component checks itself."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,10 @@ class RunInputs:
 
 
 def load_data(data_cfg: DictConfig) -> RunData:
-    """Read the data set of a config, and log what was read and what is suspicious in it. Raises InputError."""
+    """Read the data set of a config, and log what was read and what is suspicious in it.
+
+    Raises InputError, or Hydra's InstantiationException from it.
+    """
     splits = build(data_cfg)
     if not distributed.is_main():
         return RunData(splits, {})
@@ -68,8 +86,10 @@ def load_data(data_cfg: DictConfig) -> RunData:
 def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
 
-    `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. Raises InputError.
+    `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. Raises InputError, or
+    Hydra's InstantiationException from it.
     """
+    check_counts(cfg)
     check_head_is_trained(cfg)
     loaded = loaded or load_data(cfg.data)
     data = loaded.splits
@@ -92,9 +112,23 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     )
 
 
+def check_counts(cfg: DictConfig) -> None:
+    """Raise InputError that lists every key of `MINIMUMS` whose value is not a whole number, or is too small.
+
+    None, which means "never" or "not used", passes where the config has it.
+    """
+    problems = [
+        f"{key}={value}: expected a whole number of at least {minimum}"
+        for key, minimum in MINIMUMS.items()
+        if (value := OmegaConf.select(cfg, key)) is not None and not is_count(value, minimum)
+    ]
+    if problems:
+        raise all_problems("The config", problems, "Correct the values listed.")
+
+
 def check_head_is_trained(cfg: DictConfig) -> None:
     """Raise InputError if there is a head and the loss has no term that trains it."""
-    if "num_queries" in cfg.head and not {"bbox_l1", "bbox_giou"} & build(cfg.loss).weights.keys():
+    if "num_queries" in cfg.head and build(cfg.loss).weights.keys().isdisjoint(untrained_head.BOX_LOSSES):
         raise InputError(
             f"The model has a head, and {cfg.loss._target_} has no loss that trains it, so the head would stay random. "
             "Take head=none or loss=joint."

@@ -1,4 +1,7 @@
-"""The parts of a head that a run leaves at their random weights. What they predict is no result, and is not scored."""
+"""The parts of a head that stay at their random weights.
+
+Without trained boxes the head is not scored. With random scores or descriptions it is, and a warning says so.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -22,6 +25,9 @@ PARTS = (
     Part("scores", "objectness", ("objectness",)),
     Part("descriptions", "captioner", ("caption",)),
 )
+
+
+BOX_LOSSES = PARTS[0].losses
 
 
 def untrained_parts(head: nn.Module | None, criterion: Criterion) -> dict[str, str]:
@@ -59,7 +65,7 @@ def warnings(model: nn.Module, criterion: Criterion) -> Iterator[str]:
             )
 
 
-def refuse(head: nn.Module | None, criterion: Criterion, folder: str) -> None:
+def refuse_untrained(head: nn.Module | None, criterion: Criterion, folder: str) -> None:
     """Raise InputError if the head of the run in `folder` cannot be scored."""
     if not is_scored(head, criterion):
         reason = untrained_parts(head, criterion)["boxes"]

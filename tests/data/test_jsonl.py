@@ -253,8 +253,8 @@ def test_fixed_teachers_differ_from_the_student_and_from_each_other_as_drawn_one
     write(root, {"teachers": [GOOD | {"images": [each]} for each in names], "student": GOOD})
     text = message(root)
     assert "2 problems" in text
-    assert "train.jsonl:1 teacher 1: is the student's own picture or a copy of it" in text
-    assert "train.jsonl:1 teacher 3: is the picture of teacher 2 or a copy of it" in text
+    assert "train.jsonl:1 teacher 1: has the student's own picture, which gives the answer away" in text
+    assert "train.jsonl:1 teacher 3: has the picture of teacher 2: the student and all teachers" in text
 
 
 def test_a_truncated_picture_is_named_by_the_line_that_needs_it(root):

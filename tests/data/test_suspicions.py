@@ -52,7 +52,11 @@ def test_a_split_of_nothing_but_unannotated_pictures_is_without_objects(with_obj
 def test_boxes_thinner_than_a_pixel_are_said(with_objects, splits, box):
     train = [with_objects(SCREW), with_objects(SCREW, (box, "screw"))]
     (text,) = suspicions(splits(train, [with_objects(SCREW)]))
-    assert "train: 1 of 3 boxes" in text and "divided by its size?" in text and "First: train:2 [" in text
+    assert (
+        "train: 1 of 3 boxes are less than a pixel" in text
+        and "divided by its size?" in text
+        and "First: train:2 [" in text
+    )
 
 
 def test_a_box_of_a_pixel_is_a_box(with_objects, splits):
@@ -106,7 +110,7 @@ def test_one_tuple_of_samples_for_both_splits_is_meant(with_objects, splits):
 def test_identical_objects_of_a_picture_are_said(with_objects, splits):
     train = [with_objects(SCREW), with_objects(SCREW, (OTHER_BOX, "screw"), SCREW, SCREW)]
     (text,) = suspicions(splits(train, [with_objects(SCREW)]))
-    assert text.startswith("2 objects repeat another") and text.endswith("First: train:2")
+    assert text.startswith("2 objects with the same box and description") and text.endswith("First: train:2")
 
 
 def test_annotations_of_the_same_bytes_that_differ_are_said(picture, splits):

@@ -76,7 +76,7 @@ def test_the_picture_with_the_annotations_own_name_is_its_picture_whatever_its_f
     (root / "JPEGImages/a.png").rename(root / f"JPEGImages/a{ending}")
     annotate(root, "a", head=f"<filename>{filename}</filename>{SIZE}")
     assert load(root).train[0].student.path.name == f"a{ending}"
-    is_said = "1 annotation: <filename> is not the annotation's own name" in caplog.text
+    is_said = "1 annotation: <filename> differs from the annotation's own name" in caplog.text
     assert is_said == (filename not in ("", "a.jpg", "A.PNG", "a"))
 
 

@@ -56,7 +56,7 @@ def test_a_loss_that_some_steps_lack_begins_where_it_is_first_defined(tmp_path):
         {"step": 1, "loss/student_lm": 3.0, "loss/total": 3.0, "lr/llm": 0.1},
         {"step": 2, "loss/student_lm": 2.0, "loss/teacher_lm": 5.0, "loss/total": 7.0},
         {"step": 3, "loss/student_lm": 1.0, "loss/total": "NaN"},
-        {"step": 3, "eval/loss/student_lm": 1.5, "eval/loss/total": 1.5},
+        {"step": 3, "eval/loss/student_lm": 1.5, "eval/loss/total": 1.5, "eval/ap": 0.5},  # by an earlier process
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = final_report.summarize(tmp_path, [], [], 1, None).splitlines()

@@ -44,9 +44,10 @@ def test_what_all_ranks_log_is_shown_once(stderr):
 
 
 def test_messages_before_a_run_has_a_folder_reach_its_log(stderr, tmp_path):
-    early = logs.start(is_main=True)
+    logs.start(is_main=True)
+    logs.keep_until_file()
     log.debug("early")
-    logs.to_file(early, tmp_path)
+    logs.to_file(tmp_path)
     log.debug("late")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.rpartition(": ")[2] for line in lines] == ["early", "late"]

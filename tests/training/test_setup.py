@@ -14,6 +14,15 @@ def test_a_model_without_a_head_takes_any_number_of_objects(samples):
     setup.check_num_objects(samples, num_queries=None)
 
 
+def test_counts_that_are_too_small_or_no_whole_numbers_are_listed_together(config):
+    wrong = {"steps": -1, "threads": 0, "eval_every": 0, "save_every": 1.5, "head.max_caption_tokens": 0}
+    with pytest.raises(InputError) as error:
+        setup.prepare(config(*(f"{key}={value}" for key, value in wrong.items())))
+    for key, value in wrong.items():
+        assert f"{key}={value}: expected a whole number of at least {setup.MINIMUMS[key]}" in str(error.value)
+    setup.check_counts(config("head=none", "loss=language", "eval_every=null", "save_every=null", "steps=0"))
+
+
 @pytest.mark.parametrize("limit", [0, 101])
 def test_a_limit_without_positions_is_refused(limit):
     with pytest.raises(InputError, match="positions for 1 to 100 tokens"):

@@ -37,7 +37,8 @@ def assemble(config, samples):
     def build(*overrides):
         cfg = config(*(() if "head=none" in overrides else SMALL), *overrides)
         fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
-        inputs = setup.prepare(cfg, Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {}))
+        splits = Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {})
+        inputs = setup.prepare(cfg, setup.RunData(splits, {}))
         torch.manual_seed(0)
         parts = {name: instantiate(cfg[name], _convert_="all") for name in ("loss", "optimizer", "engine", "head")}
         model = instantiate(cfg.model.network, _convert_="all")(device=torch.device("cpu"), head=parts["head"])
@@ -78,7 +79,7 @@ def test_a_head_whose_boxes_stay_random_is_not_scored_and_the_run_says_so(assemb
     with pytest.raises(
         ValueError, match=r"The head of the run in outputs/a/b was never trained: .*Take route=generated"
     ):
-        untrained_head.refuse(run.model.head, run.criterion, "outputs/a/b")
+        untrained_head.refuse_untrained(run.model.head, run.criterion, "outputs/a/b")
 
 
 def test_the_run_says_which_losses_of_a_frozen_random_head_reach_the_vision_tower(assemble):
