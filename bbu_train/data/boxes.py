@@ -32,7 +32,7 @@ def box_problem(box_xyxy: Box, size: tuple[int, int] | None) -> BoxProblem | Non
     if x1 == x2 or y1 == y2:
         return BoxProblem("zero area", f"zero-area box {box}")
     of_size = f" of {width} x {height} pixels" if size else ""
-    return BoxProblem("outside its picture", f"box {box} outside its picture{of_size}")
+    return BoxProblem("outside the picture", f"box {box} outside its picture{of_size}")
 
 
 def clip(box_xyxy: Box, size: tuple[int, int]) -> Box | None:

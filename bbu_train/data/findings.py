@@ -76,4 +76,4 @@ def raise_or_log(root: Path, findings: Sequence[Finding]) -> None:
     for (action, reason), number in counts.items():
         is_note = action is Action.NOTED
         things = count_of(number, "annotation") if is_note else f"{action.value} {count_of(number, 'object')}"
-        logger.warning("%s: %s. First: %s", things, reason, first[action, reason])
+        logger.warning("%s: %s: %s. First: %s", root, things, reason, first[action, reason])

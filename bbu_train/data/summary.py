@@ -15,7 +15,7 @@ from bbu_train.runtime.file_names import printable
 from bbu_train.runtime.wording import count_of, cut
 from bbu_train.types.samples import Object, Sample, class_of
 
-NUM_SHOWN = 3  # names listed on the line, of classes and of unused elements
+NUM_SHOWN = 5  # names listed on the line, of classes and of unused elements
 MAX_SHOWN = 40  # characters of each
 NO_COUNTS = ReaderCounts({}, {})
 
@@ -87,8 +87,8 @@ class DataSummary:
             parts.append(f"{count_of(self.num_in_both, 'picture')} in both")
         unused_by_split = [split.unused_elements for split in self.splits.values()]
         if unused := _first_few([*dict.fromkeys(map(_show, chain.from_iterable(unused_by_split)))]):
-            parts.append(f"not used: {unused}")
-        return f"data: {'; '.join(parts)}"
+            parts.append(f"not used: {unused} (all numbers: environment.json)")
+        return "; ".join(parts)
 
 
 def summarize(data: Splits, first_path: Mapping[Path, Path]) -> DataSummary:
@@ -165,8 +165,7 @@ def _describe(split: SplitSummary) -> str:
     if classes:
         text += f" of {count_of(len(classes), 'class', 'classes')} ({_first_few(counts)})"
     if split.smallest_box and split.largest_box:
-        sides = dict.fromkeys([_sides(split.smallest_box), _sides(split.largest_box)])
-        text += f", boxes of {' to '.join(sides)} pixels"
+        text += f", smallest box {_sides(split.smallest_box)}, largest {_sides(split.largest_box)} pixels"
     counts = {
         "without an object": split.num_empty,
         "unannotated": split.num_unannotated,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from bbu_train.data.boxes import format_box
+from bbu_train.data.boxes import Box, format_box
 from bbu_train.data.splits import Splits
 from bbu_train.runtime.file_names import printable
 from bbu_train.runtime.wording import count_of
@@ -19,10 +19,17 @@ def find_suspicions(data: Splits, first_path: Mapping[Path, Path]) -> list[str]:
     by_split = [
         warning
         for name, split in splits.items()
-        for warning in (_without_objects(name, split), _thin_boxes(name, split))
+        for warning in (_without_objects(name, split), *_thin_boxes(name, split))
     ]
     both = () if data.train is data.validation else (*_classes_of_one_split(splits), _in_both_splits(data, first_path))
-    found = [*by_split, *both, _spellings(samples), _identical_objects(samples), _contradictions(samples, first_path)]
+    found = [
+        *by_split,
+        *both,
+        _spellings(samples),
+        _odd_descriptions(samples),
+        _identical_objects(samples),
+        _contradictions(samples, first_path),
+    ]
     return [warning for warning in found if warning]
 
 
@@ -33,17 +40,19 @@ def _without_objects(name: str, samples: Sequence[Sample]) -> str | None:
     return f"{name}: {count_of(len(samples), 'picture')} without an object, so {harm}. First: {samples[0].id}"
 
 
-def _thin_boxes(name: str, samples: Sequence[Sample]) -> str | None:
-    thin = [(sample, each) for sample, each in _objects(samples) if _is_thin(each)]
-    if not thin:
-        return None
-    num_objects = sum(1 for _ in _objects(samples))
-    sample, first = thin[0]
-    return (
-        f"{name}: {len(thin)} of {num_objects} boxes are less than a pixel wide or high, or within the top left pixel. "
-        "Boxes are in pixels of the upright picture: were these divided by its size? "
-        f"First: {sample.id} {format_box(first.box_xyxy)}"
-    )
+def _thin_boxes(name: str, samples: Sequence[Sample]) -> Iterator[str]:
+    """Tell boxes that were divided by the size of their picture from others of less than a pixel."""
+    boxes = [(sample.id, each.box_xyxy) for sample, each in _objects(samples)]
+    divided = [box for box in boxes if max(box[1]) <= 1]
+    thin = [box for box in boxes if _shorter_side(box[1]) < 1 < max(box[1])]
+    pixels = "Boxes are in pixels of the upright picture"
+    for found, what, hint in (
+        (divided, "within the top left pixel", f"{pixels}: were these divided by its size?"),
+        (thin, "less than a pixel wide or high", f"{pixels}."),
+    ):
+        if found:
+            sample_id, box = found[0]
+            yield f"{name}: {len(found)} of {len(boxes)} boxes are {what}. {hint} First: {sample_id} {format_box(box)}"
 
 
 def _classes_of_one_split(splits: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
@@ -57,22 +66,24 @@ def _classes_of_one_split(splits: Mapping[str, Sequence[Sample]]) -> Iterator[st
         if only and first[other]:  # a split without objects has a warning of its own
             yield (
                 f"{_are(only, 'class', 'classes')} in {name} but not in {other}, and {harms[name]}. "
-                f"First: {printable(only[0])} in {first[name][only[0]]}"
+                f"First: {_quote(only[0])} in {first[name][only[0]]}"
             )
 
 
 def _in_both_splits(data: Splits, first_path: Mapping[Path, Path]) -> str | None:
-    training: dict[Path, str] = {}
+    training: dict[Path, tuple[str, Path]] = {}
     for sample in data.train:
         for picture in _pictures(sample):
-            training.setdefault(first_path[picture.path], sample.id)
+            training.setdefault(first_path[picture.path], (sample.id, picture.path))
     shared = [sample for sample in data.validation if first_path[sample.student.path] in training]
     if not shared:
         return None
     first = shared[0]
+    train_id, train_path = training[first_path[first.student.path]]
+    names = [printable(path.name) for path in (first.student.path, train_path)]
     return (
-        f"{_are(shared, 'validation picture')} also in training, so scores say less about unseen pictures. First: "
-        f"{printable(first.student.path.name)} of {first.id} in {training[first_path[first.student.path]]}"
+        f"{_are(shared, 'validation picture')} also in training, so scores say less about unseen pictures. "
+        f"First: {names[0]} (validation, {first.id}) is {names[1]} (train, {train_id})"
     )
 
 
@@ -95,6 +106,19 @@ def _spellings(samples: Sequence[Sample]) -> str | None:
         f"{_are(several, 'description')} spelled in several ways that differ in case or blanks only. First: "
         f"{_quote(one)} in {in_one}, {_quote(other)} in {in_other}"
     )
+
+
+def _odd_descriptions(samples: Sequence[Sample]) -> str | None:
+    odd = [(sample.id, each.description) for sample, each in _objects(samples) if _is_odd(each.description)]
+    if not odd:
+        return None
+    sample_id, description = odd[0]
+    what = "with an empty level (a slash too many) or a control character"
+    return f"{count_of(len(odd), 'description')} {what}. First: {_quote(description)} in {sample_id}"
+
+
+def _is_odd(description: str) -> bool:
+    return not all(description.split("/")) or (not description.isprintable() and printable(description) != description)
 
 
 def _identical_objects(samples: Sequence[Sample]) -> str | None:
@@ -136,9 +160,9 @@ def _pictures(sample: Sample) -> tuple[Picture, ...]:
     return sample.student, *(sample.teachers or ())
 
 
-def _is_thin(each: Object) -> bool:
-    x1, y1, x2, y2 = each.box_xyxy
-    return min(x2 - x1, y2 - y1) < 1 or max(x2, y2) <= 1
+def _shorter_side(box_xyxy: Box) -> float:
+    x1, y1, x2, y2 = box_xyxy
+    return min(x2 - x1, y2 - y1)
 
 
 def _without_case_and_blanks(text: str) -> str:

@@ -45,15 +45,21 @@ def load(
     annotations = NamedFiles(folder / "Annotations", (".xml",))
     pictures = PictureFinder(folder / "JPEGImages", annotations)
 
-    def read(name: str) -> Reading:
-        reader = AnnotationReader(_sample_id(name), checker, difficult, parts)
-        return reader.read(annotations.find(name), name, pictures)
-
     findings: list[Finding] = []
     names = {
         "train": _read_split(folder, "train", train, annotations, findings),
         "validation": _read_split(folder, "validation", validation, annotations, findings),
     }
+    listed_in = {name: key for key, split in names.items() for name in split}
+
+    def read(name: str) -> Reading:
+        where, files = _sample_id(name), annotations.find(name)
+        if not files:
+            text = f"{where}: No such file, but the list of data.{listed_in[name]} names it"
+            hint = "" if where == f"Annotations/{name}.xml" else "; its name in the list is not UTF-8"
+            return Reading(None, [Finding(Action.ERROR, text + hint)], {})
+        return AnnotationReader(where, checker, difficult, parts).read(files[0], name, pictures)
+
     distinct = dict.fromkeys(chain.from_iterable(names.values()))
     readings = dict(zip(distinct, read_all(distinct, read), strict=True))
     raise_or_log(folder, [*findings, *chain.from_iterable(reading.findings for reading in readings.values())])

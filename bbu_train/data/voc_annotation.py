@@ -1,6 +1,6 @@
 """One annotation file of a Pascal VOC folder: its elements, and the objects that they describe."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -55,13 +55,10 @@ class AnnotationReader:
         self.parts = parts
         self.findings: list[Finding] = []
 
-    def read(self, files: Sequence[Path], name: str, pictures: PictureFinder) -> Reading:
-        """Return what the first of `files` holds, the annotations called `name`, without ending."""
-        if not files:
-            hint = "" if self.where == f"Annotations/{name}.xml" else ", and its name in the list is not UTF-8"
-            return Reading(None, [Finding(Action.ERROR, f"{self.where}: No such file{hint}")], {})
+    def read(self, path: Path, name: str, pictures: PictureFinder) -> Reading:
+        """Return what the annotation file `path` holds. `name` is its name without ending."""
         try:
-            root = parse(files[0])
+            root = parse(path)
         except ValueError as error:
             self.findings.append(Finding(Action.ERROR, f"{self.where}{error}"))
             return Reading(None, self.findings, {})

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 class _Terminal(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        tqdm.write(f"{prefix}{self.format(record)}", file=sys.stderr)
 
 
 def start(is_main: bool) -> None:

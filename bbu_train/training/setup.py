@@ -77,9 +77,10 @@ def load_data(data_cfg: DictConfig) -> RunData:
         return RunData(splits, {})
     first_path = paths_with_first(splits)
     summary = summarize(splits, first_path)
-    log.info("%s", summary.line())
+    root = data_cfg.get("root") or data_cfg.get("source", {}).get("root", "data")
+    log.info("%s: %s", root, summary.line())
     for warning in find_suspicions(splits, first_path):
-        log.warning("%s", warning)
+        log.warning("%s: %s", root, warning)
     return RunData(splits, summary.as_dict())
 
 

@@ -155,7 +155,7 @@ def test_bad_boxes_are_dropped_counted_and_logged_on_request(root, box, caplog):
     assert reason.startswith("dropped: ")
     assert number == 2
     (message,) = caplog.messages
-    assert message.startswith("dropped 2 objects: ")
+    assert message.startswith(f"{root}: dropped 2 objects: ")
     assert "First: train.jsonl:1 object 2: " in message
 
 

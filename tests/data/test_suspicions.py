@@ -48,15 +48,25 @@ def test_a_split_of_nothing_but_unannotated_pictures_is_without_objects(with_obj
     assert text.startswith("train: 1 picture without an object")
 
 
-@pytest.mark.parametrize("box", [(0.1, 0.2, 0.4, 0.7), (0, 0, 1, 1), (3, 4, 3.5, 60), (3, 4, 60, 4.9)])
-def test_boxes_thinner_than_a_pixel_are_said(with_objects, splits, box):
+@pytest.mark.parametrize("box", [(0.1, 0.2, 0.4, 0.7), (0, 0, 1, 1)])
+def test_boxes_that_were_divided_by_the_size_of_their_picture_are_said(with_objects, splits, box):
     train = [with_objects(SCREW), with_objects(SCREW, (box, "screw"))]
     (text,) = suspicions(splits(train, [with_objects(SCREW)]))
-    assert (
-        "train: 1 of 3 boxes are less than a pixel" in text
-        and "divided by its size?" in text
-        and "First: train:2 [" in text
-    )
+    assert text.startswith("train: 1 of 3 boxes are within the top left pixel")
+    assert "divided by its size? First: train:2 [" in text
+
+
+@pytest.mark.parametrize("box", [(3, 4, 3.5, 60), (3, 4, 60, 4.9)])
+def test_boxes_thinner_than_a_pixel_are_said(with_objects, splits, box):
+    (text,) = suspicions(splits([with_objects(SCREW)], [with_objects(SCREW, (box, "screw"))]))
+    assert text.startswith("validation: 1 of 2 boxes are less than a pixel wide or high") and "divided" not in text
+
+
+@pytest.mark.parametrize("description", ["screw/", "/m4", "screw//m4", "screw/\nm4", "screw\x00"])
+def test_descriptions_with_an_empty_level_or_a_control_character_are_said(with_objects, splits, description):
+    pair = SCREW, (OTHER_BOX, description)
+    texts = suspicions(splits([with_objects(*pair)], [with_objects(*pair)]))
+    assert any(text.startswith("2 descriptions with an empty level") and "in train:1" in text for text in texts)
 
 
 def test_a_box_of_a_pixel_is_a_box(with_objects, splits):
@@ -66,8 +76,10 @@ def test_a_box_of_a_pixel_is_a_box(with_objects, splits):
 def test_classes_of_one_split_are_said(with_objects, splits):
     train = [with_objects(SCREW, (BOX, "slot/empty")), with_objects((BOX, "fan"))]
     first, second = suspicions(splits(train, [with_objects(SCREW, (BOX, "cable"))]))
-    assert first.startswith("2 classes are in train but not in validation") and first.endswith("First: slot in train:1")
-    assert second.startswith("1 class is in validation but not in train") and second.endswith("cable in validation:1")
+    assert first.startswith("2 classes are in train but not in validation") and first.endswith(
+        'First: "slot" in train:1'
+    )
+    assert second.startswith("1 class is in validation but not in train") and second.endswith('"cable" in validation:1')
 
 
 @pytest.mark.parametrize(
@@ -92,7 +104,7 @@ def test_a_picture_in_training_and_validation_is_said_under_any_name(picture, sp
     copies = [picture("copy.bmp", SCREW, content=1), picture("copy2.bmp", SCREW, content=2)]
     (text,) = suspicions(splits([(student, teacher)], [picture("c.bmp", SCREW, content=3), *copies]))
     assert text.startswith("2 validation pictures are also in training")
-    assert text.endswith("First: copy.bmp of validation:2 in train:1")
+    assert text.endswith("First: copy.bmp (validation, validation:2) is a.bmp (train, train:1)")
 
 
 def test_a_validation_picture_with_teachers_from_training_is_not_in_training(picture, splits):

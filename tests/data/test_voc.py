@@ -87,7 +87,7 @@ def test_differing_filenames_are_one_warning_with_their_number_and_the_first(roo
     list_names(root, "c", "b", "a")
     load(root)
     (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert message.startswith("3 annotations: ")
+    assert message.startswith(f"{root}: 3 annotations: ")
     assert "First: Annotations/c.xml: <filename> 'old.png', read c.png" in message
 
 
@@ -315,7 +315,7 @@ def test_a_box_that_is_slightly_outside_is_cut_on_request(root):
     annotate(root, "a", cell(box=(-0.0003, 1, 8.08, 6)))
     splits = load(root, bad_boxes="clip")
     assert [each.box_xyxy for each in splits.train[0].student.objects] == [(0, 1, 8, 6)]
-    assert splits.reader_counts["train"].changed_objects == {"clipped: outside its picture": 1}
+    assert splits.reader_counts["train"].changed_objects == {"clipped: outside the picture": 1}
 
 
 def test_an_object_without_a_name_is_an_error(root):

@@ -24,7 +24,7 @@ def test_a_terminal_shows_the_start_of_a_run_and_warnings_only_beside_the_bar(st
     logs.make_room_for_progress_bar()
     log.info("step 3")
     log.warning("suspicious")
-    assert stderr() == "what was read\nsuspicious\n"
+    assert stderr() == "what was read\nwarning: suspicious\n"
 
 
 def test_a_file_gets_every_message(stderr, monkeypatch):
@@ -40,7 +40,7 @@ def test_what_all_ranks_log_is_shown_once(stderr):
     logs.make_room_for_progress_bar()
     log.warning("suspicious")
     log.error("broken")
-    assert stderr() == "broken\n"
+    assert stderr() == "error: broken\n"
 
 
 def test_messages_before_a_run_has_a_folder_reach_its_log(stderr, tmp_path):
