@@ -83,21 +83,41 @@ def refuse_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None 
 
     `folder` is the run's: if the run has begun, it holds the record of its data.
     """
-    present, noted = fingerprint(cfg, known), OmegaConf.select(cfg, DATA)
-    if present == noted:
-        return
-    if noted is None:
-        log.warning("The run in %s is older than fingerprints of data: its data is taken to be the same.", folder)
+    if not _has_changed(cfg, folder, known):
         return
     if not folder.exists():
         raise InputError(f"The data of {folder.name} has changed since its sweep was started. Give its command again.")
+    what = f"The data of the run in {folder} is not what it was when the run began"
+    raise all_problems(what, _changes(cfg, folder), "Restore the data, or start a new run with the data as it is now.")
+
+
+def warn_if_changed(cfg: DictConfig, folder: Path) -> None:
+    """Log one warning, with what changed, if the data is not what the config of the run in `folder` notes.
+
+    Such data can be scored, but the scores do not compare with those that the run itself has logged.
+    """
+    try:
+        if _has_changed(cfg, folder, None):
+            changes = "; ".join(_changes(cfg, folder))
+            log.warning("The data is not what the run in %s was trained and scored on: %s", folder, changes)
+    except InputError as error:
+        log.warning("The data cannot be compared with that of the run in %s: %s", folder, error)
+
+
+def _has_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None) -> bool:
+    """Whether the data is not what the config of the run notes. A run that notes nothing gets a warning."""
+    present, noted = fingerprint(cfg, known), OmegaConf.select(cfg, DATA)
+    if present != noted and noted is None:
+        log.warning("The run in %s is older than fingerprints of data: its data is taken to be the same.", folder)
+    return present != noted and noted is not None
+
+
+def _changes(cfg: DictConfig, folder: Path) -> list[str]:
     try:
         before = list(data_record.read_rows(folder / RECORD))
-        changes = data_changes.describe(before, data_record.rows_of(_data_files(cfg), None))
+        return data_changes.describe(before, data_record.rows_of(_data_files(cfg), None))
     except data_record.DAMAGED:
-        changes = [f"{folder / RECORD} is missing or damaged, so it is unknown what changed"]
-    what = f"The data of the run in {folder} is not what it was when the run began"
-    raise all_problems(what, changes, "Restore the data, or start a new run with the data as it is now.")
+        return [f"{folder / RECORD} is missing or damaged, so it is unknown what changed"]
 
 
 def _data_files(cfg: DictConfig) -> list[DataFiles]:
