@@ -80,8 +80,26 @@ def voc_filename(head):
     return make
 
 
+def line_with_blanks_and_brackets(root):
+    write_lines(root, "\u6570\u636e (1).png")
+    draw(root / "\u6570\u636e (1).png")
+
+
+def voc_list(line):
+    """A function that makes a folder whose list names JPEGImages/a.png in a line of this form."""
+
+    def make(root):
+        list_names(root, line)
+        annotate(root / "Annotations/a.xml")
+        draw(root / "JPEGImages/a.png")
+
+    return make
+
+
 SPELLINGS = [line_in_another_form, absolute_path_in_another_form, teacher_in_another_form, voc_name_in_another_form]
-MADE = {each.__name__: each for each in SPELLINGS} | {
+MADE = {each.__name__: each for each in (*SPELLINGS, line_with_blanks_and_brackets)}
+MADE |= {f"list: {line}": voc_list(line) for line in ("a.jpg", "a  1", "JPEGImages/a.png -1", "x\\y\\a.PNG")}
+MADE |= {
     f"filename: {head}": voc_filename(head)
     for head in (
         "<filename>a&amp;&#233;.png</filename>",
