@@ -66,16 +66,22 @@ def _compute(cached: Path, sources: Sequence[DataFiles]) -> str:
 
 
 def keep_record(cfg: DictConfig, folder: Path) -> None:
-    """Write the record of the present data into the folder of a run."""
+    """Write the record of the present data into the folder of a run.
+
+    Raises InputError if the data is not what `cfg` notes: then it changed while the run read it.
+    """
     if not (sources := _data_files(cfg)):
         return
     cached = _cache_path(cfg, sources)
     with open_atomically(folder / RECORD) as target:
-        if data_record.unchanged_digest(cached, sources) is None:
-            data_record.write(data_record.rows_of(sources, cached), target)
+        digest = data_record.unchanged_digest(cached, sources)
+        if digest is None:
+            digest, _ = data_record.write(data_record.rows_of(sources, cached), target)
         else:
             with cached.open("rb") as source:
                 shutil.copyfileobj(source, target)
+        if digest != OmegaConf.select(cfg, DATA):
+            raise InputError("The data has changed since this command was given. Give it again.")
 
 
 def refuse_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None = None) -> None:

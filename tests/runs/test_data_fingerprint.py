@@ -302,6 +302,30 @@ def test_a_run_without_a_record_is_refused_as_well(root, start):
 
 
 @ONE_FORMAT
+def test_data_that_changes_while_a_run_starts_is_refused_before_the_run_begins(root, start):
+    cfg = start(root)
+    draw(next(root.rglob("a.png")), 5)
+    with pytest.raises(InputError, match="changed since this command was given"):
+        run_folder.create(cfg.folder, cfg)
+    assert not (Path(cfg.folder) / run_folder.CONFIG).exists()
+
+
+@ONE_FORMAT
+def test_a_config_that_was_edited_since_the_run_began_is_said_on_resume(root, start, caplog):
+    cfg = start(root)
+    path = begin(cfg) / run_folder.CONFIG
+    again = {"resume": cfg.folder, "sweep": None, "run": None}
+    assert start(root, **again).run == "r"
+    assert not caplog.messages
+    replace(path, b"\neval_every: 100\n", b"\neval_every: 7\n")  # changes no result
+    start(root, **again)
+    assert not caplog.messages
+    replace(path, b"\nseed: 17\n", b"\nseed: 18\n")
+    start(root, **again)
+    assert f"{path} was edited, or written by other code: it notes the identity {cfg.about.identity}" in caplog.text
+
+
+@ONE_FORMAT
 def test_a_run_of_before_fingerprints_goes_on_with_a_warning(root, start, caplog):
     cfg = start(root)
     begin(cfg)
