@@ -32,8 +32,8 @@ class SpellingOnDisk:
     """A function from a path to the path as it is on disk, where names may be in another Unicode form.
 
     macOS and some archives store "e" and an accent (NFD) where a text holds one letter (NFC). A path that exists
-    is returned as it is, and so is one that exists in no spelling; of several spellings it is the first by code point.
-    Each folder is listed once; `listed` holds the Times that it had before that.
+    is returned as it is; of one that exists in no spelling, the folders that do are. Of several spellings it is the
+    first by code point. Each folder is listed once; `listed` holds the Times that it had before that.
     """
 
     def __init__(self) -> None:
@@ -45,12 +45,10 @@ class SpellingOnDisk:
         while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 (Path.exists raises for long names)
             missing.append(folder.name)
             folder = folder.parent
-        for name in reversed(missing):
-            spelling = self._spellings_in(folder).get(normalize("NFC", name))
-            if spelling is None:
-                return path
+        while missing and (spelling := self._spellings_in(folder).get(normalize("NFC", missing[-1]))) is not None:
             folder = folder / spelling
-        return folder
+            missing.pop()
+        return folder.joinpath(*reversed(missing))
 
     def _spellings_in(self, folder: Path) -> dict[str, str]:
         if folder not in self._names:
