@@ -83,8 +83,10 @@ def name_of(line: str, annotations: NamedFiles) -> str:
 
 def _names_in(line: str) -> Iterator[str]:
     columns = SECOND_COLUMN.fullmatch(line)
-    for path in [line, columns[1]] if columns else [line]:
-        for name in dict.fromkeys([path, _basename(path)]):
+    for text in [line, columns[1]] if columns else [line]:
+        path = PurePosixPath(text)
+        is_below = not path.is_absolute() and ".." not in path.parts  # else it says where another folder had the file
+        for name in dict.fromkeys([*([str(path)] if is_below else []), _basename(text)]):
             yield name
             if _ending(name) in (*ENDINGS, ".xml"):
                 yield _stem(name)

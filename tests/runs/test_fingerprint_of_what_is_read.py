@@ -98,7 +98,7 @@ def voc_list(line):
 
 SPELLINGS = [line_in_another_form, absolute_path_in_another_form, teacher_in_another_form, voc_name_in_another_form]
 MADE = {each.__name__: each for each in (*SPELLINGS, line_with_blanks_and_brackets)}
-MADE |= {f"list: {line}": voc_list(line) for line in ("a.jpg", "a  1", "JPEGImages/a.png -1", "x\\y\\a.PNG")}
+MADE |= {f"list: {line}": voc_list(line) for line in ("a.jpg", "a  1", "JPEGImages/a.png -1", "../Annotations/a.xml")}
 MADE |= {
     f"filename: {head}": voc_filename(head)
     for head in (
