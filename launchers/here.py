@@ -21,6 +21,9 @@ class Here:
     handles_signals = True
     works_under_torchrun = True
 
+    def check(self, ledger: Ledger) -> None:
+        """Any ledger will do."""
+
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         """Train `runs` in order, and return the first failure's exit code.
 

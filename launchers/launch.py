@@ -39,6 +39,7 @@ def launch(arguments: Sequence[str], folder: Path) -> int:
     if not launcher.works_under_torchrun:
         _refuse_torchrun()
     ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
+    launcher.check(ledger)
     runs = ranks.decide_on_main(partial(_check_and_record, ledger, cells))
     return start_runs(ledger, runs, RESTARTABLE)
 

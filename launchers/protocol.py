@@ -21,6 +21,10 @@ class Launcher(Protocol):
     works_under_torchrun: bool
     """Whether the processes of torchrun may train each run together."""
 
+    def check(self, ledger: Ledger) -> None:
+        """Raise InputError if no run of this ledger can be started, because of where it lies."""
+        ...
+
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         """Start those of `runs` that are in one of `states`; return the exit code."""
         ...

@@ -8,11 +8,15 @@ from typing import Any
 
 from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
+from bbu_train.runtime.file_names import printable
 from launchers.job import Job
 from launchers.job_states import run_slurm_command
 from launchers.ledger import Attempt, Ledger
 from launchers.lock import locked
 from launchers.status import read_statuses
+
+MEANINGFUL = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
+"""What a path of a job's log cannot hold: patterns such as %j and %A, an escape, and what no batch script can hold."""
 
 
 class Slurm:
@@ -26,11 +30,22 @@ class Slurm:
         self.cluster = cluster
         self.wait = wait
 
+    def check(self, ledger: Ledger) -> None:
+        """Raise InputError if SLURM or submitit would take the path of the ledger for another one."""
+        path = str(ledger.folder.absolute())
+        if found := sorted(set(MEANINGFUL.findall(path))):
+            raise InputError(
+                f"{printable(path)} holds {printable(' and '.join(found))}, which SLURM gives a meaning in the paths "
+                "of jobs. Give outputs= and sweep= without such characters. Nothing was submitted."
+            )
+
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         """Submit a new attempt at each of `runs` that is in one of `states`.
 
-        They become one array, or several if the cluster's longest array is too short.
+        They become one array, or several if the cluster's longest array is too short. Raises InputError if SLURM
+        rejects one, or for a ledger that `check` refuses.
         """
+        self.check(ledger)
         with locked(ledger.folder):
             entries = [status.entry for status in read_statuses(ledger, runs) if status.can_start(states)]
             if not entries:
@@ -45,6 +60,7 @@ class Slurm:
 
     def start_controller(self, attempt: Attempt, ledger: Ledger, cluster: Mapping[str, Any]) -> None:
         """Submit the job that makes a search's trials. `cluster` replaces settings of the cluster's file."""
+        self.check(ledger)
         launcher = Slurm({**self.cluster, **cluster}, self.wait)
         (job,) = launcher._submit_array(ledger, [attempt], num_parallel=1)
         print(f"Submitted the search as job {job}.", flush=True)

@@ -26,4 +26,10 @@ def perfect(picture: Picture) -> Prediction:
     return prediction(*((each.box_xyxy, 0.9, each.description) for each in picture.objects))
 
 
+def iou(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0) * max(height, 0)
+    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
+
+
 A, B, C = (0, 0, 10, 10), (20, 20, 40, 30), (50, 50, 60, 60)

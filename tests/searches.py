@@ -42,6 +42,9 @@ class Formula:
     def __init__(self, num_parallel: int):
         self.num_parallel = num_parallel
 
+    def check(self, ledger: Ledger) -> None:
+        pass
+
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
         with locked(ledger.folder):
             for status in read_statuses(ledger, runs):

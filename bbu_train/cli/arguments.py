@@ -66,7 +66,11 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:
     problems += [problem for key, value in values.items() if (problem := _problem(key, value, defaults))]
     if problems:
         raise all_problems("This command", problems, "--help says which keys there are.")
-    merged = OmegaConf.merge(OmegaConf.create(dict(defaults), flags={"struct": True}), given)
+    options = OmegaConf.create({})
+    for key, value in defaults.items():
+        OmegaConf.update(options, key, value)
+    OmegaConf.set_struct(options, True)
+    merged = OmegaConf.merge(options, given)
     assert isinstance(merged, DictConfig)
     return merged
 

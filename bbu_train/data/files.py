@@ -4,7 +4,6 @@ A data set whose `_target_` is `bbu_train.data.<...>.<name>.load` has its functi
 that config and returns DataFiles, or None if nothing of the user's is read.
 """
 
-import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -12,15 +11,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import unescape
 
 from bbu_train.data.annotations import check_root
 from bbu_train.data.encodings import codec_of
+from bbu_train.data.voc_annotation import parse
 from bbu_train.data.voc_files import NamedFiles, PictureFinder, name_of, read_split
 from bbu_train.errors import InputError
 from bbu_train.types.files import Annotation, DataFiles
 
-FILENAME = re.compile(r"<(?:\w+:)?filename[^>]*>\s*([^<]*?)\s*<", re.IGNORECASE)
+FILENAME = re.compile(r"<filename>([^<&\0]*)</filename>", re.IGNORECASE)
 IMAGES = re.compile(rb'"images"\s*:\s*\[\s*"([^"\\]*)"\s*\]')
 
 
@@ -28,7 +27,8 @@ def jsonl(*, root: str | None, train: str, validation: str, **_values: Any) -> D
     """See `jsonl.load`. An annotation is a line; its pictures are those of the student and of fixed teachers."""
     folder = check_root(root, contents=f"{train} and {validation}")
     paths = {key: _existing_file(folder, key, name, folder / name) for key, name in _splits(train, validation)}
-    return DataFiles(folder, {key: partial(_lines, path) for key, path in paths.items()}, tuple(paths.values()))
+    splits = {key: partial(_lines, path) for key, path in paths.items()}
+    return DataFiles(folder, splits, tuple(paths.values()), listed=())
 
 
 def voc(*, root: str | None, train: str, validation: str, **_values: Any) -> DataFiles:
@@ -41,8 +41,11 @@ def voc(*, root: str | None, train: str, validation: str, **_values: Any) -> Dat
         key: _existing_file(folder, key, name, folder / "ImageSets/Main" / f"{name.removesuffix('.txt')}.txt")
         for key, name in _splits(train, validation)
     }
-    splits = {key: partial(_listed, folder, path) for key, path in lists.items()}
-    return DataFiles(folder, splits, (*lists.values(), folder / "Annotations", folder / "JPEGImages"))
+    annotations = NamedFiles(folder / "Annotations", (".xml",))
+    pictures = PictureFinder(folder / "JPEGImages", annotations)
+    splits = {key: partial(_listed, folder, path, annotations, pictures) for key, path in lists.items()}
+    watched = (*lists.values(), annotations.folder, pictures.pictures.folder)
+    return DataFiles(folder, splits, watched, listed=(annotations.listed, pictures.pictures.listed))
 
 
 def synthetic(**_values: Any) -> None:
@@ -74,8 +77,8 @@ def _existing_file(folder: Path, key: str, name: str, path: Path) -> Path:
 def _lines(path: Path) -> Iterator[Annotation]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield Annotation(number, line, _pictures_of_line(line.removeprefix(codecs.BOM_UTF8)))
+            if not line.isspace():
+                yield Annotation(number, line, _pictures_of_line(line))
 
 
 def _pictures_of_line(line: bytes) -> tuple[str, ...]:
@@ -83,8 +86,10 @@ def _pictures_of_line(line: bytes) -> tuple[str, ...]:
 
     Lines in the usual form are searched, not parsed, which takes as long as all the rest.
     """
-    found = IMAGES.findall(line)
-    if found and len(found) == line.count(b'"images"'):
+    number = line.count(b'"images"')
+    first = IMAGES.search(line) if number == 1 else None
+    found = [first[1]] if first else IMAGES.findall(line)
+    if found and len(found) == number:
         return tuple(name.decode("utf-8", "surrogateescape") for name in found)
     try:
         value = json.loads(line)
@@ -99,11 +104,9 @@ def _pictures_of_line(line: bytes) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def _listed(folder: Path, path: Path) -> Iterator[Annotation]:
+def _listed(folder: Path, path: Path, annotations: NamedFiles, pictures: PictureFinder) -> Iterator[Annotation]:
     content = path.read_bytes()
     yield Annotation(path.relative_to(folder).as_posix(), content, ())
-    annotations = NamedFiles(folder / "Annotations", (".xml",))
-    pictures = PictureFinder(folder / "JPEGImages", annotations)
     with suppress(UnicodeDecodeError):  # for the reader to report
         for line in read_split(content):
             yield _annotation(folder, name_of(line, annotations), annotations, pictures)
@@ -112,9 +115,10 @@ def _listed(folder: Path, path: Path) -> Iterator[Annotation]:
 def _annotation(folder: Path, name: str, annotations: NamedFiles, pictures: PictureFinder) -> Annotation:
     """Return the annotation of a name, with every picture that may be its own; without content if there is none."""
     files = annotations.find(name)
-    content = files[0].read_bytes() if files else b""
     path = files[0] if files else folder / "Annotations" / f"{name}.xml"
-    found = dict.fromkeys(pictures.candidates(name, _filename_in(content)))
+    content = path.read_bytes() if files else b""
+    filename = _filename_in(path, content) if files else ""
+    found = dict.fromkeys(pictures.candidates(name, filename))
     return Annotation(_below(folder, path), content, tuple(_below(folder, picture) for picture in found))
 
 
@@ -122,10 +126,16 @@ def _below(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _filename_in(content: bytes) -> str:
-    """Return the <filename> of an annotation, without parsing it; the empty string if there is none."""
+def _filename_in(path: Path, content: bytes) -> str:
+    """Return the <filename> of an annotation; the empty string if it has none, or if the reader will refuse it.
+
+    Annotations in the usual form are searched, not parsed, which takes longer.
+    """
     try:
-        match = FILENAME.search(content.decode(codec_of(content), "surrogateescape"))
-    except (LookupError, UnicodeError):
-        return ""  # the reader refuses such a file
-    return unescape(match[1]) if match and "\0" not in match[1] else ""
+        text = content.decode(codec_of(content))
+        found = FILENAME.search(text)
+        if found and "<!" not in text and text.lower().count("filename") == 2:  # in its two tags
+            return found[1].strip()
+        return (parse(path).findtext("filename") or "").strip()
+    except (LookupError, ValueError):
+        return ""

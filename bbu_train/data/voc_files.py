@@ -3,12 +3,13 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from bbu_train.data.encodings import codec_of
-from bbu_train.images.files import ENDINGS
+from bbu_train.images.files import ENDINGS, SpellingOnDisk
+from bbu_train.types.files import Times
 
 SECOND_COLUMN = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # of a list for one class: whether a picture has the class
 
@@ -25,7 +26,13 @@ class NamedFiles:
     def __init__(self, folder: Path, endings: tuple[str, ...]) -> None:
         self.folder = folder
         self.endings = endings
-        self._listings: dict[str, dict[str, list[str]]] = {}
+        self._spelling = SpellingOnDisk()
+        self._listings: dict[str, tuple[Path, dict[str, list[str]]]] = {}
+
+    @property
+    def listed(self) -> Mapping[Path, Times]:
+        """The folders that were listed so far, with their Times before that."""
+        return self._spelling.listed
 
     def find(self, name: str) -> list[Path]:
         """Return the files of a name, which may begin with subfolders, in the order of `endings`.
@@ -33,24 +40,25 @@ class NamedFiles:
         Files with exactly this name come before those in another Unicode form, and these before another case.
         """
         subfolder, _, base = name.rpartition("/")
-        candidates = self._listing(subfolder).get(_fold(base), [])
+        folder, listing = self._listing(subfolder)
+        candidates = listing.get(_fold(base), [])
         for same in (str, _nfc, _fold):
             found = [file for file in candidates if same(_stem(file)) == same(base)]
             if found:
-                return [self.folder / subfolder / file for file in found]
+                return [folder / file for file in found]
         return []
 
-    def _listing(self, subfolder: str) -> dict[str, list[str]]:
+    def _listing(self, subfolder: str) -> tuple[Path, dict[str, list[str]]]:
+        """Return the path of a subfolder on disk, and its files by their folded names."""
         if subfolder not in self._listings:
             listing = defaultdict(list)
-            folder = self.folder / subfolder
-            names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (names alone, a million of them)
-            for name in names:
+            folder = self._spelling(self.folder / subfolder)
+            for name in self._spelling.names_in(folder):
                 if _ending(name) in self.endings:
                     listing[_fold(_stem(name))].append(name)
             for files in listing.values():
                 files.sort(key=lambda file: (self.endings.index(_ending(file)), file))
-            self._listings[subfolder] = dict(listing)
+            self._listings[subfolder] = folder, dict(listing)
         return self._listings[subfolder]
 
 
@@ -75,8 +83,10 @@ def name_of(line: str, annotations: NamedFiles) -> str:
 
 def _names_in(line: str) -> Iterator[str]:
     columns = SECOND_COLUMN.fullmatch(line)
-    for path in [line, columns[1]] if columns else [line]:
-        for name in dict.fromkeys([path, _basename(path)]):
+    for text in [line, columns[1]] if columns else [line]:
+        path = PurePosixPath(text)
+        is_below = not path.is_absolute() and ".." not in path.parts  # else it says where another folder had the file
+        for name in dict.fromkeys([*([str(path)] if is_below else []), _basename(text)]):
             yield name
             if _ending(name) in (*ENDINGS, ".xml"):
                 yield _stem(name)

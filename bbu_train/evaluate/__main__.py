@@ -36,6 +36,8 @@ teachers. Writes table.csv, table.json and table.png, and logs all numbers to th
                                             default twice the longest true answer of a training picture
   batch_size      8                         pictures per batch
   num_workers     as in the run             processes that load pictures in advance; 0: none
+  data.root       as in the run             the folder of the run's data, if it lies elsewhere now; a warning says
+                                            if it is not the data that the run was trained on
   out             <run>/evaluations/<time>  output folder; it must be new or empty
 """
 DEFAULTS = {
@@ -47,6 +49,7 @@ DEFAULTS = {
     "max_new_tokens": None,
     "batch_size": 8,
     "num_workers": None,
+    "data.root": None,
     "out": None,
 }
 
@@ -80,11 +83,14 @@ def evaluate(options: DictConfig) -> None:
     from bbu_train.evaluate.split import load_split
     from bbu_train.evaluate.table import EvaluationTable
     from bbu_train.predict.trained_run import TrainedRun
+    from bbu_train.runs.data_fingerprint import warn_if_changed
 
     out = arguments.new_folder(options.out)
     run = TrainedRun(options.run, options.checkpoint, options.route, max(options.teachers))
+    run.take_data_from(options.data.root)
     with run_folder.built_by_this_code(options.run):
-        data, samples = load_split(run.cfg, options.split)
+        data, samples = load_split(run.cfg.copy(), options.split)
+    warn_if_changed(run.cfg, Path(run.cfg.folder))
     builder = run.make_builder()
     conversations = [
         Conversations(data, samples, num_teachers, builder, run.preprocessing) for num_teachers in options.teachers

@@ -10,6 +10,8 @@ from unicodedata import normalize
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from bbu_train.types.files import Times, times_of
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")  # in lower case; any case is accepted
 TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,20 +32,37 @@ class SpellingOnDisk:
     """A function from a path to the path as it is on disk, where names may be in another Unicode form.
 
     macOS and some archives store "e" and an accent (NFD) where a text holds one letter (NFC). A path that exists
-    is returned as it is, and so is one that exists in no spelling. Each folder is listed once.
+    is returned as it is; of one that exists in no spelling, the folders that do are. Of several spellings it is the
+    first by code point. Each folder is listed once; `listed` holds the Times that it had before that.
     """
 
     def __init__(self) -> None:
+        self.listed: dict[Path, Times] = {}
         self._names: dict[Path, dict[str, str]] = {}
 
     def __call__(self, path: Path) -> Path:
-        if path.exists() or path == path.parent:
-            return path
-        folder = self(path.parent)
+        missing, folder = [], path
+        while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 (Path.exists raises for long names)
+            missing.append(folder.name)
+            folder = folder.parent
+        while missing and (spelling := self._spellings_in(folder).get(normalize("NFC", missing[-1]))) is not None:
+            folder = folder / spelling
+            missing.pop()
+        return folder.joinpath(*reversed(missing))
+
+    def _spellings_in(self, folder: Path) -> dict[str, str]:
         if folder not in self._names:
-            names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (names alone, a million of them)
+            names = sorted(self.names_in(folder), reverse=True)
             self._names[folder] = {normalize("NFC", name): name for name in names}
-        return folder / self._names[folder].get(normalize("NFC", path.name), path.name)
+        return self._names[folder]
+
+    def names_in(self, folder: Path) -> list[str]:
+        """Return the names in a folder, which goes to `listed`; none if it cannot be read."""
+        self.listed.setdefault(folder, times_of(folder))
+        try:
+            return os.listdir(folder)  # noqa: PTH208 (names alone, a million of them)
+        except (OSError, ValueError):  # ValueError: a name that no folder can have
+            return []
 
 
 class UnreadablePicture(ValueError):

@@ -113,8 +113,7 @@ def caption_sum(detections: Detections, query_of_object: Int[Tensor, "objects"],
     if len(samples) == 0:
         dummy = query_of_object.new_zeros(1)
         return 0 * detections.caption_losses(dummy, dummy, query_of_object.new_zeros(1, 1), 1).sum()
-    max_objects = max(batch.objects_per_sample)
-    losses = detections.caption_losses(samples, query_of_object, ids, max_objects)
+    losses = detections.caption_losses(samples, query_of_object, ids, batch.ground_truth.max_objects)
     per_object = losses.sum(-1) / (ids[:, : losses.shape[1]] >= 0).sum(-1)
     num_objects = one_hot(samples, len(batch.sample_ids)).sum(0)[samples]
     return (per_object / num_objects).sum()

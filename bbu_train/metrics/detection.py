@@ -11,14 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster, mask
-from jaxtyping import Float, Int
+from faster_coco_eval import COCO, COCOeval_faster
+from jaxtyping import Float
 
+from bbu_train.metrics.f1 import Pairs, best_f1, boxes_of, count_unknown, match_boxes
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture, class_of
-
-Pairs = list[tuple[Picture, Prediction]]
-"""Annotated pictures with their predictions. `objects` are those that are scored, `ignored` all others."""
 
 AREA_OF_IGNORED = 1e20  # square pixels: outside all of COCO's ranges, so that COCO ignores such a true box
 
@@ -90,7 +88,7 @@ def _ignore_difficult(picture: Picture) -> Picture:
 def _summarize(pairs: Pairs, classes: list[str], evaluation: dict[str, Any]) -> dict[str, float]:
     precision = _average_precision(evaluation)
     agnostic = _average_precision(_evaluate_coco(pairs, classes, is_agnostic=True))
-    f1, threshold = _best_f1(pairs, set(classes))
+    f1, threshold = best_f1(pairs, set(classes))
     return {
         "ap": float(precision.mean()),
         "ap50": float(precision[0].mean()),
@@ -99,7 +97,7 @@ def _summarize(pairs: Pairs, classes: list[str], evaluation: dict[str, Any]) -> 
         "agnostic_ap50": float(agnostic[0].mean()),
         "f1": f1,
         "f1_threshold": threshold,
-        "unknown_class_boxes": float(_count_unknown(pairs, set(classes))),
+        "unknown_class_boxes": float(count_unknown(pairs, set(classes))),
     } | _ap50_by_class(classes, precision[0])
 
 
@@ -168,83 +166,11 @@ def _annotation(image: int, category: int, box_xyxy: Float[np.ndarray, "4"]) -> 
     return {"image_id": image, "category_id": category, "bbox": box, "area": width * height, "iscrowd": 0}
 
 
-def _best_f1(pairs: Pairs, classes: set[str]) -> tuple[float, float]:
-    """Return the maximum of F1 = 2 TP / (predicted + true) over score thresholds, and the threshold.
-
-    Every predicted box counts, whatever its class: one of a class without true objects matches nothing.
-    Predictions are matched in order of their scores, so raising the threshold only cuts off the end of the matching.
-    One matching therefore serves all thresholds.
-    """
-    scores, hits = [], []
-    for picture, prediction in ((picture, _without_ignored(picture, each)) for picture, each in pairs):
-        predicted_classes = np.array([class_of(text) for text in prediction.descriptions], dtype=object)
-        true_classes = np.array([class_of(each.description) for each in picture.objects], dtype=object)
-        true_boxes = _true_boxes(picture)
-        is_unknown = ~np.isin(predicted_classes, list(classes))
-        scores.append(prediction.scores[is_unknown])
-        hits.append(np.zeros(is_unknown.sum(), dtype=bool))
-        for name in classes & set(predicted_classes):
-            is_predicted = predicted_classes == name
-            class_scores = prediction.scores[is_predicted]
-            matches = _match(prediction.boxes_xyxy[is_predicted], class_scores, true_boxes[true_classes == name])
-            hits.append(matches >= 0)
-            scores.append(class_scores)
-    if not any(class_hits.any() for class_hits in hits):
-        return 0.0, 1.0
-    scores, hits = np.concatenate(scores), np.concatenate(hits)
-    order = np.argsort(-scores, kind="stable")
-    scores, true_positives = scores[order], hits[order].cumsum()
-    num_true = sum(len(picture.objects) for picture, _ in pairs)
-    f1 = 2 * true_positives / (np.arange(1, len(scores) + 1) + num_true)
-    f1[:-1][scores[:-1] == scores[1:]] = 0  # no threshold separates equal scores
-    best = int(f1.argmax())
-    return float(f1[best]), float(scores[best])
-
-
-def _count_unknown(pairs: Pairs, classes: set[str]) -> int:
-    """Return the number of predicted boxes of classes that no true object has, but for those of ignored objects."""
-    counted = (_without_ignored(picture, prediction) for picture, prediction in pairs)
-    return sum(class_of(text) not in classes for prediction in counted for text in prediction.descriptions)
-
-
-def _without_ignored(picture: Picture, prediction: Prediction) -> Prediction:
-    """Leave out predictions of ignored objects. As in VOC, a prediction is of the object that it overlaps the most."""
-    if not picture.ignored or not len(prediction.scores):
-        return prediction
-    truth = replace(picture, objects=picture.objects + picture.ignored)
-    overlaps = mask.iou(_xywh(prediction.boxes_xyxy), _xywh(_true_boxes(truth)), [0] * len(truth.objects))
-    predicted_classes = [class_of(text) for text in prediction.descriptions]
-    true_classes = [class_of(each.description) for each in truth.objects]
-    overlaps[np.array(predicted_classes)[:, None] != np.array(true_classes)] = -1
-    is_kept = (overlaps.argmax(axis=1) < len(picture.objects)) | (overlaps.max(axis=1) < 0.5)
-    descriptions = tuple(text for text, kept in zip(prediction.descriptions, is_kept, strict=True) if kept)
-    return Prediction(prediction.boxes_xyxy[is_kept], prediction.scores[is_kept], descriptions)
-
-
-def _match(
-    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], true_boxes: Float[np.ndarray, "m 4"]
-) -> Int[np.ndarray, "n"]:
-    """Return the index of the true box that each prediction of a picture matches, or -1.
-
-    COCO's rule: in order of score, each prediction takes the free true box with the highest IoU, if it is 0.5 or more.
-    """
-    matches = np.full(len(boxes), -1)
-    if not len(boxes) or not len(true_boxes):
-        return matches
-    overlaps = mask.iou(_xywh(boxes), _xywh(true_boxes), [0] * len(true_boxes))
-    for index in np.argsort(-scores, kind="stable"):
-        target = overlaps[index].argmax()
-        if overlaps[index, target] >= 0.5:
-            matches[index] = target
-            overlaps[:, target] = -1
-    return matches
-
-
 def _description_metrics(pairs: Pairs) -> dict[str, float]:
     """Return the share of objects that a prediction of any class matches, and the accuracy of their descriptions."""
     descriptions: list[tuple[list[str], list[str]]] = []  # levels of the true and of the predicted description
     for picture, prediction in pairs:
-        matches = _match(prediction.boxes_xyxy, prediction.scores, _true_boxes(picture))
+        matches = match_boxes(prediction.boxes_xyxy, prediction.scores, boxes_of(picture))
         for index in np.flatnonzero(matches >= 0):
             true = picture.objects[matches[index]].description
             descriptions.append((true.split("/"), prediction.descriptions[index].split("/")))
@@ -255,11 +181,3 @@ def _description_metrics(pairs: Pairs) -> dict[str, float]:
         is_right = [true[:level] == predicted[:level] for true, predicted in descriptions if len(true) >= level]
         metrics[f"description/level_{level}"] = float(np.mean(is_right))
     return metrics
-
-
-def _true_boxes(picture: Picture) -> Float[np.ndarray, "n 4"]:
-    return np.array([each.box_xyxy for each in picture.objects], dtype=float).reshape(-1, 4)
-
-
-def _xywh(boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1).astype(float)

@@ -43,6 +43,8 @@ Coordinates are pixels of the upright original. Pictures of the run's own data a
   num_workers         as in the run             processes that load pictures in advance; 0: none
   truth               true                      true: show the true boxes of pictures that are in the run's
                                                 data; false: show none, and read the data only for teachers
+  data.root           as in the run             the folder of the run's data, if it lies elsewhere now; a
+                                                warning says if it is not the data that the run was trained on
   out                 <run>/predictions/<time>  output folder; it must be new or empty
 """
 DEFAULTS = {
@@ -56,6 +58,7 @@ DEFAULTS = {
     "batch_size": 8,
     "num_workers": None,
     "truth": True,
+    "data.root": None,
     "out": None,
 }
 
@@ -92,6 +95,7 @@ def predict(options: DictConfig) -> None:
 
     out = arguments.new_folder(options.out)
     run = TrainedRun(options.run, options.checkpoint, options.route, options.teachers)
+    run.take_data_from(options.data.root)
     paths = find_pictures(options.images)
     samples = build_samples(paths, run.picture_format, run.load_data(options.truth), options.teachers)
     predictor = run.load_predictor(options.max_new_tokens)

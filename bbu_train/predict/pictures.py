@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from bbu_train.conversation.patches import resized_size
 from bbu_train.data.splits import Splits
@@ -24,7 +25,9 @@ def find_pictures(images: str) -> list[Path]:
     if path.is_dir():
         paths = [each for each in path.rglob("*") if not _is_hidden(each.relative_to(path))]
     else:
-        paths = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (Path.glob takes no absolute one)
+        patterns = {str(path), *(normalize(form, str(path)) for form in ("NFC", "NFD"))}
+        matches = {name for each in patterns for name in glob.glob(each, recursive=True)}  # noqa: PTH207 (Path.glob takes no absolute one)
+        paths = [Path(name) for name in matches]
     if not paths and not path.is_dir():
         raise InputError(f"images={images}: there is no such file or folder, and no file matches it as a pattern.")
     # Broken links stay in, and `build_samples` reports them.

@@ -2,9 +2,11 @@
 
 import logging
 from functools import partial
+from pathlib import Path
 
 import torch
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.checkpoint.local import Checkpoint
@@ -13,6 +15,9 @@ from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs.config_keys import leaves
+from bbu_train.runs.data_fingerprint import OUTPUTS, warn_if_changed
+from bbu_train.runs.identity import is_data_root
 from bbu_train.training import untrained_head
 from bbu_train.training.setup import build
 from bbu_train.types.samples import PictureFormat
@@ -40,6 +45,17 @@ class TrainedRun:
         self.saved = self._find_checkpoint(checkpoint)
         with run_folder.built_by_this_code(folder):
             self.preprocessing = build(cfg.model.preprocessing)
+
+    def take_data_from(self, root: str | None) -> None:
+        """Read the run's data under another root, if one is given. Raises InputError if the run draws its data."""
+        if root is None:
+            return
+        values = dict(leaves(OmegaConf.to_container(self.cfg, resolve=False)))
+        keys = [key for key, raw in values.items() if is_data_root(key) and not str(raw).startswith(OUTPUTS)]
+        if not keys:
+            raise InputError(f"data.root={root}: the run in {self.folder} draws its pictures itself. Leave it out.")
+        for key in keys:
+            OmegaConf.update(self.cfg, key, root)
 
     def _find_checkpoint(self, checkpoint: str | int) -> Checkpoint:
         checkpoints = build(self.cfg.checkpoint)
@@ -69,7 +85,7 @@ class TrainedRun:
             return build(self.cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
 
     def load_data(self, should_show_truth: bool) -> Splits | None:
-        """Return the run's data, or None if neither teachers nor true boxes are needed.
+        """Return the run's data, or None if neither teachers nor true boxes are needed. Warns if the data has changed.
 
         If the data cannot be read, it raises InputError if teachers are needed. If only true boxes are, it warns and
         returns None.
@@ -79,12 +95,14 @@ class TrainedRun:
             return None
         try:
             with run_folder.built_by_this_code(self.folder):
-                return build(self.cfg.data)
+                data = build(self.cfg.data)
         except InstantiationException as error:
             if needs_pool or not isinstance(error.__cause__, InputError | OSError):
                 raise
             log.warning("True boxes are not shown, because the run's data cannot be read: %s", error.__cause__)
             return None
+        warn_if_changed(self.cfg, Path(self.cfg.folder))
+        return data
 
     def load_predictor(self, max_new_tokens: int) -> Predictor:
         """Load the model with the checkpoint's weights, on the GPU if there is one.

@@ -26,7 +26,7 @@ def _by_split(rows: Iterable[Any]) -> dict[str, list[Any]]:
         if isinstance(row, dict) and "split" in row:
             annotations = splits.setdefault(row["split"], [])
         elif isinstance(row, list):
-            annotations.append([row[0], row[1], [(name, times[0], digest) for name, times, digest in row[3]]])
+            annotations.append([row[0], row[1], [(name, times[0], digest) for digest, times, name, *_ in row[3]]])
     return splits
 
 

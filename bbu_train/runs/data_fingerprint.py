@@ -1,12 +1,12 @@
 """The fingerprint of the data that a run reads: a part of its identity, computed without torch and without decoding.
 
 It covers, in the order of the samples: which samples a split has; the bytes of every annotation; and of every picture
-its name relative to the root, its size in bytes, and its content, but of a file above 8 KiB only the first and the
-last 4 KiB. It does not depend on where the root lies, on times, or on the order in which a file system lists names.
+its name relative to the root, its size in bytes, and its first 4 KiB and last 1 KiB. It does not depend on where the
+root lies, on times, or on the order in which a file system lists names.
 
-An edit goes unnoticed only if it keeps the name and size of a picture above 8 KiB and lies between the 4 KiB at its
-ends; or, where the cache knows the file, if it keeps the size and both times of the file. (A program can set the time
-of the content's change, but not that of the inode's change.)
+An edit goes unnoticed only if it keeps the name and size of a picture and lies between the 4 KiB at its start and the
+1 KiB at its end; or, where the cache knows the file, if it keeps the size and both times of the file. (A program can
+set the time of the content's change, but not that of the inode's change.)
 
 The record of the data (`data_record`) is cached in <outputs>/data/fingerprints/, so that the next time files are only
 asked for their size and times; and it is kept in the run's folder, so that a change can be described.
@@ -66,16 +66,22 @@ def _compute(cached: Path, sources: Sequence[DataFiles]) -> str:
 
 
 def keep_record(cfg: DictConfig, folder: Path) -> None:
-    """Write the record of the present data into the folder of a run."""
+    """Write the record of the present data into the folder of a run.
+
+    Raises InputError if the data is not what `cfg` notes: then it changed while the run read it.
+    """
     if not (sources := _data_files(cfg)):
         return
     cached = _cache_path(cfg, sources)
     with open_atomically(folder / RECORD) as target:
-        if data_record.unchanged_digest(cached, sources) is None:
-            data_record.write(data_record.rows_of(sources, cached), target)
+        digest = data_record.unchanged_digest(cached, sources)
+        if digest is None:
+            digest, _ = data_record.write(data_record.rows_of(sources, cached), target)
         else:
             with cached.open("rb") as source:
                 shutil.copyfileobj(source, target)
+        if digest != OmegaConf.select(cfg, DATA):
+            raise InputError("The data has changed since this command was given. Give it again.")
 
 
 def refuse_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None = None) -> None:
@@ -83,21 +89,41 @@ def refuse_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None 
 
     `folder` is the run's: if the run has begun, it holds the record of its data.
     """
-    present, noted = fingerprint(cfg, known), OmegaConf.select(cfg, DATA)
-    if present == noted:
-        return
-    if noted is None:
-        log.warning("The run in %s is older than fingerprints of data: its data is taken to be the same.", folder)
+    if not _has_changed(cfg, folder, known):
         return
     if not folder.exists():
         raise InputError(f"The data of {folder.name} has changed since its sweep was started. Give its command again.")
+    what = f"The data of the run in {folder} is not what it was when the run began"
+    raise all_problems(what, _changes(cfg, folder), "Restore the data, or start a new run with the data as it is now.")
+
+
+def warn_if_changed(cfg: DictConfig, folder: Path) -> None:
+    """Log one warning, with what changed, if the data is not what the config of the run in `folder` notes.
+
+    Such data can be scored, but the scores do not compare with those that the run itself has logged.
+    """
+    try:
+        if _has_changed(cfg, folder, None):
+            changes = "; ".join(_changes(cfg, folder))
+            log.warning("The data is not what the run in %s was trained and scored on: %s", folder, changes)
+    except InputError as error:
+        log.warning("The data cannot be compared with that of the run in %s: %s", folder, error)
+
+
+def _has_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None) -> bool:
+    """Whether the data is not what the config of the run notes. A run that notes nothing gets a warning."""
+    present, noted = fingerprint(cfg, known), OmegaConf.select(cfg, DATA)
+    if present != noted and noted is None:
+        log.warning("The run in %s is older than fingerprints of data: its data is taken to be the same.", folder)
+    return present != noted and noted is not None
+
+
+def _changes(cfg: DictConfig, folder: Path) -> list[str]:
     try:
         before = list(data_record.read_rows(folder / RECORD))
-        changes = data_changes.describe(before, data_record.rows_of(_data_files(cfg), None))
+        return data_changes.describe(before, data_record.rows_of(_data_files(cfg), None))
     except data_record.DAMAGED:
-        changes = [f"{folder / RECORD} is missing or damaged, so it is unknown what changed"]
-    what = f"The data of the run in {folder} is not what it was when the run began"
-    raise all_problems(what, changes, "Restore the data, or start a new run with the data as it is now.")
+        return [f"{folder / RECORD} is missing or damaged, so it is unknown what changed"]
 
 
 def _data_files(cfg: DictConfig) -> list[DataFiles]:

@@ -6,6 +6,7 @@ fingerprints, so every rank may call it. No torch is needed.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from bbu_train.runs.identity import (
 )
 from bbu_train.runs.names import check_name, folder_name
 
+log = logging.getLogger(__name__)
 _ABSENT = object()
 
 
@@ -118,11 +120,26 @@ def _short_key(key: str, keys: Sequence[str]) -> str:
     return next((ending for ending in endings if not any(other.endswith(f".{ending}") for other in others)), key)
 
 
+def _load(folder: str) -> DictConfig:
+    """Return the stored config of a run, with a warning if it was edited since the run began."""
+    stored = run_folder.load(folder)
+    noted, identity = OmegaConf.select(stored, "about.identity"), run_identity(stored)
+    if noted not in (None, identity):
+        log.warning(
+            "%s was edited, or written by other code: it notes the identity %s, and its values have %s. The run goes "
+            "on with these values.",
+            Path(stored.folder) / run_folder.CONFIG,
+            noted,
+            identity,
+        )
+    return stored
+
+
 def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
     """Return the config of the run in the folder that `resume=` names, with the neutral values of this command."""
     if located := [key for key in given_keys if key in LOCATION_KEYS]:
         raise InputError(f"resume={cfg.resume} already says where the run lies. Leave out {', '.join(located)}.")
-    stored = run_folder.load(str(cfg.resume))
+    stored = _load(str(cfg.resume))
     compared = None if "experiment" in given_keys else given_keys  # an experiment's file may set any key
     _refuse(_differences(stored, cfg, compared), cfg.resume, "Leave these out, or start a new run with them.")
     merged = _merge(stored, cfg, [*given_keys, "resume"])
@@ -132,7 +149,7 @@ def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
 
 def _resume_name(cfg: DictConfig, given_keys: Sequence[str], known_data: dict[Path, str] | None) -> DictConfig:
     """Return the config of the existing run that `run=` names, with the neutral values of this command."""
-    stored = run_folder.load(cfg.folder)
+    stored = _load(cfg.folder)
     _refuse(_differences(stored, cfg, None), cfg.folder, "Give another run=<name>, or the same values.")
     merged = _merge(stored, cfg, [*given_keys, *LOCATION_KEYS])
     refuse_changed(merged, Path(merged.folder), known_data)

@@ -38,6 +38,7 @@ def launch_search(command: SearchCommand, arguments: Sequence[str]) -> int:
     if not launcher.can_search:
         raise InputError("A search needs a process for each trial: give hydra/launcher=local, or slurm.")
     ledger = Ledger(Path(first.cfg.folder).parent / "ledger")
+    launcher.check(ledger)
     with locked(ledger.folder):
         _refuse_conflicts(ledger, command, first)  # before the slow check, and again after it
     (known,) = estimate.from_finished_runs([first])

@@ -161,6 +161,15 @@ def test_a_line_of_a_split_may_have_folders_an_ending_and_a_second_column(root, 
     assert [sample.id for sample in load(root).train] == ["Annotations/a.xml", "Annotations/b.xml"]
 
 
+@pytest.mark.parametrize(
+    "line", ["{}/Annotations/a.xml", "{}/JPEGImages/a.png", "../Annotations/a.xml", "./a", "x/../a"]
+)
+def test_folders_outside_of_annotations_are_left_out_of_a_name_even_if_they_exist(root, line):
+    (root / "Annotations/x").mkdir()
+    list_names(root, line.format(root))
+    assert [sample.id for sample in load(root).train] == ["Annotations/a.xml"]
+
+
 @pytest.mark.parametrize("name", ["a 1", "a.jpg"])
 def test_a_name_that_looks_like_two_columns_or_has_an_ending_is_taken_as_it_is(root, name):
     draw(root, f"{name}.png")

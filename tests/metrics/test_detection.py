@@ -6,7 +6,7 @@ import pytest
 from mlflow.utils.validation import _validate_metric_name
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scored import A, B, C, perfect, picture, prediction
+from scored import A, B, C, iou, perfect, picture, prediction
 
 from bbu_train.metrics.detection import detection_metrics, full_detection_metrics
 from bbu_train.runtime.seeds import generator
@@ -63,22 +63,6 @@ def test_ap_by_class_is_cocos_and_its_blind_spot_is_a_number_beside_it():
     assert (swapped["ap50"], swapped["agnostic_ap50"], swapped["unknown_class_boxes"]) == (0.0, 1.0, 0)
 
 
-def test_f1_counts_a_predicted_box_of_any_class_in_any_annotated_picture():
-    pictures = [picture((A, "x"), (B, "x")), picture()]
-    correct = prediction((A, 0.9, "x"), (B, 0.5, "x"))
-    for box, name in ((C, "screw"), (A, "screw"), (C, "x"), (C, "")):  # of a class with and without true objects
-        for wrong in (
-            [prediction((A, 0.9, "x"), (box, 0.7, name), (B, 0.5, "x"))],
-            [correct, prediction((box, 0.7, name))],
-        ):
-            predictions = [*wrong, prediction()][:2]
-            metrics = detection_metrics(pictures, predictions)
-            assert (metrics["f1"], metrics["f1_threshold"]) == (
-                pytest.approx(4 / 5),
-                0.5,
-            )  # 2 hits, 3 predicted, 2 true
-
-
 def test_without_true_objects_nothing_is_defined():
     assert detection_metrics([picture()], [prediction((A, 0.9, "x"))]) == {}
     assert full_detection_metrics([picture()], [prediction((A, 0.9, "x"))]) == {}
@@ -108,54 +92,6 @@ def test_class_names_become_distinct_metric_names_that_mlflow_accepts():
     for name in metrics:
         _validate_metric_name("eval/" + name)
     assert max(map(len, metrics)) <= 245
-
-
-def brute_force_f1(pictures, predictions):
-    """The best F1 over all thresholds, with a new matching at each."""
-    best = 0.0
-    for threshold in {score for each in predictions for score in each.scores}:
-        num_hits = num_predicted = 0
-        for truth, predicted in zip(pictures, predictions, strict=True):
-            free = list(truth.objects)
-            indices = [i for i in np.argsort(-predicted.scores, kind="stable") if predicted.scores[i] >= threshold]
-            num_predicted += len(indices)
-            for i in indices:
-                candidates = [
-                    (iou(predicted.boxes_xyxy[i], each.box_xyxy), each)
-                    for each in free
-                    if each.description == predicted.descriptions[i]
-                ]
-                overlap, target = max(candidates, key=lambda candidate: candidate[0], default=(0.0, None))
-                if overlap >= 0.5:
-                    num_hits += 1
-                    free.remove(target)
-        best = max(best, 2 * num_hits / (num_predicted + sum(len(each.objects) for each in pictures)))
-    return best
-
-
-def iou(a, b):
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    intersection = max(width, 0) * max(height, 0)
-    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_f1_equals_a_new_matching_at_every_threshold(seed):
-    random = generator("f1", seed)
-
-    def boxes(count):
-        corners = random.uniform(0, 30, (count, 2))
-        return np.concatenate([corners, corners + random.uniform(15, 30, (count, 2))], axis=1)
-
-    pictures, predictions = [], []
-    for _ in range(4):
-        pictures.append(picture(*((box, random.choice(["x", "y"])) for box in boxes(random.integers(0, 6)))))
-        detections = [
-            (box, round(random.random(), 1), random.choice(["x", "y", "z"])) for box in boxes(random.integers(1, 8))
-        ]
-        predictions.append(prediction(*detections))
-    assert {class_of(each.description) for picture in pictures for each in picture.objects} == {"x", "y"}
-    assert detection_metrics(pictures, predictions)["f1"] == pytest.approx(brute_force_f1(pictures, predictions))
 
 
 def random_detections(seed):

@@ -69,6 +69,16 @@ def test_a_picture_is_found_in_either_unicode_form_of_its_name(tmp_path):
         path.parent.mkdir()
         path.touch()
         assert find_pictures(str(path.parent / normalize(written, path.name))) == [path]
+        for pattern in ("répét*.jpg", "*éteur.*"):
+            assert find_pictures(str(path.parent / normalize(written, pattern))) == [path]
+
+
+def test_a_pattern_finds_pictures_in_folders_of_either_unicode_form(tmp_path):
+    path = tmp_path / normalize("NFD", "été/répéteur") / "a.jpg"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    for pattern in ("été/répéteur/*.jpg", "été/*/a.jpg", "*/répéteur/a.jpg", "**/répéteur/*"):
+        assert find_pictures(f"{tmp_path}/{normalize('NFC', pattern)}") == [path]
 
 
 @pytest.mark.parametrize("images", ["nowhere", "*.gif", "empty"])

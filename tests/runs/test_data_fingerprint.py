@@ -188,28 +188,6 @@ def test_what_no_sample_names_is_no_part_of_it(kind, root, of):
     assert fingerprint(of(root)) == before
 
 
-def test_the_picture_that_an_annotation_names_is_part_of_it_whatever_it_is_called(root, kind, of):
-    named = root / ("JPEGImages" if kind == "voc" else "pictures") / "数据 (1).png"
-    draw(named, 50)
-    target = root / ("Annotations/b.xml" if kind == "voc" else "train.jsonl")
-    replace(target, b"b.png", "数据 (1).png".encode())
-    before = fingerprint(of(root))
-    draw(named, 51)
-    assert fingerprint(of(root)) != before
-
-
-def test_the_lists_of_voc_may_have_endings_and_columns(tmp_path, config):
-    root = make_voc(tmp_path / "data")
-    (root / "ImageSets/Main/train.txt").write_text("a.jpg\nb  1\nJPEGImages/c.png -1\n")
-    cfg = config("data=voc").copy()
-    cfg.data.root, cfg.outputs = str(root), str(tmp_path / "outputs")
-    known = {fingerprint(cfg)}
-    for name in NAMES:
-        draw(root / "JPEGImages" / f"{name}.png", 9)
-        known.add(fingerprint(cfg))
-    assert len(known) == 5
-
-
 # ---- how it is found ----
 
 
@@ -321,6 +299,30 @@ def test_a_run_without_a_record_is_refused_as_well(root, start):
     draw(next(root.rglob("a.png")), 5)
     with pytest.raises(InputError, match="unknown what changed"):
         start(root)
+
+
+@ONE_FORMAT
+def test_data_that_changes_while_a_run_starts_is_refused_before_the_run_begins(root, start):
+    cfg = start(root)
+    draw(next(root.rglob("a.png")), 5)
+    with pytest.raises(InputError, match="changed since this command was given"):
+        run_folder.create(cfg.folder, cfg)
+    assert not (Path(cfg.folder) / run_folder.CONFIG).exists()
+
+
+@ONE_FORMAT
+def test_a_config_that_was_edited_since_the_run_began_is_said_on_resume(root, start, caplog):
+    cfg = start(root)
+    path = begin(cfg) / run_folder.CONFIG
+    again = {"resume": cfg.folder, "sweep": None, "run": None}
+    assert start(root, **again).run == "r"
+    assert not caplog.messages
+    replace(path, b"\neval_every: 100\n", b"\neval_every: 7\n")  # changes no result
+    start(root, **again)
+    assert not caplog.messages
+    replace(path, b"\nseed: 17\n", b"\nseed: 18\n")
+    start(root, **again)
+    assert f"{path} was edited, or written by other code: it notes the identity {cfg.about.identity}" in caplog.text
 
 
 @ONE_FORMAT
