@@ -5,6 +5,7 @@ These programs are not Hydra applications: there, `checkpoint=best` would choose
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
 from bbu_train.runs import names
 from bbu_train.runs.config_keys import leaves, type_problem
+
+# Characters that YAML takes as escapes only; lone surrogates stand for bytes that are no UTF-8.
+NOT_IN_YAML = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def run_program(
@@ -46,13 +50,15 @@ def run_program(
 def _quote_text(word: str) -> str:
     """Quote the value of a name or a path for YAML, where a bare `*.jpg` is an alias and a bare `2026_01` a number.
 
-    JSON's escapes also carry bytes that are no UTF-8.
+    Characters beyond U+FFFF stay as they are: YAML reads JSON's escape of one as two halves.
     """
     key, equals, value = word.partition("=")
     if not equals or not names.is_text(key) or (text := names.typed_text(value)) is None:
         return word
     escaped = text.replace("${", "\\${")
-    return f"{key}={json.dumps(escaped)}"
+    quoted = json.dumps(escaped, ensure_ascii=False)
+    escape = NOT_IN_YAML.sub(lambda found: "\\u" + format(ord(found[0]), "04x"), quoted)
+    return f"{key}={escape}"
 
 
 def parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:

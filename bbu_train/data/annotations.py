@@ -1,7 +1,6 @@
 """What all readers of annotated pictures share: the checks, the text of descriptions, and reading in threads."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,12 +9,10 @@ from itertools import islice
 from pathlib import Path
 from sys import intern
 from typing import NamedTuple, TypeVar
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from bbu_train.data.boxes import box_problem, clip, format_box
-from bbu_train.data.findings import Action, Finding, ReaderCounts, count_changed_objects
-from bbu_train.data.splits import Splits
-from bbu_train.data.teachers import TeacherDraw
+from bbu_train.data.findings import Action, Finding
 from bbu_train.errors import InputError
 from bbu_train.images.files import SpellingOnDisk, UnreadablePicture, read_header
 from bbu_train.runtime.file_names import printable
@@ -23,11 +20,11 @@ from bbu_train.types.samples import Object, Picture, Sample
 
 NUM_THREADS = 8  # reading headers waits for the disk or the network; more threads only wait for each other
 CHUNK_SIZE = 32  # lines or files that a thread takes at a time
-MAX_UNUSED = 100  # kinds of unused elements that are counted, the most frequent ones: keys may differ in every line
 BAD_BOXES = ("error", "drop", "clip")
 
 # Blanks, and characters without width that editors and tools leave behind, such as a byte order mark.
 BLANKS = r"[\s\u200b\u200e\u200f\u2060\ufeff]*"
+UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode categories: separators, control and format characters
 LEVEL_BREAK = re.compile(f"{BLANKS}/{BLANKS}")
 OUTER_BLANKS = re.compile(rf"\A{BLANKS}|{BLANKS}\Z")
 
@@ -62,6 +59,11 @@ def clean_description(text: str) -> str:
     decoded caption can equal the result. It is interned, because many objects share a description.
     """
     return intern(OUTER_BLANKS.sub("", LEVEL_BREAK.sub("/", normalize("NFC", text))))
+
+
+def has_text(description: str) -> bool:
+    """Whether a cleaned description has a character that can be seen, other than the slashes between levels."""
+    return any(character not in "/\u3164" and category(character) not in UNSEEN for character in description)
 
 
 class PictureChecker:
@@ -149,23 +151,6 @@ def read_all(items: Iterable[Item], read_one: Callable[[Item], Reading]) -> list
             for results in threads.map(lambda chunk: [read_one(item) for item in chunk], in_flight):
                 readings += results
     return readings
-
-
-def splits_of(readings: Mapping[str, Sequence[Reading]], teachers: TeacherDraw) -> Splits:
-    """Return the samples of both splits, "train" and "validation", with what the reader changed and did not use."""
-    train, validation = (
-        tuple(reading.sample for reading in readings[name] if reading.sample) for name in ("train", "validation")
-    )
-    return Splits(train, validation, teachers, {name: _count(split) for name, split in readings.items()})
-
-
-def _count(readings: Iterable[Reading]) -> ReaderCounts:
-    changed: Counter[str] = Counter()
-    unused: Counter[str] = Counter()
-    for reading in readings:
-        changed.update(count_changed_objects(reading.findings))
-        unused.update(reading.unused)
-    return ReaderCounts(dict(changed), dict(unused.most_common(MAX_UNUSED)))
 
 
 def _split(items: Iterable[Item]) -> Iterator[list[Item]]:

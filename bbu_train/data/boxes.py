@@ -38,16 +38,17 @@ def box_problem(box_xyxy: Box, size: tuple[int, int] | None) -> BoxProblem | Non
 def clip(box_xyxy: Box, size: tuple[int, int]) -> Box | None:
     """Return the part of a box that lies in its picture of (width, height), or None if there is none.
 
-    None too for a box that is inverted, of zero area or not finite: no part of it is known to be right.
+    None too if less than a pixel is left of a side, and for a box that is inverted, of zero area or not finite: no part
+    of it is known to be right.
     """
     width, height = size
     x1, y1, x2, y2 = box_xyxy
     if not all(math.isfinite(value) for value in box_xyxy):
         return None
     x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+    return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else None
 
 
 def format_box(box_xyxy: Box) -> str:
     """Return a box as JSON, whole numbers without a decimal point."""
-    return json.dumps([int(value) if value.is_integer() else value for value in box_xyxy])
+    return json.dumps([int(value) if value.is_integer() and abs(value) < 1e15 else value for value in box_xyxy])

@@ -13,7 +13,7 @@ FIRST_BYTES = {
     b"<\0": "utf-16-le",
     b"\0<": "utf-16-be",
 }
-DECLARATION = re.compile(rb"""<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
+DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
 
 # Files that declare the first are often in the second, which contains it. Browsers do nearly the same (WHATWG).
 CONTAINED_IN = {

@@ -86,7 +86,7 @@ def _pictures_of_line(line: bytes) -> tuple[str, ...]:
 
     Lines in the usual form are searched, not parsed, which takes as long as all the rest.
     """
-    number = line.count(b'"images"')
+    number = 0 if b"\\u00" in line else line.count(b'"images"')  # an ASCII letter may be escaped, also in a key
     first = IMAGES.search(line) if number == 1 else None
     found = [first[1]] if first else IMAGES.findall(line)
     if found and len(found) == number:

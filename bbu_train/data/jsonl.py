@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, Reading, check_root, read_all, splits_of
+from bbu_train.data.annotations import PictureChecker, Reading, check_root, read_all
 from bbu_train.data.findings import Action, Finding, raise_or_log
 from bbu_train.data.jsonl_line import LineReader
-from bbu_train.data.splits import Splits
+from bbu_train.data.splits import Splits, splits_of
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.runtime.file_names import printable
+
+MAX_FIRST_LINE = 1000  # bytes that tell the format
 
 
 def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, teachers: TeacherDraw) -> Splits:
@@ -41,9 +43,22 @@ def _read_file(folder: Path, key: str, name: str, checker: PictureChecker) -> li
     path = folder / name
     if not path.is_file():
         return [_error(f"data.{key}={name}: no such file under data.root={folder}")]
+    if (problem := _format_problem(path)) is not None:
+        return [_error(f"{printable(path.name)} (data.{key}={name}): {problem}")]
     read_line = partial(_read_line, folder, printable(path.name), checker)
     readings = read_all(_numbered_lines(path), read_line)
     return readings or [_error(f"{path.name}: empty file (data.{key}={name})")]
+
+
+def _format_problem(path: Path) -> str | None:
+    """Return why a file as a whole is no JSON Lines file in UTF-8, or None."""
+    with path.open("rb") as file:
+        first = file.readline(MAX_FIRST_LINE).removeprefix(codecs.BOM_UTF8).strip()
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or first[:2].count(0) == 1:
+        return "it is in UTF-16; save it as UTF-8"
+    if first in (b"[", b"{") or first.startswith(b"[{"):
+        return "it is one JSON document; expected one sample {...} per line, without [ and ] around all"
+    return None
 
 
 def _error(text: str) -> Reading:
@@ -53,7 +68,7 @@ def _error(text: str) -> Reading:
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            text = line.removeprefix(codecs.BOM_UTF8)  # on any line, if files were joined
             if text.strip():
                 yield number, text
 

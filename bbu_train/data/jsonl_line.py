@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description
+from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description, has_text
 from bbu_train.data.boxes import Box
 from bbu_train.data.findings import Action, Finding
 from bbu_train.data.same_bytes import first_with_same_bytes
@@ -15,6 +15,14 @@ from bbu_train.runtime.wording import cut
 from bbu_train.types.samples import Object, Picture, Sample
 
 PICTURE_KEYS = ("images", "objects")
+
+
+def _stem(key: str) -> str:
+    return key.strip().casefold().removesuffix("s")
+
+
+KEY_OF_STEM = {_stem(key): key for key in (*PICTURE_KEYS, "student", "teachers")}
+"""The keys of a line by their stems: a further key of such a stem is a slip."""
 
 
 class LineReader:
@@ -32,6 +40,9 @@ class LineReader:
         if value is not None and "student" not in value and "teachers" not in value:
             student = self._read_picture(self.where, value, allow_further=True)
             unused = {key: 1 for key in value if key not in PICTURE_KEYS}
+            for key in unused if student is not None else ():
+                if (known := KEY_OF_STEM.get(_stem(key))) is not None:
+                    self._report(self.where, f"unknown key {_quote([key])}, which is nearly {_quote([known])}")
         elif value is not None:
             student, teachers = self._read_student_and_teachers(value)
         return Reading(Sample(self.where, student, teachers) if student else None, self.findings, unused)
@@ -94,7 +105,7 @@ class LineReader:
         if not self._has_keys(f"{where} {label}", value, ("bbox_2d", "desc"), allow_further=False):
             return None
         description, is_text = value["desc"], isinstance(value["desc"], str)
-        if not is_text or not clean_description(description):
+        if not is_text or not has_text(clean_description(description)):
             self._report(f"{where} {label}", f'"desc" must be text that is not blank, found {_show(description)}')
         elif not _is_unicode(description):
             self._report(f"{where} {label}", f'"desc" holds half a surrogate pair: {_show(description)}')

@@ -1,12 +1,16 @@
 """`Splits`: the training and validation samples that every data set (conf/data) returns."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bbu_train.data.findings import ReaderCounts
+from bbu_train.data.annotations import Reading
+from bbu_train.data.findings import ReaderCounts, count_changed_objects
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.types.samples import Picture, Sample
+
+MAX_UNUSED = 100  # kinds of unused elements that are counted, the most frequent ones: keys may differ in every line
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,20 @@ class Splits:
         """Return `sample` with `num_teachers` teachers, drawn as in validation even if its data fixes them."""
         draw = replace(self.teachers, num_validation_teachers=num_teachers)
         return replace(sample, teachers=draw.draw_validation(replace(sample, teachers=None), self.pool))
+
+
+def splits_of(readings: Mapping[str, Sequence[Reading]], teachers: TeacherDraw) -> Splits:
+    """Return the samples of both splits, "train" and "validation", with what the reader changed and did not use."""
+    train, validation = (
+        tuple(reading.sample for reading in readings[name] if reading.sample) for name in ("train", "validation")
+    )
+    return Splits(train, validation, teachers, {name: _count(split) for name, split in readings.items()})
+
+
+def _count(readings: Iterable[Reading]) -> ReaderCounts:
+    changed: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
+    for reading in readings:
+        changed.update(count_changed_objects(reading.findings))
+        unused.update(reading.unused)
+    return ReaderCounts(dict(changed), dict(unused.most_common(MAX_UNUSED)))

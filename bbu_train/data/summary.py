@@ -48,6 +48,7 @@ class SplitSummary:
     num_repeated            those whose bytes an earlier picture of the split has
     num_fixed_teachers      teacher pictures that the data fixes, over all samples
     num_objects             all of them
+    num_difficult           objects that are not scored, and trained only if they are among `num_objects`
     num_objects_by_class    the most frequent class first
     smallest_box            by area; None without objects, like the next two
     largest_box             by area
@@ -62,6 +63,7 @@ class SplitSummary:
     num_repeated: int
     num_fixed_teachers: int
     num_objects: int
+    num_difficult: int
     num_objects_by_class: Mapping[str, int]
     smallest_box: BoxSize | None
     largest_box: BoxSize | None
@@ -126,6 +128,11 @@ def _summarize_split(
         num_repeated=len(samples) - len({first_path[sample.student.path] for sample in samples}),
         num_fixed_teachers=sum(len(sample.teachers or ()) for sample in samples),
         num_objects=classes.total(),
+        num_difficult=sum(
+            each.is_difficult
+            for sample in samples
+            for each in (*(sample.student.objects or ()), *sample.student.ignored)
+        ),
         num_objects_by_class=dict(classes.most_common()),
         smallest_box=_box_size(_extreme(samples, lambda each: -_area(each))),
         largest_box=_box_size(_extreme(samples, _area)),
@@ -170,6 +177,8 @@ def _describe(split: SplitSummary) -> str:
         "without an object": split.num_empty,
         "unannotated": split.num_unannotated,
         "repeated": split.num_repeated,
+        "fixed teachers": split.num_fixed_teachers,
+        "difficult objects": split.num_difficult,
     }
     text += "".join(f", {count:,} {what}" for what, count in counts.items() if count)
     text += "".join(f", {count_of(count, 'object')} {what}" for what, count in split.changed_objects.items())

@@ -3,13 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category
 
 from bbu_train.data.boxes import Box, format_box
 from bbu_train.data.splits import Splits
 from bbu_train.runtime.file_names import printable
-from bbu_train.runtime.wording import count_of
+from bbu_train.runtime.wording import count_of, cut
 from bbu_train.types.samples import Object, Picture, Sample, class_of
+
+MAX_SHOWN = 60  # characters of a description
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}  # as Chinese keyboards write ASCII
 
 
 def find_suspicions(data: Splits, first_path: Mapping[Path, Path]) -> list[str]:
@@ -34,7 +37,9 @@ def find_suspicions(data: Splits, first_path: Mapping[Path, Path]) -> list[str]:
 
 
 def _without_objects(name: str, samples: Sequence[Sample]) -> str | None:
-    if not samples or any(sample.student.objects for sample in samples):
+    """Of difficult objects alone a model can learn, but they are not scored."""
+    counted = [each for _, each in _objects(samples) if name == "train" or not each.is_difficult]
+    if not samples or counted:
         return None
     harm = "a model learns to find nothing" if name == "train" else "AP and F1 are without meaning"
     return f"{name}: {count_of(len(samples), 'picture')} without an object, so {harm}. First: {samples[0].id}"
@@ -42,9 +47,10 @@ def _without_objects(name: str, samples: Sequence[Sample]) -> str | None:
 
 def _thin_boxes(name: str, samples: Sequence[Sample]) -> Iterator[str]:
     """Tell boxes that were divided by the size of their picture from others of less than a pixel."""
-    boxes = [(sample.id, each.box_xyxy) for sample, each in _objects(samples)]
+    boxes = [(sample.id, each.box_xyxy) for sample, each in _annotated(samples)]
     divided = [box for box in boxes if max(box[1]) <= 1]
     thin = [box for box in boxes if _shorter_side(box[1]) < 1 < max(box[1])]
+    thin = thin if len(thin) + len(divided) == len(boxes) else []  # among others a thin box is one
     pixels = "Boxes are in pixels of the upright picture"
     for found, what, hint in (
         (divided, "within the top left pixel", f"{pixels}: were these divided by its size?"),
@@ -59,6 +65,8 @@ def _classes_of_one_split(splits: Mapping[str, Sequence[Sample]]) -> Iterator[st
     first: dict[str, dict[str, str]] = {name: {} for name in splits}
     for name, samples in splits.items():
         for sample, each in _objects(samples):
+            if name == "validation" and each.is_difficult:
+                continue
             first[name].setdefault(class_of(each.description), sample.id)
     harms = {"train": "not scored", "validation": "without an example to learn from"}
     for name, other in (("train", "validation"), ("validation", "train")):
@@ -90,7 +98,7 @@ def _in_both_splits(data: Splits, first_path: Mapping[Path, Path]) -> str | None
 def _spellings(samples: Sequence[Sample]) -> str | None:
     """Compare each level of the descriptions below the same levels, such as "screw/M4" and "screw/m4"."""
     first = {}
-    for sample, each in _objects(samples):
+    for sample, each in _annotated(samples):
         first.setdefault(each.description, sample.id)
     spelled: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for description, sample_id in first.items():
@@ -109,7 +117,7 @@ def _spellings(samples: Sequence[Sample]) -> str | None:
 
 
 def _odd_descriptions(samples: Sequence[Sample]) -> str | None:
-    odd = [(sample.id, each.description) for sample, each in _objects(samples) if _is_odd(each.description)]
+    odd = [(sample.id, each.description) for sample, each in _annotated(samples) if _is_odd(each.description)]
     if not odd:
         return None
     sample_id, description = odd[0]
@@ -122,16 +130,16 @@ def _is_odd(description: str) -> bool:
 
 
 def _identical_objects(samples: Sequence[Sample]) -> str | None:
-    num_by_sample = {}
+    num_by_sample: Counter[str] = Counter()
     for sample in samples:
-        objects = sample.student.objects or ()
-        if repeated := len(objects) - len({(each.box_xyxy, each.description) for each in objects}):
-            num_by_sample[sample.id] = repeated
+        for picture in _pictures(sample):
+            objects = picture.objects or ()
+            if repeated := len(objects) - len({(each.box_xyxy, each.description) for each in objects}):
+                num_by_sample[sample.id] += repeated
     if not num_by_sample:
         return None
-    total = sum(num_by_sample.values())
-    first = next(iter(num_by_sample))
-    return f"{count_of(total, 'object')} with the same box and description as another of its picture. First: {first}"
+    first, objects = next(iter(num_by_sample)), count_of(num_by_sample.total(), "object")
+    return f"{objects} with the same box and description as another of its picture. First: {first}"
 
 
 def _contradictions(samples: Sequence[Sample], first_path: Mapping[Path, Path]) -> str | None:
@@ -156,6 +164,11 @@ def _objects(samples: Sequence[Sample]) -> Iterator[tuple[Sample, Object]]:
     return ((sample, each) for sample in samples for each in sample.student.objects or ())
 
 
+def _annotated(samples: Sequence[Sample]) -> Iterator[tuple[Sample, Object]]:
+    """Yield the objects of students and of fixed teachers, which are in the prompt and trained."""
+    return ((sample, each) for sample in samples for picture in _pictures(sample) for each in picture.objects or ())
+
+
 def _pictures(sample: Sample) -> tuple[Picture, ...]:
     return sample.student, *(sample.teachers or ())
 
@@ -166,7 +179,9 @@ def _shorter_side(box_xyxy: Box) -> float:
 
 
 def _without_case_and_blanks(text: str) -> str:
-    return "".join(normalize("NFKC", text).casefold().split())
+    """Return a text in lower case, without blanks and invisible characters, and with no character in full width."""
+    visible = [character for character in text.translate(FULL_WIDTH) if category(character) != "Cf"]
+    return "".join("".join(visible).lower().split())
 
 
 def _are(things: Sequence[object], noun: str, plural: str = "") -> str:
@@ -175,4 +190,5 @@ def _are(things: Sequence[object], noun: str, plural: str = "") -> str:
 
 
 def _quote(text: str) -> str:
-    return f'"{printable(text)}"'
+    visible = [f"\\u{ord(each):04x}" if category(each) == "Cf" else each for each in cut(text, MAX_SHOWN)]
+    return f'"{printable("".join(visible))}"'

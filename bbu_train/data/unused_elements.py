@@ -1,5 +1,6 @@
 """Which elements of a Pascal VOC annotation are not used, so that nothing is left out without a word."""
 
+import math
 from collections import Counter
 from xml.etree.ElementTree import Element
 
@@ -11,6 +12,8 @@ USED = {
     "bndbox": ("xmin", "ymin", "xmax", "ymax"),
 }
 """For each element that is read, those of its child elements that are used."""
+
+NAMES = {"name", "label", "class", "category"}
 
 
 def count_unused(annotation: Element) -> Counter[str]:
@@ -37,3 +40,19 @@ def _count(element: Element, path: str, counts: Counter[str]) -> None:
             _count(child, f"{child_path}/", counts)
         else:
             counts[child_path] += 1
+
+
+def looks_like_object(element: Element) -> bool:
+    """Whether an element that is not used has a name or label and at least four numbers, as an object has."""
+    parts = list(element.iter())
+    names = NAMES & {name.lower() for part in parts for name in (part.tag, *part.attrib)}
+    texts = [text for part in parts for text in (part.text, *part.attrib.values())]
+    holds_objects = any(part.tag == "object" for part in parts)
+    return bool(names) and not holds_objects and sum(map(_is_number, texts)) >= 4
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return text is not None and math.isfinite(float(text))
+    except ValueError:
+        return False

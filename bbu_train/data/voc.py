@@ -7,9 +7,9 @@ The original VOC counts from 1, but most tools that write the format do not. An 
 from itertools import chain
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, Reading, check_choice, check_root, read_all, splits_of
+from bbu_train.data.annotations import PictureChecker, Reading, check_choice, check_root, read_all
 from bbu_train.data.findings import Action, Finding, raise_or_log
-from bbu_train.data.splits import Splits
+from bbu_train.data.splits import Splits, splits_of
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.data.voc_annotation import AnnotationReader
 from bbu_train.data.voc_files import NamedFiles, PictureFinder, name_of, read_split
@@ -22,8 +22,8 @@ PARTS = ("error", "drop", "train")
 
 def load(
     root: str | Path | None,
-    train: str,
-    validation: str,
+    train: str | int,
+    validation: str | int,
     bad_boxes: str,
     difficult: str,
     parts: str,
@@ -37,6 +37,7 @@ def load(
     splits.
     """
     checker = PictureChecker(bad_boxes)
+    train, validation = str(train), str(validation)  # 2012 is a name, too
     check_choice("difficult", difficult, DIFFICULT)
     check_choice("parts", parts, PARTS)
     folder = check_root(root, contents=", ".join(FOLDERS))

@@ -6,17 +6,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description
+from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description, has_text
 from bbu_train.data.boxes import Box
 from bbu_train.data.encodings import codec_of
 from bbu_train.data.findings import Action, Finding
-from bbu_train.data.unused_elements import count_unused
+from bbu_train.data.unused_elements import USED, count_unused, looks_like_object
 from bbu_train.data.voc_files import PictureFinder
 from bbu_train.types.samples import Object, Picture, Sample
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False, "unspecified": False}
-UNKNOWN_SIZES = ("", "none", "null", "nan")
+FLAGS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+UNKNOWN = ("", "none", "null", "nan", "unspecified", "unknown", "undefined", "n/a", "-", "?")
 
 
 def parse(path: Path) -> Element:
@@ -27,7 +27,7 @@ def parse(path: Path) -> Element:
     try:
         data = path.read_bytes()
         codec = codec_of(data)
-        root = ElementTree.fromstring(data.decode(codec))
+        root = ElementTree.fromstring(data.decode(codec).lstrip())
     except ElementTree.ParseError as error:
         raise ValueError(f":{error.position[0]}: malformed XML: {error}") from None
     except UnicodeDecodeError as error:
@@ -67,6 +67,13 @@ class AnnotationReader:
 
     def _picture(self, root: Element, name: str, pictures: PictureFinder) -> Picture | None:
         objects = [candidate for candidate in self._objects(root) if candidate]
+        for each in (root, root.find("size")):
+            self._refuse_repeated(each, "")
+        self.findings += [
+            Finding(Action.NOTED, f"{self.where} <{element.tag}>", "not read, although it looks like an <object>")
+            for element in root
+            if element.tag not in USED["annotation"] and looks_like_object(element)
+        ]
         try:
             picture_path, suspicion = pictures.find(name, _text(root, "filename"))
         except ValueError as error:
@@ -118,21 +125,26 @@ class AnnotationReader:
     def _object(self, element: Element, label: str) -> LabelledObject | None:
         description = clean_description(_text(element, "name"))
         label = f"{label} ({description})" if description else label
-        if not description:
+        if not has_text(description):
             self._error("no name", label)
-        tags = [child.tag for child in element]
-        for tag in ("name", "bndbox", "difficult"):
-            if tags.count(tag) > 1:
-                self._error(f"more than one <{tag}>", label)
-        flag = FLAGS.get(_text(element, "difficult").lower())
-        if flag is None:
-            self._error(f"<difficult> is {_text(element, 'difficult')!r}, expected 0 or 1", label)
+        for each in (element, element.find("bndbox")):
+            self._refuse_repeated(each, label)
+        difficult = _text(element, "difficult").lower()
+        if difficult not in FLAGS and difficult not in UNKNOWN:
+            self._error(f"<difficult> is {difficult!r}, expected 0 or 1", label)
         box = _read_box(element.find("bndbox"))
         if box is None:
             text = f"{self.where} {label}: box that is not four numbers {_show_box(element.find('bndbox'))}"
             self.findings.append(self.checker.bad_box(text, "not four numbers"))
             return None
-        return LabelledObject(label, Object(box, description, bool(flag)))
+        return LabelledObject(label, Object(box, description, FLAGS.get(difficult, False)))
+
+    def _refuse_repeated(self, element: Element | None, label: str) -> None:
+        """Report a child element that is there twice, of which only one would be used."""
+        tags = [] if element is None else [child.tag for child in element if child.tag != "object"]
+        for tag in USED[element.tag] if element is not None else ():
+            if tags.count(tag) > 1:
+                self._error(f"more than one <{tag}>", label)
 
     def _check_size(self, root: Element, picture: Picture) -> None:
         """Report a <size> that is not the picture's upright size: its boxes then belong to other pixels.
@@ -142,7 +154,7 @@ class AnnotationReader:
         texts = [_text(root, f"size/{side}") for side in ("width", "height")]
         for text, side in zip(texts, (picture.width, picture.height), strict=True):
             number = _number(text)
-            is_unknown = text.lower() in UNKNOWN_SIZES or (number is not None and number <= 0)
+            is_unknown = text.lower() in UNKNOWN or (number is not None and number <= 0)
             if not is_unknown and number != side:
                 upright = f"{picture.path.name}, upright {picture.width} x {picture.height}"
                 self._error(f"its size {' x '.join(text or '?' for text in texts)} differs from that of {upright}")
@@ -186,4 +198,5 @@ def _number(text: str) -> float | None:
 def _show_box(element: Element | None) -> str:
     if element is None:
         return "(there is no bndbox)"
-    return "[" + ", ".join(_text(element, corner) or "?" for corner in CORNERS) + "]"
+    texts = [_text(element, corner) or "?" for corner in CORNERS]
+    return f"[{', '.join(texts)}], expected {', '.join(f'<{corner}>' for corner in CORNERS)}"

@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "data.jsonl.gz"
 FILES = "bbu_train.data.files"
+LOAD = re.compile(r"bbu_train\.data\.(?:\w+\.)*(\w+)\.load")
 OUTPUTS = "${outputs}/"  # where data sets that are drawn lie
 
 
@@ -130,12 +132,15 @@ def _data_files(cfg: DictConfig) -> list[DataFiles]:
     """Return what each data set in `cfg.data` reads, as the function of its name in FILES says."""
     sources = []
     for key, node in _data_sets("data", cfg.get("data")):
-        files, name = importlib.import_module(FILES), str(node._target_).split(".")[-2]
-        if not hasattr(files, name):
-            raise InputError(f"{key}._target_={node._target_}: {FILES} has no {name} that says which files it reads.")
+        files, found = importlib.import_module(FILES), LOAD.fullmatch(str(node._target_))
+        if found is None or not hasattr(files, found[1]):
+            raise InputError(
+                f"{key}._target_={node._target_}: expected bbu_train.data.<name>.load, and a function <name> in "
+                f"{FILES} that says which files it reads."
+            )
         values = OmegaConf.to_container(node, resolve=True)
         assert isinstance(values, dict)
-        source = getattr(files, name)(**{str(name): value for name, value in values.items() if name != "_target_"})
+        source = getattr(files, found[1])(**{str(name): value for name, value in values.items() if name != "_target_"})
         if source is None:
             _refuse_root(key, node)
         else:
@@ -158,7 +163,7 @@ def _data_sets(key: str, node: Any) -> Iterator[tuple[str, DictConfig]]:
     """Yield every data set in a config, however deep, with its key."""
     if not isinstance(node, DictConfig):
         return
-    if str(node.get("_target_")).endswith(".load"):
+    if str(node.get("_target_")).endswith(".load") or (key == "data" and "_target_" in node):
         yield key, node
     for name in node:
         yield from _data_sets(f"{key}.{name}", node.get(name))

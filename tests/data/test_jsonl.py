@@ -61,6 +61,36 @@ def test_further_keys_of_flat_lines_are_counted_as_unused(root):
     assert [each.unused_elements for each in counts.values()] == [{"id": 2, "site": 1}, {}]
 
 
+@pytest.mark.parametrize("key", ["Objects", "object", "image", "teacher", "Students", "IMAGES "])
+def test_a_further_key_that_is_nearly_a_known_one_is_an_error(root, key):
+    write(root, GOOD | {key: []})
+    assert f'train.jsonl:1: unknown key "{key}", which is nearly "' in message(root)
+
+
+def test_byte_order_marks_of_files_that_were_joined_are_left_out(root):
+    line = b"\xef\xbb\xbf" + json.dumps(GOOD).encode()
+    (root / "train.jsonl").write_bytes(b"\n".join([line, line]))
+    assert [sample.id for sample in load(root).train] == ["train.jsonl:1", "train.jsonl:2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_one_error(root, encoding):
+    (root / "train.jsonl").write_bytes("\n".join([json.dumps(GOOD)] * 3).encode(encoding))
+    assert "1 problem" in message(root) and "it is in UTF-16; save it as UTF-8" in message(root)
+
+
+@pytest.mark.parametrize("text", [json.dumps([GOOD]), json.dumps([GOOD], indent=1), json.dumps(GOOD, indent=1)])
+def test_one_json_document_is_one_error(root, text):
+    (root / "train.jsonl").write_text(text)
+    assert "1 problem" in message(root) and "expected one sample {...} per line" in message(root)
+
+
+@pytest.mark.parametrize("description", ["/", " / ", "\u00ad", "\u200d", "\x00", "\u3164", "\u2028"])
+def test_a_description_without_a_visible_character_is_blank(root, description):
+    write(root, {"images": ["a.png"], "objects": [SCREW | {"desc": description}]})
+    assert 'train.jsonl:1 object 1: "desc" must be text that is not blank' in message(root)
+
+
 def test_a_line_with_teachers_fixes_them_in_their_order(root):
     teachers = [{"images": [name], "objects": []} for name in ("b.png", "c.png")]
     Image.new("RGB", (5, 5)).save(root / "c.png")

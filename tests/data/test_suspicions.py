@@ -57,9 +57,10 @@ def test_boxes_that_were_divided_by_the_size_of_their_picture_are_said(with_obje
 
 
 @pytest.mark.parametrize("box", [(3, 4, 3.5, 60), (3, 4, 60, 4.9)])
-def test_boxes_thinner_than_a_pixel_are_said(with_objects, splits, box):
-    (text,) = suspicions(splits([with_objects(SCREW)], [with_objects(SCREW, (box, "screw"))]))
-    assert text.startswith("validation: 1 of 2 boxes are less than a pixel wide or high") and "divided" not in text
+def test_boxes_that_are_all_thinner_than_a_pixel_are_said(with_objects, splits, box):
+    (text,) = suspicions(splits([with_objects(SCREW)], [with_objects((box, "screw"))]))
+    assert text.startswith("validation: 1 of 1 boxes are less than a pixel wide or high") and "divided" not in text
+    assert suspicions(splits([with_objects(SCREW)], [with_objects(SCREW, (box, "screw"))])) == []  # one is no sign
 
 
 @pytest.mark.parametrize("description", ["screw/", "/m4", "screw//m4", "screw/\nm4", "screw\x00"])
@@ -89,7 +90,8 @@ def test_classes_of_one_split_are_said(with_objects, splits):
         ("wind baffle", "windbaffle"),
         ("screw/M 4", "screw/m4"),
         ("Screw/m4", "screw/m5"),
-        ("ａ", "a"),
+        ("ａ　１", "a 1"),
+        ("scr\u200bew", "screw"),
     ],
 )
 def test_descriptions_that_differ_in_case_or_blanks_only_are_said_once(with_objects, splits, one, other):
@@ -145,3 +147,23 @@ def test_difficult_objects_that_are_left_out_are_no_contradiction(picture, split
     whole, without = Picture(path, 100, 80, objects), Picture(path, 100, 80, objects[:1], ignored=objects[1:])
     data = splits([whole, without], [picture("b.bmp", SCREW, content=2)])
     assert suspicions(data) == []
+
+
+def test_the_objects_of_fixed_teachers_are_looked_at_too(with_objects, splits):
+    twice = with_objects(SCREW, SCREW)
+    texts = suspicions(splits([(with_objects(SCREW), twice, with_objects((BOX, "SCREW")))], [with_objects(SCREW)]))
+    assert ["same box and description" in texts[1], "spelled" in texts[0], len(texts)] == [True, True, 2]
+
+
+def test_a_validation_split_of_difficult_objects_has_none_that_is_scored(picture, with_objects, splits):
+    path = picture("difficult.bmp", content=200).path
+    difficult = Picture(path, 100, 80, (Object(tuple(map(float, BOX)), "screw", is_difficult=True),))
+    (text,) = suspicions(splits([with_objects(SCREW)], [difficult]))
+    assert text.startswith("validation: 1 picture without an object")
+    assert suspicions(splits([difficult], [with_objects(SCREW)])) == []
+
+
+@pytest.mark.parametrize(("one", "other"), [("m²", "m2"), ("Maße", "Masse"), ("é", "e")])
+def test_descriptions_that_differ_in_letters_are_different(with_objects, splits, one, other):
+    pair = (BOX, one), (OTHER_BOX, other)
+    assert suspicions(splits([with_objects(*pair)], [with_objects(*pair)])) == []

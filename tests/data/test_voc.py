@@ -337,6 +337,60 @@ def test_an_object_without_a_box_is_an_error(root):
     assert "object 1 (cell): box that is not four numbers (there is no bndbox)" in message(root)
 
 
+CORNER = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax>{}</bndbox>"
+
+
+@pytest.mark.parametrize(
+    ("tag", "head", "further"),
+    [
+        ("size", SIZE + SIZE, ""),
+        ("filename", "<filename>a.png</filename><filename>b.png</filename>", ""),
+        ("width", SIZE.replace("<width>", "<width>8</width><width>"), ""),
+        ("name", "", "<name>again</name>"),
+        ("ymax", "", None),
+    ],
+)
+def test_an_element_of_which_only_one_is_used_is_refused_if_it_is_there_twice(root, tag, head, further):
+    box = CORNER.format("<ymax>5</ymax>")
+    annotate(
+        root, "a", f"<object><name>x</name>{box}</object>" if further is None else cell(further=further), head=head
+    )
+    assert f"more than one <{tag}>" in message(root)
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        "<item><name>screw</name><box><x1>1</x1><y1>2</y1><x2>3</x2><y2>4</y2></box></item>",
+        '<box label="screw" xtl="1" ytl="2" xbr="3" ybr="4"/>',
+        "<obj><label>s</label><bbox><left>1</left><top>2</top><right>3</right><bottom>4</bottom></bbox></obj>",
+    ],
+)
+def test_elements_that_look_like_objects_and_are_not_read_are_a_warning(root, element, caplog):
+    annotate(root, "a", cell(), element, element)
+    assert len(load(root).train[0].student.objects) == 1
+    assert "2 annotations: not read, although it looks like an <object>. First: Annotations/a.xml <" in caplog.text
+
+
+def test_data_about_the_picture_does_not_look_like_an_object(root, caplog):
+    head = "<source><database>x</database><image>flickr</image><flickrid>1</flickrid></source><depth>3</depth>"
+    annotate(root, "a", cell(further="<pose>Left</pose><truncated>0</truncated>"), head=SIZE + head)
+    load(root)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk"])
+def test_blanks_before_the_xml_declaration_are_left_out(root, encoding):
+    text = f'\n <?xml version="1.0" encoding="{encoding}"?><annotation>{SIZE}{cell("螺丝")}</annotation>'
+    (root / "Annotations/a.xml").write_bytes(text.encode(encoding))
+    assert load(root).train[0].student.objects[0].description == "螺丝"
+
+
+def test_a_split_may_be_called_by_a_number(root):
+    (root / "ImageSets/Main/2012.txt").write_text("a")
+    assert [sample.id for sample in load(root, train=2012).train] == ["Annotations/a.xml"]
+
+
 def test_a_size_that_differs_from_the_pictures_own_is_an_error(root):
     annotate(root, "a", head="<size><width>6</width><height>8</height></size>")
     assert "Annotations/a.xml: its size 6 x 8 differs from that of a.png, upright 8 x 6" in message(root)
@@ -344,7 +398,7 @@ def test_a_size_that_differs_from_the_pictures_own_is_an_error(root):
     assert "Annotations/a.xml: its size 0 x 8 differs" in message(root)
 
 
-@pytest.mark.parametrize("side", ["0", "", " 0 ", "-1", "0.0", "None", "nan"])
+@pytest.mark.parametrize("side", ["0", "", " 0 ", "-1", "0.0", "None", "nan", "Unspecified", "N/A", "?"])
 def test_a_size_of_nothing_is_unknown(root, side):
     annotate(root, "a", cell(), head=f"<size><width>{side}</width><height>{side}</height></size>")
     assert len(load(root).train[0].student.objects) == 1

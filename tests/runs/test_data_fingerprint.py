@@ -306,7 +306,7 @@ def test_data_that_changes_while_a_run_starts_is_refused_before_the_run_begins(r
     cfg = start(root)
     draw(next(root.rglob("a.png")), 5)
     with pytest.raises(InputError, match="changed since this command was given"):
-        run_folder.create(cfg.folder, cfg)
+        run_folder.create(cfg.folder, cfg, {})
     assert not (Path(cfg.folder) / run_folder.CONFIG).exists()
 
 

@@ -31,6 +31,7 @@ NAMES = (
     "=x=",
     "数据 1",
     "5%",
+    "😀 𠮷野",
 )
 
 
@@ -44,7 +45,7 @@ def test_training_reads_a_name_or_a_path_as_it_was_typed(name, key):
     assert isinstance(override.value(), str)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "a,b", "${x}", "*.jpg", '"'])
+@pytest.mark.parametrize("name", [*NAMES, "a,b", "${x}", "*.jpg", '"', "\udcff", "\x85\x9f"])
 @pytest.mark.parametrize("key", ["sweep", "run", "split", "images", "out", "metric", "outputs"])
 def test_the_other_programs_read_it_alike(name, key, capsys):
     read = []
