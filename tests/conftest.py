@@ -4,6 +4,7 @@ Shapes are checked while the tests run: jaxtyping's annotations, by beartype.
 """
 
 import importlib
+import importlib.util
 import os
 import pkgutil
 from copy import deepcopy
@@ -14,7 +15,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
-import torch
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -22,14 +22,27 @@ from jaxtyping import install_import_hook
 
 import bbu_train
 
-# jaxtyping's hook has .pyc names of its own, also for packages that are imported while it is active. Import the large
-# ones before, or every process compiles them again.
-for name in ("matplotlib.figure", "scipy.optimize", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
-    importlib.import_module(name)
 
-# All modules but the kernels, whose source Triton compiles itself and must find as it is written.
+def annotates_shapes(name: str) -> bool:
+    """Whether a module names the shapes of tensors: it imports jaxtyping.
+
+    Kernels are not checked: Triton compiles their source itself and must find it as it is written.
+    """
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return not name.endswith("_kernel") and "from jaxtyping import" in Path(spec.origin).read_text(encoding="utf-8")
+
+
 MODULES = [module.name for module in pkgutil.walk_packages(bbu_train.__path__, "bbu_train.") if not module.ispkg]
-install_import_hook([name for name in MODULES if not name.endswith("_kernel")], "typechecker.check")
+install_import_hook([name for name in MODULES if annotates_shapes(name)], "typechecker.check")
+
+LARGE_PACKAGES = (
+    "beartype",
+    "matplotlib.figure",
+    "scipy.optimize",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+)
 
 SLOWEST_FIRST = (
     "test_train.py",
@@ -43,6 +56,17 @@ SLOWEST_FIRST = (
 
 CONF = Path(__file__).parents[1] / "conf"
 build = partial(instantiate, _convert_="all")
+
+
+def pytest_configure(config):
+    """Import what is large where tests run, which is not in the process that only starts those of pytest-xdist.
+
+    jaxtyping's hook has .pyc names of its own, also for what a hooked module imports. So all large packages are
+    imported before, or every process would compile them again.
+    """
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        for name in LARGE_PACKAGES:
+            importlib.import_module(name)
 
 
 def pytest_collection_modifyitems(items):
@@ -64,6 +88,8 @@ def _composed(*overrides: str):
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
+    import torch
+
     torch.set_num_threads(2)
 
 
@@ -146,6 +172,8 @@ def collate(preprocessing):
 @pytest.fixture(scope="session")
 def make_model():
     """A function from overrides to the tiny model with small heads, always with the same weights."""
+
+    import torch
 
     def make(*overrides: str):
         sizes = "head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.max_caption_tokens=24"
