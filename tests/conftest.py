@@ -3,6 +3,7 @@
 Shapes are checked while the tests run: jaxtyping's annotations, by beartype.
 """
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -16,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 from filelock import FileLock
+from heap import freeze_heap
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from jaxtyping import install_import_hook
@@ -65,6 +67,7 @@ def pytest_configure(config):
     imported before, or every process would compile them again.
     """
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()  # until all is imported: almost nothing of it is garbage
         for name in LARGE_PACKAGES:
             importlib.import_module(name)
 
@@ -72,6 +75,11 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     ranks = {name: rank for rank, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+def pytest_collection_finish():
+    gc.enable()
+    freeze_heap()
 
 
 def configured(*overrides: str):
