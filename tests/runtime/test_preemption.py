@@ -13,9 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-import torch.multiprocessing
-from forked import start_program
+from forked import run_ranks, start_program
 from whole_runs import assert_equal_runs, command, rows, run_here
 
 from bbu_train.checkpoint.local import LocalCheckpoints
@@ -216,7 +214,7 @@ def free_ports(num_ports):
 
 
 def test_a_signal_to_one_of_two_ranks_ends_both_after_the_same_step_and_both_resume(outputs):
-    torch.multiprocessing.start_processes(run_rank, (free_ports(4), outputs), nprocs=2, start_method="forkserver")
+    run_ranks(run_rank, free_ports(4), outputs)
     assert_equal_runs(outputs / "smoke" / "two-ranks-asked", outputs / "smoke" / "two-ranks", step=4)
 
 
