@@ -56,6 +56,9 @@ SLOWEST_FIRST = (
 )
 """The slowest files, slowest first. Started last, they would leave one of the two processes idle."""
 
+DRAWN = ("uninterrupted", "others")
+"""Whole runs whose plots are drawn: with all losses and boxes, and without a head."""
+
 CONF = Path(__file__).parents[1] / "conf"
 build = partial(instantiate, _convert_="all")
 
@@ -95,10 +98,11 @@ def _composed(*overrides: str):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
+def _one_thread():
+    """As in whole_runs.py. Two processes run tests on two cores, where more threads only wait for each other."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -211,16 +215,20 @@ def outputs(tmp_path_factory):
 def run(outputs):
     """A function from a name and overrides to the folder of a run in this process.
 
-    The same run is made once, by the first process of pytest-xdist that asks for it.
+    The same run is made once, by the first process of pytest-xdist that asks for it. Its plots at the end are left out
+    unless its name is one of DRAWN: they take as long as two steps.
     """
-    from whole_runs import run_here
+    from whole_runs import draw_nothing, run_here
 
     @cache
     def run_once(name, *overrides):
         with FileLock(outputs / f"{name}.lock"):
             done = outputs / f"{name}.done"
             if not done.exists() or done.read_text() != repr(overrides):
-                run_here(outputs, name, *overrides)
+                with pytest.MonkeyPatch.context() as patch:
+                    if name not in DRAWN:
+                        patch.setattr("bbu_train.reporting.final_report.write_plots", draw_nothing)
+                    run_here(outputs, name, *overrides)
                 done.write_text(repr(overrides))
         return outputs / "smoke" / name
 

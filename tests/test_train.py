@@ -13,7 +13,7 @@ import pytest
 import torch
 from forked import run_program, start_program
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from whole_runs import CACHE, GALLERIES, command, logged, rows, weights
+from whole_runs import CACHE, GALLERIES, command, leave_out_plots, logged, rows, weights
 
 from bbu_train.errors import InputError
 
@@ -139,7 +139,7 @@ def run_two_processes(arguments, folder):
     for rank in ("0", "1"):
         its = {**environment, "RANK": rank, "LOCAL_RANK": rank}
         output = folder.with_name(f"{folder.name}-{rank}.txt")
-        ranks.append(start_program([*arguments, "threads=1"], output, its))
+        ranks.append(start_program(arguments, output, its, before=leave_out_plots))
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0]

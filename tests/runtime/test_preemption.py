@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from forked import run_ranks, start_program
-from whole_runs import assert_equal_runs, command, rows, run_here
+from whole_runs import assert_equal_runs, command, leave_out_plots, rows, run_here
 
 from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import Preempted
@@ -191,10 +191,11 @@ def run_rank(rank, ports, outputs):
     """Run on two ranks, once uninterrupted and once with signals to the second rank: in a step and in an evaluation."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
     preemption.install()
+    leave_out_plots()
 
     def run(name):
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.pop())}
-        run_here(outputs, name, "threads=1", "eval_batch_size=1", "steps=4")
+        run_here(outputs, name, "eval_batch_size=1", "steps=4")
 
     run("two-ranks")
     for function, step in ((STEP, 1), (EVALUATION_BATCH, 3)):
