@@ -203,12 +203,31 @@ def make_criterion():
 
 
 @pytest.fixture(scope="session")
-def outputs(tmp_path_factory):
-    """Where the whole runs of all tests lie, under smoke/, in whichever process of pytest-xdist they are made."""
+def shared_folder(tmp_path_factory):
+    """A folder of all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "outputs"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def outputs(shared_folder):
+    """Where the whole runs of all tests lie, under smoke/, in whichever process they are made."""
+    folder = shared_folder / "outputs"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(shared_folder):
+    """The path of an SQLite store of MLflow without runs. Copy it: that saves the two seconds that making one takes."""
+    from bbu_train.tracker.mlflow_store import open_client, silence_mlflow
+
+    silence_mlflow()
+    path = shared_folder / "empty/mlflow.db"
+    with FileLock(shared_folder / "empty.lock"):
+        if not path.exists():
+            open_client(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture(scope="session")

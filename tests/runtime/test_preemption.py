@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pkgutil
+import shutil
 import signal
 import socket
 import subprocess
@@ -68,8 +69,9 @@ def mlflow_runs(outputs):
 
 
 @pytest.fixture(scope="module")
-def interrupted_run(run, run_until_signal, outputs):
+def interrupted_run(run, run_until_signal, outputs, empty_store):
     """The folder of a run that was asked to end four times, in steps and evaluations, and what was observed between."""
+    shutil.copy(empty_store, outputs / "asked.db")
     overrides = "asked", *OFTEN, "tracker=mlflow", f"tracker.mlflow.uri=sqlite:///{outputs}/asked.db"
     ended = [run_until_signal(EVALUATION_BATCH, 1, *overrides), run_until_signal(STEP, 2, *overrides)]
     ended.append(run_until_signal(EVALUATION_BATCH, 1, *overrides))
