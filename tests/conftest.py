@@ -20,8 +20,10 @@ import pytest
 from filelock import FileLock
 from heap import freeze_heap
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from jaxtyping import install_import_hook
+from omegaconf import OmegaConf
 
 import bbu_train
 
@@ -90,13 +92,26 @@ def pytest_collection_finish():
 
 
 def configured(*overrides: str):
-    """The config that the command line would compose."""
-    return deepcopy(_composed(*overrides))
+    """The config that the command line would compose.
+
+    Values are set on a copy of the config of the groups, because composing one takes longer than a training step of the
+    tiny model.
+    """
+    values = [text for text in overrides if sets_a_value(text)]
+    cfg = deepcopy(_composed(*(text for text in overrides if text not in values)))
+    for override in OverridesParser.create().parse_overrides(values):
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    return cfg
+
+
+def sets_a_value(override: str) -> bool:
+    """Whether an override chooses no config group, and neither adds nor deletes a key."""
+    group = override.partition("=")[0].partition("@")[0]
+    return override[0] not in "+~" and not (CONF / group).is_dir()
 
 
 @cache
 def _composed(*overrides: str):
-    """Cached: composing a config takes longer than a training step of the tiny model."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=["sweep=test", "run=test", *overrides])
 
