@@ -3,7 +3,9 @@
 Shapes are checked while the tests run: jaxtyping's annotations, by beartype.
 """
 
+import gc
 import importlib
+import importlib.util
 import os
 import pkgutil
 from copy import deepcopy
@@ -13,23 +15,39 @@ from pathlib import Path
 # Threads that spin while they wait take the cores from the other processes that these tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import omegaconf.base
 import pytest
-import torch
 from filelock import FileLock
+from heap import freeze_heap
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from jaxtyping import install_import_hook
+from omegaconf import OmegaConf
 
 import bbu_train
 
-# jaxtyping's hook has .pyc names of its own, also for packages that are imported while it is active. Import the large
-# ones before, or every process compiles them again.
-for name in ("matplotlib.figure", "scipy.optimize", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
-    importlib.import_module(name)
 
-# All modules but the kernels, whose source Triton compiles itself and must find as it is written.
+def annotates_shapes(name: str) -> bool:
+    """Whether a module names the shapes of tensors: it imports jaxtyping.
+
+    Kernels are not checked: Triton compiles their source itself and must find it as it is written.
+    """
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return not name.endswith("_kernel") and "from jaxtyping import" in Path(spec.origin).read_text(encoding="utf-8")
+
+
 MODULES = [module.name for module in pkgutil.walk_packages(bbu_train.__path__, "bbu_train.") if not module.ispkg]
-install_import_hook([name for name in MODULES if not name.endswith("_kernel")], "typechecker.check")
+install_import_hook([name for name in MODULES if annotates_shapes(name)], "typechecker.check")
+
+LARGE_PACKAGES = (
+    "beartype",
+    "matplotlib.figure",
+    "scipy.optimize",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+)
 
 SLOWEST_FIRST = (
     "test_train.py",
@@ -41,8 +59,26 @@ SLOWEST_FIRST = (
 )
 """The slowest files, slowest first. Started last, they would leave one of the two processes idle."""
 
+DRAWN = ("uninterrupted", "others")
+"""Whole runs whose plots are drawn: with all losses and boxes, and without a head."""
+
+# OmegaConf parses the text of a reference such as ${seed} at each access: a quarter of the time of composing a sweep.
+omegaconf.base.parse = cache(omegaconf.base.parse)
+
 CONF = Path(__file__).parents[1] / "conf"
 build = partial(instantiate, _convert_="all")
+
+
+def pytest_configure(config):
+    """Import what is large where tests run, which is not in the process that only starts those of pytest-xdist.
+
+    jaxtyping's hook has .pyc names of its own, also for what a hooked module imports. So all large packages are
+    imported before, or every process would compile them again.
+    """
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()  # until all is imported: almost nothing of it is garbage
+        for name in LARGE_PACKAGES:
+            importlib.import_module(name)
 
 
 def pytest_collection_modifyitems(items):
@@ -50,21 +86,42 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
+def pytest_collection_finish():
+    gc.enable()
+    freeze_heap()
+
+
 def configured(*overrides: str):
-    """The config that the command line would compose."""
-    return deepcopy(_composed(*overrides))
+    """The config that the command line would compose.
+
+    Values are set on a copy of the config of the groups, because composing one takes longer than a training step of the
+    tiny model.
+    """
+    values = [text for text in overrides if sets_a_value(text)]
+    cfg = deepcopy(_composed(*(text for text in overrides if text not in values)))
+    for override in OverridesParser.create().parse_overrides(values):
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    return cfg
+
+
+def sets_a_value(override: str) -> bool:
+    """Whether an override chooses no config group, and neither adds nor deletes a key."""
+    group = override.partition("=")[0].partition("@")[0]
+    return override[0] not in "+~" and not (CONF / group).is_dir()
 
 
 @cache
 def _composed(*overrides: str):
-    """Cached: composing a config takes longer than a training step of the tiny model."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=["sweep=test", "run=test", *overrides])
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    """As in whole_runs.py. Two processes run tests on two cores, where more threads only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +204,8 @@ def collate(preprocessing):
 def make_model():
     """A function from overrides to the tiny model with small heads, always with the same weights."""
 
+    import torch
+
     def make(*overrides: str):
         sizes = "head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.max_caption_tokens=24"
         small = () if "head=none" in overrides else sizes
@@ -163,28 +222,51 @@ def make_criterion():
 
 
 @pytest.fixture(scope="session")
-def outputs(tmp_path_factory):
-    """Where the whole runs of all tests lie, under smoke/, in whichever process of pytest-xdist they are made."""
+def shared_folder(tmp_path_factory):
+    """A folder of all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "outputs"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def outputs(shared_folder):
+    """Where the whole runs of all tests lie, under smoke/, in whichever process they are made."""
+    folder = shared_folder / "outputs"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(shared_folder):
+    """The path of an SQLite store of MLflow without runs. Copy it: that saves the two seconds that making one takes."""
+    from bbu_train.tracker.mlflow_store import open_client, silence_mlflow
+
+    silence_mlflow()
+    path = shared_folder / "empty/mlflow.db"
+    with FileLock(shared_folder / "empty.lock"):
+        if not path.exists():
+            open_client(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture(scope="session")
 def run(outputs):
     """A function from a name and overrides to the folder of a run in this process.
 
-    The same run is made once, by the first process of pytest-xdist that asks for it.
+    The same run is made once, by the first process of pytest-xdist that asks for it. Its plots at the end are left out
+    unless its name is one of DRAWN: they take as long as two steps.
     """
-    from whole_runs import run_here
+    from whole_runs import draw_nothing, run_here
 
     @cache
     def run_once(name, *overrides):
         with FileLock(outputs / f"{name}.lock"):
             done = outputs / f"{name}.done"
             if not done.exists() or done.read_text() != repr(overrides):
-                run_here(outputs, name, *overrides)
+                with pytest.MonkeyPatch.context() as patch:
+                    if name not in DRAWN:
+                        patch.setattr("bbu_train.reporting.final_report.write_plots", draw_nothing)
+                    run_here(outputs, name, *overrides)
                 done.write_text(repr(overrides))
         return outputs / "smoke" / name
 

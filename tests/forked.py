@@ -7,18 +7,19 @@ are off in them.
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-from bbu_train.tracker.mlflow_store import silence_mlflow
-
-silence_mlflow()  # MLflow reads the environment when the server imports it
+# The server finds preloaded.py by this variable only: Python 3.11 does not give it sys.path.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(":")
 processes = multiprocessing.get_context("forkserver")
-MLFLOW = ["bbu_train.tracker.mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.tracking.rest_store"]
-TRAINING = ["bbu_train.train", "bbu_train.model.qwen25vl", "launchers.launch", "matplotlib.backends.backend_agg"]
-processes.set_forkserver_preload(["pytest", "bbu_train.checkpoint.local", "launchers.job", *MLFLOW, *TRAINING])
+processes.set_forkserver_preload(["preloaded"])
 
 
 def start_program(
@@ -36,6 +37,13 @@ def start_program(
     return process
 
 
+def run_ranks(function: Callable[..., None], *arguments: Any) -> None:
+    """Call `function(rank, *arguments)` in two processes, and raise what either of them raises."""
+    import torch.multiprocessing
+
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
 def run_program(arguments: Sequence[str], output: Path, before: Callable[[], None] | None = None) -> str:
     """Run it to its end and return what it wrote. Raise AssertionError if it failed."""
     process = start_program(arguments, output, before=before)
@@ -43,6 +51,21 @@ def run_program(arguments: Sequence[str], output: Path, before: Callable[[], Non
     text = output.read_text()
     assert process.exitcode == 0, text
     return text
+
+
+def run_command(command: Sequence[str], *, input: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Do what `subprocess.run` does with `python -m ...` and `stdout=PIPE, text=True`. stderr is lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        stdin, stdout = Path(folder) / "stdin", Path(folder) / "stdout"
+        stdin.write_text(input)
+        process = start_program(command[2:], stdout, before=partial(_redirect, stdin))
+        process.join()
+        return subprocess.CompletedProcess(command, process.exitcode or 0, stdout.read_text())
+
+
+def _redirect(stdin: Path) -> None:
+    sys.stdin = stdin.open()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _run_program(

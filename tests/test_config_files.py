@@ -33,10 +33,10 @@ def targets(config: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def composed(name: str) -> Mapping[str, Any]:
-    """The part of the config that a choice makes, with all that it builds on."""
-    group, choice = name.removesuffix(".yaml").split("/")
+    """The part of the config that a choice makes, with all that it builds on, composed without the other groups."""
+    choice = name.removesuffix(".yaml")
     with initialize_config_dir(str(CONF), version_base=overrides.VERSION_BASE):
-        return OmegaConf.to_container(compose("config", [f"{group}={choice}"])[group], resolve=False)
+        return OmegaConf.to_container(compose(choice)[choice.split("/")[0]], resolve=False)
 
 
 @pytest.mark.parametrize("name", FILES)

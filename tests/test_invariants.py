@@ -10,7 +10,7 @@ from bbu_train.types.batch import Counts
 HEADS = ["head=detr", "head=dino"]
 
 
-@pytest.fixture(params=[*HEADS, "head=none", "head=none model.image_position_scale=1"])
+@pytest.fixture(scope="module", params=[*HEADS, "head=none", "head=none model.image_position_scale=1"])
 def model(make_model, request):
     model = make_model(*request.param.split())
     if model.head is not None:
@@ -33,6 +33,12 @@ def gradients(model, criterion, batches):
     return criterion.means(sums, counts), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+@pytest.fixture(scope="module")
+def expected(model, make_criterion, collate, encoded):
+    """Means and gradients of a step whose samples are packed into one batch."""
+    return gradients(model, make_criterion(), [collate("packed", encoded)])
+
+
 def split(encoded, num_parts):
     return [encoded[i::num_parts] for i in range(num_parts)]
 
@@ -46,22 +52,16 @@ def assert_same(first, second):
 @pytest.mark.parametrize("num_micro_batches", [1, 2, 4])
 @pytest.mark.parametrize("collator", ["packed", "standard"])
 def test_every_layout_gives_the_same_losses_and_gradients(
-    model, make_criterion, collate, encoded, collator, num_micro_batches
+    model, make_criterion, collate, encoded, expected, collator, num_micro_batches
 ):
-    criterion = make_criterion()
-    expected = gradients(model, criterion, [collate("packed", encoded)])
     batches = [collate(collator, part) for part in split(encoded, num_micro_batches)]
-    for ours, reference in zip(gradients(model, criterion, batches), expected, strict=True):
+    for ours, reference in zip(gradients(model, make_criterion(), batches), expected, strict=True):
         assert_same(ours, reference)
 
 
-def test_a_part_without_samples_changes_nothing(model, make_criterion, collate, encoded):
-    criterion = make_criterion()
-    expected = gradients(model, criterion, [collate("packed", encoded)])
-    stand_in = collate("packed", [encoded[0].unsupervised()])
-    for ours, reference in zip(
-        gradients(model, criterion, [collate("packed", encoded), stand_in]), expected, strict=True
-    ):
+def test_a_part_without_samples_changes_nothing(model, make_criterion, collate, encoded, expected):
+    batches = [collate("packed", encoded), collate("packed", [encoded[0].unsupervised()])]
+    for ours, reference in zip(gradients(model, make_criterion(), batches), expected, strict=True):
         assert_same(ours, reference)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from forked import run_program, start_program
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from whole_runs import CACHE, GALLERIES, command, logged, rows, weights
+from whole_runs import CACHE, GALLERIES, command, leave_out_plots, logged, rows, weights
 
 from bbu_train.errors import InputError
 
@@ -138,7 +138,8 @@ def run_two_processes(arguments, folder):
     ranks = []
     for rank in ("0", "1"):
         its = {**environment, "RANK": rank, "LOCAL_RANK": rank}
-        ranks.append(start_program([*arguments, "threads=1"], folder.with_name(f"{folder.name}-{rank}.txt"), its))
+        output = folder.with_name(f"{folder.name}-{rank}.txt")
+        ranks.append(start_program(arguments, output, its, before=leave_out_plots))
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0]
@@ -151,10 +152,18 @@ def free_port():
 
 
 @pytest.mark.parametrize(
-    ("launch", "cache"), [(run_by_torchrun, []), (run_two_processes, CACHE)], ids=["plain", "cached"]
+    ("launch", "cache"),
+    [
+        pytest.param(run_two_processes, [], id="plain"),
+        pytest.param(run_two_processes, CACHE, id="cached"),
+        pytest.param(run_by_torchrun, [], id="torchrun", marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_take_the_same_steps_as_one(outputs, run, launch, cache, request):
-    """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample."""
+    """Three samples in four parts: two ranks, two micro-batches each, one of them without a sample.
+
+    That torchrun sets the variables of ranks is also tested in launchers/test_here.py, in a fifth of the time.
+    """
     one_rank = run(f"one-rank-{request.node.callspec.id}", *THREE_SAMPLES, *cache)
     two_ranks = outputs / "smoke" / f"two-ranks-{request.node.callspec.id}"
     launch(command(outputs, two_ranks.name, *THREE_SAMPLES, "engine.num_micro_batches=2", *cache), two_ranks)

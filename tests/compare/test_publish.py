@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import sweeps
 from sweeps import add_run
@@ -19,9 +21,10 @@ def publish_report(outputs, report_folder):
     return publish(read_runs(outputs / sweeps.NAME)[0], sweeps.NAME, report_folder)
 
 
-def test_the_page_becomes_an_artifact_of_the_sweeps_parent_run(outputs, report_folder):
+def test_the_page_becomes_an_artifact_of_the_sweeps_parent_run(outputs, report_folder, empty_store):
     mlflow_sweep = pytest.importorskip("bbu_train.tracker.mlflow_sweep")
     add_run(outputs, [], 0.4)
+    shutil.copy(empty_store, outputs)
     client = open_client(f"sqlite:///{outputs}/mlflow.db")
     experiment = find_or_create_experiment(client, sweeps.NAME, outputs / "mlflow-artifacts")
     message = publish_report(outputs, report_folder)

@@ -4,7 +4,7 @@ import os
 import socket
 
 import torch
-import torch.multiprocessing
+from forked import run_ranks
 from torch import nn
 
 from bbu_train.engine.ddp import DdpEngine
@@ -57,7 +57,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all_and_moves_no_weight
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, args=(port, str(tmp_path)), nprocs=2)
+    run_ranks(run_rank, port, str(tmp_path))
     for rank in range(2):
         results = torch.load(tmp_path / f"{rank}.pt")
         assert results["good"] == 3.0, "the ranks' gradients must be added, not averaged"

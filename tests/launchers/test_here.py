@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 import whole_runs
+from forked import start_program
 
 import bbu_train.train
 from bbu_train.errors import InputError, Preempted, SweepPreempted
@@ -200,18 +201,19 @@ def test_the_processes_of_torchrun_train_each_run_together(sweep, tmp_path):
 
 def test_a_fault_that_the_check_finds_is_reported_by_one_rank_and_ends_all(tmp_path):
     """The test starts the ranks itself: torchrun would kill the one that has not ended yet."""
-    command = [sys.executable, "-m", "bbu_train", "-m", f"outputs={tmp_path}", "seed=1,2"]
-    command += ["model=qwen25vl3b", "model.checkpoint=/nowhere"]
+    command = ["bbu_train", "-m", f"outputs={tmp_path}", "seed=1,2", "model=qwen25vl3b", "model.checkpoint=/nowhere"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks = []
     for rank in "01":
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment = environment_of_rank(**variables, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        ranks.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=300)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [2, 2], errors
+        environment = {**variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks.append(start_program(command, tmp_path / f"{rank}.txt", environment))
+    for process in ranks:
+        process.join(300)
+    errors = [(tmp_path / f"{rank}.txt").read_text() for rank in "01"]
+    assert [process.exitcode for process in ranks] == [2, 2], errors
     assert [error.count("The weights of /nowhere are missing") for error in errors] == [1, 0]
     assert not any("gloo" in error.lower() for error in errors)
 

@@ -13,7 +13,7 @@ from bbu_train.train import train
 
 SMALL = ["head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.num_caption_layers=1"]
 FEW = ["data.num_train=6", "data.num_validation=3", "sampler.num_samples=2"]
-STEPS = ["steps=2", "save_every=1", "eval_every=2", "schedule.num_warmup_steps=1", "tracker=jsonl"]
+STEPS = ["steps=2", "save_every=1", "eval_every=2", "schedule.num_warmup_steps=1", "tracker=jsonl", "threads=1"]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_run_whose_head_stays_random_scores_none_and_predicts_only_by_the_gene
     config, pictures, tmp_path, capsys
 ):
     frozen = "optimizer.groups.detection.lr=0", "optimizer.groups.adapter.lr=0", "eval_every=1"
-    train(cfg := config(*frozen, *FEW, *STEPS, f"outputs={tmp_path}", "run=frozen"))
+    train(cfg := config(*frozen, *SMALL, *FEW, *STEPS, f"outputs={tmp_path}", "run=frozen"))
     rows = [json.loads(line) for line in Path(cfg.folder, "metrics.jsonl").read_text().splitlines()]
     names = {name for row in rows for name in row if name.startswith("eval/")}
     assert "eval/loss/student_lm" in names

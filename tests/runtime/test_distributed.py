@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-import torch.multiprocessing
+from forked import run_ranks
 
 from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
@@ -45,7 +45,7 @@ def two_ranks(tmp_path_factory) -> list[dict]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, args=(port, str(folder)), nprocs=2)
+    run_ranks(run_rank, port, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pkgutil
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-import torch.multiprocessing
-from forked import start_program
-from whole_runs import assert_equal_runs, command, rows, run_here
+from forked import run_ranks, start_program
+from whole_runs import assert_equal_runs, command, leave_out_plots, rows, run_here
 
 from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import Preempted
@@ -70,8 +69,9 @@ def mlflow_runs(outputs):
 
 
 @pytest.fixture(scope="module")
-def interrupted_run(run, run_until_signal, outputs):
+def interrupted_run(run, run_until_signal, outputs, empty_store):
     """The folder of a run that was asked to end four times, in steps and evaluations, and what was observed between."""
+    shutil.copy(empty_store, outputs / "asked.db")
     overrides = "asked", *OFTEN, "tracker=mlflow", f"tracker.mlflow.uri=sqlite:///{outputs}/asked.db"
     ended = [run_until_signal(EVALUATION_BATCH, 1, *overrides), run_until_signal(STEP, 2, *overrides)]
     ended.append(run_until_signal(EVALUATION_BATCH, 1, *overrides))
@@ -193,10 +193,11 @@ def run_rank(rank, ports, outputs):
     """Run on two ranks, once uninterrupted and once with signals to the second rank: in a step and in an evaluation."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
     preemption.install()
+    leave_out_plots()
 
     def run(name):
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.pop())}
-        run_here(outputs, name, "threads=1", "eval_batch_size=1", "steps=4")
+        run_here(outputs, name, "eval_batch_size=1", "steps=4")
 
     run("two-ranks")
     for function, step in ((STEP, 1), (EVALUATION_BATCH, 3)):
@@ -216,7 +217,7 @@ def free_ports(num_ports):
 
 
 def test_a_signal_to_one_of_two_ranks_ends_both_after_the_same_step_and_both_resume(outputs):
-    torch.multiprocessing.start_processes(run_rank, (free_ports(4), outputs), nprocs=2, start_method="forkserver")
+    run_ranks(run_rank, free_ports(4), outputs)
     assert_equal_runs(outputs / "smoke" / "two-ranks-asked", outputs / "smoke" / "two-ranks", step=4)
 
 

@@ -1,19 +1,8 @@
-"""An SQLite store that is created once: creating one takes two seconds, copying it none."""
+"""A store of MLflow for each test."""
 
 import shutil
 
 import pytest
-
-from bbu_train.tracker.mlflow_store import open_client, silence_mlflow
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """The path of an SQLite store without runs. Copy it."""
-    silence_mlflow()
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_client(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

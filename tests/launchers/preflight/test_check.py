@@ -1,15 +1,25 @@
 """A sweep with any fault starts nothing, and its error lists every fault."""
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from forked import run_command
 
 from bbu_train.errors import InputError
 from launchers.cells import compose
+from launchers.preflight import check
 from launchers.preflight.check import check_cells, group_for_checks
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 SMALL_DATA = ("data.num_train=8", "data.num_validation=2")
+
+
+@pytest.fixture(autouse=True)
+def _forked_child(monkeypatch):
+    """Fork the check's process, which saves its imports. The sweep of test_local.py starts it by its command."""
+    monkeypatch.setattr(check, "subprocess", SimpleNamespace(run=run_command, PIPE=subprocess.PIPE))
 
 
 def error_of(folder: Path, *overrides: str) -> str:
