@@ -1,6 +1,7 @@
 """Checks of a whole command before Hydra composes its config: config groups, sweeps, experiments and keys."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,7 +143,8 @@ def _single_problems(given: Sequence[Override]) -> list[str]:
     for override in given:
         key, line = override.key_or_group, override.input_line
         if override.is_sweep_override():
-            quoted = f"'{key}=\"{override.get_value_string()}\"'"
+            plain = re.sub("[\"']", "", override.get_value_string())
+            quoted = f"'{key}=\"{plain}\"'"
             problems.append(
                 f"{line}: several values are a sweep and need -m. A list is written [a,b]; a comma inside a text is "
                 f"quoted: {quoted}"

@@ -142,6 +142,20 @@ def check_root(root: str | Path | None, contents: str) -> Path:
     return folder
 
 
+def split_problem(folder: Path, key: str, name: str, path: Path) -> str | None:
+    """Return why the file of a split, data.<key>=<name>, cannot be read, with the files beside it; None if it can."""
+    try:
+        with path.open("rb"):
+            return None
+    except OSError as error:
+        beside = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))[:20] if path.parent.is_dir() else []
+        hint = f" There are: {', '.join(beside)}." if beside else ""
+        if path.parent == folder and (folder / "JPEGImages").is_dir():
+            hint += " The folder looks like one for data=voc."
+        reason = f"{path} cannot be read ({error.strerror}); it is looked for under data.root={folder}."
+        return f"data.{key}={name}: {reason}{hint}"
+
+
 def read_all(items: Iterable[Item], read_one: Callable[[Item], Reading]) -> list[Reading]:
     """Return the readings of all items, in their order. Several threads call `read_one`."""
     readings: list[Reading] = []

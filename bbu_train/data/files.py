@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bbu_train.data.annotations import check_root
+from bbu_train.data.annotations import check_root, split_problem
 from bbu_train.data.encodings import codec_of
 from bbu_train.data.voc_annotation import parse
 from bbu_train.data.voc_files import NamedFiles, PictureFinder, name_of, read_split
@@ -61,17 +61,10 @@ def _splits(train: str, validation: str) -> tuple[tuple[str, str], ...]:
 
 
 def _existing_file(folder: Path, key: str, name: str, path: Path) -> Path:
-    """Return the path of a split's file. Raises InputError, with the files beside it, if it cannot be opened."""
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        beside = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))[:20] if path.parent.is_dir() else []
-        there = f" There are: {', '.join(beside)}." if beside else ""
-        raise InputError(
-            f"data.{key}={name}: {path} cannot be read ({error.strerror}); it is looked for under data.root={folder}."
-            f"{there}"
-        ) from error
+    """Return the path of a split's file. Raises InputError if it cannot be opened."""
+    if (problem := split_problem(folder, key, name, path)) is not None:
+        raise InputError(problem)
+    return path
 
 
 def _lines(path: Path) -> Iterator[Annotation]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, Reading, check_root, read_all
+from bbu_train.data.annotations import PictureChecker, Reading, check_root, read_all, split_problem
 from bbu_train.data.findings import Action, Finding, raise_or_log
 from bbu_train.data.jsonl_line import LineReader
 from bbu_train.data.splits import Splits, splits_of
@@ -41,8 +41,8 @@ def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, t
 
 def _read_file(folder: Path, key: str, name: str, checker: PictureChecker) -> list[Reading]:
     path = folder / name
-    if not path.is_file():
-        return [_error(f"data.{key}={name}: no such file under data.root={folder}")]
+    if (problem := split_problem(folder, key, name, path)) is not None:
+        return [_error(problem)]
     if (problem := _format_problem(path)) is not None:
         return [_error(f"{printable(path.name)} (data.{key}={name}): {problem}")]
     read_line = partial(_read_line, folder, printable(path.name), checker)

@@ -7,7 +7,7 @@ The original VOC counts from 1, but most tools that write the format do not. An 
 from itertools import chain
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, Reading, check_choice, check_root, read_all
+from bbu_train.data.annotations import PictureChecker, Reading, check_choice, check_root, read_all, split_problem
 from bbu_train.data.findings import Action, Finding, raise_or_log
 from bbu_train.data.splits import Splits, splits_of
 from bbu_train.data.teachers import TeacherDraw
@@ -76,9 +76,8 @@ def _read_split(folder: Path, key: str, split: str, annotations: NamedFiles, fin
     """Return the names that a split lists, one per line. Adds to `findings`."""
     path = folder / "ImageSets/Main" / f"{split.removesuffix('.txt')}.txt"
     where = f"ImageSets/Main/{path.name} (data.{key}={split})"
-    if not path.is_file():
-        existing = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        findings.append(Finding(Action.ERROR, f"{where}: no such file; there are: {existing}"))
+    if (problem := split_problem(folder, key, split, path)) is not None:
+        findings.append(Finding(Action.ERROR, problem))
         return []
     try:
         lines = read_split(path.read_bytes())

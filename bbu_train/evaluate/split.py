@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from bbu_train.data.splits import Splits
@@ -23,5 +24,10 @@ def load_split(cfg: DictConfig, split: str) -> tuple[Splits, tuple[Sample, ...]]
         raise InputError(f"split={split}: the data of this run ({cfg.data._target_}) has train and validation only.")
     suffix = Path(split).suffix or Path(cfg.data.validation).suffix
     cfg.data.validation = str(Path(split).with_suffix(suffix))
-    data = build(cfg.data)
+    try:
+        data = build(cfg.data)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise InputError(f"split={split}: {error.__cause__}") from error
+        raise
     return data, data.validation

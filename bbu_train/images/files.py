@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 from unicodedata import normalize
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from bbu_train.types.files import Times, times_of
 
@@ -22,6 +22,7 @@ TRANSPOSE_OF_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # editors write more than the 1 MB that Pillow allows
 JPEG_END = b"\xff\xd9"
 JPEG_TAIL = 64  # bytes at the end of a file that are searched for the end marker: some cameras pad their files
 PNG_SIGNATURE_SIZE = 8
@@ -107,7 +108,13 @@ def _open(path: Path) -> Iterator[Image.Image]:
     try:
         # Without a file name Pillow maps no file into memory, where it takes the sides of a turned TIFF the wrong way.
         with path.open("rb") as file, Image.open(file) as image:
+            if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+                raise UnreadablePicture(f"{path}: 32 bits for each grey; expected 8 or 16")
             yield image
+    except Image.DecompressionBombError as error:
+        raise UnreadablePicture(f"{path}: {error}") from None
+    except UnreadablePicture:
+        raise
     except UnidentifiedImageError:
         raise UnreadablePicture(f"{path}: not a picture, or cut off within its header") from None
     except Exception as error:  # Pillow raises nearly anything for damaged files

@@ -77,8 +77,11 @@ class TrainedRun:
 
     @property
     def threshold(self) -> float:
-        """The score threshold at which the head's boxes had the best F1 in validation; 0.5 if it was not measured."""
-        return self.saved.metrics.get("eval/f1_threshold", 0.5)
+        """The score threshold at which the head's boxes had the best F1 in validation.
+
+        It is 0.5 if that was not measured, or is 0 at every threshold.
+        """
+        return self.saved.metrics["eval/f1_threshold"] if self.saved.metrics.get("eval/f1", 0) > 0 else 0.5
 
     def make_builder(self) -> ConversationBuilder:
         with run_folder.built_by_this_code(self.folder):

@@ -41,7 +41,7 @@ def check_name(key: str, value: Any) -> str:
     name = normalize("NFC", str(value))
     is_folder_name = name.isprintable() and re.fullmatch(r"[^./\\\s][^/\\]*", name)
     if not isinstance(value, str):
-        raise InputError(f"{key}={value}: the name in a file of the config must be text: write it in quotes.")
+        raise InputError(f"{key}={value}: expected a name, which is text. Write it in quotes.")
     if not is_folder_name:
         raise InputError(
             f"{key}={value!r}: {key} becomes a folder's name: no path, no control character, no leading dot or blank."

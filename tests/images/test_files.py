@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from bbu_train.images.files import UnreadablePicture, open_upright, read_header
 
@@ -146,3 +146,25 @@ def test_transparent_pixels_become_white(tmp_path):
 def test_cmyk_becomes_rgb(tmp_path):
     Image.new("CMYK", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.jpg")
     assert open_upright(tmp_path / "a.jpg").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("mode", "value"), [("I", 200), ("F", 0.5)])
+def test_a_grey_of_32_bits_is_refused_because_nobody_knows_its_white(tmp_path, mode, value):
+    Image.new(mode, (4, 3), value).save(tmp_path / "a.tif")
+    for read in (read_header, open_upright):
+        with pytest.raises(UnreadablePicture, match=r"a\.tif: 32 bits for each grey; expected 8 or 16"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_long_text_in_a_png_does_not_matter(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("history", "edited " * 1_000_000, zip=True)
+    NOISE.save(tmp_path / "a.png", pnginfo=info)
+    assert read_header(tmp_path / "a.png") == open_upright(tmp_path / "a.png").size == (40, 30)
+
+
+def test_a_picture_of_too_many_pixels_is_named_with_its_limit(tmp_path, monkeypatch):
+    NOISE.save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadablePicture, match=r"a\.png: Image size \(1200 pixels\) exceeds limit of 200 pixels"):
+        read_header(tmp_path / "a.png")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -97,3 +98,13 @@ def test_a_root_for_a_run_that_draws_its_pictures_is_refused(config, tmp_path, m
     assert evaluate([f"run={cfg.folder}", f"data.root={tmp_path}/data"]) == 2
     assert "draws its pictures itself" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "threshold"),
+    [({}, 0.5), ({"eval/f1": 0.0, "eval/f1_threshold": 1.0}, 0.5), ({"eval/f1": 0.3, "eval/f1_threshold": 0.8}, 0.8)],
+)
+def test_boxes_are_kept_above_the_threshold_of_the_best_f1_unless_none_was_found(run, metrics, threshold):
+    found = trained_run.TrainedRun(str(run), "last", "head", 0)
+    found.saved = SimpleNamespace(metrics=metrics)
+    assert found.threshold == threshold
