@@ -187,7 +187,7 @@ def test_a_run_says_what_it_read_in_its_log_and_whole_in_environment_json(uninte
     assert (train["num_pictures"], validation["num_pictures"]) == (24, 4)
     assert sum(train["num_objects_by_class"].values()) == train["num_objects"] > 0
     log = (uninterrupted / "train.log").read_text()
-    assert log.count(f": train 24 pictures with {train['num_objects']:,} objects of ") == 1
+    assert f": train 24 pictures with {train['num_objects']:,} objects of " in log
 
 
 LOSSES = ("total", "teacher_lm", "student_lm", "bbox_l1", "bbox_giou", "objectness", "caption")
