@@ -15,7 +15,7 @@ from launchers.ledger import Attempt, Ledger
 from launchers.lock import locked
 from launchers.status import read_statuses
 
-MEANINGFUL = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
+FORBIDDEN = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
 """What a path of a job's log cannot hold: patterns such as %j and %A, an escape, and what no batch script can hold."""
 
 
@@ -33,10 +33,10 @@ class Slurm:
     def check(self, ledger: Ledger) -> None:
         """Raise InputError if SLURM or submitit would take the path of the ledger for another one."""
         path = str(ledger.folder.absolute())
-        if found := sorted(set(MEANINGFUL.findall(path))):
+        if found := sorted(set(FORBIDDEN.findall(path))):
             raise InputError(
-                f"{printable(path)} holds {printable(' and '.join(found))}, which SLURM gives a meaning in the paths "
-                "of jobs. Give outputs= and sweep= without such characters. Nothing was submitted."
+                f"{printable(path)} holds {printable(' and '.join(found))}, which SLURM does not keep as it is in the "
+                "paths of logs. Give outputs= and sweep= without such characters. Nothing was submitted."
             )
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:

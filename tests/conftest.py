@@ -70,7 +70,7 @@ build = partial(instantiate, _convert_="all")
 
 
 def pytest_configure(config):
-    """Import what is large where tests run, which is not in the process that only starts those of pytest-xdist.
+    """Import the large packages where tests run, not in the process that only starts pytest-xdist's workers.
 
     jaxtyping's hook has .pyc names of its own, also for what a hooked module imports. So all large packages are
     imported before, or every process would compile them again.

@@ -45,7 +45,7 @@ def run_ranks(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def run_program(arguments: Sequence[str], output: Path, before: Callable[[], None] | None = None) -> str:
-    """Run it to its end and return what it wrote. Raise AssertionError if it failed."""
+    """Run `python -m <arguments>` to its end and return its output. Raise AssertionError if it failed."""
     process = start_program(arguments, output, before=before)
     process.join()
     text = output.read_text()
@@ -53,14 +53,20 @@ def run_program(arguments: Sequence[str], output: Path, before: Callable[[], Non
     return text
 
 
-def run_command(command: Sequence[str], *, input: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Do what `subprocess.run` does with `python -m ...` and `stdout=PIPE, text=True`. stderr is lost."""
+def run_command(
+    command: Sequence[str], *, input: str, stdout: int, text: bool, check: bool
+) -> subprocess.CompletedProcess[str]:
+    """Stand in for `subprocess.run([python, "-m", ...], input=..., stdout=PIPE, text=True, check=False)`.
+
+    stderr is discarded.
+    """
+    assert (stdout, text, check) == (subprocess.PIPE, True, False)
     with tempfile.TemporaryDirectory() as folder:
-        stdin, stdout = Path(folder) / "stdin", Path(folder) / "stdout"
-        stdin.write_text(input)
-        process = start_program(command[2:], stdout, before=partial(_redirect, stdin))
+        given, written = Path(folder) / "stdin", Path(folder) / "stdout"
+        given.write_text(input)
+        process = start_program(command[2:], written, before=partial(_redirect, given))
         process.join()
-        return subprocess.CompletedProcess(command, process.exitcode or 0, stdout.read_text())
+        return subprocess.CompletedProcess(command, process.exitcode or 0, written.read_text())
 
 
 def _redirect(stdin: Path) -> None:

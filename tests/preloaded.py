@@ -1,4 +1,4 @@
-"""What the server of forked.py imports once: whole runs with their default components, and sweeps."""
+"""The modules that the fork server of forked.py imports once: those of runs with default components, and of sweeps."""
 
 from importlib import import_module
 

@@ -100,9 +100,9 @@ def test_another_layout_of_the_same_steps_gives_the_same_log(run, uninterrupted,
     compare_logs(rows(layout(run, *overrides)), rows(uninterrupted))
 
 
-def compare_logs(ours, expected):
+def compare_logs(actual, expected):
     """The first steps agree to rounding; AdamW's division by small second moments lets rounding grow afterwards."""
-    for row, reference in zip(ours, expected, strict=True):
+    for row, reference in zip(actual, expected, strict=True):
         tolerance = 1e-5 if row["step"] <= 1 else 2e-2
         for name, value in row.items():
             if not name.startswith(("eval/ap", "eval/agnostic", "eval/f1")):
@@ -137,9 +137,9 @@ def run_two_processes(arguments, folder):
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     for rank in ("0", "1"):
-        its = {**environment, "RANK": rank, "LOCAL_RANK": rank}
+        rank_environment = {**environment, "RANK": rank, "LOCAL_RANK": rank}
         output = folder.with_name(f"{folder.name}-{rank}.txt")
-        ranks.append(start_program(arguments, output, its, before=leave_out_plots))
+        ranks.append(start_program(arguments, output, rank_environment, before=leave_out_plots))
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0]

@@ -24,6 +24,8 @@ from bbu_train.runs.config_keys import leaves, type_problem
 # Characters that YAML takes as escapes only; lone surrogates stand for bytes that are no UTF-8.
 NOT_IN_YAML = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
+MAX_NAME_BYTES = 255  # of a file or folder, in the file systems of Linux
+
 
 def run_program(
     program: Callable[[DictConfig], None],
@@ -121,6 +123,8 @@ def wrong_checkpoint(checkpoint: object) -> list[str]:
 def new_folder(out: str) -> Path:
     """Return `out` as a path. Raises InputError if something lies there, because files of two commands would mix."""
     folder = Path(out).expanduser()
+    if any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES for part in folder.parts):
+        raise InputError(f"out={out}: a folder's name has at most {MAX_NAME_BYTES} bytes.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out={out} is not empty. Choose a new folder, so that the files of two commands do not mix.")
     return folder

@@ -70,8 +70,7 @@ def _lines(result: comparison.Comparison, top: int) -> Iterator[str]:
     if result.excluded.rows:
         yield f"\n{result.excluded.title}\n{as_text(result.excluded)}"
     yield f"\nCommand of the best candidate:\n  {result.command}"
-    if result.removed_keys:
-        yield f"It leaves out the keys that this version no longer has: {', '.join(result.removed_keys)}"
+    yield from result.command_notes
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from bbu_train.compare.effects import Effects, estimate_effects
 from bbu_train.compare.sweep import ExcludedRun, SweepRun
 from bbu_train.errors import InputError, all_problems
 from bbu_train.reporting.tables import Table
+from bbu_train.runs.data_fingerprint import describe_changes
 from bbu_train.runtime.wording import count_of
 
 
@@ -34,8 +35,8 @@ class Comparison:
     excluded: Table
     command: str
     """The command that trains the best candidate again."""
-    removed_keys: list[str]
-    """Keys of the best candidate's config that this version of the program no longer has."""
+    command_notes: list[str]
+    """What the user must know before training by `command`."""
 
 
 def compare(outputs: Path, name: str, metric: str, mode: str, at: str) -> Comparison:
@@ -77,8 +78,18 @@ def compare(outputs: Path, name: str, metric: str, mode: str, at: str) -> Compar
         tables.effects_note(effects) if effects else "",
         tables.not_compared(excluded),
         command,
-        removed_keys,
+        _command_notes(folder, ranking[0], removed_keys),
     )
+
+
+def _command_notes(folder: Path, best: Candidate, removed_keys: Sequence[str]) -> list[str]:
+    notes = []
+    if removed_keys:
+        notes.append(f"It leaves out the keys that this version no longer has: {', '.join(removed_keys)}")
+    run = best.runs[0].run
+    if (changes := describe_changes(run.config, folder / run.name)) is not None:
+        notes.append(f"Its data is no longer what the candidate was trained on: {changes}")
+    return notes
 
 
 def _check_metric(metric: str, finished: Sequence[SweepRun], excluded: Sequence[ExcludedRun]) -> None:

@@ -13,9 +13,7 @@ TEMPLATE = Path(__file__).parent / "templates/comparison.html.j2"
 
 def render_page(comparison: Comparison, plots: Sequence[tuple[str, Path]]) -> str:
     """Return the page as HTML. `plots` are (caption, PNG file), in order."""
-    command = comparison.command
-    if comparison.removed_keys:
-        command += f"\n# without the keys that this version no longer has: {', '.join(comparison.removed_keys)}"
+    command = "\n".join([comparison.command, *(f"# {note}" for note in comparison.command_notes)])
     return html_page.render(
         TEMPLATE,
         title=f"{comparison.folder.name}: {comparison.metric}",

@@ -6,7 +6,7 @@ that config and returns DataFiles, or None if nothing of the user's is read.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 from bbu_train.data.annotations import check_root, split_problem
 from bbu_train.data.encodings import codec_of
 from bbu_train.data.voc_annotation import parse
-from bbu_train.data.voc_files import NamedFiles, PictureFinder, name_of, read_split
-from bbu_train.errors import InputError
+from bbu_train.data.voc_files import NamedFiles, PictureFinder, list_path, name_of, read_split
+from bbu_train.errors import all_problems
 from bbu_train.types.files import Annotation, DataFiles
 
 FILENAME = re.compile(r"<filename>([^<&\0]*)</filename>", re.IGNORECASE)
@@ -26,7 +26,8 @@ IMAGES = re.compile(rb'"images"\s*:\s*\[\s*"([^"\\]*)"\s*\]')
 def jsonl(*, root: str | None, train: str, validation: str, **_values: Any) -> DataFiles:
     """See `jsonl.load`. An annotation is a line; its pictures are those of the student and of fixed teachers."""
     folder = check_root(root, contents=f"{train} and {validation}")
-    paths = {key: _existing_file(folder, key, name, folder / name) for key, name in _splits(train, validation)}
+    paths = {key: folder / name for key, name in _splits(train, validation)}
+    _check_splits(folder, paths, train, validation)
     splits = {key: partial(_lines, path) for key, path in paths.items()}
     return DataFiles(folder, splits, tuple(paths.values()), listed=())
 
@@ -37,10 +38,8 @@ def voc(*, root: str | None, train: str, validation: str, **_values: Any) -> Dat
     Which of several pictures is read is for `voc.load` to decide. Here they are all that may be the annotation's own.
     """
     folder = check_root(root, contents="JPEGImages, Annotations, ImageSets/Main")
-    lists = {
-        key: _existing_file(folder, key, name, folder / "ImageSets/Main" / f"{name.removesuffix('.txt')}.txt")
-        for key, name in _splits(train, validation)
-    }
+    lists = {key: list_path(folder, name) for key, name in _splits(train, validation)}
+    _check_splits(folder, lists, train, validation)
     annotations = NamedFiles(folder / "Annotations", (".xml",))
     pictures = PictureFinder(folder / "JPEGImages", annotations)
     splits = {key: partial(_listed, folder, path, annotations, pictures) for key, path in lists.items()}
@@ -60,11 +59,11 @@ def _splits(train: str, validation: str) -> tuple[tuple[str, str], ...]:
     return ("train", str(train)), ("validation", str(validation))
 
 
-def _existing_file(folder: Path, key: str, name: str, path: Path) -> Path:
-    """Return the path of a split's file. Raises InputError if it cannot be opened."""
-    if (problem := split_problem(folder, key, name, path)) is not None:
-        raise InputError(problem)
-    return path
+def _check_splits(folder: Path, paths: Mapping[str, Path], train: str, validation: str) -> None:
+    """Raise InputError that lists the files of splits that cannot be opened."""
+    problems = [split_problem(folder, key, name, paths[key]) for key, name in _splits(train, validation)]
+    if found := [problem for problem in problems if problem is not None]:
+        raise all_problems(f"The data in {folder}", found, "Give the files with data.train= and data.validation=.")
 
 
 def _lines(path: Path) -> Iterator[Annotation]:
@@ -109,8 +108,11 @@ def _annotation(folder: Path, name: str, annotations: NamedFiles, pictures: Pict
     """Return the annotation of a name, with every picture that may be its own; without content if there is none."""
     files = annotations.find(name)
     path = files[0] if files else folder / "Annotations" / f"{name}.xml"
-    content = path.read_bytes() if files else b""
-    filename = _filename_in(path, content) if files else ""
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError):  # for the reader to report; ValueError: a name that no file can have
+        content = b""
+    filename = _filename_in(path, content) if content else ""
     found = dict.fromkeys(pictures.candidates(name, filename))
     return Annotation(_below(folder, path), content, tuple(_below(folder, picture) for picture in found))
 

@@ -89,7 +89,7 @@ class DataSummary:
             parts.append(f"{count_of(self.num_in_both, 'picture')} in both")
         unused_by_split = [split.unused_elements for split in self.splits.values()]
         if unused := _first_few([*dict.fromkeys(map(_show, chain.from_iterable(unused_by_split)))]):
-            parts.append(f"not used: {unused} (all numbers: environment.json)")
+            parts.append(f"not used: {unused} (more: environment.json)")
         return "; ".join(parts)
 
 
@@ -167,20 +167,20 @@ def _box_size(found: tuple[Object, str] | None) -> BoxSize | None:
 
 def _describe(split: SplitSummary) -> str:
     classes = split.num_objects_by_class
-    counts = [f"{_show(name)} {count:,}" for name, count in classes.items()]
+    class_counts = [f"{_show(name)} {count:,}" for name, count in classes.items()]
     text = f"{count_of(split.num_pictures, 'picture')} with {count_of(split.num_objects, 'object')}"
     if classes:
-        text += f" of {count_of(len(classes), 'class', 'classes')} ({_first_few(counts)})"
+        text += f" of {count_of(len(classes), 'class', 'classes')} ({_first_few(class_counts)})"
     if split.smallest_box and split.largest_box:
         text += f", smallest box {_sides(split.smallest_box)}, largest {_sides(split.largest_box)} pixels"
     counts = {
         "without an object": split.num_empty,
         "unannotated": split.num_unannotated,
         "repeated": split.num_repeated,
-        "fixed teachers": split.num_fixed_teachers,
-        "difficult objects": split.num_difficult,
     }
     text += "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+    things = {"fixed teacher": split.num_fixed_teachers, "difficult object": split.num_difficult}
+    text += "".join(f", {count_of(count, what)}" for what, count in things.items() if count)
     text += "".join(f", {count_of(count, 'object')} {what}" for what, count in split.changed_objects.items())
     return text
 

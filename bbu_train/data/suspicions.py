@@ -37,12 +37,13 @@ def find_suspicions(data: Splits, first_path: Mapping[Path, Path]) -> list[str]:
 
 
 def _without_objects(name: str, samples: Sequence[Sample]) -> str | None:
-    """Of difficult objects alone a model can learn, but they are not scored."""
+    """Difficult objects do not count in validation, where they are not scored."""
     counted = [each for _, each in _objects(samples) if name == "train" or not each.is_difficult]
     if not samples or counted:
         return None
     harm = "a model learns to find nothing" if name == "train" else "AP and F1 are without meaning"
-    return f"{name}: {count_of(len(samples), 'picture')} without an object, so {harm}. First: {samples[0].id}"
+    kind = "object" if name == "train" else "object that is scored"
+    return f"{name}: {count_of(len(samples), 'picture')} without an {kind}, so {harm}. First: {samples[0].id}"
 
 
 def _thin_boxes(name: str, samples: Sequence[Sample]) -> Iterator[str]:
@@ -50,7 +51,9 @@ def _thin_boxes(name: str, samples: Sequence[Sample]) -> Iterator[str]:
     boxes = [(sample.id, each.box_xyxy) for sample, each in _annotated(samples)]
     divided = [box for box in boxes if max(box[1]) <= 1]
     thin = [box for box in boxes if _shorter_side(box[1]) < 1 < max(box[1])]
-    thin = thin if len(thin) + len(divided) == len(boxes) else []  # among others a thin box is one
+    thin = (
+        thin if len(thin) + len(divided) == len(boxes) else []
+    )  # beside boxes of normal size, a thin one is taken for real
     pixels = "Boxes are in pixels of the upright picture"
     for found, what, hint in (
         (divided, "within the top left pixel", f"{pixels}: were these divided by its size?"),
@@ -111,7 +114,8 @@ def _spellings(samples: Sequence[Sample]) -> str | None:
         return None
     (one, in_one), (other, in_other) = list(several[0].items())[:2]
     return (
-        f"{_are(several, 'description')} spelled in several ways that differ in case or blanks only. First: "
+        f"{_are(several, 'level of descriptions', 'levels of descriptions')} spelled in several ways, which differ "
+        "only in case, blanks, width or invisible characters. First: "
         f"{_quote(one)} in {in_one}, {_quote(other)} in {in_other}"
     )
 

@@ -81,7 +81,7 @@ class TeacherDraw:
         for key, num_required in required.items():
             if num_pool < num_required:
                 raise InputError(
-                    f"The pool of teachers holds {count_of(num_pool, 'picture')}, but "
+                    f"The pool of teachers holds {count_of(num_pool, 'different picture')}, but "
                     f"data.teachers.{key}={getattr(self, key)} needs {num_required}. "
                     f"Add training pictures or lower data.teachers.{key}."
                 )

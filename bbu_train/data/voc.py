@@ -12,7 +12,7 @@ from bbu_train.data.findings import Action, Finding, raise_or_log
 from bbu_train.data.splits import Splits, splits_of
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.data.voc_annotation import AnnotationReader
-from bbu_train.data.voc_files import NamedFiles, PictureFinder, name_of, read_split
+from bbu_train.data.voc_files import NamedFiles, PictureFinder, list_path, name_of, read_split
 from bbu_train.runtime.file_names import printable
 
 FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
@@ -57,7 +57,11 @@ def load(
         where, files = _sample_id(name), annotations.find(name)
         if not files:
             text = f"{where}: No such file, but the list of data.{listed_in[name]} names it"
-            hint = "" if where == f"Annotations/{name}.xml" else "; its name in the list is not UTF-8"
+            hint = (
+                ""
+                if where == f"Annotations/{name}.xml"
+                else "; its name in the list holds bytes that are not UTF-8, or a control character"
+            )
             return Reading(None, [Finding(Action.ERROR, text + hint)], {})
         return AnnotationReader(where, checker, difficult, parts).read(files[0], name, pictures)
 
@@ -74,7 +78,7 @@ def _sample_id(name: str) -> str:
 
 def _read_split(folder: Path, key: str, split: str, annotations: NamedFiles, findings: list[Finding]) -> list[str]:
     """Return the names that a split lists, one per line. Adds to `findings`."""
-    path = folder / "ImageSets/Main" / f"{split.removesuffix('.txt')}.txt"
+    path = list_path(folder, split)
     where = f"ImageSets/Main/{path.name} (data.{key}={split})"
     if (problem := split_problem(folder, key, split, path)) is not None:
         findings.append(Finding(Action.ERROR, problem))

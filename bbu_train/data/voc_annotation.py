@@ -69,11 +69,10 @@ class AnnotationReader:
         objects = [candidate for candidate in self._objects(root) if candidate]
         for each in (root, root.find("size")):
             self._refuse_repeated(each, "")
-        self.findings += [
-            Finding(Action.NOTED, f"{self.where} <{element.tag}>", "not read, although it looks like an <object>")
-            for element in root
-            if element.tag not in USED["annotation"] and looks_like_object(element)
-        ]
+        unread = [each for each in root if each.tag not in USED["annotation"] and looks_like_object(each)]
+        if unread:
+            text = f"{self.where} <{unread[0].tag}>"
+            self.findings.append(Finding(Action.NOTED, text, "elements that look like an <object> are not read"))
         try:
             picture_path, suspicion = pictures.find(name, _text(root, "filename"))
         except ValueError as error:

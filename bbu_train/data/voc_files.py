@@ -13,7 +13,7 @@ from bbu_train.types.files import Times
 
 SECOND_COLUMN = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # of a list for one class: whether a picture has the class
 
-OTHER_FILENAME = "<filename> differs from the annotation's own name, and a picture of the own name is read first"
+OTHER_FILENAME = "<filename> differs from the annotation's own name, whose picture takes precedence if there is one"
 SEVERAL_PICTURES = "several pictures have the annotation's name, and the first in the order of endings is read"
 
 
@@ -62,6 +62,11 @@ class NamedFiles:
         return self._listings[subfolder]
 
 
+def list_path(folder: Path, split: str) -> Path:
+    """Return the list of a split, which is named with or without its ending."""
+    return folder / "ImageSets/Main" / f"{split.removesuffix('.txt')}.txt"
+
+
 def read_split(data: bytes) -> list[str]:
     """Return the lines of a list in ImageSets/Main, without blank ones.
 
@@ -104,7 +109,7 @@ class PictureFinder:
         return [*self.pictures.find(name), *self._find_filename(name, filename)]
 
     def find(self, name: str, filename: str) -> tuple[Path, str | None]:
-        """Return the picture of the annotation `name`, and a text if that is suspicious.
+        """Return the picture of the annotation `name`, and why the choice is suspicious, or None.
 
         The picture of the annotation's own name decides; only if there is none, the annotation's <filename>. Raises
         ValueError that says why there is no picture, or why it is another annotation's.
@@ -138,7 +143,7 @@ class PictureFinder:
             if folder.is_absolute() or ".." in folder.parts:  # where the annotation was made, not where it is now
                 continue
             path = self.pictures.folder / folder / base
-            if path.is_file():
+            if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for long names)
                 found.append(path)
             found += self.pictures.find(str(folder / (_stem(base) if _ending(base) in ENDINGS else base)))
         return found

@@ -71,7 +71,8 @@ def _validate(options: DictConfig) -> DictConfig:
         problems.append(f"teachers={options.teachers}: teachers is a list of whole numbers, such as [0,1,2].")
     refuse(problems)
     options.teachers = sorted(set(teachers))
-    options.out = options.out or str(Path(options.run) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
+    default = str(Path(options.run) / "evaluations" / time.strftime("%Y%m%d-%H%M%S")).replace("${", "\\${")
+    options.out = options.out or default
     return options
 
 

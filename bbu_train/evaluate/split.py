@@ -22,8 +22,8 @@ def load_split(cfg: DictConfig, split: str) -> tuple[Splits, tuple[Sample, ...]]
         return data, getattr(data, split)
     if "validation" not in cfg.data:
         raise InputError(f"split={split}: the data of this run ({cfg.data._target_}) has train and validation only.")
-    suffix = Path(split).suffix or Path(cfg.data.validation).suffix
-    cfg.data.validation = str(Path(split).with_suffix(suffix))
+    suffix = Path(str(cfg.data.validation)).suffix
+    cfg.data.validation = split if split.endswith(suffix) else f"{split}{suffix}"
     try:
         data = build(cfg.data)
     except InstantiationException as error:

@@ -32,9 +32,9 @@ PNG_CHECKSUM_SIZE = 4
 class SpellingOnDisk:
     """A function from a path to the path as it is on disk, where names may be in another Unicode form.
 
-    macOS and some archives store "e" and an accent (NFD) where a text holds one letter (NFC). A path that exists
-    is returned as it is; of one that exists in no spelling, the folders that do are. Of several spellings it is the
-    first by code point. Each folder is listed once; `listed` holds the Times that it had before that.
+    macOS and some archives store "e" and an accent (NFD) where a text holds one letter (NFC). An existing path is
+    returned unchanged. If no spelling of it exists, only its existing folders are respelled. Among several spellings,
+    the first by code point is taken. Each folder is listed once; `listed` holds the Times that it had before that.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class SpellingOnDisk:
 
 
 class UnreadablePicture(ValueError):
-    """A picture file is missing, truncated or not a picture. The message holds its path and says which."""
+    """A picture file is missing, damaged, no picture, or has greys of 32 bits. The message says where, and which."""
 
 
 def read_header(path: Path) -> tuple[int, int]:

@@ -38,11 +38,10 @@ COLORS: list[Color] = [
 
 
 class ClassColors:
-    """The colour of each class, the same in all pictures that are drawn with this object.
+    """The colour of each class, the same in all pictures of all commands that give the same `classes`.
 
-    A class starts at the colour that its name hashes to, and takes the next free one; when all are taken, it shares
-    that of its hash. `classes` get theirs first, in sorted order, so that they have the same ones in every command that
-    knows them; others get theirs when they are first drawn.
+    Each of `classes`, in sorted order, starts at the colour that its name hashes to, and takes the next free one; when
+    all are taken, it shares that of its hash, as any other class does.
     """
 
     def __init__(self, classes: Iterable[str]) -> None:
@@ -51,15 +50,17 @@ class ClassColors:
             self._choose(name)
 
     def __getitem__(self, name: str) -> Color:
-        if name not in self._chosen:
-            self._choose(name)
-        return COLORS[self._chosen[name]]
+        return COLORS[self._chosen.get(name, _hash(name))]
 
     def _choose(self, name: str) -> None:
-        index, taken = hashlib.blake2b(name.encode()).digest()[0] % len(COLORS), set(self._chosen.values())
+        index, taken = _hash(name), set(self._chosen.values())
         while index in taken and len(taken) < len(COLORS):
             index = (index + 1) % len(COLORS)
         self._chosen[name] = index
+
+
+def _hash(name: str) -> int:
+    return hashlib.blake2b(name.encode()).digest()[0] % len(COLORS)
 
 
 def true_classes(pictures: Iterable[Picture]) -> set[str]:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from bbu_train.cli import arguments
 from bbu_train.ops.numbers import is_number
+from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import refuse
 from bbu_train.runtime import logs
 
@@ -88,7 +89,6 @@ def _validate(options: DictConfig) -> DictConfig:
 def predict(options: DictConfig) -> None:
     """Check all inputs, load the model, then predict, write and draw batch by batch."""
     logs.start(is_main=True)
-    from bbu_train.images.overlay import true_classes
     from bbu_train.predict import output_files
     from bbu_train.predict.pictures import build_samples, find_pictures
     from bbu_train.predict.trained_run import TrainedRun
@@ -102,7 +102,7 @@ def predict(options: DictConfig) -> None:
     threshold = run.threshold if options.threshold is None else options.threshold
     num_workers = run.cfg.num_workers if options.num_workers is None else options.num_workers
     prompts = predictor.prompts(samples, options.batch_size, num_workers)
-    classes = true_classes(sample.student for sample in samples)
+    classes = run_folder.classes(run.cfg.folder)
     print(output_files.write(predictor, prompts, len(samples), classes, threshold, out))
     print(
         f"checkpoint  {run.saved.folder}\nresult      {out / output_files.PREDICTIONS} and drawings in the same folder"

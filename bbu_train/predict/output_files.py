@@ -28,7 +28,7 @@ def write(
     """Predict batch by batch, write each batch into `folder` when it is ready, and return a summary for the terminal.
 
     A drawing is named after its line of predictions.jsonl, counted from 0, and its picture; a long name is cut. All
-    drawings share the colours of their classes; `classes`, those of the true boxes, get theirs first.
+    drawings share the colours of their classes; `classes` are those of the run's data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_written = num_malformed = num_boxes = 0

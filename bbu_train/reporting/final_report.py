@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bbu_train.images.overlay import ClassColors, overlay, true_classes
+from bbu_train.images.overlay import ClassColors, overlay
 from bbu_train.images.sheet import add_title, make_sheet
 from bbu_train.metrics.constant_boxes import constant_predictions
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.reporting.loss_plot import plot_losses
+from bbu_train.runs import folder as run_folder
 from bbu_train.runtime.file_names import printable
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
@@ -27,7 +28,7 @@ def write_plots(folder: Path, predictions: Sequence[tuple[Picture, Prediction]],
     paths = [folder / "losses.png"]
     plot_losses(folder / "metrics.jsonl", paths[0])
     if predictions:
-        colors = ClassColors(true_classes(picture for picture, _ in predictions))
+        colors = ClassColors(run_folder.classes(folder))
         overlays = [overlay(*pair, threshold, colors) for pair in predictions[:NUM_OVERLAYS]]
         paths.append(folder / "overlay.png")
         make_sheet(overlays, columns=3).save(paths[1])
@@ -43,14 +44,14 @@ def write_gallery(
 ) -> list[Path]:
     """Write gallery/step-<step>.jpg, a sheet of pictures with their predicted boxes. Return its path, if written.
 
-    `predictions` are those of all validation pictures, whose classes have the same colours in the galleries of all
-    steps; the first `num_pictures` are drawn. Boxes with at least the threshold of the best F1 are drawn. While F1 is
-    0, each picture shows as many of its best-scored boxes as it has objects. A repeated evaluation of the step
-    overwrites the file.
+    `predictions` are those of all validation pictures; the first `num_pictures` are drawn. The classes of the run's
+    data have the same colours in all galleries and in `predict`. Boxes with at least the threshold of the best F1 are
+    drawn. While F1 is 0, each picture shows as many of its best-scored boxes as it has objects. A repeated evaluation
+    of the step overwrites the file.
     """
     if not predictions or not num_pictures:
         return []
-    colors, images = ClassColors(true_classes(picture for picture, _ in predictions)), []
+    colors, images = ClassColors(run_folder.classes(folder)), []
     for picture, prediction in predictions[:num_pictures]:
         threshold = metrics.get("eval/f1_threshold", 0.5)
         if metrics.get("eval/f1") == 0:

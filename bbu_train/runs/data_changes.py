@@ -31,7 +31,7 @@ def _by_split(rows: Iterable[Any]) -> dict[str, list[Any]]:
 
 
 def _annotations(split: str, old: list[Any], new: list[Any]) -> Iterator[str]:
-    """Yield what changed among the annotations of a split. One is changed if there is another one of its pictures."""
+    """Yield which annotations of a split were removed, added or changed: removed and added, of the same pictures."""
     removed, added = list(_without(old, new)), list(_without(new, old))
     subjects = set(map(_subject, removed)) & set(map(_subject, added))
     yield from _kind(split, "removed", [_show(each) for each in removed if _subject(each) not in subjects])
@@ -39,10 +39,10 @@ def _annotations(split: str, old: list[Any], new: list[Any]) -> Iterator[str]:
     yield from _kind(split, "changed", [_show(each) for each in added if _subject(each) in subjects])
 
 
-def _without(some: list[Any], others: list[Any]) -> Iterator[Any]:
-    """Yield the annotations that are not in `others`, wherever they stand. A file of its own is known by its name."""
+def _without(annotations: list[Any], others: list[Any]) -> Iterator[Any]:
+    """Yield the annotations that are not in `others`, in any position. Those with a file are compared by name, too."""
     left = Counter(_content(each) for each in others)
-    for each in some:
+    for each in annotations:
         if left[_content(each)]:
             left[_content(each)] -= 1
         else:

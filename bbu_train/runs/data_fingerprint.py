@@ -104,12 +104,16 @@ def warn_if_changed(cfg: DictConfig, folder: Path) -> None:
 
     Such data can be scored, but the scores do not compare with those that the run itself has logged.
     """
+    if (changes := describe_changes(cfg, folder)) is not None:
+        log.warning("The data is not what the run in %s was trained and scored on: %s", folder, changes)
+
+
+def describe_changes(cfg: DictConfig, folder: Path) -> str | None:
+    """Return on one line how the data differs from what the run in `folder` notes, or None if it does not."""
     try:
-        if _has_changed(cfg, folder, None):
-            changes = "; ".join(_changes(cfg, folder))
-            log.warning("The data is not what the run in %s was trained and scored on: %s", folder, changes)
+        return "; ".join(_changes(cfg, folder)) if _has_changed(cfg, folder, None) else None
     except InputError as error:
-        log.warning("The data cannot be compared with that of the run in %s: %s", folder, error)
+        return f"it cannot be read: {error}"
 
 
 def _has_changed(cfg: DictConfig, folder: Path, known: dict[Path, str] | None) -> bool:

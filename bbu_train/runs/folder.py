@@ -4,6 +4,7 @@ record of the data that it reads."""
 import difflib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import sys
@@ -23,6 +24,7 @@ from bbu_train.errors import InputError
 from bbu_train.runs import data_fingerprint
 from bbu_train.runs.config_keys import leaves
 from bbu_train.runs.identity import DATA
+from bbu_train.runs.names import folder_name
 from bbu_train.runtime.atomic_write import atomic_write, make_folder
 from bbu_train.runtime.git import git_commit
 
@@ -36,7 +38,7 @@ WRONG_ARGUMENTS = re.compile(
 
 def load(folder: str | Path) -> DictConfig:
     """Return the config of the run in `folder`, with its location set to where the folder lies now."""
-    folder = Path(folder).expanduser().resolve()
+    folder = _on_disk(Path(folder).expanduser())
     if not (folder / CONFIG).is_file():
         raise InputError(_describe_missing_run(folder))
     try:
@@ -54,6 +56,11 @@ def load(folder: str | Path) -> DictConfig:
         raise InputError(f"{folder / CONFIG} is not the config of a run: {error}") from error
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def _on_disk(folder: Path) -> Path:
+    """Return the folder of a run whose last part may be the run's whole name, longer than a folder's name can be."""
+    return (folder if os.path.exists(folder) else folder.parent / folder_name(folder.name)).resolve()  # noqa: PTH110
 
 
 def create(folder: str | Path, cfg: DictConfig, data_summary: Mapping[str, Any]) -> None:
@@ -100,6 +107,12 @@ def built_by_this_code(folder: str | Path) -> Iterator[None]:
         which = f"of commit {commit}" if commit else "that it was made with"
         what = str(cause).splitlines()[0].rstrip(":")
         raise InputError(f"The run in {folder} was made by other code: {what}. Take the bbu_train {which}.") from error
+
+
+def classes(folder: str | Path) -> set[str]:
+    """Return the classes of the data that the run in `folder` reads; empty if they are not recorded."""
+    splits = read_environment(folder).get("data", {}).get("splits", {})
+    return {name for split in splits.values() for name in split["num_objects_by_class"]}
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:

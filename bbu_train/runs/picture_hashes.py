@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,11 +13,13 @@ from typing import Any
 from bbu_train.images.files import SpellingOnDisk
 from bbu_train.types.files import NO_FILE, Times, as_times, times_of
 
-START_BYTES = 4096  # read of a picture, and of one that is longer,
-END_BYTES = 1024  # at its end
-WINDOW = 65536  # pictures of an outdated record that are held to find those that have not changed
-SHARE = 64  # pictures that are read at a time
-SLOW_SECONDS = 2e-4  # for a picture; from memory it takes a tenth, where threads would treble the time of the cores
+START_BYTES = 4096  # hashed at the start of a picture file
+END_BYTES = 1024  # and at the end of a longer one
+WINDOW = 32768  # pictures of an outdated record that are held in either direction
+CHUNK_SIZE = 64  # pictures that are read at a time
+SLOW_SECONDS = (
+    2e-4  # per picture; above this, threads read. From memory it takes a tenth, and they would triple CPU time
+)
 NUM_THREADS = 8
 
 RecordedPicture = list[Any]
@@ -29,14 +32,16 @@ The hash of a missing file is empty.
 class PictureHashes:
     """Hashes pictures. `outdated` are those of an older record.
 
-    A record and its data have mostly the same order, so a window of WINDOW pictures follows the present ones: memory
-    is bounded, and only a picture that moved far is read again.
+    A record and its data have mostly the same order, so WINDOW recorded pictures before and after the last one that was
+    found are held: memory is bounded, and only a picture that moved far is read again.
     """
 
     def __init__(self, outdated: Iterator[RecordedPicture]) -> None:
         self.spelling = SpellingOnDisk()
         self._outdated = outdated
-        self._window: dict[str, RecordedPicture] = {}
+        self._num_read = 0  # of the older record
+        self._position = 0  # in it, of the last picture that was found
+        self._window: OrderedDict[str, tuple[int, RecordedPicture]] = OrderedDict()  # with their positions
 
     def record(self, root: str, names: Sequence[str]) -> list[RecordedPicture]:
         """Return the pictures of `names`, relative to `root` or absolute; read by several threads if the disk is slow.
@@ -44,21 +49,28 @@ class PictureHashes:
         As by the reader of the data, a file is found if the disk has its name in another Unicode form.
         """
         known = [self._find(name) for name in names]
-        shares = [slice(start, start + SHARE) for start in range(0, len(names), SHARE)]
+        shares = [slice(start, start + CHUNK_SIZE) for start in range(0, len(names), CHUNK_SIZE)]
         record_share = partial(self._record_share, root, names, known)
         pictures: list[RecordedPicture] = []
         for number, share in enumerate(shares, 1):
             began = time.perf_counter()
             pictures += record_share(share)
-            if time.perf_counter() - began > SLOW_SECONDS * SHARE:
+            if time.perf_counter() - began > SLOW_SECONDS * CHUNK_SIZE:
                 with ThreadPoolExecutor(NUM_THREADS) as threads:
                     return pictures + [each for part in threads.map(record_share, shares[number:]) for each in part]
         return pictures
 
     def _find(self, name: str) -> RecordedPicture | None:
-        while name not in self._window and len(self._window) < WINDOW and (recorded := next(self._outdated, None)):
-            self._window[recorded[2]] = recorded
-        return self._window.pop(name, None)
+        while name not in self._window and self._num_read < self._position + WINDOW:
+            if (recorded := next(self._outdated, None)) is None:
+                break
+            self._window.setdefault(recorded[2], (self._num_read, recorded))
+            self._num_read += 1
+        index, found = self._window.get(name, (self._position + 1, None))
+        self._position = max(self._position, min(index, self._num_read))
+        while self._window and next(iter(self._window.values()))[0] < self._position - WINDOW:
+            self._window.popitem(last=False)
+        return found
 
     def _record_share(
         self, root: str, names: Sequence[str], known: Sequence[RecordedPicture | None], share: slice

@@ -4,7 +4,7 @@ import hashlib
 import re
 
 MAX_BYTES = 96  # of a name that is made from another, so that it has 100 with an ending
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")  # control characters, and bytes that are no UTF-8
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")  # control characters, and bytes that are no UTF-8
 HASH_LENGTH = 8  # hexadecimal digits
 
 

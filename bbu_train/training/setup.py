@@ -39,6 +39,7 @@ MINIMUMS = {
     "head.max_caption_tokens": 1,
 }
 """The smallest value of each key that counts something and that no component checks itself."""
+OPTIONAL = ("eval_every", "save_every")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def load_data(data_cfg: DictConfig) -> RunData:
     if not distributed.is_main():
         return RunData(splits, {})
     first_path = paths_with_first(splits)
+    splits.teachers.check_pool(splits.train, splits.validation, len({first_path[each.path] for each in splits.pool}))
     summary = summarize(splits, first_path)
     root = data_cfg.get("root") or data_cfg.get("source", {}).get("root", "data")
     log.info("%s: %s", root, summary.line())
@@ -116,12 +118,15 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
 def check_counts(cfg: DictConfig) -> None:
     """Raise InputError that lists every key of `MINIMUMS` whose value is not a whole number, or is too small.
 
-    None, which means "never" or "not used", passes where the config has it.
+    Only OPTIONAL keys may be null, which means "never", and those of a head that there is not.
     """
+    missing = object()
     problems = [
         f"{key}={value}: expected a whole number of at least {minimum}"
         for key, minimum in MINIMUMS.items()
-        if (value := OmegaConf.select(cfg, key)) is not None and not is_count(value, minimum)
+        if (value := OmegaConf.select(cfg, key, default=missing)) is not missing
+        and not (value is None and key in OPTIONAL)
+        and not is_count(value, minimum)
     ]
     if problems:
         raise all_problems("The config", problems, "Correct the values listed.")

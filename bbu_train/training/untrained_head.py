@@ -1,6 +1,7 @@
 """The parts of a head that stay at their random weights.
 
-Without trained boxes the head is not scored. With random scores or descriptions it is, and a warning says so.
+Without trained boxes and scores the head is not scored. With random descriptions, only metrics that ignore classes are
+logged. A warning says so.
 """
 
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ PARTS = (
 
 
 BOX_LOSSES = PARTS[0].losses
+SCORED = {"boxes", "scores"}  # what every metric needs
 
 
 def untrained_parts(head: nn.Module | None, criterion: Criterion) -> dict[str, str]:
@@ -46,14 +48,14 @@ def untrained_parts(head: nn.Module | None, criterion: Criterion) -> dict[str, s
 
 
 def is_scored(head: nn.Module | None, criterion: Criterion) -> bool:
-    """Return whether the head's predictions can be scored: without trained boxes, every metric is one of chance."""
-    return head is not None and "boxes" not in untrained_parts(head, criterion)
+    """Return whether the head's predictions can be scored: every metric needs trained boxes and scores."""
+    return head is not None and SCORED.isdisjoint(untrained_parts(head, criterion))
 
 
 def warnings(model: nn.Module, criterion: Criterion) -> Iterator[str]:
     """Yield what the user must know of parts that stay random, at the start of a run."""
     for predicts, reason in untrained_parts(model.head, criterion).items():
-        effect = "the head is not scored" if predicts == "boxes" else "metrics that need them are those of chance"
+        effect = "the head is not scored" if predicts in SCORED else "only metrics that ignore classes are logged"
         yield f"The head's part that predicts {predicts} stays random, because {reason}: {effect}."
     backbone_trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
     for part in PARTS if model.head is not None and backbone_trains else ():
@@ -68,10 +70,10 @@ def warnings(model: nn.Module, criterion: Criterion) -> Iterator[str]:
 def refuse_untrained(head: nn.Module | None, criterion: Criterion, folder: str) -> None:
     """Raise InputError if the head of the run in `folder` cannot be scored."""
     if not is_scored(head, criterion):
-        reason = untrained_parts(head, criterion)["boxes"]
+        predicts, reason = next(iter(untrained_parts(head, criterion).items()))
         raise InputError(
-            f"The head of the run in {folder} was never trained: the part that predicts boxes stayed random, because "
-            f"{reason}. Take route=generated."
+            f"The head of the run in {folder} was never trained: the part that predicts {predicts} stayed random, "
+            f"because {reason}. Take route=generated."
         )
 
 

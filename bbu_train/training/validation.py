@@ -19,6 +19,9 @@ from bbu_train.types.batch import Batch, Counts
 from bbu_train.types.outputs import Detections, Losses, Prediction
 from bbu_train.types.samples import Picture, Sample
 
+CLASSLESS = ("eval/loss/", "eval/agnostic_")
+"""The metrics that do not depend on descriptions."""
+
 
 @torch.no_grad()
 def evaluate(
@@ -58,7 +61,10 @@ def evaluate(
         _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
         counts = counts + batch.counts
     model.train(was_training)
-    return _merge(criterion, samples, distributed.gather((sums, counts, predictions)))
+    metrics, pairs = _merge(criterion, samples, distributed.gather((sums, counts, predictions)))
+    if "descriptions" in untrained_head.untrained_parts(model.head, criterion):
+        metrics = {name: value for name, value in metrics.items() if name.startswith(CLASSLESS)}
+    return metrics, pairs
 
 
 def predict(detections: Detections, samples: Sequence[Sample], tokenizer: PlainTextTokenizer) -> dict[str, Prediction]:

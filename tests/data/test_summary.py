@@ -64,7 +64,7 @@ def test_a_summary_is_one_line_and_json(data):
     assert "\n" not in line
     for part in (
         "train 4 pictures with 4 objects of 2 classes (screw 2, label 2), smallest box 10 x 20, largest 30 x 40 pixels",
-        ", 1 without an object, 1 unannotated, 1 repeated, 1 fixed teachers, 2 objects dropped: zero area; validation",
+        ", 1 without an object, 1 unannotated, 1 repeated, 1 fixed teacher, 2 objects dropped: zero area; validation",
         "2 pictures in both; not used: object/pose, folder, path, source",
     ):
         assert part in line

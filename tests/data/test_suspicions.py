@@ -97,7 +97,7 @@ def test_classes_of_one_split_are_said(with_objects, splits):
 def test_descriptions_that_differ_in_case_or_blanks_only_are_said_once(with_objects, splits, one, other):
     pictures = [with_objects((BOX, one)), with_objects((BOX, other)), with_objects((BOX, one), (OTHER_BOX, other))]
     (text,) = [text for text in suspicions(splits(pictures[:2], pictures[2:])) if "spelled" in text]
-    assert text.startswith("1 description is spelled in several ways")
+    assert text.startswith("1 level of descriptions is spelled in several ways")
     assert " in train:1, " in text and text.endswith(" in train:2")
 
 

@@ -369,7 +369,7 @@ def test_an_element_of_which_only_one_is_used_is_refused_if_it_is_there_twice(ro
 def test_elements_that_look_like_objects_and_are_not_read_are_a_warning(root, element, caplog):
     annotate(root, "a", cell(), element, element)
     assert len(load(root).train[0].student.objects) == 1
-    assert "2 annotations: not read, although it looks like an <object>. First: Annotations/a.xml <" in caplog.text
+    assert "1 annotation: elements that look like an <object> are not read. First: Annotations/a.xml <" in caplog.text
 
 
 def test_data_about_the_picture_does_not_look_like_an_object(root, caplog):
@@ -426,8 +426,11 @@ def test_a_missing_annotation_or_picture_is_an_error(root):
 
 
 def test_a_missing_split_lists_those_that_exist(root):
-    expected = "ImageSets/Main/trian.txt cannot be read (No such file or directory)"
-    assert expected in message(root, train="trian")
+    text = message(root, train="trian")
+    assert (
+        "data.train=trian: " in text and "/ImageSets/Main/trian.txt cannot be read (No such file or directory)" in text
+    )
+    assert "There are: train.txt, val.txt." in text
 
 
 def test_an_empty_split_is_an_error(root):

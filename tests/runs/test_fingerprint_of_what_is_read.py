@@ -1,4 +1,4 @@
-"""The fingerprint sees exactly the files that the reader reads, whatever decides which these are."""
+"""The fingerprint covers every file that the reader reads, whatever decides which these are."""
 
 import json
 import shutil
@@ -219,3 +219,33 @@ def test_a_slow_disk_gives_the_same_record(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "outputs")
     assert fingerprint(config(root)) == first
     assert pictures_recorded(root) == recorded
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.symlink_to("nowhere"), lambda path: path.mkdir()])
+def test_an_annotation_that_cannot_be_read_is_for_the_reader_to_report(tmp_path, spoil):
+    list_names(tmp_path, "a")
+    spoil(tmp_path / "Annotations/a.xml")
+    assert fingerprint(config(tmp_path)) is not None
+
+
+def test_all_missing_files_of_splits_are_listed_together(tmp_path):
+    list_names(tmp_path, "a")
+    for name in ("train", "val"):
+        (tmp_path / f"ImageSets/Main/{name}.txt").unlink()
+    with pytest.raises(InputError, match=r"(?s)2 problems.*data\.train=train.*data\.validation=val"):
+        fingerprint(config(tmp_path))
+
+
+@pytest.mark.parametrize("recorded", [[*"abcdefghij"], [*"axbxcxdxex"]], ids=["names", "a repeated teacher"])
+@pytest.mark.parametrize("present", [[*"abcdefghij"], [*"bdfhj"], [*"nabcdefghij"], [*"xaxbxcxdxe"]])
+def test_pictures_are_found_in_a_record_with_others_removed_added_and_repeated(
+    tmp_path, monkeypatch, recorded, present
+):
+    monkeypatch.setattr(picture_hashes, "WINDOW", 5)
+    for name in {*recorded, *present}:
+        draw(tmp_path / name)
+    outdated = picture_hashes.PictureHashes(iter(())).record(str(tmp_path), recorded)
+    read = []
+    monkeypatch.setattr(picture_hashes, "_read", lambda path: read.append(path[-1]) or ("hash", picture_hashes.NO_FILE))
+    picture_hashes.PictureHashes(iter(outdated)).record(str(tmp_path), present)
+    assert {*read} <= {*present} - {*recorded}

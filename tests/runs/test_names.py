@@ -120,3 +120,11 @@ def test_a_value_that_a_component_would_take_for_a_reference_is_refused_by_its_k
     OmegaConf.set_struct(cfg, True)
     with pytest.raises(InputError, match=r"conversation\.question"):
         resume.resolve_run(cfg, "default", [], in_sweep=False)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "\u4e2d" * 120, "cafe\u0301", "r"])
+def test_a_run_is_found_by_its_whole_name(tmp_path, name):
+    folder = tmp_path / "s" / folder_name(name)
+    folder.mkdir(parents=True)
+    (folder / run_folder.CONFIG).write_text("{sweep: s, run: r, outputs: o, folder: f}")
+    assert run_folder.load(tmp_path / "s" / name).run == folder.name

@@ -15,11 +15,21 @@ def test_a_model_without_a_head_takes_any_number_of_objects(samples):
 
 
 def test_counts_that_are_too_small_or_no_whole_numbers_are_listed_together(config):
-    wrong = {"steps": -1, "threads": 0, "eval_every": 0, "save_every": 1.5, "head.max_caption_tokens": 0}
+    wrong = {
+        "steps": -1,
+        "threads": 0,
+        "gallery": "null",
+        "eval_every": 0,
+        "save_every": 1.5,
+        "head.max_caption_tokens": 0,
+    }
     with pytest.raises(InputError) as error:
         setup.prepare(config(*(f"{key}={value}" for key, value in wrong.items())))
     for key, value in wrong.items():
-        assert f"{key}={value}: expected a whole number of at least {setup.MINIMUMS[key]}" in str(error.value)
+        assert (
+            f"{key}={None if value == 'null' else value}: expected a whole number of at least {setup.MINIMUMS[key]}"
+            in str(error.value)
+        )
     setup.check_counts(config("head=none", "loss=language", "eval_every=null", "save_every=null", "steps=0"))
 
 

@@ -93,9 +93,21 @@ def test_the_run_says_which_losses_of_a_frozen_random_head_reach_the_vision_towe
     assert "still train" not in assemble(*FROZEN, *NO_WEIGHT).warnings
 
 
-def test_a_head_with_a_part_that_stays_random_is_scored_with_a_warning(assemble):
+def test_a_head_whose_descriptions_stay_random_is_scored_without_classes(assemble):
     run = assemble("loss.weights.caption=0")
     assert "predicts descriptions stays random, because its losses have weight 0" in run.warnings
-    assert len(run.evaluate()[1]) == 4
+    metrics, predictions = run.evaluate()
+    assert len(predictions) == 4
+    assert "eval/agnostic_ap50" in metrics
+    assert all(name.startswith(("eval/loss/", "eval/agnostic_")) for name in metrics)
+
+
+def test_a_head_whose_scores_stay_random_is_not_scored(assemble):
+    run = assemble("loss.weights.objectness=0")
+    assert "predicts scores stays random, because its losses have weight 0: the head is not scored" in run.warnings
+    assert run.evaluate()[1] == []
+
+
+def test_a_trained_head_and_no_head_need_no_warning(assemble):
     assert assemble().warnings == ""
     assert assemble("head=none", "loss=language").warnings == ""
