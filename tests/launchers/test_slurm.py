@@ -70,7 +70,7 @@ def test_a_path_that_slurm_would_take_for_another_one_is_refused_before_anything
         partial(launcher.start, ledger, [], RESTARTABLE),
         partial(launcher.start_controller, None, ledger, {}),
     ):
-        with pytest.raises(InputError, match=r"SLURM gives a meaning.*Give outputs="):
+        with pytest.raises(InputError, match=r"SLURM does not keep.*Give outputs="):
             call()
     assert not submitted.exists()
 
@@ -78,7 +78,7 @@ def test_a_path_that_slurm_would_take_for_another_one_is_refused_before_anything
 def test_outputs_are_refused_before_the_sweep_is_checked(cells, monkeypatch):
     monkeypatch.setattr(launchers.launch, "compose", lambda *_: cells)
     monkeypatch.setattr(launchers.launch, "check_cells", lambda *_: pytest.fail("the sweep was checked"))
-    with pytest.raises(InputError, match="SLURM gives a meaning"):
+    with pytest.raises(InputError, match="SLURM does not keep"):
         launch(["-m", "hydra/launcher=slurm", "seed=1,2"], CONF)
     assert not Path(cells[0].cfg.outputs).exists()
 
@@ -86,6 +86,6 @@ def test_outputs_are_refused_before_the_sweep_is_checked(cells, monkeypatch):
 def test_outputs_are_refused_before_a_search_is_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers.search.start, "check_cells", lambda *_: pytest.fail("the search was checked"))
     words = ["search=tpe", "search.metric=loss", "seed=interval(1,3)", f"outputs={tmp_path}/100%", "sweep=s"]
-    with pytest.raises(InputError, match="SLURM gives a meaning"):
+    with pytest.raises(InputError, match="SLURM does not keep"):
         launch(["-m", "hydra/launcher=slurm", *words], CONF)
     assert not (tmp_path / "100%").exists()
