@@ -1,12 +1,13 @@
 """The fingerprint of the data that a run reads: a part of its identity, computed without torch and without decoding.
 
 It covers, in the order of the samples: which samples a split has; the bytes of every annotation; and of every picture
-its name relative to the root, its size in bytes, and its first 4 KiB and last 1 KiB. It does not depend on where the
-root lies, on times, or on the order in which a file system lists names.
+its name relative to the root, its size in bytes and its first 4 KiB, and the last 1 KiB of BMP and TIFF, whose size
+does not change with their pixels. It does not depend on where the root lies, on times, or on the order in which a file
+system lists names.
 
-An edit goes unnoticed only if it keeps the name and size of a picture and lies between the 4 KiB at its start and the
-1 KiB at its end; or, where the cache knows the file, if it keeps the size and both times of the file. (A program can
-set the time of the content's change, but not that of the inode's change.)
+An edit goes unnoticed only if it keeps the name and size of a picture and lies behind those bytes; or, where the cache
+knows the file, if it keeps the size and both times of the file. (A program can set the time of the content's change,
+but not that of the inode's change.)
 
 The record of the data (`data_record`) is cached in <outputs>/data/fingerprints/, so that the next time files are only
 asked for their size and times; and it is kept in the run's folder, so that a change can be described.

@@ -14,7 +14,8 @@ from bbu_train.images.files import SpellingOnDisk
 from bbu_train.types.files import NO_FILE, Times, as_times, times_of
 
 START_BYTES = 4096  # hashed at the start of a picture file
-END_BYTES = 1024  # and at the end of a longer one
+END_BYTES = 1024  # and at the end of one whose size does not change with its pixels
+UNCOMPRESSED = (b"BM", b"II", b"MM")  # how such files begin: BMP and TIFF
 WINDOW = 32768  # pictures of an outdated record that are held in either direction
 CHUNK_SIZE = 64  # pictures that are read at a time
 SLOW_SECONDS = (
@@ -103,7 +104,7 @@ def hash_of(content: bytes) -> str:
 
 
 def _read(path: str) -> tuple[str, Times] | None:
-    """Return the hash of a file's first START_BYTES and last END_BYTES, which together may be all, and its Times."""
+    """Return the hash of a file's first START_BYTES, and of END_BYTES at the end of a BMP or TIFF, and its Times."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError):  # ValueError: a name that no file can have
@@ -111,7 +112,7 @@ def _read(path: str) -> tuple[str, Times] | None:
     try:
         status = os.fstat(descriptor)
         content = os.read(descriptor, START_BYTES)
-        if status.st_size > START_BYTES:
+        if status.st_size > START_BYTES and content.startswith(UNCOMPRESSED):
             content += os.pread(descriptor, END_BYTES, status.st_size - END_BYTES)
     except OSError:  # a folder
         return None

@@ -249,3 +249,14 @@ def test_pictures_are_found_in_a_record_with_others_removed_added_and_repeated(
     monkeypatch.setattr(picture_hashes, "_read", lambda path: read.append(path[-1]) or ("hash", picture_hashes.NO_FILE))
     picture_hashes.PictureHashes(iter(outdated)).record(str(tmp_path), present)
     assert {*read} <= {*present} - {*recorded}
+
+
+@pytest.mark.parametrize("ending", ["bmp", "tif"])
+def test_an_edit_at_the_end_of_a_picture_whose_size_is_that_of_its_pixels_is_seen(tmp_path, ending):
+    write_lines(tmp_path, f"a.{ending}")
+    path = tmp_path / f"a.{ending}"
+    Image.new("L", (100, 100)).save(path)
+    before = fingerprint(config(tmp_path))
+    data = path.read_bytes()
+    path.write_bytes(data[:-900] + b"x" + data[-899:])
+    assert fingerprint(config(tmp_path)) != before
