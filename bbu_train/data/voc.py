@@ -56,13 +56,7 @@ def load(
     def read(name: str) -> Reading:
         where, files = _sample_id(name), annotations.find(name)
         if not files:
-            text = f"{where}: No such file, but the list of data.{listed_in[name]} names it"
-            hint = (
-                ""
-                if where == f"Annotations/{name}.xml"
-                else "; its name in the list holds bytes that are not UTF-8, or a control character"
-            )
-            return Reading(None, [Finding(Action.ERROR, text + hint)], {})
+            return _missing_annotation(where, name, listed_in[name])
         return AnnotationReader(where, checker, difficult, parts).read(files[0], name, pictures)
 
     distinct = dict.fromkeys(chain.from_iterable(names.values()))
@@ -74,6 +68,13 @@ def load(
 
 def _sample_id(name: str) -> str:
     return f"Annotations/{printable(name)}.xml"
+
+
+def _missing_annotation(where: str, name: str, key: str) -> Reading:
+    text = f"{where}: No such file, but the list of data.{key} names it"
+    if where != f"Annotations/{name}.xml":
+        text += "; its name in the list holds bytes that are not UTF-8, or a control character"
+    return Reading(None, [Finding(Action.ERROR, text)], {})
 
 
 def _read_split(folder: Path, key: str, split: str, annotations: NamedFiles, findings: list[Finding]) -> list[str]:

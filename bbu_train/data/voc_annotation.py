@@ -139,7 +139,7 @@ class AnnotationReader:
         return LabelledObject(label, Object(box, description, FLAGS.get(difficult, False)))
 
     def _refuse_repeated(self, element: Element | None, label: str) -> None:
-        """Report a child element that is there twice, of which only one would be used."""
+        """Report a repeated child element where only the first would be used."""
         tags = [] if element is None else [child.tag for child in element if child.tag != "object"]
         for tag in USED[element.tag] if element is not None else ():
             if tags.count(tag) > 1:

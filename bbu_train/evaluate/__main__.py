@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _validate(options: DictConfig) -> DictConfig:
-    """Sort `teachers`, fill in `out`, and raise InputError that lists every option that is wrong. Reads no file."""
+    """Sort `teachers`, and raise InputError that lists every option that is wrong. Reads no file."""
     problems = arguments.missing_values(options, {"run": "a run's folder", "split": "validation, train or another"})
     problems += arguments.wrong_choices(options, {"route": ("both", "head", "generated")})
     problems += arguments.wrong_checkpoint(options.checkpoint)
@@ -71,8 +71,6 @@ def _validate(options: DictConfig) -> DictConfig:
         problems.append(f"teachers={options.teachers}: teachers is a list of whole numbers, such as [0,1,2].")
     refuse(problems)
     options.teachers = sorted(set(teachers))
-    default = str(Path(options.run) / "evaluations" / time.strftime("%Y%m%d-%H%M%S")).replace("${", "\\${")
-    options.out = options.out or default
     return options
 
 
@@ -86,10 +84,11 @@ def evaluate(options: DictConfig) -> None:
     from bbu_train.predict.trained_run import TrainedRun
     from bbu_train.runs.data_fingerprint import warn_if_changed
 
-    out = arguments.new_folder(options.out)
-    run = TrainedRun(options.run, options.checkpoint, options.route, max(options.teachers))
+    folder = run_folder.on_disk(options.run)
+    out = arguments.new_folder(options.out or str(folder / "evaluations" / time.strftime("%Y%m%d-%H%M%S")))
+    run = TrainedRun(str(folder), options.checkpoint, options.route, max(options.teachers))
     run.take_data_from(options.data.root)
-    with run_folder.built_by_this_code(options.run):
+    with run_folder.built_by_this_code(folder):
         data, samples = load_split(run.cfg.copy(), options.split)
     warn_if_changed(run.cfg, Path(run.cfg.folder))
     builder = run.make_builder()

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -69,7 +68,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _validate(options: DictConfig) -> DictConfig:
-    """Fill in `out`, and raise InputError that lists every option that is wrong. Reads no file."""
+    """Raise InputError that lists every option that is wrong. Reads no file."""
     problems = arguments.missing_values(
         options, {"run": "a run's folder", "images": "a picture, a folder or a pattern"}
     )
@@ -82,7 +81,6 @@ def _validate(options: DictConfig) -> DictConfig:
     if options.num_workers is not None:
         problems += arguments.wrong_counts(options, {"num_workers": 0})
     refuse(problems)
-    options.out = options.out or str(Path(options.run) / "predictions" / time.strftime("%Y%m%d-%H%M%S"))
     return options
 
 
@@ -93,8 +91,9 @@ def predict(options: DictConfig) -> None:
     from bbu_train.predict.pictures import build_samples, find_pictures
     from bbu_train.predict.trained_run import TrainedRun
 
-    out = arguments.new_folder(options.out)
-    run = TrainedRun(options.run, options.checkpoint, options.route, options.teachers)
+    folder = run_folder.on_disk(options.run)
+    out = arguments.new_folder(options.out or str(folder / "predictions" / time.strftime("%Y%m%d-%H%M%S")))
+    run = TrainedRun(str(folder), options.checkpoint, options.route, options.teachers)
     run.take_data_from(options.data.root)
     paths = find_pictures(options.images)
     samples = build_samples(paths, run.picture_format, run.load_data(options.truth), options.teachers)

@@ -38,7 +38,7 @@ WRONG_ARGUMENTS = re.compile(
 
 def load(folder: str | Path) -> DictConfig:
     """Return the config of the run in `folder`, with its location set to where the folder lies now."""
-    folder = _on_disk(Path(folder).expanduser())
+    folder = on_disk(folder).resolve()
     if not (folder / CONFIG).is_file():
         raise InputError(_describe_missing_run(folder))
     try:
@@ -58,9 +58,10 @@ def load(folder: str | Path) -> DictConfig:
     return cfg
 
 
-def _on_disk(folder: Path) -> Path:
+def on_disk(folder: str | Path) -> Path:
     """Return the folder of a run whose last part may be the run's whole name, longer than a folder's name can be."""
-    return (folder if os.path.exists(folder) else folder.parent / folder_name(folder.name)).resolve()  # noqa: PTH110
+    folder = Path(folder).expanduser()
+    return folder if os.path.exists(folder) else folder.parent / folder_name(folder.name)  # noqa: PTH110
 
 
 def create(folder: str | Path, cfg: DictConfig, data_summary: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.evaluate.__main__ import DEFAULTS, main
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs.names import folder_name
 from bbu_train.tracker.mlflow_store import open_client
 
 FEW_TOKENS = "max_new_tokens=4"
@@ -127,3 +128,10 @@ def test_help_describes_every_key(capsys):
     assert main(["--help"]) == 0
     usage = capsys.readouterr().out
     assert all(f"\n  {key} " in usage for key in DEFAULTS)
+
+
+def test_a_run_is_evaluated_by_its_whole_name(trained, tmp_path):
+    name = "n" * 300
+    (tmp_path / folder_name(name)).symlink_to(trained)
+    assert main([f"run={tmp_path}/{name}", "route=head", "teachers=[0]"]) == 0
+    assert any((tmp_path / folder_name(name) / "evaluations").glob("*/table.json"))
