@@ -260,3 +260,11 @@ def test_an_edit_at_the_end_of_a_picture_whose_size_is_that_of_its_pixels_is_see
     data = path.read_bytes()
     path.write_bytes(data[:-900] + b"x" + data[-899:])
     assert fingerprint(config(tmp_path)) != before
+
+
+@pytest.mark.parametrize("target", ["mine.reader.read", "mine.jsonl.load", "bbu_train.data.mine.load"])
+def test_a_data_set_whose_files_nobody_knows_is_refused(tmp_path, target):
+    cfg = config(tmp_path)
+    cfg.data._target_ = target
+    with pytest.raises(InputError, match="expected bbu_train.data.<name>.load"):
+        fingerprint(cfg)

@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from bbu_train.errors import InputError
 from bbu_train.training import setup
@@ -60,3 +61,14 @@ def test_descriptions_longer_than_the_head_writes_are_counted_before_the_model_l
     setup.warn_of_long_descriptions(builder, samples, builder.num_caption_tokens("screw"))
     assert "2 of 4 training objects have a description" in caplog.text
     assert f"the first of them in train.jsonl:1, the longest with {longest}" in caplog.text
+
+
+def test_copies_in_the_pool_of_teachers_count_once_before_the_model_loads(config, tmp_path):
+    for name in ("a.png", "copy.png", "again.png"):
+        Image.new("RGB", (56, 56), "red").save(tmp_path / name)
+    line = '{"images": ["%s"], "objects": [{"bbox_2d": [1, 2, 30, 40], "desc": "screw"}]}\n'
+    (tmp_path / "train.jsonl").write_text("".join(line % name for name in ("a.png", "copy.png", "again.png")))
+    (tmp_path / "validation.jsonl").write_text(line % "a.png")
+    one_teacher = "data.teachers.num_teachers=1", "data.teachers.num_validation_teachers=0"
+    with pytest.raises(InputError, match=r"holds 1 different picture, but data\.teachers\.num_teachers=1 needs 2"):
+        setup.load_data(config("data=jsonl", f"data.root={tmp_path}", *one_teacher).data)
