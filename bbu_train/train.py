@@ -3,6 +3,7 @@
 import gc
 import logging
 import time
+from dataclasses import asdict
 from itertools import tee
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling
 from bbu_train.tracker.trackers import Trackers
-from bbu_train.training import loader, progress, step_metrics, untrained_head
+from bbu_train.training import auto, fit, loader, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress
 from bbu_train.training.setup import RunInputs, build, prepare
 from bbu_train.training.step import step_totals, train_step
@@ -55,33 +56,39 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
 
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
     inputs = prepare(cfg)
-    torch.set_num_threads(cfg.threads)
+    machine = auto.this_machine(device)
+    settings = auto.settings(cfg, machine, run_folder.read_environment(folder)) | fit.first_layout(cfg, machine)
+    settings = distributed.broadcast_from_main(settings)
+    applied = auto.apply(cfg, settings)
+    torch.set_num_threads(applied.threads)
     raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
     torch.manual_seed(cfg.seed)
-    model = build(cfg.model.network)(device=device, head=build(cfg.head))
+    model = build(applied.model.network)(device=device, head=build(applied.head))
     criterion = build(cfg.loss)
-    optimizer = build(cfg.optimizer)(model)
+    optimizer = build(applied.optimizer)(model)
     model.check_teacher_cache()  # after the optimizer, which freezes groups
     for warning in untrained_head.warnings(model, criterion):
         log.warning("%s", warning)
     average = build(cfg.average)(model, optimizer)
     schedule = build(cfg.schedule)
-    engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
+    engine = build(applied.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     peak = step_metrics.peak_flops(device, engine.precision)
     raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
 
     # ---- The run's folder, and its last checkpoint ----
     if distributed.is_main():
         if not (folder / run_folder.CONFIG).exists():
-            run_folder.create(folder, cfg, inputs.data_summary)
+            facts = {"settings": {key: asdict(setting) for key, setting in settings.items()}}
+            run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
         logs.to_file(folder)
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
     for key in ("sweep", "run"):
         if (name := cfg.about.get(key, cfg[key])) != cfg[key]:
             log.info("The whole name of this %s: %s", key, name)
+    log.info("%s", auto.describe(machine, settings))
     log.info("%s: from step %d to %d", folder, at.step, cfg.steps)
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
@@ -104,7 +111,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     def evaluate_average() -> list[tuple[Picture, Prediction]]:
         """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
         with average.applied():
-            at.metrics, predictions = evaluate(inputs, engine, model, criterion, cfg.num_workers, end_if_asked)
+            at.metrics, predictions = evaluate(inputs, engine, model, criterion, applied.num_workers, end_if_asked)
         at.evaluated_at = at.step
         log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
         if distributed.is_main():
@@ -131,7 +138,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         ranks = distributed.rank(), distributed.world_size()
         steps, ahead = tee(inputs.plan.starting_at(at.step))
         batches = loader.batches(
-            inputs.train, inputs.collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers
+            inputs.train, inputs.collator, ahead, engine.num_micro_batches, *ranks, applied.num_workers
         )
 
         while at.step < cfg.steps:

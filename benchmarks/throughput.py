@@ -53,7 +53,7 @@ DEFAULTS = {
 }
 FAST = (
     *("model=qwen25vl3b", "model.weights=random", "model.compile=true", "engine.precision=bf16"),
-    *("model.network.vocabulary_chunk=8192", "head.vocabulary_chunk=8192"),
+    "model.vocabulary_chunk=8192",
     *("engine.num_micro_batches=1", "engine.gradient_checkpointing=selective", "num_workers=6", "threads=4"),
     *("tracker=jsonl", "eval_every=null", "save_every=null", "schedule.num_warmup_steps=1"),
 )
@@ -64,7 +64,7 @@ VARIANTS = {  # overrides, and the share of `steps` that runs
     "frozen": ((FROZEN,), 1.0),  # the same steps as cached
     "cached": ((FROZEN, "model.teacher_cache_gib=1"), 1.0),  # twice the size that the workload's pictures need
     "pure": (("engine.precision=pure_bf16",), 0.5),
-    "7b": ((*SHAPE_7B, "engine.num_micro_batches=4", "model.network.vocabulary_chunk=1024"), 0.4),
+    "7b": ((*SHAPE_7B, "engine.num_micro_batches=4", "model.vocabulary_chunk=1024"), 0.4),
     "7b_pure": ((*SHAPE_7B, "engine.num_micro_batches=2", "engine.precision=pure_bf16"), 0.4),
 }
 PEER_WARMUP_STEPS = {"packed": 4, "padded": 2}

@@ -111,11 +111,11 @@ def test_an_invalid_value_is_refused_by_its_key(make_linear, key, value):
 
 
 @pytest.fixture
-def make_engine(make_model, make_criterion, config):
+def make_engine(make_model, make_criterion, resolved_config):
     """A function from overrides to the tiny model and its engine, built as in a run: a `Trainer`."""
 
     def make(*overrides):
-        cfg = config(*overrides)
+        cfg = resolved_config(*overrides)
         model = make_model(*overrides)
         optimizer = instantiate(cfg.optimizer, _convert_="all")(model)
         groups = parameters_by_group(optimizer)

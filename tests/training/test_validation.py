@@ -33,9 +33,9 @@ class Assembled(NamedTuple):
 
 
 @pytest.fixture
-def assemble(config, samples):
+def assemble(resolved_config, samples):
     def build(*overrides):
-        cfg = config(*(() if "head=none" in overrides else SMALL), *overrides)
+        cfg = resolved_config(*(() if "head=none" in overrides else SMALL), *overrides)
         fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
         splits = Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {})
         inputs = setup.prepare(cfg, setup.RunData(splits, {}))
