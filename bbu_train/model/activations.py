@@ -12,7 +12,7 @@ A block keeps, for each token (d: width, q and k: widths of queries and of keys,
     selective               its input d, the results of all products (q + 2k, d, 2f, d) and of attention (q)
     full                    its input d
 
-Compiled, torch's partitioner recomputes what it can fuse into a kernel (norms, rotations, SiLU) and keeps the inputs and
+Compiled, torch's partitioner recomputes what it can fuse into a kernel (norms, rotations, SiLU) and keeps inputs and
 results of products and attention, which it may not recompute: without checkpointing 4d, q + 2k, q and 3f. In the vision
 tower the values are a slice of a product's result, so this is kept beside the rotated queries and keys. With selective
 checkpointing the last product's result is not kept, since nothing in the block reads it. With full checkpointing an

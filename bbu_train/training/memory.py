@@ -26,7 +26,7 @@ from bbu_train.training.setup import RunInputs
 
 GIB = 2**30
 MARGIN = 0.05
-"""The share of the available memory that a prediction must leave free: its error, and the gaps that the allocator leaves.
+"""The share of the available memory that a prediction must leave free: its error, and gaps of the allocator.
 
 On an H200 a step that needs 135 of 139 GiB by prediction did not fit."""
 
