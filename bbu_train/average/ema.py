@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bbu_train.errors import InputError
+from bbu_train.runtime.out_of_memory import is_out_of_memory, release
 
 log = logging.getLogger(__name__)
 MAX_ELEMENTS = 1 << 25  # bfloat16 weights that are averaged at once: their masters take an eighth of a GiB
@@ -64,7 +65,7 @@ class ExponentialMovingAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Give the model the averages, rounded to the dtypes of its weights; on exit, give it its own weights back."""
-        self._trained = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._trained = self._copy_weights()
         self._fill(self.averages)
         try:
             yield
@@ -84,6 +85,16 @@ class ExponentialMovingAverage:
         """Go on from averages that were saved as `weights`."""
         for name, average in self.averages.items():
             average.copy_(weights[name])
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        """Copy the trained weights: on their device or, if they do not fit there twice, on the host."""
+        try:
+            return {name: p.detach().clone() for name, p in self.parameters.items()}
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        release()
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
 
     def _masters(self, pieces: list[Piece]) -> list[Tensor]:
         """Return the float32 masters of some weights, or the weights as float32 where there are none."""

@@ -19,7 +19,7 @@ def in_handling(cause, error):
         try:
             raise cause
         except Exception:
-            raise error
+            raise error  # noqa: B904 (its cause is not given on purpose)
     except Exception as raised:
         return raised
 
