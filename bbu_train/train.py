@@ -14,7 +14,7 @@ from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
-from bbu_train.runtime import distributed, logs, preemption, profiling
+from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress
@@ -38,6 +38,7 @@ def train(cfg: DictConfig) -> None:
     try:
         _train(cfg, device)
     finally:
+        restart.stop()
         distributed.finish()  # also after an error, or the next run of a sweep could not start its process group
 
 
@@ -45,7 +46,9 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     logs.start(distributed.is_main())
     if distributed.is_main():
         logs.keep_until_file()
+    is_named = cfg.run is not None
     cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
+    restart.watch([] if is_named else [f"run={cfg.run}"])
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()
@@ -165,6 +168,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             _report(cfg, inputs, at, predictions or [], trackers, recovery.learnt.summary())
         state = "done"
     except BaseException as error:
+        restart.wait_if_called()  # another rank ran out of memory, and left this one in an exchange
         state = STATES.get(type(error), "failed")
         log.debug("stopped at step %d", at.step, exc_info=True)
         raise

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
 
 from bbu_train.errors import InputError
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
-from bbu_train.runtime import distributed, out_of_memory
+from bbu_train.runtime import distributed, out_of_memory, restart
 from bbu_train.training import planning
 from bbu_train.training.learnt_layout import Change, Device, LearntLayout
 from bbu_train.training.protocols import Criterion, Engine
@@ -38,7 +38,8 @@ class Recovery:
     """Training steps and evaluations that are made again, in smaller parts, if the device runs out of memory.
 
     A failed attempt has changed nothing: the optimizer allocates before it writes, and the attempt's gradients are
-    discarded. What was learnt holds for the rest of the run, and is kept in `folder` for when it goes on.
+    discarded. What was learnt holds for the rest of the run, and is kept in `folder` for when it goes on. One of
+    several ranks cannot repeat a step alone: all of them restart from the last checkpoint (`runtime/restart.py`).
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class Recovery:
             result = self._attempt(partial(train_step, *parts, taken, counts, rate_factor, sample_ids))
             if not isinstance(result, OutOfMemory):
                 return result
+            if distributed.world_size() > 1:  # the others wait for this rank's gradients
+                self._split(step, taken, len(sample_ids), result)
+                self._restart(step)
             self.engine.discard()
             out_of_memory.release()
             if may_repeat and self.engine.num_micro_batches not in self._repeated:
@@ -90,6 +94,7 @@ class Recovery:
                 self._repeated.add(self.engine.num_micro_batches)
             else:
                 self._split(step, taken, len(sample_ids), result)
+                self.batches.start(step, self.engine.num_micro_batches)
                 _, micro_batches = next(self.batches)
             may_repeat = False
 
@@ -114,6 +119,9 @@ class Recovery:
                 batch = inputs.collator([inputs.validation.encode(visit)])
                 raise self._does_not_fit(batch, "to be evaluated", result)
             self._learn(eval_batch_size=Change(self.asked[1], size // 2, step))
+            log.warning("The evaluation after step %d ran out of memory. %s", step, result.message)
+            if distributed.world_size() > 1:
+                self._restart(step)
 
     def _eval_batch_size(self) -> int:
         learnt = self.learnt.eval_batch_size
@@ -147,7 +155,11 @@ class Recovery:
             *(max(size.patches for size in sizes), number * num_ranks, failure.message),
         )
         self.engine.num_micro_batches = number
-        self.batches.start(step, number)
+
+    def _restart(self, step: int) -> NoReturn:
+        """Restart all ranks, which go on from the last checkpoint with what this one has learnt."""
+        numbers = f"{self.engine.num_micro_batches} micro-batches, {self._eval_batch_size()} samples in an evaluation"
+        restart.call(f"{self.folder}: step {step + 1} ran out of memory; from now on each rank has {numbers}")
 
     def _learn(self, **changes: Change) -> None:
         self.learnt = replace(self.learnt, **changes)
