@@ -59,10 +59,16 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
     inputs = prepare(cfg)
     machine = auto.this_machine(device)
-    settings = auto.settings(cfg, machine, run_folder.read_environment(folder)) | fit.first_layout(cfg, machine)
+    settings = auto.settings(cfg, machine, run_folder.read_environment(folder))
     settings = distributed.broadcast_from_main(settings)
     applied = auto.apply(cfg, settings)
     torch.set_num_threads(applied.threads)
+    planned = None
+    if machine.kind == "gpu" and at.step < cfg.steps:
+        prediction = fit.predict(cfg, applied, True, inputs, distributed.world_size())
+        planned = fit.plan(prediction, machine.available_bytes, distributed.world_size())
+    settings |= fit.settings_of(cfg, *fit.first_layout(cfg, planned))
+    applied = auto.apply(applied, settings)
     raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
@@ -78,17 +84,21 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     schedule = build(cfg.schedule)
     engine = build(applied.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     peak = step_metrics.peak_flops(device, engine.precision)
+    raise_if_asked_to_end(at.step, folder)
+    if saved is not None:
+        at = progress.restore(saved, model, optimizer, average)
+    if planned is not None:
+        trial = fit.Trial(engine, criterion, model, inputs, None if cfg.eval_every is None else average)
+        settings |= fit.settings_of(cfg, *fit.try_out(planned, trial))
     raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
 
-    # ---- The run's folder, and its last checkpoint ----
+    # ---- The run's folder ----
     if distributed.is_main():
         if not (folder / run_folder.CONFIG).exists():
             facts = {"settings": {key: asdict(setting) for key, setting in settings.items()}}
             run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
         logs.to_file(folder)
     recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
-    if saved is not None:
-        at = progress.restore(saved, model, optimizer, average)
     for key in ("sweep", "run"):
         if (name := cfg.about.get(key, cfg[key])) != cfg[key]:
             log.info("The whole name of this %s: %s", key, name)

@@ -9,18 +9,22 @@ from transformers import PreTrainedModel
 
 from bbu_train.errors import InputError
 
+CHOICES = "none", "selective", "full"
 MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
 
 
-def enable_activation_checkpointing(backbone: PreTrainedModel, choice: str) -> None:
-    """Recompute each block in the backward pass. Raise InputError if `choice` is neither "full" nor "selective".
+def set_activation_checkpointing(backbone: PreTrainedModel, choice: str) -> None:
+    """Recompute each block in the backward pass, or none. Raise InputError for any other `choice`.
 
-    full stores only the input of each block. selective also stores the results of the expensive operations: matrix
-    products and attention. Norms, rotations and activations are then recomputed at almost no cost, above all in
-    compiled blocks, where they are fused into the kernels that use them.
+    none stores everything. full stores only the input of each block. selective also stores the results of the expensive
+    operations: matrix products and attention. Norms, rotations and activations are then recomputed at almost no cost,
+    above all in compiled blocks, where they are fused into the kernels that use them.
     """
-    if choice not in ("selective", "full"):
+    if choice not in CHOICES:
         raise InputError(f"engine.gradient_checkpointing={choice} is unknown; take none, selective or full.")
+    if choice == "none":
+        backbone.activation_checkpointing_disable()
+        return
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # there is no dropout
     if choice == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
