@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,22 @@ SUMS = {
 }
 
 
+NUM_STAGES = 25
+
+
+def stages(results: dict[str, Result]) -> list[str]:
+    """Return the longest stages of compilation, as torch names them, summed over the run. Stages contain others."""
+    sums = {
+        name: sum((Counter(counts) for counts in result["counts"].values()), Counter())
+        for name, result in results.items()
+    }
+    longest = sum((Counter(each) for each in sums.values()), Counter()).most_common()
+    names = [stage for stage, _ in longest if stage.startswith("stage ")][:NUM_STAGES]
+    cells = [[stage.removeprefix("stage "), *(f"{sums[name][stage]:.1f}" for name in results)] for stage in names]
+    heads = ["seconds in a stage of compilation", *results]
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *cells)]
+
+
 def table(results: dict[str, dict[str, Result]]) -> str:
     """Return the seconds of each part, and then what torch counted, with a column for each row of each contender."""
     columns = {f"{name}, {row}": result for name, rows in results.items() for row, result in rows.items()}
@@ -179,7 +196,7 @@ def table(results: dict[str, dict[str, Result]]) -> str:
             values = [counted(result, part, key) for result in columns.values()]
             if any(values):
                 add(f"{name}, {part}", values, 1 if key.startswith("seconds") else 0)
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *stages(columns)])
 
 
 def unpack(commit: str, folder: Path) -> Path:

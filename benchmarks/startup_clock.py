@@ -131,7 +131,9 @@ def torch_counters() -> Counter[str]:
     from torch._dynamo import utils
 
     sums = {f"{group} {name}": count for group, names in utils.counters.items() for name, count in names.items()}
-    return Counter(sums | {f"seconds {stage}": seconds for stage, seconds in utils.calculate_time_spent().items()})
+    stages = {f"stage {name}": sum(seconds) for name, seconds in utils.compilation_time_metrics.items()}
+    totals = {f"seconds {name}": seconds for name, seconds in utils.calculate_time_spent().items()}
+    return Counter(sums | stages | totals)
 
 
 class WatchImport(importlib.abc.MetaPathFinder):
