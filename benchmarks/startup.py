@@ -1,6 +1,6 @@
 """Seconds from the start of a process to the end of its second step, and where they go.
 
-    python benchmarks/startup.py [rows=first,second,shared,resumed] [tuned=true] [key=value of bbu_train ...]
+    python benchmarks/startup.py [rows=first,second,shared,resumed] [key=value of bbu_train ...]
     python benchmarks/startup.py commit=3088397       # measures that commit too, as the peer, in the same call
     python benchmarks/startup.py device=cpu           # model=tiny, compiled: whether the program works, not a result
 
@@ -21,7 +21,7 @@ folder=...      for caches, runs and checkpoints; null: a temporary folder. It i
 commit=...      the peer: a commit of this repository
 peer=...        the peer: the path of another checkout
 contenders=...  own,peer; either alone
-tuned=...       true: with the settings that throughput.py has; false: the plain command. The peer is always tuned
+tuned=...       true: the peer gets the settings that commits from before the settings `auto` need to be fast
 device=...      cuda or cpu
 
 Prints tables and writes outputs/benchmarks/startup.json.
@@ -54,17 +54,21 @@ DEFAULTS = {
     "device": "cuda",
     "write_checkpoint": None,  # set for the process that writes the checkpoint of `pretrained`
 }
-PLAIN = {"cuda": ("model=qwen25vl3b", "collator=packed"), "cpu": ("model=tiny", "collator=packed")}
+PLAIN = {
+    "cuda": ("model=qwen25vl3b", "collator=packed"),
+    "cpu": ("model=tiny", "collator=packed", "model.compile=true", "engine.gradient_checkpointing=selective"),
+}
 TUNED = {
     "cuda": (
         *("model.compile=true", "engine.precision=bf16", "engine.num_micro_batches=1"),
         *("engine.gradient_checkpointing=selective", "num_workers=6", "threads=4"),
         *("model.network.vocabulary_chunk=8192", "head.vocabulary_chunk=8192"),
     ),
-    "cpu": ("model.compile=true", "engine.gradient_checkpointing=selective", "threads=1"),
-}
+    "cpu": ("threads=1",),
+}  # what a peer from before the settings `auto` needs
 RUN = ("tracker=jsonl", "sweep=startup", "steps=100", "schedule.num_warmup_steps=1")
 ENDS = (75, 130)  # of a run that a signal ended, and of one that left
+AFTERWARDS = ("first save", "compiled graphs to their file")  # parts that come after the second step
 Result = dict[str, Any]
 
 
@@ -188,7 +192,7 @@ def table(results: dict[str, dict[str, Result]]) -> str:
     add("**to the end of step 2**", [result["total"] for result in columns.values()], 1)
     for part in parts:
         add(part, [result["spans"].get(part) for result in columns.values()], 1)
-    covered = [sum(s for part, s in r["spans"].items() if part != "first save") for r in columns.values()]
+    covered = [sum(s for part, s in r["spans"].items() if part not in AFTERWARDS) for r in columns.values()]
     add("everything else", [r["total"] - c for r, c in zip(columns.values(), covered, strict=True)], 1)
     lines += ["", f"| counted by torch | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, key in SUMS.items():
@@ -230,7 +234,7 @@ def main() -> None:
             subprocess.run(write, check=True)
         results = {}
         for name in options.contenders.split(",") if options.contenders else trees:
-            flags = tuned if options.tuned or name == "peer" else ()
+            flags = tuned if options.tuned and name == "peer" else ()
             overrides = [*plain, *flags, *RUN, *workload_words, *given]
             results[name] = measure(name, trees[name], folder / name, options, overrides)
             content = {"words": sys.argv[1:], "results": results}

@@ -23,14 +23,16 @@ from types import ModuleType
 from typing import Any
 
 NUM_STEPS = 2
-IMPORTS, SAVE = "imports of training", "first save"
-TIMED = {  # parts of bbu_train.train, by the names of its functions; "a.b": function `b` of the module `a`
+IMPORTS, SAVE, KEEP = "imports of training", "first save", "compiled graphs to their file"
+TIMED = {  # parts of bbu_train.train, by the names of its functions; "a.b": function `b` of the module or class `a`
     "distributed.start": "device",
     "prepare": "data and plan",
     "step_metrics.peak_flops": "rate of a large product",
     "progress.restore": "restore",
     "first_samples.write_page": "page of the first samples",
+    "fit.first_layout": "layout that fits",
     "evaluate": "evaluation at step 0",
+    "Recovery.evaluate": "evaluation at step 0",
     "progress.save": SAVE,
 }
 
@@ -85,6 +87,15 @@ class Clock:
 
         return run
 
+    def timed_cache(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            cache = make(*arguments)
+            cache.load = self.timed("compiled graphs from their file", cache.load)
+            cache._save = self.timed(KEEP, cache._save)
+            return cache
+
+        return run
+
     def timed_step(self, log: Callable[..., None]) -> Callable[..., None]:
         """A step lasts from the end of the last part to its row in the log, for which the host waits for its losses."""
 
@@ -101,11 +112,11 @@ class Clock:
 
         return run
 
-    def leave_after_last(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+    def leave_after_last(self, step_totals: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **keywords: Any) -> Any:
-            if self.num_steps == NUM_STEPS:
+            if self.num_steps == NUM_STEPS and not self.saves:
                 raise KeyboardInterrupt
-            return train_step(*arguments, **keywords)
+            return step_totals(*arguments, **keywords)
 
         return run
 
@@ -116,10 +127,12 @@ class Clock:
             owner = getattr(train, modules[0], None) if modules else train
             if hasattr(owner, function):
                 setattr(owner, function, self.timed(name, getattr(owner, function)))
+        if hasattr(train, "compile_cache"):
+            train.compile_cache = self.timed_cache(train.compile_cache)
         train.build = self.timed_build(train.build)
         train.Trackers.open = self.timed("tracker", train.Trackers.open)
         train.Trackers.log = self.timed_step(train.Trackers.log)
-        train.train_step = self.leave_after_last(train.train_step)
+        train.step_totals = self.leave_after_last(train.step_totals)
 
     def write(self) -> None:
         content = {"total": self.total, "spans": self.spans, "counts": self.counts}

@@ -28,6 +28,7 @@ from bbu_train.runtime.atomic_write import open_atomically
 
 FOLDER = ".compile_cache"
 COMPILED_PACKAGES = ("model", "head", "loss", "ops")
+NUM_STEPS = 2  # of a run, until nearly everything has been compiled
 MAX_UNUSED_DAYS = 30  # a file that no run has read or written for so long is deleted
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class CompileCache:
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
         self.path = outputs / FOLDER / key
         self.loaded: set[str] = set()
+        self.num_steps = 0
 
     def load(self) -> None:
         """Put the graphs of the file into torch's folder on this node, if there is a file that can be trusted.
@@ -65,10 +67,13 @@ class CompileCache:
         self.loaded = _keys(info)
         log.info("%s: %d compiled parts", self.path, len(self.loaded))
 
-    def save(self) -> None:
-        """Write the file if rank 0 compiled something that it lacks. Any rank may call this."""
-        if not distributed.is_main():
-            return
+    def step_done(self) -> None:
+        """Write the file after step NUM_STEPS of this process, if rank 0 compiled something that the file lacks."""
+        self.num_steps += 1
+        if self.num_steps == NUM_STEPS and distributed.is_main():
+            self._save()
+
+    def _save(self) -> None:
         saved = torch.compiler.save_cache_artifacts()
         if saved is None or _keys(saved[1]) <= self.loaded:
             return

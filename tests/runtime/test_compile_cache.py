@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from bbu_train.runtime.compile_cache import CompileCache
+from bbu_train.runtime.compile_cache import NUM_STEPS, CompileCache
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # raised inside torch
 
@@ -29,7 +29,8 @@ def run(tmp_path, monkeypatch):
         cache = CompileCache(tmp_path / "outputs", {"model": choices}, torch.device("cpu"))
         cache.load()
         torch.compile(function, dynamic=True)(torch.rand(3, 8), torch.rand(8, 8))
-        cache.save()
+        for _ in range(NUM_STEPS):
+            cache.step_done()
         return cache.path, counters["aot_autograd"]["autograd_cache_hit"]
 
     return start
