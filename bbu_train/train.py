@@ -20,7 +20,7 @@ from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import auto, fit, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress
 from bbu_train.training.recovery import Recovery
-from bbu_train.training.setup import RunInputs, build, prepare
+from bbu_train.training.setup import RunInputs, build, compile_cache, prepare
 from bbu_train.training.step import step_totals
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
@@ -72,6 +72,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
+    compiled = compile_cache(applied, device)
+    compiled.load()
     torch.manual_seed(cfg.seed)
     model = build(applied.model.network)(device=device, head=build(applied.head))
     criterion = build(cfg.loss)
@@ -169,6 +171,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
                 trackers.log(at.step, row)
                 bar.set_postfix_str(step_metrics.progress_text(row), refresh=False)
             bar.update()
+            compiled.step_done()
             if profiler:
                 profiler.step()
             if due(cfg.eval_every, at.step, cfg.steps):

@@ -1,6 +1,8 @@
 """Activation checkpointing (Chen et al. 2016): blocks of the backbone recompute activations instead of storing them."""
 
+import hashlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +29,21 @@ def set_activation_checkpointing(backbone: PreTrainedModel, choice: str) -> None
         return
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # there is no dropout
     if choice == "selective":
-        settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        settings["context_fn"] = selective_contexts()
     backbone.activation_checkpointing_enable(settings)
     # transformers has just made the embeddings require gradients, which only reentrant checkpointing needs. Undo that,
     # or gradients would flow back into a frozen vision tower.
     backbone.disable_input_require_grads()
+
+
+def selective_contexts() -> partial[Any]:
+    """Return the `context_fn` of torch's checkpointing that keeps what `_policy` says.
+
+    torch caches compiled graphs that hold it only if it has a `cache_hash` of all that decides what is kept.
+    """
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    vars(contexts)["cache_hash"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return contexts
 
 
 def _policy(_context: object, operator: Any, *_args: object, **_kwargs: object) -> CheckpointPolicy:

@@ -19,7 +19,7 @@ from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.teacher_cache import TeacherCache
 from bbu_train.ops.chunked_cross_entropy import chunked_cross_entropy, cross_entropy
-from bbu_train.ops.compile import compile_dynamic
+from bbu_train.ops.compile import compile_dynamic, start_workers
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import Batch, VisionInputs
 from bbu_train.types.outputs import Detections, Outputs
@@ -194,6 +194,8 @@ def build(
     Raise InputError for an `attention` that cannot run here and an `image_position_scale` unfit for these weights.
     """
     image_position_encoding.check_scale(image_position_scale, weights)
+    if compile and device.type == "cuda":
+        start_workers()  # so that they are ready when the weights are
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
         backbone = load_backbone(config, checkpoint, weights)

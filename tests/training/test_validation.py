@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch._dynamo.utils import counters
 
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
@@ -53,6 +54,15 @@ def assemble(resolved_config, samples):
         return Assembled(inputs, engine, model, parts["loss"], optimizer)
 
     return build
+
+
+def test_an_evaluation_compiles_nothing(assemble):
+    """Graphs without gradients would serve nothing else, and take longer than most evaluations."""
+    torch.compiler.reset()
+    counters.clear()
+    metrics, _ = assemble("model.compile=true").evaluate()
+    assert metrics["eval/loss/total"] > 0
+    assert not counters["frames"]
 
 
 @pytest.mark.parametrize(
