@@ -110,7 +110,10 @@ class BackgroundCheckpoints:
     def close(self) -> None:
         """Wait for the last checkpoint and end the process. What goes wrong now is logged, not raised."""
         known = self.failure
-        self.finish()
+        try:
+            self.finish()
+        except RuntimeError as error:  # the GPU has failed, and the copy may not be whole: it is not written
+            self.failure = error
         if self.failure is not known:
             log.error("%s", self.failure)
         if self._process is not None:

@@ -20,7 +20,8 @@ def available_bytes(root: Path, environment: Mapping[str, str]) -> int:
 
 def _cgroup_bytes(root: Path) -> Iterator[int]:
     """Yield what each memory limit leaves: of this process's cgroup and of those above, in versions 1 and 2."""
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             mount, limit, usage, files = (
@@ -40,7 +41,7 @@ def _cgroup_bytes(root: Path) -> Iterator[int]:
             folder = root.joinpath(mount, *parts[:length])
             if (folder / limit).exists() and (bound := (folder / limit).read_text().strip()) != "max":
                 table = _read_table(folder / "memory.stat")
-                yield int(bound) - int((folder / usage).read_text()) + sum(table[name] for name in files)
+                yield int(bound) - int((folder / usage).read_text()) + sum(table.get(name, 0) for name in files)
 
 
 def _slurm_bytes(environment: Mapping[str, str]) -> int | None:

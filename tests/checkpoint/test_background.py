@@ -6,6 +6,8 @@ import signal
 import socket
 import threading
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from whole_runs import assert_equal_runs, rows
 
 from bbu_train import train
 from bbu_train.average.none import NoAverage
-from bbu_train.checkpoint import background
+from bbu_train.checkpoint import background, process, writer
 from bbu_train.checkpoint.background import BackgroundCheckpoints
 from bbu_train.checkpoint.local import FILES, LocalCheckpoints
 from bbu_train.checkpoint.process import WriterProcess
@@ -30,10 +32,11 @@ from bbu_train.training.progress import Progress, Saver
 class Trained:
     """Two weights with the optimizer that updates them in place."""
 
-    def __init__(self):
+    def __init__(self, num_rows=40):
         torch.manual_seed(0)
         dtypes = {"a": torch.bfloat16, "b": torch.float32}
-        self.weights = {name: torch.nn.Parameter(torch.randn(40, 30, dtype=dtype)) for name, dtype in dtypes.items()}
+        values = {name: torch.randn(num_rows, 30, dtype=dtype) for name, dtype in dtypes.items()}
+        self.weights = {name: torch.nn.Parameter(value) for name, value in values.items()}
         self.optimizer = MixedAdamW([{"params": [*self.weights.values()]}], has_masters=True, lr=0.1)
         self.update()
 
@@ -53,25 +56,52 @@ def make_background(folder: Path) -> BackgroundCheckpoints:
     return checkpoints
 
 
-@pytest.fixture(scope="module")
-def _shared(tmp_path_factory):
-    """A process takes seconds to import torch, so most tests use the same one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(background, "BACKGROUND_BYTES", 0)
-        patch.setattr(background, "SPARE_BYTES", 0)
-        yield (kept := [make_background(tmp_path_factory.mktemp("unused"))])
-        kept[0].close()
+class ForkedWriter:
+    """Takes the place of the process that `_start` returns: a forked one has imported torch already."""
+
+    def __init__(self, connection, memory):
+        self.process = processes.Process(target=serve_forked, args=(Inherited(connection), Inherited(memory)))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+
+class Inherited:
+    """A descriptor that a process of the fork server gets."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+
+    def __reduce__(self):
+        return detach, (DupFd(self.descriptor),)
+
+
+def detach(duplicate):
+    return duplicate.detach()
+
+
+def serve_forked(connection, memory):
+    writer.serve(Connection(connection), memory)
 
 
 @pytest.fixture
-def saving(_shared, tmp_path):
+def in_background(monkeypatch):
+    """Let small checkpoints be written in the background too."""
+    monkeypatch.setattr(background, "BACKGROUND_BYTES", 0)
+    monkeypatch.setattr(background, "SPARE_BYTES", 0)
+    monkeypatch.setattr(process, "_start", ForkedWriter)
+
+
+@pytest.fixture
+def saving(in_background, tmp_path):
     """BackgroundCheckpoints in an empty folder, with a process that is ready."""
-    if _shared[0].failure is not None:
-        _shared[0].close()
-        _shared[0] = make_background(tmp_path)
-    _shared[0].checkpoints = LocalCheckpoints(tmp_path / "checkpoints", 2, "eval/ap50", "max")
-    _shared[0]._process.wait_until_ready()
-    return _shared[0]
+    saving = make_background(tmp_path / "checkpoints")
+    saving._process.wait_until_ready()
+    yield saving
+    saving.close()
 
 
 def process_id(saving: BackgroundCheckpoints) -> int:
@@ -108,6 +138,13 @@ def test_a_save_waits_for_the_one_before(saving):
     assert saving.checkpoints.at(1).state()["metrics"] == {"loss": 0.5}
     saving.finish()
     assert saving.checkpoints.latest().step == 2
+
+
+def test_a_state_that_has_grown_is_saved_whole(saving):
+    grown = Trained(num_rows=50)
+    saving.save(1, *grown.contents(), {})
+    saving.finish()
+    assert torch.equal(saving.checkpoints.latest().weights()["a"], grown.weights["a"])
 
 
 def test_data_workers_may_be_forked_while_a_checkpoint_is_written(saving):
@@ -151,7 +188,6 @@ def test_tensors_lie_in_segments_of_which_none_is_shared(monkeypatch):
 
 def test_without_memory_for_a_copy_training_stops_to_save_and_says_so_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(background, "BACKGROUND_BYTES", 0)
-    monkeypatch.setattr(background, "SPARE_BYTES", 4 << 30)
     monkeypatch.setattr("bbu_train.runtime.host_memory.available_bytes", lambda *_: 2_500_000_000)
     saving, trained = make_background(tmp_path), Trained()
     for step in (1, 2):
@@ -245,16 +281,15 @@ def signal_after(train_step, nth):
     return asked
 
 
-def test_a_preempted_run_waits_for_its_commit_and_goes_on_as_if_uninterrupted(run, uninterrupted, outputs):
+def test_a_preempted_run_waits_for_its_commit_and_goes_on_as_if_uninterrupted(
+    run, uninterrupted, outputs, in_background, monkeypatch
+):
     """The checkpoint of step 3 is written beside step 4 and a data worker; in step 4 the run is asked to end."""
     name, choice = "in-background", "num_workers=1"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(background, "BACKGROUND_BYTES", 0)
-        patch.setattr(background, "SPARE_BYTES", 0)
-        patch.setattr(WriterProcess, "send", slowly(WriterProcess.send))
+    monkeypatch.setattr(WriterProcess, "send", slowly(WriterProcess.send))
+    with monkeypatch.context() as patch, pytest.raises(Preempted) as ended:
         patch.setattr(train, "train_step", signal_after(train.train_step, 4))
-        with pytest.raises(Preempted) as ended:
-            run(name, choice)
+        run(name, choice)
     preemption._received.clear()
     folder = outputs / "smoke" / name / "checkpoints"
     assert ended.value.step == 4
