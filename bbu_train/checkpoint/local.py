@@ -6,12 +6,9 @@ damage is reported, never skipped. Hidden names are `.writing-*` (incomplete), `
 checkpoint of the same step) and `.deleting-*`.
 """
 
-import hashlib
 import json
 import math
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,81 +17,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bbu_train.checkpoint.committed import FILES, MANIFEST, STATE, WEIGHTS, Checkpoint, list_committed, sha256
 from bbu_train.checkpoint.savable import check_state, check_weights
 from bbu_train.errors import InputError
 from bbu_train.runtime.atomic_write import flush, make_folder
-
-MANIFEST = "manifest.json"
-FILES = WEIGHTS, STATE = "model.safetensors", "state.pt"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint. Its files are read on demand, and a damaged file raises InputError when it is read."""
-
-    folder: Path
-    step: int
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return self._manifest()["metrics"]
-
-    def weights(self) -> dict[str, Tensor]:
-        """Map the weights into memory, after checking the file's size and checksum against the manifest."""
-        self._verify(WEIGHTS)
-        return self.map_weights()
-
-    def state(self) -> dict[str, Any]:
-        """Map the nested state into memory, after checking the file's size and checksum against the manifest."""
-        self._verify(STATE)
-        return self.map_state()
-
-    def verify(self) -> None:
-        """Check both files. One process of a run does: the others may use `map_weights` and `map_state`."""
-        for name in FILES:
-            self._verify(name)
-
-    def map_weights(self) -> dict[str, Tensor]:
-        """Map the weights into memory, unverified. A tensor is read when it is used, and the kernel may drop it."""
-        return safetensors.torch.load_file(self.folder / WEIGHTS, device="cpu")
-
-    def map_state(self) -> dict[str, Any]:
-        """Map the nested state into memory, unverified, as `map_weights` does."""
-        return torch.load(str(self.folder / STATE), map_location="cpu", weights_only=True, mmap=True)
-
-    def _manifest(self) -> dict[str, Any]:
-        path = self.folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text())
-            complete = manifest["step"] == self.step and isinstance(manifest["metrics"], dict)
-            complete = complete and all(manifest["files"][name].keys() == {"bytes", "sha256"} for name in FILES)
-        except FileNotFoundError:
-            raise self._damage_error(path, "it is missing") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            complete = False
-        if not complete:
-            raise self._damage_error(path, "it is not a valid manifest")
-        return manifest
-
-    def _verify(self, name: str) -> None:
-        path = self.folder / name
-        expected = self._manifest()["files"][name]
-        if not path.is_file():
-            raise self._damage_error(path, "it is missing")
-        if (size := path.stat().st_size) != expected["bytes"]:
-            raise self._damage_error(path, f"it has {size} bytes, expected {expected['bytes']}")
-        if _sha256(path) != expected["sha256"]:
-            raise self._damage_error(path, "its contents have changed (the SHA-256 differs)")
-
-    def _damage_error(self, path: Path, problem: str) -> InputError:
-        older = [checkpoint for checkpoint in _list_committed(self.folder.parent) if checkpoint.step < self.step]
-        remedy = (
-            f"The next older checkpoint is {older[-1].folder}: to use it, delete the folder {self.folder}"
-            if older
-            else f"There is no older checkpoint: restore the file from a copy, or delete the folder {self.folder} "
-            "and start again"
-        )
-        return InputError(f"The checkpoint of step {self.step} is damaged: {path}: {problem}. {remedy}.")
 
 
 class LocalCheckpoints:
@@ -148,7 +74,7 @@ class LocalCheckpoints:
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint, damaged or not, or None if there is none."""
-        return max(_list_committed(self.folder), key=lambda checkpoint: checkpoint.step, default=None)
+        return max(list_committed(self.folder), key=lambda checkpoint: checkpoint.step, default=None)
 
     def best(self) -> Checkpoint | None:
         """Return the best checkpoint by `best_metric`, the newest of equally good ones, or None if none qualifies.
@@ -158,14 +84,14 @@ class LocalCheckpoints:
         sign = 1 if self.best_mode == "max" else -1
         candidates = [
             (sign * value, checkpoint.step, checkpoint)
-            for checkpoint in _list_committed(self.folder)
+            for checkpoint in list_committed(self.folder)
             if not math.isnan(value := checkpoint.metrics.get(self.best_metric, math.nan))
         ]
         return max(candidates, default=(0, 0, None))[2]
 
     def at(self, step: int) -> Checkpoint:
         """Return the checkpoint of this step. If there is none, raise InputError with the steps that were saved."""
-        committed = {checkpoint.step: checkpoint for checkpoint in _list_committed(self.folder)}
+        committed = {checkpoint.step: checkpoint for checkpoint in list_committed(self.folder)}
         if step not in committed:
             steps = ", ".join(map(str, committed)) or "none"
             raise InputError(f"{self.folder} has no checkpoint of step {step}. Steps saved there: {steps}.")
@@ -203,11 +129,11 @@ class LocalCheckpoints:
 
     def _prune(self, newest: int) -> None:
         """Delete the checkpoints after step `newest`, and the older ones except the last few and the best."""
-        for checkpoint in _list_committed(self.folder):
+        for checkpoint in list_committed(self.folder):
             if checkpoint.step > newest:
                 shutil.rmtree(_hide(checkpoint.folder))
         best = self.best()
-        for checkpoint in _list_committed(self.folder)[: -self.keep_last]:
+        for checkpoint in list_committed(self.folder)[: -self.keep_last]:
             if checkpoint != best:
                 shutil.rmtree(_hide(checkpoint.folder))
 
@@ -220,22 +146,6 @@ class LocalCheckpoints:
         for prefix in (".ready-*", ".writing-*", ".deleting-*"):
             for leftover in self.folder.glob(prefix):
                 shutil.rmtree(leftover)
-
-
-def _list_committed(folder: Path) -> list[Checkpoint]:
-    """List the committed checkpoints, oldest first.
-
-    A `.ready-*` folder counts if there is no other of its step: a kill came between the two renames of `_commit`.
-    """
-    if not folder.is_dir():
-        return []
-    by_step: dict[int, Checkpoint] = {}
-    for path in folder.iterdir():
-        if (match := re.fullmatch(r"(\.ready-)?step-(\d+)", path.name)) and path.is_dir():
-            step, is_ready = int(match[2]), match[1] is not None
-            if not (is_ready and step in by_step):
-                by_step[step] = Checkpoint(path, step)
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _hide(folder: Path) -> Path:
@@ -253,9 +163,4 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from bbu_train.checkpoint.background import BackgroundCheckpoints
+from bbu_train.checkpoint.committed import Checkpoint
 from bbu_train.checkpoint.load import load_weights
-from bbu_train.checkpoint.local import Checkpoint, LocalCheckpoints
+from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
 from bbu_train.training.protocols import Average

@@ -19,7 +19,8 @@ from bbu_train import train
 from bbu_train.average.none import NoAverage
 from bbu_train.checkpoint import background, process, writer
 from bbu_train.checkpoint.background import BackgroundCheckpoints
-from bbu_train.checkpoint.local import FILES, LocalCheckpoints
+from bbu_train.checkpoint.committed import FILES
+from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.checkpoint.process import WriterProcess
 from bbu_train.checkpoint.snapshot import Packed
 from bbu_train.errors import InputError, Preempted
@@ -32,11 +33,11 @@ from bbu_train.training.progress import Progress, Saver
 class Trained:
     """Two weights with the optimizer that updates them in place."""
 
-    def __init__(self, num_rows=40):
+    def __init__(self, num_rows=40, device="cpu"):
         torch.manual_seed(0)
         dtypes = {"a": torch.bfloat16, "b": torch.float32}
         values = {name: torch.randn(num_rows, 30, dtype=dtype) for name, dtype in dtypes.items()}
-        self.weights = {name: torch.nn.Parameter(value) for name, value in values.items()}
+        self.weights = {name: torch.nn.Parameter(value.to(device)) for name, value in values.items()}
         self.optimizer = MixedAdamW([{"params": [*self.weights.values()]}], has_masters=True, lr=0.1)
         self.update()
 
@@ -196,6 +197,31 @@ def test_without_memory_for_a_copy_training_stops_to_save_and_says_so_once(tmp_p
     [message] = caplog.messages
     assert "to save step 1: a copy of 0.0 GB with 4.3 GB to spare would let it go on" in message
     assert "this job may use only 2.5 GB more of host memory" in message
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_next_update_waits_for_a_slow_copy(in_background, tmp_path, monkeypatch):
+    trained, copy = Trained(device="cuda"), WriterProcess.copy
+    checkpoints = LocalCheckpoints(tmp_path, 2, "eval/ap50", "max")
+    average = NoAverage(torch.nn.ParameterDict(trained.weights), trained.optimizer)
+    saver = Saver(checkpoints, trained.optimizer, average, is_periodic=True, grace_seconds=None)
+    trained.update()
+    expected = {name: weight.detach().cpu() for name, weight in trained.weights.items()}
+    moments = [state["exp_avg"].cpu() for state in trained.optimizer.state.values()]
+
+    def copy_slowly(self, packed):
+        torch.cuda._sleep(10**9)  # cycles of this stream: half a second
+        copy(self, packed)
+
+    monkeypatch.setattr(WriterProcess, "copy", copy_slowly)
+    saver.save(Progress(1, 0))
+    trained.update()
+    saver.finish()
+    saver.close()
+    saved = checkpoints.latest()
+    assert all(torch.equal(saved.weights()[name], weight) for name, weight in expected.items())
+    states = saved.state()["optimizer"]["state"].values()
+    assert all(torch.equal(state["exp_avg"], moment) for state, moment in zip(states, moments, strict=True))
 
 
 # Kills

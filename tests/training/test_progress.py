@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bbu_train.average.ema import ExponentialMovingAverage
-from bbu_train.checkpoint.local import FILES, Checkpoint, LocalCheckpoints
+from bbu_train.checkpoint.committed import FILES, Checkpoint
+from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import InputError
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.training.progress import Progress, Saver, restore
