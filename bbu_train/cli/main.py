@@ -23,6 +23,7 @@ from bbu_train.cli import overrides
 from bbu_train.errors import InputError, Preempted, SweepPreempted
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.names import quote_typed
+from bbu_train.runtime import environment
 
 Task = Callable[[DictConfig, Sequence[str]], None]
 """Runs a config, given the overrides that the user typed."""
@@ -44,6 +45,7 @@ def run_command(task: Task, folder: Path, launch: Launch) -> int:
     without a traceback (`BBU_FULL_ERROR=1` adds it). 75: a signal ended the run, and the message says how to go on.
     130: interrupted by Ctrl-C.
     """
+    environment.set_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     try:
         words = [quote_typed(word) for word in overrides.options_first(sys.argv[1:])]

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bbu_train.collator.sizes import sizes
 from bbu_train.collator.vision import lay_out_pictures
+from bbu_train.ops.activations import Count
 from bbu_train.ops.chunked_cross_entropy import IGNORED
 from bbu_train.types.batch import Batch, Counts, Encoded, MemoryIndex
 from bbu_train.types.samples import PictureFormat, Role
@@ -29,6 +30,13 @@ class Collator:
         self.picture_format = picture_format
         self.max_tokens = max_tokens
         self.too_long = too_long
+
+    def num_positions(self, num_samples: Count, num_tokens: Count, longest: Count) -> Count:
+        """Return the positions of a batch's rows, padding included.
+
+        `longest` is the length of the longest sample. Arrays with an entry for each batch give an array.
+        """
+        raise NotImplementedError
 
 
 def lay_out(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from bbu_train.collator.layout import Collator, lay_out
+from bbu_train.ops.activations import Count
 from bbu_train.types.batch import Batch, Encoded
 
 
@@ -13,3 +14,6 @@ class PackedCollator(Collator):
     def __call__(self, samples: Sequence[Encoded]) -> Batch:
         ends = list(accumulate(len(sample.input_ids) for sample in samples))
         return lay_out(samples, [0, *ends[:-1]], 1, ends[-1], self.picture_format)
+
+    def num_positions(self, num_samples: Count, num_tokens: Count, longest: Count) -> Count:
+        return num_tokens

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bbu_train.collator.layout import Collator, lay_out
+from bbu_train.ops.activations import Count
 from bbu_train.types.batch import Batch, Encoded
 
 
@@ -13,3 +14,6 @@ class PaddedCollator(Collator):
         longest = max(len(sample.input_ids) for sample in samples)
         starts = [i * longest for i in range(len(samples))]
         return lay_out(samples, starts, len(samples), longest, self.picture_format)
+
+    def num_positions(self, num_samples: Count, num_tokens: Count, longest: Count) -> Count:
+        return num_samples * longest

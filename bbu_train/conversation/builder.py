@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from bbu_train.conversation import answer, patches
 from bbu_train.conversation.mrope_positions import positions
 from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.ops import boxes
+from bbu_train.ops.activations import Count
 from bbu_train.types.batch import Encoded
 from bbu_train.types.samples import Conversation, Picture, PictureFormat, Role, Sample, Turn
 
@@ -58,6 +60,8 @@ class ConversationBuilder:
         assert len(self.tokenizer.encode("42")) == 2, "answers are encoded digit by digit"
         self._count_tokens = lru_cache(maxsize=10_000)(lambda text: len(self.tokenizer.encode(text)))
         self._cached_num_turn_tokens = cache(self._num_turn_tokens)
+        self._cached_num_caption_tokens = cache(lambda text: 1 + len(self.tokenizer.encode(text)))
+        self._num_question_tokens = self._count_question_tokens()
 
     def converse(self, sample: Sample, teachers: Sequence[Picture], with_answer: bool) -> Conversation:
         """Return the turns: the teachers with their answers, then the student.
@@ -99,7 +103,21 @@ class ConversationBuilder:
 
     def num_caption_tokens(self, description: str) -> int:
         """Return the number of tokens of a caption, including the end token."""
-        return 1 + len(self.tokenizer.encode(description))
+        return self._cached_num_caption_tokens(description)
+
+    def num_answer_tokens(self, num_tokens: Count, num_pictures: Count, num_merged: Count) -> Count:
+        """Return how many tokens of a conversation of `num_tokens` belong to answers.
+
+        It has `num_pictures` pictures, with `num_merged` image tokens together. Sums over conversations are not right,
+        because each begins with the system turn; arrays with one entry for each conversation are.
+        """
+        return num_tokens - self._num_system_tokens - num_merged - num_pictures * self._num_question_tokens
+
+    def _count_question_tokens(self) -> int:
+        """Count the tokens of a turn without its image tokens and its answer; they are the same for all pictures."""
+        picture = Picture(Path(), 1000, 1000, ())
+        pieces = self._turn_pieces(Turn(Role.STUDENT, picture, self.question, ""))
+        return sum(len(piece.ids) for piece in pieces if piece.role is Role.NONE and piece.image_shape is None)
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Return tokens, roles, positions, pixels and targets of one conversation, without noise.

@@ -33,6 +33,10 @@ class ModelWithCriterion(nn.Module):
         return self.criterion(self.model(batch), batch)
 
 
+def _wrap(module: nn.Module) -> DistributedDataParallel:
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
 class DdpEngine:
     """Forward, backward and update of one step.
 
@@ -67,10 +71,11 @@ class DdpEngine:
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
         if gradient_checkpointing != "none":
             model.enable_activation_checkpointing(gradient_checkpointing)
-        self.module = ModelWithCriterion(model, criterion)
         self.is_distributed = distributed.world_size() > 1
+        self.module = ModelWithCriterion(model, criterion)
         if self.is_distributed:
-            self.module = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
+            self.module = _wrap(self.module)
+        self.is_reducer_armed = False
         self.optimizer = optimizer
         self.groups = groups
         self.device = device
@@ -88,6 +93,7 @@ class DdpEngine:
 
     def accumulate(self, last: bool) -> AbstractContextManager:
         """Return the context for forward and backward of a micro-batch: ranks exchange gradients only at the last."""
+        self.is_reducer_armed = self.is_distributed and last
         return self.module.no_sync() if self.is_distributed and not last else nullcontext()
 
     def backward(self, objective: Tensor) -> None:
@@ -108,6 +114,7 @@ class DdpEngine:
         arrived = copy_to_host(values)
         self._update(total_norm, is_non_finite=~values.isfinite().all())
         # The host waits for the gradients only, and prepares the next step while the device updates the weights.
+        self.is_reducer_armed = False
         report = dict(zip([*norms, "total", "objective"], arrived().tolist(), strict=True))
         non_finite = [name for name, value in report.items() if not math.isfinite(value)]
         if non_finite:
@@ -118,6 +125,19 @@ class DdpEngine:
             )
         del report["objective"]
         return report
+
+    def discard(self) -> None:
+        """Forget the micro-batches since the last step, so that the step can be attempted again.
+
+        If some were already exchanged between the ranks, all ranks call this together.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective_sum.zero_()
+        if self.is_reducer_armed:  # a backward pass that ended early leaves it waiting for the other gradients
+            module, self.module = self.module.module, None
+            gc.collect()  # the old reducer takes its hooks off the parameters when it is destroyed
+            self.module = _wrap(module)
+            self.is_reducer_armed = False
 
     def close(self) -> None:
         """Release the model while the ranks are still connected. No step can follow.

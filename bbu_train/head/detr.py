@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bbu_train.head import flops
+from bbu_train.head import activations, flops
 from bbu_train.head.adapter import Adapter
 from bbu_train.head.caption import CaptionDecoder
 from bbu_train.head.layers import DecoderLayer, Mlp, ObjectnessHead
 from bbu_train.head.memory import Memory, gather_memory
+from bbu_train.ops.activations import ActivationBytes, Execution, MicroBatchSizes
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import GroundTruth, MemoryIndex
@@ -86,6 +87,10 @@ class Detr(flops.Decoder):
     ) -> int:
         """Count the operations of a training step on samples of these sizes; see `flops.detr`."""
         return flops.detr(self, sizes, vocabulary_size, features_require_grad, lm_head_requires_grad)
+
+    def activation_bytes(self, sizes: MicroBatchSizes, vocabulary_size: int, execution: Execution) -> ActivationBytes:
+        """Return the bytes of the head's activations for a micro-batch; see `activations.detr`."""
+        return activations.detr(self, sizes, vocabulary_size, execution)
 
     def forward(
         self,

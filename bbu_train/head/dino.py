@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bbu_train.head import anchors, flops
+from bbu_train.head import activations, anchors, flops
 from bbu_train.head.adapter import Adapter
 from bbu_train.head.anchored_layer import AnchoredLayer
 from bbu_train.head.caption import CaptionDecoder
@@ -15,6 +15,7 @@ from bbu_train.head.dense import assign_tokens
 from bbu_train.head.layers import KeysValues, Mlp, ObjectnessHead
 from bbu_train.head.memory import Memory, gather_memory, point_sine_encoding
 from bbu_train.head.modulated_attention import MemoryPositions, memory_positions
+from bbu_train.ops.activations import ActivationBytes, Execution, MicroBatchSizes
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import GroundTruth, MemoryIndex
 from bbu_train.types.outputs import DenoisingOutputs, DenseOutputs, Detections
@@ -89,6 +90,10 @@ class Dino(flops.AnchoredDecoder):
     ) -> int:
         """Count the operations of a training step on samples of these sizes; see `flops.dino`."""
         return flops.dino(self, sizes, vocabulary_size, features_require_grad, lm_head_requires_grad)
+
+    def activation_bytes(self, sizes: MicroBatchSizes, vocabulary_size: int, execution: Execution) -> ActivationBytes:
+        """Return the bytes of the head's activations for a micro-batch; see `activations.dino`."""
+        return activations.dino(self, sizes, vocabulary_size, execution)
 
     def forward(
         self,

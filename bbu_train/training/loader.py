@@ -4,9 +4,11 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
 from bbu_train.collator.layout import Collator
@@ -19,9 +21,34 @@ from bbu_train.training.planning import MicroBatch, assign_micro_batches
 from bbu_train.types.batch import Batch, Encoded
 from bbu_train.types.samples import Picture, PlannedStep, Sample, SampleVisit
 
-MAX_CACHED_SIZES = 4_000_000  # (epoch, sample) pairs whose length and cost stay in memory, at 16 bytes each
+MAX_CACHED_SIZES = 2_000_000  # (epoch, sample) pairs whose sizes stay in memory, at 40 bytes each
+SIZE_TYPES = "qqiiiiii"
+"""The array type of each field of `SampleSize`."""
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class SampleSize(NamedTuple):
+    """What planning and the prediction of memory know of a sample's conversation before it is encoded.
+
+    tokens           its tokens
+    cost             its arithmetic
+    pictures         its pictures
+    patches          their patches
+    student_patches  patches of the student's picture
+    largest_teacher  patches of the largest teacher's picture, or 0
+    objects          objects of the student's picture
+    caption_tokens   tokens of its longest description, the end included, or 0
+    """
+
+    tokens: int
+    cost: int
+    pictures: int
+    patches: int
+    student_patches: int
+    largest_teacher: int
+    objects: int
+    caption_tokens: int
 
 
 class SampleSource:
@@ -55,13 +82,17 @@ class SampleSource:
         self.too_long = too_long
         self.seed = seed
         num_cached_epochs = max(1, MAX_CACHED_SIZES // max(1, len(samples)))
-        self._sizes_of: Callable[[int], tuple[array, array]] = lru_cache(num_cached_epochs)(self._measure)
+        self._sizes_of: Callable[[int], list[array]] = lru_cache(num_cached_epochs)(self._measure)
 
     def num_tokens(self, visit: SampleVisit) -> int:
         return self._sizes_of(visit.epoch)[0][visit.index]
 
     def cost(self, visit: SampleVisit) -> int:
         return self._sizes_of(visit.epoch)[1][visit.index]
+
+    def sizes(self, epoch: int) -> list[Int[np.ndarray, "samples"]]:
+        """Return an array for each field of `SampleSize`, with an entry for each sample."""
+        return [np.frombuffer(column, column.typecode) for column in self._sizes_of(epoch)]
 
     def name(self, visit: SampleVisit) -> str:
         return self.samples[visit.index].id
@@ -75,7 +106,7 @@ class SampleSource:
 
     def indices_within_limit(self, epoch: int) -> list[int]:
         """Return the indices of the samples that are short enough in this epoch. No sample is ever truncated."""
-        lengths, _ = self._sizes_of(epoch)
+        lengths = self._sizes_of(epoch)[0]
         too_long = [i for i, length in enumerate(lengths) if length > self.max_tokens]
         if too_long and self.too_long == "error":
             raise all_problems(
@@ -92,19 +123,29 @@ class SampleSource:
         """Return the ids of a step's samples."""
         return [self.name(visit) for row in step for visit in row]
 
-    def _measure(self, epoch: int) -> tuple[array, array]:
-        """Return the tokens and the cost of every sample."""
-        num_tokens, costs = array("q"), array("q")
+    def _measure(self, epoch: int) -> list[array]:
+        """Return the columns of the sizes of all samples."""
+        columns = [array(kind) for kind in SIZE_TYPES]
         for sample in self.samples:
-            length, cost = self._size(epoch, sample)
-            num_tokens.append(length)
-            costs.append(cost)
-        return num_tokens, costs
+            for column, value in zip(columns, self._size(epoch, sample), strict=True):
+                column.append(value)
+        return columns
 
-    def _size(self, epoch: int, sample: Sample) -> tuple[int, int]:
+    def _size(self, epoch: int, sample: Sample) -> SampleSize:
         sample, teachers = self.view_of(sample, epoch), self.teachers_of(sample, epoch)
-        num_tokens = self.builder.num_tokens(sample, teachers)
-        return num_tokens, self.cost_of(num_tokens, self.builder.num_patches(sample, teachers))
+        num_tokens, patches = self.builder.num_tokens(sample, teachers), self.builder.num_patches(sample, teachers)
+        objects = sample.student.objects or ()
+        longest = max((self.builder.num_caption_tokens(item.description) for item in objects), default=0)
+        return SampleSize(
+            tokens=num_tokens,
+            cost=self.cost_of(num_tokens, patches),
+            pictures=len(patches),
+            patches=sum(patches),
+            student_patches=patches[-1],
+            largest_teacher=max(patches[:-1], default=0),
+            objects=len(objects),
+            caption_tokens=longest,
+        )
 
 
 def sources(

@@ -28,8 +28,8 @@ class Progress:
 class Saver:
     """Saves a run's progress on rank 0, in the background, and lets all ranks end together if that fails.
 
-    The optimizer's updates wait for the copy of a checkpoint. If `is_periodic`, memory for it is reserved at the first
-    update that finds the optimizer's state made. `grace_seconds` is that of `BackgroundCheckpoints`.
+    The optimizer's updates wait for the copy of a checkpoint. If `is_periodic`, memory for it is reserved from now on,
+    so the optimizer's state must be allocated. `grace_seconds` is that of `BackgroundCheckpoints`.
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class Saver:
         self.optimizer = optimizer
         self.average = average
         self.background = BackgroundCheckpoints(checkpoints, grace_seconds) if distributed.is_main() else None
-        self._is_unprepared = is_periodic
-        self._hook = optimizer.register_step_pre_hook(lambda *_: self._before_update())
+        self._hook = optimizer.register_step_pre_hook(lambda *_: self.wait_for_copy())
+        if is_periodic and self.background is not None:
+            self.background.prepare(average.weights(), self._state())
 
     def save(self, progress: Progress) -> None:
         """Begin to save the present step. An error is raised by `raise_failure`, or `finish`, on all ranks."""
@@ -83,14 +84,6 @@ class Saver:
 
     def _state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "trained": self.average.unaveraged_weights()}
-
-    def _before_update(self) -> None:
-        if self.background is None:
-            return
-        if self._is_unprepared and self.optimizer.state:
-            self._is_unprepared = False
-            self.background.prepare(self.average.weights(), self._state())
-        self.background.wait_for_copy()
 
 
 def restore(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> Progress:

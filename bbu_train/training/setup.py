@@ -17,7 +17,7 @@ from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
 from bbu_train.runtime import distributed
-from bbu_train.training import loader, planning, untrained_head
+from bbu_train.training import auto, loader, planning, untrained_head
 from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.samples import PlannedStep, Sample
@@ -28,13 +28,11 @@ build = partial(instantiate, _convert_="all")
 
 MINIMUMS = {
     "steps": 0,
-    "threads": 1,
     "log_every": 1,
     "eval_every": 1,
     "save_every": 1,
     "eval_batch_size": 1,
     "gallery": 0,
-    "num_workers": 0,
     "head.num_queries": 1,
     "head.max_caption_tokens": 1,
 }
@@ -93,6 +91,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     Hydra's InstantiationException from it.
     """
     check_counts(cfg)
+    auto.check(cfg)
     check_head_is_trained(cfg)
     loaded = loaded or load_data(cfg.data)
     data = loaded.splits

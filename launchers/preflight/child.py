@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bbu_train.collator.sizes import sizes
 from bbu_train.errors import InputError
 from bbu_train.optimizer.groups import state_bytes
+from bbu_train.training import auto
 from bbu_train.training.setup import RunData, RunInputs, build, load_data, prepare
 
 NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose FLOPs are averaged
@@ -36,15 +37,16 @@ def _load(data: str) -> RunData:
 def check_parameter_groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights.
 
-    Return that model and its optimizer.
+    Return that model and its optimizer. Their dtypes are those of the device that the run is for.
     """
+    cfg = auto.apply(cfg, auto.settings(cfg, auto.target_machine(cfg), {}))
     if cfg.model.weights != "random":
         from transformers import AutoConfig
 
         with open_dict(cfg):
             cfg.model.shape = AutoConfig.from_pretrained(cfg.model.checkpoint).to_dict()
             cfg.model.weights = "random"
-    cfg.model.compile = False
+    cfg.model.compile, cfg.model.attention = False, "sdpa"  # no kernel runs on the meta device
     model = build(cfg.model.network)(device=torch.device("meta"), head=build(cfg.head))
     optimizer = build(cfg.optimizer)(model)
     model.check_teacher_cache()

@@ -15,7 +15,6 @@ import torch
 from forked import processes, run_ranks
 from whole_runs import assert_equal_runs, rows
 
-from bbu_train import train
 from bbu_train.average.none import NoAverage
 from bbu_train.checkpoint import background, process, writer
 from bbu_train.checkpoint.background import BackgroundCheckpoints
@@ -23,9 +22,11 @@ from bbu_train.checkpoint.committed import FILES
 from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.checkpoint.process import WriterProcess
 from bbu_train.checkpoint.snapshot import Packed
+from bbu_train.checkpoint.writer import Request
 from bbu_train.errors import InputError, Preempted
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.runtime import distributed, preemption
+from bbu_train.training import recovery
 from bbu_train.training.loader import prefetch
 from bbu_train.training.progress import Progress, Saver
 
@@ -280,6 +281,25 @@ def test_if_training_is_killed_the_process_ends_and_leaves_the_newest_loadable(t
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+class NeverDone(LocalCheckpoints):
+    def save(self, step, *contents):
+        self.folder.mkdir()
+        time.sleep(60)
+
+
+def test_if_training_replaces_its_process_the_process_that_writes_ends_at_once(in_background, tmp_path):
+    packed = Packed(Trained().contents())
+    writing = WriterProcess(packed)
+    writing.wait_until_ready()
+    writing.send(Request(NeverDone(tmp_path / "begun", 2, "eval/ap50", "max"), 1, packed.pickled, {}))
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    began = time.monotonic()
+    writing.connection.close()  # as exec does
+    assert writing.process.wait() == 1
+    assert time.monotonic() - began < 30, "it did not finish what it wrote"
+
+
 # Runs
 
 
@@ -314,7 +334,7 @@ def test_a_preempted_run_waits_for_its_commit_and_goes_on_as_if_uninterrupted(
     name, choice = "in-background", "num_workers=1"
     monkeypatch.setattr(WriterProcess, "send", slowly(WriterProcess.send))
     with monkeypatch.context() as patch, pytest.raises(Preempted) as ended:
-        patch.setattr(train, "train_step", signal_after(train.train_step, 4))
+        patch.setattr(recovery, "train_step", signal_after(recovery.train_step, 4))
         run(name, choice)
     preemption._received.clear()
     folder = outputs / "smoke" / name / "checkpoints"
