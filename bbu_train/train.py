@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import auto, fit, progress, step_metrics, untrained_head
-from bbu_train.training.progress import Progress
+from bbu_train.training.progress import Progress, Saver
 from bbu_train.training.recovery import Recovery
 from bbu_train.training.setup import RunInputs, build, compile_cache, prepare
 from bbu_train.training.step import step_totals
@@ -110,22 +111,32 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
     trackers.publish([folder / run_folder.ENVIRONMENT])
 
+    is_periodic = cfg.save_every is not None and cfg.save_every < cfg.steps - at.step
+    grace_seconds = cfg.cluster.grace_seconds if "SLURM_JOB_ID" in os.environ else None
+    saver = Saver(checkpoints, optimizer, average, is_periodic, grace_seconds)
+
     def save() -> None:
         trackers.sync()
-        progress.save(at, checkpoints, optimizer, average)
+        saver.save(at)
+
+    def should_end() -> bool:
+        return preemption.requested() or saver.has_failed()
 
     def end_if_asked(is_asked: bool | None = None) -> None:
-        """Save and raise Preempted if any rank was asked to end.
+        """If any rank must end, raise what prevented a checkpoint, or save and raise Preempted.
 
         `is_asked` is the answer, if all ranks have it already; None asks them.
         """
-        if distributed.any_rank(preemption.requested()) if is_asked is None else is_asked:
+        if distributed.any_rank(should_end()) if is_asked is None else is_asked:
+            saver.raise_failure()
             if at.step > at.saved_at:
                 save()
+            saver.finish()
             raise_if_asked_to_end(at.step, folder)
 
     def evaluate_average() -> list[tuple[Picture, Prediction]]:
         """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
+        saver.wait_for_copy()
         with average.applied():
             at.metrics, predictions = recovery.evaluate(at.step, model, end_if_asked)
         at.evaluated_at = at.step
@@ -157,8 +168,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             began = time.perf_counter()
             sample_ids, micro_batches = next(batches)
             data_seconds = time.perf_counter() - began
-            totals = step_totals(micro_batches)  # before any forward pass: losses are divided by these counts
-            end_if_asked(totals.is_preempted)
+            totals = step_totals(micro_batches, should_end())  # before any forward pass: losses are divided by them
+            end_if_asked(totals.should_end)
             result = recovery.train_step(at.step, micro_batches, totals.counts, schedule(at.step), sample_ids)
             at.step += 1
             average.update(at.step)
@@ -180,6 +191,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             if due(cfg.save_every, at.step, cfg.steps):
                 save()
 
+        saver.finish()
         # A run that resumed after its last step evaluates again, because predictions are not saved.
         if predictions is None and cfg.eval_every is not None:
             predictions = evaluate_average()
@@ -197,6 +209,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             profiler.stop()
         gc.unfreeze()  # or the next run of a sweep could not reuse this one's memory
         bar.close()
+        saver.close()
         trackers.close(state)
         if state == "preempted":  # once one rank has left with an error, torchrun kills those that are still closing
             distributed.barrier()
