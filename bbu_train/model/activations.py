@@ -12,11 +12,15 @@ A block keeps, for each token (d: width, q and k: widths of queries and of keys,
     selective               its input d, the results of all products (q + 2k, d, 2f, d) and of attention (q)
     full                    its input d
 
-Compiled, torch's partitioner recomputes what it can fuse into a kernel (norms, rotations, SiLU) and keeps the inputs and
-results of products and attention, which it may not recompute: without checkpointing 4d, q + 2k, q and 3f. In the vision
-tower the values are a slice of a product's result, so this is kept beside the rotated queries and keys. With selective
-checkpointing the last product's result is not kept, since nothing in the block reads it. With full checkpointing an
-H200 kept a second tensor of d for each token of the language model's layers, which is counted though not explained.
+Compiled, torch's partitioner recomputes what it can fuse into a kernel (norms, rotations, SiLU) and keeps the inputs
+and results of products and attention, which it may not recompute: without checkpointing 4d, q + 2k, q and 3f. In the
+vision tower the values are a slice of a product's result, so this is kept beside the rotated queries and keys. With
+selective checkpointing the last product's result is not kept, since nothing in the block reads it. With full
+checkpointing an H200 kept a second tensor of d for each token of the language model's layers; it is counted, not
+explained.
+
+Against an H200 (3B, bfloat16, flash-attention 2, micro-batches of 3,400 to 15,300 tokens), what was kept differed by at
+most 2.3% from these formulas, and the peak by at most 4.4%, eager and compiled, at every checkpointing.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """How a step is laid out on a rank, in the order of the time that it takes.
 
-A layout changes the time and the memory of a step, and its result by rounding only. Seconds of one step of 15,288 tokens
-on an H200 (3B, compiled blocks, head, all losses), and the GiB of its largest micro-batch:
+A layout changes the time and the memory of a step, and its result by rounding only. Seconds of one step of 15,288
+tokens on an H200 (3B, compiled blocks, head, all losses), and the GiB of its largest micro-batch:
 
     | micro-batches | none        | selective   | full       |
     |---|---|---|---|

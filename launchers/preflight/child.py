@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.collator.sizes import sizes
 from bbu_train.errors import InputError
-from bbu_train.optimizer.groups import state_bytes
+from bbu_train.ops.activations import Execution
+from bbu_train.training.memory import allowed_layouts, plan_memory
 from bbu_train.training.setup import RunData, RunInputs, build, load_data, prepare
 
 NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose FLOPs are averaged
@@ -54,21 +55,30 @@ def check_parameter_groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.opti
 def compute_requirements(cfg: DictConfig) -> dict[str, float]:
     """Return what a training step requires.
 
-    `flops` are those of the model in a step of all processes together, a mean over the first steps. `num_bytes` are the
-    weights, gradients, optimizer state and average, which each process holds besides its activations.
+    `flops` are those of the model in a step of all processes together, a mean over the first steps. `num_bytes` are
+    those that each process needs, by prediction, in the layout that needs least of those that the config allows.
     """
     run = check_data(cfg)
+    execution = _execution(cfg)
     model, optimizer = check_parameter_groups(cfg)
-    averages = build(cfg.average)(model, optimizer).averages
     steps = list(islice(run.plan.starting_at(0), NUM_STEPS))
     encoded = [run.train.encode(draw) for step in steps for row in step for draw in row]
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    average = sum(parameter.nbytes for parameter in averages.values())
+    average, num_ranks = build(cfg.average)(model, optimizer), cfg.cluster.nodes * cfg.cluster.tasks_per_node
+    layouts = allowed_layouts(run, cfg.engine.gradient_checkpointing, cfg.engine.num_micro_batches, num_ranks)
+    planned = plan_memory(model, optimizer, average, run, layouts, execution, num_ranks)
     return {
         "flops": model.training_flops(sizes(encoded, run.builder.picture_format)) / len(steps),
-        "num_bytes": weights + gradients + state_bytes(optimizer) + average,
+        "num_bytes": min(candidate.prediction.peak for candidate in planned),
     }
+
+
+def _execution(cfg: DictConfig) -> Execution:
+    """Return how the job computes. Which kernels are installed there is unknown here, and makes little difference."""
+    is_on_gpu = cfg.cluster.gpus_per_node > 0
+    attention = cfg.model.attention
+    if attention == "auto":
+        attention = "flash_attention_2" if is_on_gpu and cfg.engine.precision != "fp32" else "sdpa"
+    return Execution(cfg.engine.precision, cfg.model.compile, attention, "none", is_on_gpu)
 
 
 def main() -> None:
