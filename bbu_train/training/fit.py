@@ -16,7 +16,7 @@ from bbu_train.errors import InputError
 from bbu_train.ops.activations import Execution
 from bbu_train.runs.settings import AUTO, CHECKPOINTING, MICRO_BATCHES
 from bbu_train.runtime import distributed, out_of_memory
-from bbu_train.training import layout, memory, micro_batches, what_fits
+from bbu_train.training import memory, what_fits
 from bbu_train.training.auto import Setting
 from bbu_train.training.layout import Layout
 from bbu_train.training.memory import GIB, Candidate
@@ -76,8 +76,8 @@ def predict(cfg: DictConfig, applied: DictConfig, is_on_gpu: bool, inputs: RunIn
     Raises InputError, or Hydra's InstantiationException from it, for what `build_outline` checks.
     """
     outline = build_outline(applied)
-    most_samples = micro_batches.most_samples(inputs.plan.starting_at(0), num_ranks)
-    layouts = layout.candidates(cfg.engine.gradient_checkpointing, cfg.engine.num_micro_batches, most_samples)
+    engine = cfg.engine
+    layouts = memory.allowed_layouts(inputs, engine.gradient_checkpointing, engine.num_micro_batches, num_ranks)
     model = applied.model
     execution = Execution(applied.engine.precision, model.compile, model.attention, "none", is_on_gpu)
     parts = outline.model, outline.optimizer, outline.average, inputs

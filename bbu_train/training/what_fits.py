@@ -1,4 +1,4 @@
-"""What a run that does not fit into memory could change: each choice with the GiB that it needs, and the error's text."""
+"""What a run that does not fit could change: each choice with the GiB that it needs, and the text of the error."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from bbu_train.average.none import NoAverage
 from bbu_train.errors import InputError
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.ops.activations import Execution, MicroBatchSizes
@@ -75,11 +76,12 @@ def does_not_fit(run: Run, available_bytes: int, further: Sequence[Choice]) -> I
     fitting = find_choices(run, available_bytes, further)
     choices = "\n".join(f"  {choice}" for choice in fitting) or "  none of the choices, nor two of them together"
     card = needed.peak / (1 - MARGIN) / GIB
+    sizes = f"{largest.sizes.positions} tokens and {largest.sizes.pictures} pictures"
     return InputError(
-        f"The run does not fit: it needs {needed.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB, with "
-        f"{run.least.layout}, the layout that needs least. Its largest micro-batch has {largest.sizes.positions} tokens "
-        f"and {largest.sizes.pictures} pictures ({names}).\n{needed.table()}\nWhat would fit, by prediction, with "
-        f"{MARGIN:.0%} to spare:\n{choices}\n  a GPU with {card:.0f} GiB"
+        f"The run does not fit: it needs {needed.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB with "
+        f"{run.least.layout}, the layout that needs least. Its largest micro-batch has {sizes} ({names}).\n"
+        f"{needed.table()}\nWhat would fit, by prediction and with {MARGIN:.0%} to spare:\n{choices}\n"
+        f"  a GPU with {card:.0f} GiB"
     )
 
 
@@ -135,9 +137,9 @@ def _bytes_after(run: Run, changes: Sequence[Change]) -> int:
     frozen = [parameter for change in changes for parameter in change.frozen]
     has_head = all(change.has_head for change in changes)
     with _changed(run.model, frozen, has_head):
-        stays = memory_phases.resident(run.model, _optimizer_of(run, execution.precision), run.average)
-        if not all(change.has_average for change in changes):
-            stays = replace(stays, average=0)
+        optimizer = _optimizer_of(run, execution.precision)
+        average = run.average if all(change.has_average for change in changes) else NoAverage(run.model, optimizer)
+        stays = memory_phases.resident(run.model, optimizer, average)
         holds_gradients = run.num_ranks > 1 or run.least.layout.num_micro_batches > 1
         evaluated = memory_phases.evaluation_bytes(run.model, stays, evaluation, execution, run.num_ranks > 1)
         return predict(run.model, stays, training, execution, holds_gradients, int(evaluated)).peak
