@@ -6,6 +6,7 @@ replaces its process by a new one with the same command. The new processes go on
 SLURM see no process end.
 """
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 from bbu_train.runtime import distributed, preemption
 
+log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5  # how often a rank looks for a call
 ANSWER_SECONDS = 120  # how long all ranks have to answer
 CALL, ANSWERS = "restart", "restart answers"
@@ -84,6 +86,7 @@ class _Watch(threading.Thread):
         _end_children()
         if os.environ.get(REASON) == reason:
             _give_up(f"The run restarted without any progress: {reason}.")
+        log.log(logging.WARNING if self.rank == 0 else logging.DEBUG, "%s. All ranks start again.", reason)
         self.store.add(ANSWERS, 1)
         deadline = time.monotonic() + ANSWER_SECONDS
         while not self._may_start():
