@@ -21,7 +21,7 @@ from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import Preempted
 from bbu_train.runtime import preemption
 
-STEP = "bbu_train.train.train_step"  # called once in each step
+STEP = "bbu_train.training.recovery.train_step"  # called once in each step
 EVALUATION_BATCH = "bbu_train.training.validation.predict"
 # An evaluation has two batches and uses the averaged weights. Step 3 is saved between two evaluations.
 OFTEN = "eval_batch_size=2", "eval_every=4", "checkpoint.keep_last=9", "average=ema"
@@ -267,3 +267,13 @@ def test_an_orphaned_worker_ends_by_itself_and_by_a_signal_from_anyone(is_signal
     if is_signalled:
         signal_from_another_process(orphan)
     wait_until(lambda: not is_alive(orphan), "the orphan has ended")
+
+
+def test_a_process_that_replaces_this_one_knows_of_the_signal_that_came_before(monkeypatch):
+    monkeypatch.setattr(preemption, "SIGNALS", ())
+    monkeypatch.setattr(preemption, "_received", ["SIGTERM"])
+    preemption.hand_over()
+    monkeypatch.setattr(preemption, "_received", [])
+    preemption.install()
+    assert preemption.signal_name() == "SIGTERM"
+    assert preemption.HANDED_OVER not in os.environ
