@@ -150,8 +150,8 @@ class Recovery:
         sizes = [batch.sizes for batch in taken.batches]
         self._tell(
             f"Step {step + 1} ran out of memory on a {self.device}. Its micro-batches had up to "
-            f"{max(size.tokens for size in sizes):,} tokens and {max(size.patches for size in sizes):,} patches. From now "
-            f"on a step has {number * num_ranks} of them instead of {before * num_ranks}, with the same gradient.",
+            f"{max(size.tokens for size in sizes):,} tokens and {max(size.patches for size in sizes):,} patches. From "
+            f"now on a step has {number * num_ranks} of them instead of {before * num_ranks}, with the same gradient.",
             failure,
         )
 
