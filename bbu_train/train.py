@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import auto, fit, progress, step_metrics, untrained_head
-from bbu_train.training.progress import Progress
+from bbu_train.training.progress import Progress, Saver
 from bbu_train.training.recovery import Recovery
 from bbu_train.training.setup import RunInputs, build, compile_cache, prepare
 from bbu_train.training.step import step_totals
@@ -59,10 +60,16 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
     inputs = prepare(cfg)
     machine = auto.this_machine(device)
-    settings = auto.settings(cfg, machine, run_folder.read_environment(folder)) | fit.first_layout(cfg, machine)
+    settings = auto.settings(cfg, machine, run_folder.read_environment(folder))
     settings = distributed.broadcast_from_main(settings)
     applied = auto.apply(cfg, settings)
     torch.set_num_threads(applied.threads)
+    planned = None
+    if machine.kind == "gpu" and at.step < cfg.steps:
+        prediction = fit.predict(cfg, applied, True, inputs, distributed.world_size())
+        planned = fit.plan(prediction, machine.available_bytes, distributed.world_size())
+    settings |= fit.settings_of(cfg, *fit.first_layout(cfg, planned))
+    applied = auto.apply(applied, settings)
     raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
@@ -80,17 +87,21 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     schedule = build(cfg.schedule)
     engine = build(applied.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     peak = step_metrics.peak_flops(device, engine.precision)
+    raise_if_asked_to_end(at.step, folder)
+    if saved is not None:
+        at = progress.restore(saved, model, optimizer, average)
+    if planned is not None:
+        trial = fit.Trial(engine, criterion, model, inputs, None if cfg.eval_every is None else average)
+        settings |= fit.settings_of(cfg, *fit.try_out(planned, trial))
     raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
 
-    # ---- The run's folder, and its last checkpoint ----
+    # ---- The run's folder ----
     if distributed.is_main():
         if not (folder / run_folder.CONFIG).exists():
             facts = {"settings": {key: asdict(setting) for key, setting in settings.items()}}
             run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
         logs.to_file(folder)
     recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
-    if saved is not None:
-        at = progress.restore(saved, model, optimizer, average)
     for key in ("sweep", "run"):
         if (name := cfg.about.get(key, cfg[key])) != cfg[key]:
             log.info("The whole name of this %s: %s", key, name)
@@ -100,22 +111,32 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
     trackers.publish([folder / run_folder.ENVIRONMENT])
 
+    is_periodic = cfg.save_every is not None and cfg.save_every < cfg.steps - at.step
+    grace_seconds = cfg.cluster.grace_seconds if "SLURM_JOB_ID" in os.environ else None
+    saver = Saver(checkpoints, optimizer, average, is_periodic, grace_seconds)
+
     def save() -> None:
         trackers.sync()
-        progress.save(at, checkpoints, optimizer, average)
+        saver.save(at)
+
+    def should_end() -> bool:
+        return preemption.requested() or saver.has_failed()
 
     def end_if_asked(is_asked: bool | None = None) -> None:
-        """Save and raise Preempted if any rank was asked to end.
+        """If any rank must end, raise what prevented a checkpoint, or save and raise Preempted.
 
         `is_asked` is the answer, if all ranks have it already; None asks them.
         """
-        if distributed.any_rank(preemption.requested()) if is_asked is None else is_asked:
+        if distributed.any_rank(should_end()) if is_asked is None else is_asked:
+            saver.raise_failure()
             if at.step > at.saved_at:
                 save()
+            saver.finish()
             raise_if_asked_to_end(at.step, folder)
 
     def evaluate_average() -> list[tuple[Picture, Prediction]]:
         """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
+        saver.wait_for_copy()
         with average.applied():
             at.metrics, predictions = recovery.evaluate(at.step, model, end_if_asked)
         at.evaluated_at = at.step
@@ -147,8 +168,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             began = time.perf_counter()
             sample_ids, micro_batches = next(batches)
             data_seconds = time.perf_counter() - began
-            totals = step_totals(micro_batches)  # before any forward pass: losses are divided by these counts
-            end_if_asked(totals.is_preempted)
+            totals = step_totals(micro_batches, should_end())  # before any forward pass: losses are divided by them
+            end_if_asked(totals.should_end)
             result = recovery.train_step(at.step, micro_batches, totals.counts, schedule(at.step), sample_ids)
             at.step += 1
             average.update(at.step)
@@ -170,6 +191,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             if due(cfg.save_every, at.step, cfg.steps):
                 save()
 
+        saver.finish()
         # A run that resumed after its last step evaluates again, because predictions are not saved.
         if predictions is None and cfg.eval_every is not None:
             predictions = evaluate_average()
@@ -187,6 +209,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             profiler.stop()
         gc.unfreeze()  # or the next run of a sweep could not reuse this one's memory
         bar.close()
+        saver.close()
         trackers.close(state)
         if state == "preempted":  # once one rank has left with an error, torchrun kills those that are still closing
             distributed.barrier()

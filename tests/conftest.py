@@ -109,7 +109,8 @@ def resolved(cfg):
     from bbu_train.training import auto, fit
 
     machine = auto.cpu(1, 1)
-    return auto.apply(cfg, {**auto.settings(cfg, machine, {}), **fit.first_layout(cfg, machine)})
+    layout = fit.settings_of(cfg, *fit.first_layout(cfg, None))
+    return auto.apply(cfg, auto.settings(cfg, machine, {}) | layout)
 
 
 def sets_a_value(override: str) -> bool:

@@ -48,7 +48,7 @@ class DdpEngine:
     precision               "fp32", "bf16" or "pure_bf16". The last two compute under bfloat16 autocast with bfloat16
                             weights; with "bf16" the optimizer also keeps float32 master weights
     num_micro_batches       parts of a step on each rank
-    gradient_checkpointing  "none", or a choice that the model understands
+    gradient_checkpointing  a choice that the model understands
     max_grad_norm           limit of the gradient norm over all groups; None does not clip
     """
 
@@ -66,11 +66,9 @@ class DdpEngine:
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"engine.precision={precision} is unknown; take one of {', '.join(PRECISIONS)}.")
-        if num_micro_batches < 1:
-            raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
-        if gradient_checkpointing != "none":
-            model.enable_activation_checkpointing(gradient_checkpointing)
+        self.model = model
+        self.lay_out(gradient_checkpointing, num_micro_batches)
         self.is_distributed = distributed.world_size() > 1
         self.module = ModelWithCriterion(model, criterion)
         if self.is_distributed:
@@ -80,9 +78,15 @@ class DdpEngine:
         self.groups = groups
         self.device = device
         self.precision = precision
-        self.num_micro_batches = num_micro_batches
         self.max_grad_norm = max_grad_norm
         self.objective_sum = torch.zeros((), device=device)
+
+    def lay_out(self, gradient_checkpointing: str, num_micro_batches: int) -> None:
+        """Do the next steps in this layout. It changes their results by rounding only."""
+        if num_micro_batches < 1:
+            raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
+        self.model.set_activation_checkpointing(gradient_checkpointing)
+        self.num_micro_batches = num_micro_batches
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
@@ -144,7 +148,7 @@ class DdpEngine:
 
         If DDP is destroyed after its communication threads, the process aborts at exit, so it must be released now.
         """
-        self.module = None
+        self.module = self.model = None
         gc.collect()
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:

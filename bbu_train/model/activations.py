@@ -12,13 +12,18 @@ A block keeps, for each token (d: width, q and k: widths of queries and of keys,
     selective               its input d, the results of all products (q + 2k, d, 2f, d) and of attention (q)
     full                    its input d
 
-Compiled, torch's partitioner recomputes what it can fuse into a kernel (norms, rotations, SiLU) and keeps inputs and
-results of products and attention, which it may not recompute: without checkpointing 4d, q + 2k, q and 3f. In the vision
-tower the values are a slice of a product's result, so this is kept beside the rotated queries and keys. With selective
-checkpointing the last product's result is not kept, since nothing in the block reads it. With full checkpointing an
-H200 kept a second tensor of d for each token of the language model's layers, which is counted though not explained.
+Compiled, torch's partitioner recomputes what it can fuse into a kernel (norms, rotations, SiLU) and keeps the inputs
+and results of products and attention, which it may not recompute: without checkpointing 4d, q + 2k, q and 3f. In the
+vision tower the values are a slice of a product's result, so this is kept beside the rotated queries and keys. With
+selective checkpointing the last product's result is not kept, since nothing in the block reads it. With full
+checkpointing an H200 kept a second tensor of d for each token of the language model's layers; it is counted, not
+explained.
+
+Against an H200 (3B, bfloat16, flash-attention 2, micro-batches of 3,400 to 15,300 tokens), what was kept differed by at
+most 2.3% from these formulas, and the peak by at most 4.4%, eager and compiled, at every checkpointing.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +117,7 @@ def vision_block(backbone: nn.Module, is_window: bool, execution: Execution) -> 
 
 def vision_bytes(backbone: nn.Module, sizes: MicroBatchSizes, execution: Execution) -> ActivationBytes:
     """Return the bytes of the vision tower's blocks and its patch embedding, and of the merger."""
+    execution = execution.of_vision
     visual, size = backbone.model.visual, execution.num_bytes
     trains = any(p.requires_grad for name, p in visual.named_parameters() if not name.startswith("merger."))
     num_full = len(visual.config.fullatt_block_indexes)
@@ -140,6 +146,7 @@ def _merger_bytes(backbone: nn.Module, sizes: MicroBatchSizes, execution: Execut
 
 def language_bytes(backbone: nn.Module, sizes: MicroBatchSizes, execution: Execution) -> ActivationBytes:
     """Return the bytes of the language model's layers and of its last norm."""
+    execution = execution.of_language
     if not any(p.requires_grad for p in backbone.parameters()):
         return ActivationBytes(0, sizes.positions * block_bytes(language_block(backbone), execution).forward)
     layers, block = len(backbone.model.language_model.layers), language_block(backbone)
@@ -172,6 +179,7 @@ def logit_bytes(backbone: nn.Module, sizes: MicroBatchSizes, chunk: int, executi
 
 def forward_bytes(backbone: nn.Module, sizes: MicroBatchSizes, chunk: int, execution: Execution) -> int:
     """Return the most bytes of a forward pass without gradients."""
+    execution = replace(execution, gradient_checkpointing="none")
     vision = sizes.patches * block_bytes(vision_block(backbone, False, execution), execution).forward
     language = sizes.positions * block_bytes(language_block(backbone), execution).forward
     features = sizes.merged * execution.num_bytes * backbone.config.text_config.hidden_size

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from bbu_train.errors import InputError
 from bbu_train.model import flops, image_position_encoding
-from bbu_train.model.activation_checkpointing import enable_activation_checkpointing
+from bbu_train.model.activation_checkpointing import set_activation_checkpointing
 from bbu_train.model.backbone import compile_blocks, install_kernels, load_backbone
 from bbu_train.model.fused_qkv import fuse_qkv
 from bbu_train.model.padding import pad_vision_mlp
@@ -167,9 +167,9 @@ class GroundingModel(nn.Module):
                 "optimizer=adamw) or model.teacher_cache_gib=0."
             )
 
-    def enable_activation_checkpointing(self, choice: str) -> None:
-        """Recompute parts of each block in the backward pass: "selective" or "full"."""
-        enable_activation_checkpointing(self.backbone, choice)
+    def set_activation_checkpointing(self, choice: str) -> None:
+        """Recompute parts of each block in the backward pass, "selective" or "full", or nothing: "none"."""
+        set_activation_checkpointing(self.backbone, choice)
 
 
 def build(

@@ -8,8 +8,8 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
+from bbu_train.checkpoint.committed import Checkpoint
 from bbu_train.checkpoint.load import load_weights
-from bbu_train.checkpoint.local import Checkpoint
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError

@@ -14,14 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.engine.ddp import PRECISIONS
 from bbu_train.errors import InputError, all_problems
-from bbu_train.model import attention
+from bbu_train.model import activation_checkpointing, attention
 from bbu_train.ops.numbers import is_count
 from bbu_train.runs.settings import AUTO, CHECKPOINTING, DEVICE, EXAMPLES, MICRO_BATCHES, PRECISION, THREADS
 from bbu_train.runtime import hardware
 
 CHOICES: Mapping[str, tuple[object, ...]] = {
     PRECISION: PRECISIONS,
-    CHECKPOINTING: ("none", "selective", "full"),
+    CHECKPOINTING: activation_checkpointing.CHOICES,
     "model.compile": (True, False),
     "model.attention": attention.CHOICES,
 }
@@ -30,6 +30,13 @@ MAX_GPU_WORKERS = 6
 """Six workers read a step of eight pictures with teachers as fast as an H200 trains a 3B model on them."""
 MAX_GPU_THREADS, MAX_CPU_THREADS = 4, 2
 LARGE_CARD_BYTES = 40 * 2**30
+CONTEXT_BYTES = 2**30
+"""What CUDA and the libraries take of a GPU beside torch's tensors: a bound."""
+CARDS = {
+    **{"B200": 178.4, "H200": 139.8, "H100": 79.2, "A100": 79.2, "A100-40": 39.4, "L40S": 44.4, "A6000": 47.4},
+    **{"RTX6000": 94.9, "RTX5090": 31.4, "RTX4090": 23.5, "RTX3090": 23.6, "A10": 22.1, "L4": 22.0},
+}
+"""GiB of memory that GPUs report by `torch.cuda.mem_get_info`, or about as much."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Machine:
     kind              "cpu" or "gpu"
     name              of the device, in messages
     total_bytes       memory of the GPU; 0 for a CPU
+    available_bytes   of them for this process: what others use and a limit of torch are taken off
     computes_bf16     whether products of bfloat16 are fast
     compiles          whether torch.compile makes GPU kernels here
     attention         the fastest attention that is installed and runs there in bfloat16
@@ -58,6 +66,7 @@ class Machine:
     kind: str
     name: str
     total_bytes: int
+    available_bytes: int
     computes_bf16: bool
     compiles: bool
     attention: str
@@ -66,7 +75,7 @@ class Machine:
 
 
 def cpu(num_cores: int, num_free_cores: int) -> Machine:
-    return Machine("cpu", "the CPU", 0, False, False, "sdpa", num_cores, num_free_cores)
+    return Machine("cpu", "the CPU", 0, 0, False, False, "sdpa", num_cores, num_free_cores)
 
 
 def this_machine(device: torch.device) -> Machine:
@@ -79,12 +88,35 @@ def this_machine(device: torch.device) -> Machine:
         kind="gpu",
         name=properties.name,
         total_bytes=properties.total_memory,
+        available_bytes=_available_bytes(device),
         computes_bf16=properties.major >= 8,
         compiles=find_spec("triton") is not None,
         attention=attention.fastest_installed((properties.major, properties.minor)),
         num_cores=cores[0],
         num_free_cores=cores[1],
     )
+
+
+def named_machine(card: str) -> Machine:
+    """Return a machine with the GPU that `card` names: one of CARDS, or its memory in GiB. Raises InputError."""
+    known = {name.lower(): gib for name, gib in CARDS.items()}
+    try:
+        gib = known[card.lower()] if card.lower() in known else float(card)
+    except ValueError:
+        names = ", ".join(CARDS)
+        raise InputError(f"--check={card}: expected one of {names}, or a GPU's GiB, such as --check=24.") from None
+    total, cores = int(gib * 2**30), hardware.num_cores()
+    available = total - CONTEXT_BYTES
+    kernel = attention.fastest_installed((8, 0))
+    kernel = "flash_attention_2" if kernel == "sdpa" else kernel  # what a machine with a GPU has
+    return Machine("gpu", card, total, available, True, True, kernel, cores, cores)
+
+
+def _available_bytes(device: torch.device) -> int:
+    """Return what torch can still allocate, with what it has allocated already."""
+    free, total = torch.cuda.mem_get_info(device)
+    limit = torch.cuda.get_per_process_memory_fraction(device) * total
+    return int(min(free + torch.cuda.memory_reserved(device), limit))
 
 
 def target_machine(cfg: DictConfig) -> Machine:
@@ -95,7 +127,7 @@ def target_machine(cfg: DictConfig) -> Machine:
     num_cores = cfg.cluster.cpus_per_task
     if OmegaConf.select(cfg, DEVICE) != "gpu":
         return cpu(num_cores, num_cores)
-    return Machine("gpu", "the GPU of the job", 0, True, True, "sdpa", num_cores, num_cores)
+    return Machine("gpu", "the GPU of the job", 0, 0, True, True, "sdpa", num_cores, num_cores)
 
 
 def settings(cfg: DictConfig, machine: Machine, environment: Mapping[str, Any]) -> dict[str, Setting]:

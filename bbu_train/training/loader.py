@@ -8,7 +8,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
 from bbu_train.collator.layout import Collator
@@ -21,8 +20,8 @@ from bbu_train.training.planning import MicroBatch, assign_micro_batches
 from bbu_train.types.batch import Batch, Encoded
 from bbu_train.types.samples import Picture, PlannedStep, Sample, SampleVisit
 
-MAX_CACHED_SIZES = 2_000_000  # (epoch, sample) pairs whose sizes stay in memory, at 40 bytes each
-SIZE_TYPES = "qqiiiiii"
+MAX_CACHED_SIZES = 4_000_000  # (epoch, sample) pairs whose sizes stay in memory, at 36 bytes each
+SIZE_TYPES = "iqiiiiii"
 """The array type of each field of `SampleSize`."""
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -90,7 +89,7 @@ class SampleSource:
     def cost(self, visit: SampleVisit) -> int:
         return self._sizes_of(visit.epoch)[1][visit.index]
 
-    def sizes(self, epoch: int) -> list[Int[np.ndarray, "samples"]]:
+    def sizes(self, epoch: int) -> list[np.ndarray]:
         """Return an array for each field of `SampleSize`, with an entry for each sample."""
         return [np.frombuffer(column, column.typecode) for column in self._sizes_of(epoch)]
 

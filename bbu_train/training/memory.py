@@ -1,5 +1,6 @@
 """The GPU memory of a run, predicted before it trains, for each layout that the config allows.
 
+    layouts = allowed_layouts(inputs, cfg.engine.gradient_checkpointing, cfg.engine.num_micro_batches, num_ranks)
     for candidate in plan_memory(model, optimizer, average, inputs, layouts, execution, num_ranks):
         if candidate.prediction.fits(available_bytes):
             break
@@ -18,7 +19,7 @@ from typing import Any
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.ops.activations import Count, Execution, MicroBatchSizes
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
-from bbu_train.training import memory_phases, micro_batches
+from bbu_train.training import layout, memory_phases, micro_batches
 from bbu_train.training.layout import Layout
 from bbu_train.training.memory_phases import Resident
 from bbu_train.training.micro_batches import LargestMicroBatch
@@ -26,9 +27,10 @@ from bbu_train.training.setup import RunInputs
 
 GIB = 2**30
 MARGIN = 0.05
-"""The share of the available memory that a prediction must leave free: its error, and gaps of the allocator.
+"""The share of the available memory that a prediction must leave free, for its error and the allocator's gaps.
 
-On an H200 a step that needs 135 of 139 GiB by prediction did not fit."""
+On an H200 a step that needs 135 of 139 GiB by prediction did not fit.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ class Candidate:
     prediction: MemoryPrediction
 
 
+def allowed_layouts(
+    inputs: RunInputs, gradient_checkpointing: str, num_micro_batches: int | str, num_ranks: int
+) -> list[Layout]:
+    """Return the layouts that the config allows for this plan, the fastest first; see `layout.candidates`."""
+    max_samples = micro_batches.most_samples(inputs.plan.starting_at(0), num_ranks)
+    return layout.candidates(gradient_checkpointing, num_micro_batches, max_samples)
+
+
 def plan_memory(
     model: GroundingModel,
     optimizer: MixedAdamW,
@@ -105,6 +115,8 @@ def plan_memory(
     def score(evaluated: Callable[..., Count], holds_gradients: bool) -> Callable[[MicroBatchSizes], Count]:
         return lambda sizes: evaluated(model, stays, sizes, execution, holds_gradients)
 
+    # Evaluation runs eagerly (`validation`).
+    execution, training_execution = replace(execution, is_compiled=False), execution
     evaluation = micro_batches.find_largest(
         inputs.evaluation_steps,
         inputs.validation,
@@ -112,18 +124,18 @@ def plan_memory(
         1,
         score(memory_phases.evaluation_bytes, num_ranks > 1),
     )
-    for layout in layouts:
-        execution = replace(execution, gradient_checkpointing=layout.gradient_checkpointing)
-        holds_gradients = num_ranks > 1 or layout.num_micro_batches > 1
+    for each in layouts:
+        execution = replace(training_execution, gradient_checkpointing=each.gradient_checkpointing)
+        holds_gradients = num_ranks > 1 or each.num_micro_batches > 1
         training = micro_batches.find_largest(
             inputs.plan.starting_at(0),
             inputs.train,
             inputs.collator,
-            num_ranks * layout.num_micro_batches,
+            num_ranks * each.num_micro_batches,
             score(memory_phases.backward_bytes, holds_gradients),
         )
         prediction = predict(model, stays, training.sizes, execution, holds_gradients, evaluation.score)
-        yield Candidate(layout, training, evaluation, prediction)
+        yield Candidate(each, training, evaluation, prediction)
 
 
 def predict(

@@ -26,7 +26,7 @@ MUON_BYTES = 20  # of a matrix's element: three float32 numbers, and those of Ne
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes of what stays for the whole run, and those of all gradients: of a part of the model, and of all."""
+    """Bytes of what stays for the whole run, and of gradients: all, those of the vision tower and those of the head."""
 
     weights: int
     optimizer: int
@@ -34,6 +34,7 @@ class Resident:
     scratch: int
     gradients: int
     vision_gradients: int
+    head_gradients: int
 
     @property
     def without_gradients(self) -> int:
@@ -45,14 +46,16 @@ def resident(model: GroundingModel, optimizer: MixedAdamW, average: Any) -> Resi
 
     `average` is a choice of conf/average: its `averages` are counted.
     """
-    visual = {parameter for parameter in model.backbone.model.visual.parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    vision = [parameter for parameter in model.backbone.model.visual.parameters() if parameter.requires_grad]
     return Resident(
         weights=sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
         optimizer=state_bytes(optimizer),
-        average=sum(each.nbytes for each in average.averages.values()),
+        average=sum(each.nbytes for name, each in average.averages.items() if name in trained),
         scratch=scratch_bytes(optimizer, average),
-        gradients=sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad),
-        vision_gradients=sum(parameter.nbytes for parameter in visual),
+        gradients=sum(parameter.nbytes for parameter in trained.values()),
+        vision_gradients=sum(parameter.nbytes for parameter in vision),
+        head_gradients=sum(parameter.nbytes for name, parameter in trained.items() if name.startswith("head.")),
     )
 
 
@@ -94,14 +97,15 @@ def backward_bytes(
     """
     vision, language, logits, head = activation_parts(model, sizes, execution).values()
     features = 4 * (sizes.positions + sizes.merged) * model.backbone.config.text_config.hidden_size
-    before_vision = stays.gradients - stays.vision_gradients
-    first, second, third = (stays.gradients,) * 3 if holds_gradients else (0, before_vision, stays.gradients)
+    after_head, after_language = stays.head_gradients, stays.gradients - stays.vision_gradients
+    made = (stays.gradients,) * 4 if holds_gradients else (0, after_head, after_language, stays.gradients)
     peaks = (
-        vision.saved + language.saved + logits.saved + head.saved + head.transient + first,
-        vision.saved + language.saved + logits.saved + logits.transient + features + first,
-        vision.saved + language.saved + language.transient + features + first,
-        vision.saved + vision.transient + second,
-        third,
+        vision.saved + language.saved + logits.saved + head.saved + head.transient + made[0],
+        vision.saved + language.saved + logits.saved + logits.transient + features + made[1],
+        vision.saved + language.saved + language.transient + features + made[1],
+        vision.saved + language.transient + features + made[2],
+        vision.saved + vision.transient + made[2],
+        vision.transient + made[3],
     )
     peak = reduce(np.maximum, peaks)
     largest = max((p.nbytes for p in model.parameters() if p.requires_grad), default=0)

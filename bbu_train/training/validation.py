@@ -24,7 +24,6 @@ CLASSLESS = ("eval/loss/", "eval/agnostic_")
 """The metrics that do not depend on descriptions."""
 
 
-@torch.no_grad()
 def evaluate(
     inputs: RunInputs,
     engine: Engine,
@@ -40,9 +39,7 @@ def evaluate(
     Predicted boxes are in pixels of the original pictures. A model without a head has no predictions, nor has one whose
     head stays random (`untrained_head.is_scored`).
     """
-    with _evaluation_mode(model):
-        on_this_rank = _evaluate_on_this_rank(inputs, engine, model, criterion, num_workers, end_if_asked)
-        by_rank = distributed.gather(on_this_rank)
+    by_rank = distributed.gather(evaluate_on_this_rank(inputs, engine, model, criterion, num_workers, end_if_asked))
     metrics, pairs = _merge(criterion, inputs.data.validation, by_rank)
     if "descriptions" in untrained_head.untrained_parts(model.head, criterion):
         metrics = {name: value for name, value in metrics.items() if name.startswith(CLASSLESS)}
@@ -63,7 +60,8 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _evaluate_on_this_rank(
+@torch.no_grad()
+def evaluate_on_this_rank(
     inputs: RunInputs,
     engine: Engine,
     model: nn.Module,
@@ -78,16 +76,17 @@ def _evaluate_on_this_rank(
     sums: Losses = {}
     counts = Counts(0, 0, 0, 0)
     predictions: dict[str, Prediction] = {}
-    for batch in (batch.to(engine.device) for batch in _batches(inputs, num_workers, end_if_asked)):
-        # Without gradients every compiled part would get a second graph, which takes longer than most evaluations.
-        with torch.compiler.set_stance("force_eager"), engine.autocast():
-            outputs = model(batch)
-            losses = criterion(outputs, batch)
-            if is_scored:
-                batch_samples = [by_id[sample_id] for sample_id in batch.sample_ids]
-                predictions |= predict(outputs.detections, batch_samples, tokenizer)
-        _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
-        counts = counts + batch.counts
+    with _evaluation_mode(model):
+        for batch in (batch.to(engine.device) for batch in _batches(inputs, num_workers, end_if_asked)):
+            # Without gradients every compiled part would get a second graph, which takes longer than most evaluations.
+            with torch.compiler.set_stance("force_eager"), engine.autocast():
+                outputs = model(batch)
+                losses = criterion(outputs, batch)
+                if is_scored:
+                    batch_samples = [by_id[sample_id] for sample_id in batch.sample_ids]
+                    predictions |= predict(outputs.detections, batch_samples, tokenizer)
+            _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
+            counts = counts + batch.counts
     return sums, counts, predictions
 
 

@@ -13,7 +13,7 @@ from bbu_train.ops.compile import compile_block
 @pytest.mark.parametrize("choice", ["selective", "full"])
 def test_no_gradient_flows_through_a_frozen_tower(make_model, collate, encoded, choice):
     model = make_model()
-    model.enable_activation_checkpointing(choice)
+    model.set_activation_checkpointing(choice)
     visual, requires_grad = model.backbone.model.visual, []
     visual.blocks[-1].register_forward_hook(lambda _, args, states: requires_grad.append(states.requires_grad))
     for is_trained in (True, False):

@@ -144,7 +144,7 @@ def test_a_model_that_trains_with_checkpointing_still_generates_with_its_cache(m
     """transformers drops the cache of a layer with checkpointing."""
     plain, _ = generate(model, prompts, builder, 4)
     model.train()
-    model.enable_activation_checkpointing("full")
+    model.set_activation_checkpointing("full")
     checkpointed, _ = generate(model, prompts, builder, 4)
     assert torch.equal(plain.probabilities, checkpointed.probabilities)
 

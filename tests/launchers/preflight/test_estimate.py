@@ -70,7 +70,7 @@ def test_without_such_a_run_flops_and_the_clusters_rate_give_the_estimate(cells)
     estimates = [from_requirements(cell, flops=32e15, num_bytes=48 * 2**30) for cell in sweep]
     text = format_estimates(sweep, estimates)
     assert "2 runs: 0.5 to 0.5 h of training steps each (computed from 3.2e+04 TFLOP a step at " in text
-    assert "cluster.tflops_per_gpu=400), at least 48 GiB" in text
+    assert "cluster.tflops_per_gpu=400), 48 GiB for each process" in text
     assert "Total: 1 h of jobs, 8 GPU-hours; evaluations take extra time." in text
 
 
@@ -78,7 +78,7 @@ def test_without_a_rate_the_time_is_called_unknown_and_left_out_of_the_total(cel
     (cell,) = cells("steps=180")
     text = format_estimates([cell], [from_requirements(cell, flops=32e15, num_bytes=48 * 2**30)])
     assert "1 run: time unknown (" in text
-    assert "at least 48 GiB" in text
+    assert "48 GiB for each process (predicted)" in text
     assert "GPU-hours" not in text
     known, unknown = Estimate(36.0, "20 GiB, as s/run took."), from_requirements(cell, flops=1.0, num_bytes=1)
     text = format_estimates([cell, cell], [known, unknown])

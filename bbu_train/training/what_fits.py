@@ -1,0 +1,189 @@
+"""What a run that does not fit could change: each choice with the GiB that it needs, and the text of the error."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from bbu_train.average.none import NoAverage
+from bbu_train.errors import InputError
+from bbu_train.model.qwen25vl import GroundingModel
+from bbu_train.ops.activations import Execution, MicroBatchSizes
+from bbu_train.optimizer.groups import parameters_by_group
+from bbu_train.optimizer.mixed_adamw import MixedAdamW
+from bbu_train.optimizer.muon import Muon
+from bbu_train.training import memory_phases
+from bbu_train.training.memory import GIB, MARGIN, Candidate, predict
+from bbu_train.training.setup import RunInputs
+
+HALVINGS = (2, 4)  # divisors of the largest picture's area that are tried as model.max_pixels
+
+
+class Choice(NamedTuple):
+    """Overrides of the command, and the bytes that each process then needs."""
+
+    overrides: tuple[str, ...]
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return f"{' '.join(self.overrides)}: {self.num_bytes / GIB:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an override changes of a run.
+
+    frozen        parameters that are no longer trained
+    has_head      whether there still is a head
+    has_average   whether there still is an average
+    precision     the new engine.precision, or None
+    max_pixels    the new largest area of a picture, or None
+    """
+
+    override: str
+    frozen: tuple[nn.Parameter, ...] = ()
+    has_head: bool = True
+    has_average: bool = True
+    precision: str | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose layouts are all too large: `least` is the one that needs least memory."""
+
+    model: GroundingModel
+    optimizer: MixedAdamW
+    average: Any
+    inputs: RunInputs
+    least: Candidate
+    execution: Execution
+    num_ranks: int
+
+
+def does_not_fit(run: Run, available_bytes: int, further: Sequence[Choice]) -> InputError:
+    """Return the error that says what the run needs, and what would fit.
+
+    `further` are choices that need another model or layout, which the caller has predicted.
+    """
+    needed = run.least.prediction
+    largest = run.least.evaluation if needed.evaluation == needed.peak else run.least.training
+    source = run.inputs.validation if largest is run.least.evaluation else run.inputs.train
+    names = ", ".join(source.names((largest.visits,)))
+    fitting = find_choices(run, available_bytes, further)
+    choices = "\n".join(f"  {choice}" for choice in fitting) or "  none of the choices, nor two of them together"
+    card = needed.peak / (1 - MARGIN) / GIB
+    sizes = f"{largest.sizes.positions} tokens and {largest.sizes.pictures} pictures"
+    return InputError(
+        f"The run does not fit: it needs {needed.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB with "
+        f"{run.least.layout}, the layout that needs least. Its largest micro-batch has {sizes} ({names}).\n"
+        f"{needed.table()}\nWhat would fit, by prediction and with {MARGIN:.0%} to spare:\n{choices}\n"
+        f"  a GPU with {card:.0f} GiB"
+    )
+
+
+def find_choices(run: Run, available_bytes: int, further: Sequence[Choice]) -> list[Choice]:
+    """Return the choices that fit, those that need most first; pairs of them if no single one fits."""
+    changes = list(possible_changes(run))
+
+    def fitting(number: int) -> list[Choice]:
+        sets = [some for some in combinations(changes, number) if _are_compatible(some)]
+        choices = [Choice(tuple(change.override for change in some), _bytes_after(run, some)) for some in sets]
+        return [choice for choice in choices if choice.num_bytes <= (1 - MARGIN) * available_bytes]
+
+    found = fitting(1) + [choice for choice in further if choice.num_bytes <= (1 - MARGIN) * available_bytes]
+    return sorted(found or fitting(2), key=lambda choice: -choice.num_bytes)
+
+
+def possible_changes(run: Run) -> Iterator[Change]:
+    """Yield every choice that exists for this run."""
+    if run.execution.precision == "bf16" and not isinstance(run.optimizer, Muon):
+        yield Change("engine.precision=pure_bf16", precision="pure_bf16")
+    if run.average.averages:
+        yield Change("average=none", has_average=False)
+    groups = parameters_by_group(run.optimizer)
+    for name in ("vision", "llm"):
+        if name in groups and len(groups) > 1:
+            yield Change(f"optimizer.groups.{name}.lr=0", frozen=tuple(groups[name]))
+    if run.model.head is not None:
+        yield Change("head=none loss=language", has_head=False)
+    picture_format, sizes = run.inputs.collator.picture_format, run.least.training.sizes
+    mean_area = sizes.merged / sizes.pictures * (picture_format.patch_size * picture_format.merge_size) ** 2
+    for divisor in HALVINGS:
+        if (area := int(mean_area / divisor)) >= picture_format.min_pixels:
+            yield Change(f"model.max_pixels={area}", max_pixels=area)
+
+
+def _are_compatible(changes: Sequence[Change]) -> bool:
+    """Whether no two changes set the same key."""
+    keys = [change.override.split("=")[0] for change in changes]
+    return len(set(keys)) == len(keys)
+
+
+def _bytes_after(run: Run, changes: Sequence[Change]) -> int:
+    """Return the bytes that the run needs after all `changes`, for the micro-batches that are its largest now."""
+    execution = replace(run.execution, gradient_checkpointing=run.least.layout.gradient_checkpointing)
+    training, evaluation = run.least.training.sizes, run.least.evaluation.sizes
+    for change in changes:
+        if change.precision is not None:
+            execution = replace(execution, precision=change.precision)
+        if change.max_pixels is not None:
+            training, evaluation = (
+                _with_smaller_pictures(run, sizes, change.max_pixels) for sizes in (training, evaluation)
+            )
+    frozen = [parameter for change in changes for parameter in change.frozen]
+    has_head = all(change.has_head for change in changes)
+    with _changed(run.model, frozen, has_head):
+        optimizer = _optimizer_of(run, execution.precision)
+        average = run.average if all(change.has_average for change in changes) else NoAverage(run.model, optimizer)
+        stays = memory_phases.resident(run.model, optimizer, average)
+        holds_gradients = run.num_ranks > 1 or run.least.layout.num_micro_batches > 1
+        evaluated = memory_phases.evaluation_bytes(run.model, stays, evaluation, execution, run.num_ranks > 1)
+        return predict(run.model, stays, training, execution, holds_gradients, int(evaluated)).peak
+
+
+@contextmanager
+def _changed(model: GroundingModel, frozen: Sequence[nn.Parameter], has_head: bool) -> Iterator[None]:
+    """Freeze parameters and take the head away, for as long as the context lasts."""
+    head, trained = model.head, [parameter for parameter in frozen if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    model.head = head if has_head else None
+    try:
+        yield
+    finally:
+        model.head = head
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _optimizer_of(run: Run, precision: str) -> MixedAdamW:
+    """Return an optimizer without state for what the model still trains, in this precision."""
+    trained = {parameter for parameter in run.model.parameters() if parameter.requires_grad}
+    groups = [
+        group | {"params": [parameter for parameter in group["params"] if parameter in trained]}
+        for group in run.optimizer.param_groups
+    ]
+    settings = {name: run.optimizer.defaults[name] for name in ("betas", "eps")}
+    has_masters = run.optimizer.has_masters and precision != "pure_bf16"
+    return type(run.optimizer)([group for group in groups if group["params"]], has_masters=has_masters, **settings)
+
+
+def _with_smaller_pictures(run: Run, sizes: MicroBatchSizes, max_pixels: int) -> MicroBatchSizes:
+    """Return the sizes when no picture has more than `max_pixels`."""
+    picture_format = run.inputs.collator.picture_format
+    patches = max_pixels // picture_format.patch_size**2
+    tokens = patches // picture_format.merge_size**2
+    merged = min(sizes.merged, sizes.pictures * tokens)
+    num_encoded = sizes.samples if picture_format.teachers_apart else sizes.pictures
+    return replace(
+        sizes,
+        patches=min(sizes.patches, num_encoded * patches),
+        other_patches=min(sizes.other_patches, patches),
+        merged=merged,
+        positions=sizes.positions - (sizes.merged - merged),
+        memory_image=min(sizes.memory_image, tokens),
+    )

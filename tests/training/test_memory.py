@@ -1,0 +1,166 @@
+"""Predicted memory is close to what torch allocates, and the error for what does not fit names what would."""
+
+from itertools import accumulate
+from typing import NamedTuple
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from bbu_train.data.splits import Splits
+from bbu_train.data.teachers import TeacherDraw
+from bbu_train.ops.activations import Execution
+from bbu_train.optimizer.groups import parameters_by_group
+from bbu_train.training import memory, memory_phases, micro_batches, setup, validation, what_fits
+from bbu_train.training.layout import Layout
+
+SMALL = ("head.num_queries=12", "head.d_model=32", "head.num_heads=2")
+ALL = ("head=detr", "collator=packed"), ("head=dino", "collator=standard")
+
+
+class Run(NamedTuple):
+    """What train.py builds of a config for the four samples, and how it computes."""
+
+    cfg: object
+    inputs: setup.RunInputs
+    model: torch.nn.Module
+    criterion: object
+    optimizer: torch.optim.Optimizer
+    average: object
+    engine: object
+    execution: Execution
+
+    def plan(self, layout, num_ranks=1):
+        parts = self.model, self.optimizer, self.average, self.inputs
+        return next(memory.plan_memory(*parts, [layout], self.execution, num_ranks))
+
+    def batch(self):
+        return self.inputs.collator(
+            [self.inputs.train.encode(visit) for visit in self.plan(Layout("none", 1)).training.visits]
+        )
+
+
+@pytest.fixture
+def make_run(config, samples):
+    def make(*overrides, device="cpu"):
+        cfg = config(*(() if "head=none" in overrides else SMALL), *overrides)
+        fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
+        splits = Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {})
+        inputs = setup.prepare(cfg, setup.RunData(splits, {}))
+        torch.manual_seed(0)
+        parts = {name: instantiate(cfg[name], _convert_="all") for name in ("loss", "optimizer", "average", "engine")}
+        head = instantiate(cfg.head, _convert_="all")
+        model = instantiate(cfg.model.network, _convert_="all")(device=torch.device(device), head=head)
+        optimizer = parts["optimizer"](model)
+        average = parts["average"](model, optimizer)
+        groups = parameters_by_group(optimizer)
+        engine = parts["engine"](model, parts["loss"], optimizer, groups, torch.device(device))
+        execution = Execution(cfg.engine.precision, False, "sdpa", cfg.engine.gradient_checkpointing, False)
+        return Run(cfg, inputs, model, parts["loss"], optimizer, average, engine, execution)
+
+    return make
+
+
+def peak_of(function):
+    """The most bytes that torch's CPU allocator held during `function`, beside those before it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def measure_step(run):
+    """The measured and the predicted peak of forward and backward, of tensors that do not stay for the whole run."""
+    batch = run.batch()
+
+    def step():
+        losses = run.engine(batch)
+        run.engine.backward(run.criterion.objective(losses, batch.counts))
+
+    measured = peak_of(step)
+    stays = memory_phases.resident(run.model, run.optimizer, run.average)
+    sizes = micro_batches.sizes_of(batch)
+    predicted = memory_phases.backward_bytes(run.model, stays, sizes, run.execution, False)
+    return measured, int(predicted) - stays.without_gradients
+
+
+@pytest.mark.parametrize("overrides", ALL)
+def test_the_predicted_peak_of_a_step_is_what_torch_allocates_at_every_checkpointing(make_run, overrides):
+    peaks = [
+        measure_step(make_run(f"engine.gradient_checkpointing={choice}", *overrides))
+        for choice in ("none", "selective", "full")
+    ]
+    for measured, predicted in peaks:
+        assert 0.95 * measured < predicted < 1.2 * measured
+    assert peaks == sorted(peaks, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("engine.precision=bf16", "head=detr"),
+        ("head=none", "loss=language", "optimizer.groups.vision.lr=0"),
+        ("head=detr", "model.network.vocabulary_chunk=64"),
+    ],
+)
+def test_the_predicted_peak_is_what_torch_allocates_for_other_choices(make_run, overrides):
+    measured, predicted = measure_step(make_run("collator=packed", *overrides))
+    assert 0.95 * measured < predicted < 1.2 * measured
+
+
+def test_an_evaluation_needs_no_more_than_predicted(make_run):
+    run = make_run("head=detr", "collator=packed", "head.max_caption_tokens=6")
+    candidate = run.plan(Layout("none", 1))
+    stays = memory_phases.resident(run.model, run.optimizer, run.average)
+    predicted = candidate.prediction.evaluation - stays.without_gradients
+    arguments = run.inputs, run.engine, run.model, run.criterion, 0, lambda: None
+    measured = peak_of(lambda: validation.evaluate(*arguments))
+    assert 0.95 * measured < predicted < 1.5 * measured
+
+
+def test_what_stays_is_what_a_run_holds_after_a_step(make_run):
+    run = make_run("head=none", "loss=language", "average=ema", "engine.precision=bf16")
+    stays = memory_phases.resident(run.model, run.optimizer, run.average)
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    state = sum(tensor.nbytes for state in run.optimizer.state.values() for tensor in state.values() if tensor.ndim)
+    assert stays.optimizer == state
+    assert stays.average == sum(tensor.nbytes for tensor in run.average.averages.values())
+    assert stays.weights == sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
+
+
+def test_the_need_of_a_choice_is_that_of_a_run_with_it(make_run):
+    layout, overrides = Layout("full", 1), ["average=ema", "engine.precision=bf16"]
+    choices = what_fits.find_choices(what_fits_run(make_run(*overrides, device="meta"), layout), 2**60, [])
+    assert len(choices) >= 5
+    for choice in choices:
+        if "max_pixels" not in choice.overrides[0]:
+            run = make_run(*overrides, *choice.overrides[0].split(), device="meta")
+            assert choice.num_bytes == run.plan(layout).prediction.peak, choice
+
+
+def test_the_error_for_what_does_not_fit_names_what_would(make_run):
+    run = make_run("average=ema", "engine.precision=bf16", device="meta")
+    least = what_fits_run(run, Layout("full", 1))
+    trained = [parameter.requires_grad for parameter in run.model.parameters()]
+    text = str(what_fits.does_not_fit(least, int(0.9 * least.least.prediction.peak), []))
+    assert "it needs 0.0 GiB of 0.0 GiB with engine.gradient_checkpointing=full engine.num_micro_batches=1" in text
+    assert "average=none: 0.0 GiB" in text
+    assert "head=none" not in text
+    assert trained == [parameter.requires_grad for parameter in run.model.parameters()]
+    assert run.model.head is not None
+
+
+def test_two_choices_are_named_where_none_is_enough(make_run):
+    run = what_fits_run(make_run("average=ema", "engine.precision=bf16", device="meta"), Layout("full", 1))
+    singles = what_fits.find_choices(run, 2**60, [])
+    available = int(min(choice.num_bytes for choice in singles) / (1 - memory.MARGIN)) - 1024
+    pairs = what_fits.find_choices(run, available, [])
+    assert pairs
+    assert all(len(choice.overrides) == 2 and choice.num_bytes <= available for choice in pairs)
+
+
+def what_fits_run(run, layout):
+    parts = run.model, run.optimizer, run.average, run.inputs
+    return what_fits.Run(*parts, run.plan(layout), run.execution, 1)
