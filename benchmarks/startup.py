@@ -201,7 +201,7 @@ def table(results: dict[str, dict[str, Result]]) -> str:
     add("everything else", [r["total"] - c for r, c in zip(columns.values(), covered, strict=True)], 1)
     lines += ["", f"| counted by torch | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, key in SUMS.items():
-        for part in ("evaluation at step 0", "step 1", "step 2"):
+        for part in parts:
             values = [counted(result, part, key) for result in columns.values()]
             if any(values):
                 add(f"{name}, {part}", values, 1 if key.startswith("seconds") else 0)
