@@ -32,13 +32,14 @@ class Resident:
     optimizer: int
     average: int
     scratch: int
+    teacher_cache: int
     gradients: int
     vision_gradients: int
     head_gradients: int
 
     @property
     def without_gradients(self) -> int:
-        return self.weights + self.optimizer + self.average + self.scratch
+        return self.weights + self.optimizer + self.average + self.scratch + self.teacher_cache
 
 
 def resident(model: GroundingModel, optimizer: MixedAdamW, average: Any) -> Resident:
@@ -53,6 +54,7 @@ def resident(model: GroundingModel, optimizer: MixedAdamW, average: Any) -> Resi
         optimizer=state_bytes(optimizer),
         average=sum(each.nbytes for name, each in average.averages.items() if name in trained),
         scratch=scratch_bytes(optimizer, average),
+        teacher_cache=model.teacher_cache.max_bytes,
         gradients=sum(parameter.nbytes for parameter in trained.values()),
         vision_gradients=sum(parameter.nbytes for parameter in vision),
         head_gradients=sum(parameter.nbytes for name, parameter in trained.items() if name.startswith("head.")),

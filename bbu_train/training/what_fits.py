@@ -70,8 +70,9 @@ def does_not_fit(run: Run, available_bytes: int, further: Sequence[Choice]) -> I
     `further` are choices that need another model or layout, which the caller has predicted.
     """
     needed = run.least.prediction
-    largest = run.least.evaluation if needed.evaluation == needed.peak else run.least.training
-    source = run.inputs.validation if largest is run.least.evaluation else run.inputs.train
+    largest, source = run.least.training, run.inputs.train
+    if run.least.evaluation is not None and needed.evaluation == needed.peak:
+        largest, source = run.least.evaluation, run.inputs.validation
     names = ", ".join(source.names((largest.visits,)))
     fitting = find_choices(run, available_bytes, further)
     choices = "\n".join(f"  {choice}" for choice in fitting) or "  none of the choices, nor two of them together"
@@ -126,14 +127,12 @@ def _are_compatible(changes: Sequence[Change]) -> bool:
 def _bytes_after(run: Run, changes: Sequence[Change]) -> int:
     """Return the bytes that the run needs after all `changes`, for the micro-batches that are its largest now."""
     execution = replace(run.execution, gradient_checkpointing=run.least.layout.gradient_checkpointing)
-    training, evaluation = run.least.training.sizes, run.least.evaluation.sizes
+    sizes = [run.least.training.sizes, *([run.least.evaluation.sizes] if run.least.evaluation else [])]
     for change in changes:
         if change.precision is not None:
             execution = replace(execution, precision=change.precision)
         if change.max_pixels is not None:
-            training, evaluation = (
-                _with_smaller_pictures(run, sizes, change.max_pixels) for sizes in (training, evaluation)
-            )
+            sizes = [_with_smaller_pictures(run, each, change.max_pixels) for each in sizes]
     frozen = [parameter for change in changes for parameter in change.frozen]
     has_head = all(change.has_head for change in changes)
     with _changed(run.model, frozen, has_head):
@@ -141,8 +140,12 @@ def _bytes_after(run: Run, changes: Sequence[Change]) -> int:
         average = run.average if all(change.has_average for change in changes) else NoAverage(run.model, optimizer)
         stays = memory_phases.resident(run.model, optimizer, average)
         holds_gradients = run.num_ranks > 1 or run.least.layout.num_micro_batches > 1
-        evaluated = memory_phases.evaluation_bytes(run.model, stays, evaluation, execution, run.num_ranks > 1)
-        return predict(run.model, stays, training, execution, holds_gradients, int(evaluated)).peak
+        training, *evaluation = sizes
+        peaks = (
+            int(memory_phases.evaluation_bytes(run.model, stays, each, execution, run.num_ranks > 1))
+            for each in evaluation
+        )
+        return predict(run.model, stays, training, execution, holds_gradients, max(peaks, default=0)).peak
 
 
 @contextmanager

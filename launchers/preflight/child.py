@@ -65,7 +65,8 @@ def compute_requirements(cfg: DictConfig) -> dict[str, float]:
     encoded = [run.train.encode(draw) for step in steps for row in step for draw in row]
     average, num_ranks = build(cfg.average)(model, optimizer), cfg.cluster.nodes * cfg.cluster.tasks_per_node
     layouts = allowed_layouts(run, cfg.engine.gradient_checkpointing, cfg.engine.num_micro_batches, num_ranks)
-    planned = plan_memory(model, optimizer, average, run, layouts, execution, num_ranks)
+    evaluates = cfg.eval_every is not None
+    planned = plan_memory(model, optimizer, average, run, layouts, execution, num_ranks, evaluates)
     return {
         "flops": model.training_flops(sizes(encoded, run.builder.picture_format)) / len(steps),
         "num_bytes": min(candidate.prediction.peak for candidate in planned),
