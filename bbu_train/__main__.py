@@ -12,19 +12,18 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from bbu_train.cli.main import config_folder, run_command  # noqa: E402
+from bbu_train.model import weights  # noqa: E402
 from bbu_train.runs.identity import experiment_name  # noqa: E402
 from bbu_train.runs.resume import resolve_run  # noqa: E402
 from launchers.launch import launch  # noqa: E402
+from launchers.preflight.single import check  # noqa: E402
 
 
 def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Train the run that this config means. Missing weights are reported before torch is imported."""
     experiment = experiment_name(HydraConfig.get().runtime.choices.get("experiment"))
     cfg = resolve_run(cfg, experiment, overrides, in_sweep=False)
-    if cfg.model.get("checkpoint") is not None:
-        from bbu_train.model import weights
-
-        weights.require(cfg.model.checkpoint, cfg.model.weights)
+    weights.require(cfg.model.checkpoint, cfg.model.weights)
 
     from bbu_train.train import train
 
@@ -32,4 +31,4 @@ def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(start, config_folder(), launch))
+    sys.exit(run_command(start, config_folder(), launch, check))

@@ -2,8 +2,9 @@
 
 import gc
 import logging
+import os
 import time
-from itertools import tee
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,13 +16,13 @@ from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
-from bbu_train.runtime import distributed, logs, preemption, profiling
+from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.tracker.trackers import Trackers
-from bbu_train.training import loader, progress, step_metrics, untrained_head
-from bbu_train.training.progress import Progress
-from bbu_train.training.setup import RunInputs, build, prepare
-from bbu_train.training.step import step_totals, train_step
-from bbu_train.training.validation import evaluate
+from bbu_train.training import auto, fit, progress, step_metrics, untrained_head
+from bbu_train.training.progress import Progress, Saver
+from bbu_train.training.recovery import Recovery
+from bbu_train.training.setup import RunInputs, build, compile_cache, prepare
+from bbu_train.training.step import step_totals
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
 
@@ -39,6 +40,7 @@ def train(cfg: DictConfig) -> None:
     try:
         _train(cfg, device)
     finally:
+        restart.stop()
         distributed.finish()  # also after an error, or the next run of a sweep could not start its process group
 
 
@@ -46,7 +48,9 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     logs.start(distributed.is_main())
     if distributed.is_main():
         logs.keep_until_file()
+    is_named = cfg.run is not None
     cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
+    restart.watch([] if is_named else [f"run={cfg.run}"])
     folder = Path(cfg.folder)
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()
@@ -55,56 +59,86 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
 
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
     inputs = prepare(cfg)
-    torch.set_num_threads(cfg.threads)
+    machine = auto.this_machine(device)
+    settings = auto.settings(cfg, machine, run_folder.read_environment(folder))
+    settings = distributed.broadcast_from_main(settings)
+    applied = auto.apply(cfg, settings)
+    torch.set_num_threads(applied.threads)
+    planned = None
+    if machine.kind == "gpu" and at.step < cfg.steps:
+        prediction = fit.predict(cfg, applied, True, inputs, distributed.world_size())
+        planned = fit.plan(prediction, machine.available_bytes, distributed.world_size())
+    settings |= fit.settings_of(cfg, *fit.first_layout(cfg, planned))
+    applied = auto.apply(applied, settings)
     raise_if_asked_to_end(at.step, folder)
 
     # ---- The model, and what trains it ----
+    compiled = compile_cache(applied, device)
+    compiled.load()
     torch.manual_seed(cfg.seed)
-    model = build(cfg.model.network)(device=device, head=build(cfg.head))
+    model = build(applied.model.network)(device=device, head=build(applied.head))
     criterion = build(cfg.loss)
-    optimizer = build(cfg.optimizer)(model)
+    optimizer = build(applied.optimizer)(model)
     model.check_teacher_cache()  # after the optimizer, which freezes groups
     for warning in untrained_head.warnings(model, criterion):
         log.warning("%s", warning)
     average = build(cfg.average)(model, optimizer)
+    optimizer.allocate()  # before the first forward pass, or a step could run out of memory halfway through an update
     schedule = build(cfg.schedule)
-    engine = build(cfg.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
+    engine = build(applied.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     peak = step_metrics.peak_flops(device, engine.precision)
-    raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
-
-    # ---- The run's folder, and its last checkpoint ----
-    if distributed.is_main():
-        if not (folder / run_folder.CONFIG).exists():
-            run_folder.create(folder, cfg, inputs.data_summary)
-        logs.to_file(folder)
+    raise_if_asked_to_end(at.step, folder)
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
+    if planned is not None:
+        trial = fit.Trial(engine, criterion, model, inputs, None if cfg.eval_every is None else average)
+        settings |= fit.settings_of(cfg, *fit.try_out(planned, trial))
+    raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
+
+    # ---- The run's folder ----
+    if distributed.is_main():
+        if not (folder / run_folder.CONFIG).exists():
+            facts = {"settings": {key: asdict(setting) for key, setting in settings.items()}}
+            run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
+        logs.to_file(folder)
+    recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
     for key in ("sweep", "run"):
         if (name := cfg.about.get(key, cfg[key])) != cfg[key]:
             log.info("The whole name of this %s: %s", key, name)
+    log.info("%s", auto.describe(machine, settings))
     log.info("%s: from step %d to %d", folder, at.step, cfg.steps)
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
     trackers.publish([folder / run_folder.ENVIRONMENT])
 
+    is_periodic = cfg.save_every is not None and cfg.save_every < cfg.steps - at.step
+    grace_seconds = cfg.cluster.grace_seconds if "SLURM_JOB_ID" in os.environ else None
+    saver = Saver(checkpoints, optimizer, average, is_periodic, grace_seconds)
+
     def save() -> None:
         trackers.sync()
-        progress.save(at, checkpoints, optimizer, average)
+        saver.save(at)
+
+    def should_end() -> bool:
+        return preemption.requested() or saver.has_failed()
 
     def end_if_asked(is_asked: bool | None = None) -> None:
-        """Save and raise Preempted if any rank was asked to end.
+        """If any rank must end, raise what prevented a checkpoint, or save and raise Preempted.
 
         `is_asked` is the answer, if all ranks have it already; None asks them.
         """
-        if distributed.any_rank(preemption.requested()) if is_asked is None else is_asked:
+        if distributed.any_rank(should_end()) if is_asked is None else is_asked:
+            saver.raise_failure()
             if at.step > at.saved_at:
                 save()
+            saver.finish()
             raise_if_asked_to_end(at.step, folder)
 
     def evaluate_average() -> list[tuple[Picture, Prediction]]:
         """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
+        saver.wait_for_copy()
         with average.applied():
-            at.metrics, predictions = evaluate(inputs, engine, model, criterion, cfg.num_workers, end_if_asked)
+            at.metrics, predictions = recovery.evaluate(at.step, model, end_if_asked)
         at.evaluated_at = at.step
         log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
         if distributed.is_main():
@@ -128,21 +162,15 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             trackers.log(at.step, at.metrics)
             if at.step > 0:
                 save()  # or a kill before the next save would repeat this evaluation and log its row twice
-        ranks = distributed.rank(), distributed.world_size()
-        steps, ahead = tee(inputs.plan.starting_at(at.step))
-        batches = loader.batches(
-            inputs.train, inputs.collator, ahead, engine.num_micro_batches, *ranks, cfg.num_workers
-        )
+        batches = recovery.batches_from(at.step)
 
         while at.step < cfg.steps:
             began = time.perf_counter()
-            sample_ids = inputs.train.names(next(steps))
-            micro_batches = [batch.to(device) for batch in next(batches)]
+            sample_ids, micro_batches = next(batches)
             data_seconds = time.perf_counter() - began
-            totals = step_totals(micro_batches)  # before any forward pass: losses are divided by these counts
-            end_if_asked(totals.is_preempted)
-            rate_factor = schedule(at.step)
-            result = train_step(engine, criterion, optimizer, micro_batches, totals.counts, rate_factor, sample_ids)
+            totals = step_totals(micro_batches, should_end())  # before any forward pass: losses are divided by them
+            end_if_asked(totals.should_end)
+            result = recovery.train_step(at.step, micro_batches, totals.counts, schedule(at.step), sample_ids)
             at.step += 1
             average.update(at.step)
 
@@ -154,6 +182,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
                 trackers.log(at.step, row)
                 bar.set_postfix_str(step_metrics.progress_text(row), refresh=False)
             bar.update()
+            compiled.step_done()
             if profiler:
                 profiler.step()
             if due(cfg.eval_every, at.step, cfg.steps):
@@ -162,14 +191,16 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             if due(cfg.save_every, at.step, cfg.steps):
                 save()
 
+        saver.finish()
         # A run that resumed after its last step evaluates again, because predictions are not saved.
         if predictions is None and cfg.eval_every is not None:
             predictions = evaluate_average()
         bar.close()
         if distributed.is_main():
-            _report(cfg, inputs, at, predictions or [], trackers)
+            _report(cfg, inputs, at, predictions or [], trackers, recovery.learnt.summary())
         state = "done"
     except BaseException as error:
+        restart.wait_if_called()  # another rank ran out of memory, and left this one in an exchange
         state = STATES.get(type(error), "failed")
         log.debug("stopped at step %d", at.step, exc_info=True)
         raise
@@ -178,6 +209,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             profiler.stop()
         gc.unfreeze()  # or the next run of a sweep could not reuse this one's memory
         bar.close()
+        saver.close()
         trackers.close(state)
         if state == "preempted":  # once one rank has left with an error, torchrun kills those that are still closing
             distributed.barrier()
@@ -196,12 +228,13 @@ def _report(
     at: Progress,
     predictions: list[tuple[Picture, Prediction]],
     trackers: Trackers,
+    learnt: str | None,
 ) -> None:
     """Draw the losses and some validation pictures, and print the table of the run."""
     folder = Path(cfg.folder)
     trackers.publish(final_report.write_plots(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
     pictures = [picture for picture, _ in predictions]
-    print(final_report.summarize(folder, inputs.data.pool, pictures, cfg.seed, trackers.mlflow_command))
+    print(final_report.summarize(folder, inputs.data.pool, pictures, cfg.seed, learnt, trackers.mlflow_command))
 
 
 def due(every: int | None, step: int, num_steps: int) -> bool:

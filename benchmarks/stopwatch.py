@@ -3,6 +3,7 @@
 Not a program of its own: `python benchmarks/throughput.py` adds it to its runs.
 """
 
+import ctypes
 import json
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Stopwatch:
-    """Writes stopwatch.json into `folder`: the time of each logged step, and a profile of the device.
+    """Writes stopwatch.json into `folder`: time and energy at each logged step, and a profile of the device.
 
     The profile covers the two steps after `profiled_step` and is per step: seconds by kernel, and idle seconds by the
     kernel that ends them.
@@ -25,6 +26,7 @@ class Stopwatch:
         self.path = Path(folder) / "stopwatch.json"
         self.profiled_step = profiled_step
         self.times: dict[int, float] = {}
+        self.joules: dict[int, float] = {}
         self.profile = profile(activities=[ProfilerActivity.CUDA])
         self.kernel_seconds: Counter[str] = Counter()
         self.idle_seconds: Counter[str] = Counter()
@@ -37,6 +39,7 @@ class Stopwatch:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.times[step] = time.perf_counter()
+        self.joules[step] = _joules()
         if step == self.profiled_step:
             torch.cuda.synchronize()
             self.profile.start()
@@ -58,9 +61,20 @@ class Stopwatch:
     def close(self, state: str) -> None:
         result = {
             "times": self.times,
+            "joules": self.joules,
             "device_seconds": self.kernel_seconds.total(),
             "idle_total": self.idle_seconds.total(),
             "kernel_seconds": dict(self.kernel_seconds.most_common(60)),
             "idle_seconds": dict(self.idle_seconds.most_common(60)),
         }
         self.path.write_text(json.dumps(result))
+
+
+def _joules() -> float:
+    """Return the energy that the first GPU has drawn since its driver was loaded."""
+    library = ctypes.CDLL("libnvidia-ml.so.1")
+    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    library.nvmlInit_v2()
+    library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle))
+    library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+    return millijoules.value / 1000

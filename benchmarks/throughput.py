@@ -1,11 +1,15 @@
 """Tokens per second of full fine-tuning on one GPU: bbu_train's own loop compared with two peers, in one run.
 
-    python benchmarks/throughput.py [steps=48] [contenders=bbu_train,packed,padded] [key=value of bbu_train ...]
+    python benchmarks/throughput.py [steps=48] [contenders=plain,bbu_train,packed,padded] [key=value of bbu_train ...]
 
 All train on the standard workload (workload.py) with random weights of the true shape. Each contender has its own
 process. The peers (peers.py) train on the steps that are counted for bbu_train. Contenders:
 
-bbu_train  3B shape, bfloat16 compute over float32 master weights, the `detr` head and all six losses
+plain      the command `python -m bbu_train model=qwen25vl3b collator=packed`: every setting is what auto takes. Only
+           random weights and the data are added, and nothing is evaluated or saved
+bbu_train  3B shape, bfloat16 compute over float32 master weights, the `detr` head and all six losses, tuned by hand
+plain_79   plain with the memory that a card of 80 GB has; likewise plain_47 and plain_23.5. The limit is set by
+           torch.cuda.set_per_process_memory_fraction: the card keeps its speed
 packed     the stock transformers model with flash-attention 2, packed; language loss alone
 padded     the same with SDPA, padded
 pure       bbu_train with bfloat16 weights alone; half of the steps
@@ -19,7 +23,6 @@ Prints a table and writes outputs/benchmarks/throughput.json. Needs a GPU, and t
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -41,6 +44,7 @@ from bbu_train.model.flops import backbone_flops
 from bbu_train.model.shape import configuration
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.ops import flops
+from bbu_train.runtime import environment
 from bbu_train.training import loader, planning
 from bbu_train.types.samples import PictureFormat, PlannedStep
 
@@ -48,37 +52,39 @@ ROOT = Path(__file__).parents[1]
 OUTPUTS = Path("outputs/benchmarks").absolute()
 DEFAULTS = {
     "steps": 48,
-    "contenders": "bbu_train,packed,padded",
+    "contenders": "plain,bbu_train,packed,padded",
     "contender": None,  # set for the process of each contender
 }
+PLAIN = ("model=qwen25vl3b", "collator=packed", "model.weights=random", "eval_every=null", "save_every=null")
+PLAIN += ("tracker=jsonl", "schedule.num_warmup_steps=1")  # fewer steps than the default warm-up has may run
 FAST = (
-    *("model=qwen25vl3b", "model.weights=random", "model.compile=true", "engine.precision=bf16"),
-    *("model.network.vocabulary_chunk=8192", "head.vocabulary_chunk=8192"),
+    *("model.compile=true", "engine.precision=bf16", "model.vocabulary_chunk=8192"),
     *("engine.num_micro_batches=1", "engine.gradient_checkpointing=selective", "num_workers=6", "threads=4"),
-    *("tracker=jsonl", "eval_every=null", "save_every=null", "schedule.num_warmup_steps=1"),
 )
 SHAPE_7B = ("model=qwen25vl7b",)
 FROZEN = "optimizer.groups.vision.lr=0"
 VARIANTS = {  # overrides, and the share of `steps` that runs
-    "bbu_train": ((), 1.0),
-    "frozen": ((FROZEN,), 1.0),  # the same steps as cached
-    "cached": ((FROZEN, "model.teacher_cache_gib=1"), 1.0),  # twice the size that the workload's pictures need
-    "pure": (("engine.precision=pure_bf16",), 0.5),
-    "7b": ((*SHAPE_7B, "engine.num_micro_batches=4", "model.network.vocabulary_chunk=1024"), 0.4),
-    "7b_pure": ((*SHAPE_7B, "engine.num_micro_batches=2", "engine.precision=pure_bf16"), 0.4),
+    "plain": ((), 1.0),
+    **{f"plain_{gib}": ((), 1.0) for gib in ("79", "47", "23.5")},
+    "bbu_train": (FAST, 1.0),
+    "frozen": ((*FAST, FROZEN), 1.0),  # the same steps as cached
+    "cached": ((*FAST, FROZEN, "model.teacher_cache_gib=1"), 1.0),  # twice the size that the workload's pictures need
+    "pure": ((*FAST, "engine.precision=pure_bf16"), 0.5),
+    "7b": ((*FAST, *SHAPE_7B, "engine.num_micro_batches=4", "model.vocabulary_chunk=1024"), 0.4),
+    "7b_pure": ((*FAST, *SHAPE_7B, "engine.num_micro_batches=2", "engine.precision=pure_bf16"), 0.4),
 }
 PEER_WARMUP_STEPS = {"packed": 4, "padded": 2}
 Result = dict[str, Any]
 
 
-def compose_config(steps: int, overrides: list[str]) -> DictConfig:
+def compose_config(steps: int, overrides: Sequence[str]) -> DictConfig:
     tokenizer = PlainTextTokenizer(tiny_tokenizer(151936))
     folder = OUTPUTS / "workload"
     if not (folder / "validation.jsonl").exists():
         workload.write(folder, tokenizer, num_samples=128)
     names = [f"outputs={OUTPUTS}", "sweep=throughput", f"run={time.time_ns()}", f"steps={steps}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*FAST, *workload.overrides(folder, tokenizer), *names, *overrides])
+        return compose("config", overrides=[*PLAIN, *workload.overrides(folder, tokenizer), *names, *overrides])
 
 
 def plan_steps(cfg: DictConfig) -> tuple[loader.SampleSource, list[PlannedStep], PictureFormat]:
@@ -112,8 +118,12 @@ def run_bbu_train(cfg: DictConfig) -> Result:
     times = [stopwatch["times"][str(step)] for step in range(first, profiled + 1)]
     seconds = [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
     print("seconds of each step:", *(f"{value:.2f}" for value in seconds))
+    taken = json.loads((Path(cfg.folder) / "environment.json").read_text())["settings"]
+    joules = stopwatch["joules"][str(profiled)] - stopwatch["joules"][str(first)]
     return {
         "weights": "bfloat16 alone" if cfg.engine.precision == "pure_bf16" else "float32 masters",
+        "settings": ", ".join(f"{key}={setting['value']}" for key, setting in taken.items()),
+        "joules_per_step": joules / len(seconds),
         "step_seconds": sum(seconds) / len(seconds),
         "device_seconds": stopwatch["device_seconds"],
         "data_seconds": mean(row["time/data_seconds"] for row in counted),
@@ -179,15 +189,17 @@ def table(results: dict[str, Result], rates: dict[str, float]) -> str:
     lines = [f"large bfloat16 product: {shown_rates}", ""]
     heads = ["contender", "weights", "tokens/s", "useful TFLOP/s"]
     heads += [f"share of {name} rate" for name in rates]
-    heads += ["memory GiB", "step s", "device s", "data wait s"]
+    heads += ["joules/token", "memory GiB", "step s", "device s", "data wait s"]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, r in results.items():
         useful = r["useful_tflop"] / r["step_seconds"]
         cells = [r["weights"], f"{r['tokens'] / r['step_seconds']:,.0f}", f"{useful:.0f}"]
         cells += [f"{useful / rate:.1%}" for rate in rates.values()]
+        cells += [f"{r['joules_per_step'] / r['tokens']:.3f}" if "joules_per_step" in r else ""]
         cells += [f"{r['memory_gib']:.1f}", f"{r['step_seconds']:.3f}"]
         cells += [f"{r[key]:.3f}" if r.get(key) is not None else "" for key in ("device_seconds", "data_seconds")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", *(f"{name}: {r['settings']}" for name, r in results.items() if "settings" in r)]
     for name, r in results.items():
         if "uses" in r:
             lines += [
@@ -207,13 +219,12 @@ def main() -> None:
         (OUTPUTS / f"{options.contender}.json").write_text(json.dumps(result))
         return
     OUTPUTS.mkdir(parents=True, exist_ok=True)
-    # Lengths differ from step to step. Without this setting the allocator keeps blocks of every size.
-    environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | os.environ
+    environment.set_defaults()  # for the processes of the contenders, as in the program
     results, rates = {}, matmul_rates()
     for contender in options.contenders.split(","):
         print(f"running {contender} ...", flush=True)
         run = [sys.executable, __file__, *sys.argv[1:], f"contender={contender}"]
-        if subprocess.run(run, check=False, env=environment).returncode == 0:
+        if subprocess.run(run, check=False).returncode == 0:
             results[contender] = json.loads((OUTPUTS / f"{contender}.json").read_text())
             print(table(results, rates), flush=True)
             content = {"matmul_tflops": rates, "overrides": overrides} | results
@@ -224,6 +235,9 @@ def run_contender(contender: str, steps: int, overrides: list[str]) -> Result:
     if contender in PEER_WARMUP_STEPS:
         return run_peer(compose_config(steps, overrides), contender)
     variant_overrides, share = VARIANTS[contender]
+    if "_" in contender and contender.startswith("plain"):
+        limit = float(contender.removeprefix("plain_")) * 2**30
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     return run_bbu_train(compose_config(int(share * steps), [*variant_overrides, *overrides]))
 
 

@@ -3,10 +3,11 @@
 A job that is started again, by itself or by SLURM, gets the same attempt, and the run resumes from its last checkpoint.
 """
 
-from bbu_train.runtime import preemption
+from bbu_train.runtime import environment, preemption
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: an early signal must not kill the process
+    environment.set_defaults()
 
 import os  # noqa: E402
 import socket  # noqa: E402
@@ -34,6 +35,7 @@ class Job:
     def __call__(self) -> Preempted | None:
         """Run the attempt. Return the Preempted error instead of raising it, so that SLURM counts no failure."""
         preemption.install()  # first, as a signal that comes earlier kills the process
+        environment.set_defaults()
         return self.run()
 
     def run(self) -> Preempted | None:

@@ -24,16 +24,24 @@ from launchers.status import read_statuses
 from launchers.watch import show_runs, watch_runs
 
 
-def launch(arguments: Sequence[str], folder: Path) -> int:
+def launch(arguments: Sequence[str], folder: Path, only_checks: bool = False) -> int:
     """Start the runs whose state is in `ledger.RESTARTABLE`, and return the exit code.
+
+    `only_checks` checks the sweep and starts nothing.
 
     The same command again resumes the sweep. Failed runs need `launchers retry --failed`.
     """
     preemption.uninstall()
     if (search := read_search_command(arguments, folder)) is not None:
         _refuse_torchrun()
+        if only_checks:
+            raise InputError("--check: a search draws its cells as it goes. Check one of them without -m.")
         return launch_search(search, arguments)
     cells = compose(arguments, folder)
+    if only_checks:
+        _refuse_torchrun()
+        _check(cells)
+        return 0
     launcher: Launcher = instantiate(cells[0].cfg.launchers, _convert_="all")
     _install_signal_handlers([launcher])
     if not launcher.works_under_torchrun:
@@ -75,6 +83,13 @@ def start_runs(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> 
 
 def _check_and_record(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
     """Check the whole sweep, print what it will take, and write it to the ledger; return the names of its runs."""
+    _check(cells)
+    with locked(ledger.folder):
+        return [entry.run for entry in ledger.add(cells)]
+
+
+def _check(cells: Sequence[Cell]) -> None:
+    """Check the whole sweep and print what it will take."""
     preemption.end_sweep_if_asked()
     known = estimate.from_finished_runs(cells)
     requirements = check_cells(cells, estimate.group_without_estimate(cells, known))
@@ -84,8 +99,6 @@ def _check_and_record(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
     ]
     preemption.end_sweep_if_asked()
     print(estimate.format_estimates(cells, estimates), flush=True)
-    with locked(ledger.folder):
-        return [entry.run for entry in ledger.add(cells)]
 
 
 def _install_signal_handlers(launchers: Iterable[Launcher]) -> None:

@@ -20,8 +20,12 @@ class RunStatus:
     state: State
 
     def can_start(self, states: Collection[str]) -> bool:
-        """Whether the run is in one of these states and has no live job."""
-        return self.state.name in states and not self.state.has_live_job
+        """Whether the run is in one of these states and has no live job.
+
+        Or it was begun by this very process, which has replaced itself since (`runtime/restart.py`).
+        """
+        is_own = self.state.name == job_states.RUNNING and self.state.job == job_states.local_job_id()
+        return is_own or (self.state.name in states and not self.state.has_live_job)
 
 
 def read_statuses(ledger: Ledger, runs: Sequence[str] | None = None) -> list[RunStatus]:

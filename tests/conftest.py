@@ -104,6 +104,15 @@ def configured(*overrides: str):
     return cfg
 
 
+def resolved(cfg):
+    """Return the config with the values that "auto" takes on a CPU with one core."""
+    from bbu_train.training import auto, fit
+
+    machine = auto.cpu(1, 1)
+    layout = fit.settings_of(cfg, *fit.first_layout(cfg, None))
+    return auto.apply(cfg, auto.settings(cfg, machine, {}) | layout)
+
+
 def sets_a_value(override: str) -> bool:
     """Whether an override chooses no config group, and neither adds nor deletes a key."""
     group = override.partition("=")[0].partition("@")[0]
@@ -128,6 +137,12 @@ def _one_thread():
 def config():
     """A function from overrides to a composed config."""
     return configured
+
+
+@pytest.fixture(scope="session")
+def resolved_config():
+    """A function from overrides to a composed config in which nothing is "auto"."""
+    return lambda *overrides: resolved(configured(*overrides))
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +224,7 @@ def make_model():
     def make(*overrides: str):
         sizes = "head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.max_caption_tokens=24"
         small = () if "head=none" in overrides else sizes
-        cfg = configured(*small, *overrides)
+        cfg = resolved(configured(*small, *overrides))
         torch.manual_seed(0)
         return build(cfg.model.network)(device=torch.device("cpu"), head=build(cfg.head))
 

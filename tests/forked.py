@@ -85,4 +85,5 @@ def _run_program(
     if before is not None:
         before()
     module, *sys.argv[1:] = arguments
+    sys.orig_argv = [sys.executable, "-m", *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

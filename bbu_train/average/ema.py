@@ -4,17 +4,18 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import merge_float32
+from bbu_train.runtime.out_of_memory import is_out_of_memory, release
 
 log = logging.getLogger(__name__)
-MAX_ELEMENTS = 1 << 26  # weights that are averaged at once: each temporary takes a quarter of a GiB
+MAX_ELEMENTS = 1 << 25  # bfloat16 weights that are averaged at once: their masters take an eighth of a GiB
+Piece = tuple[str, slice]
+"""The name of a parameter, and a part of its flattened elements."""
 
 
 class ExponentialMovingAverage:
@@ -25,6 +26,8 @@ class ExponentialMovingAverage:
     w is the float32 master of a weight if the optimizer has one, else the weight. The average starts at the initial
     weights and forgets early ones as d_t grows: it covers about the last ninth of the steps until d_t reaches `decay`.
     A `decay` that `num_steps`, those of the whole run, do not reach makes no difference, and a warning says so.
+
+    All memory but that of `applied` is allocated here: an update allocates nothing, so it cannot fail halfway.
 
     `weights()` returns the averages, for evaluation, checkpoints and prediction. `unaveraged_weights()` returns the
     weights that the optimizer updates, which a resumed run needs as well. Both may be called at any time, also inside
@@ -46,20 +49,23 @@ class ExponentialMovingAverage:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()}
         self.chunks = _split_into_chunks(self.parameters)
+        in_bfloat16 = [p for p in self.parameters.values() if p.dtype != torch.float32]
+        size = min(MAX_ELEMENTS, sum(p.numel() for p in in_bfloat16))
+        self.scratch = torch.empty(size, device=next(iter(self.parameters.values())).device)
         self._trained: dict[str, Tensor] | None = None  # the trained weights, while the model has the averages
 
     def update(self, num_steps: int) -> None:
         """Update the averages after step number `num_steps`, from 1. The host does not wait for the device."""
         decay = min(self.decay, _first_decay(num_steps))
         update = get_ema_multi_avg_fn(decay)
-        for names in self.chunks:
-            averages, parameters = ([tensors[name] for name in names] for tensors in (self.averages, self.parameters))
-            update(averages, self._masters(parameters), None)
+        for pieces in self.chunks:
+            averages = [self.averages[name].view(-1)[part] for name, part in pieces]
+            update(averages, self._masters(pieces), None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Give the model the averages, rounded to the dtypes of its weights; on exit, give it its own weights back."""
-        self._trained = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._trained = self._copy_weights()
         self._fill(self.averages)
         try:
             yield
@@ -80,18 +86,30 @@ class ExponentialMovingAverage:
         for name, average in self.averages.items():
             average.copy_(weights[name])
 
-    def _masters(self, parameters: list[nn.Parameter]) -> list[Tensor]:
-        """Return the float32 masters of bfloat16 weights, or the weights as float32 if there are none."""
-        weights = [parameter.detach() for parameter in parameters]
-        state = self.optimizer.state  # a defaultdict: test for a key before looking it up, or an entry is added
-        low_bits = [state[p].get("low_bits") if p in state else None for p in parameters]
-        if all(bits is None for bits in low_bits):
-            return [weight.float() for weight in weights]
-        pairs = zip(weights, low_bits, strict=True)
-        low_bits = [torch.zeros_like(weight, dtype=torch.int16) if bits is None else bits for weight, bits in pairs]
-        flat = merge_float32(*(torch.cat([part.flatten() for part in parts]) for parts in (weights, low_bits)))
-        masters = flat.split([weight.numel() for weight in weights])
-        return [master.view_as(weight) for master, weight in zip(masters, weights, strict=True)]
+    def _copy_weights(self) -> dict[str, Tensor]:
+        """Copy the trained weights: on their device or, if they do not fit there twice, on the host."""
+        try:
+            return {name: p.detach().clone() for name, p in self.parameters.items()}
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        release()
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+
+    def _masters(self, pieces: list[Piece]) -> list[Tensor]:
+        """Return the float32 masters of some weights, or the weights as float32 where there are none."""
+        weights = [self.parameters[name].detach().view(-1)[part] for name, part in pieces]
+        if weights[0].dtype == torch.float32:
+            return weights
+        lengths = [weight.numel() for weight in weights]
+        masters = list(self.scratch[: sum(lengths)].split(lengths))
+        torch._foreach_copy_(masters, weights)  # a bfloat16 number is the upper half of a float32
+        for (name, part), master in zip(pieces, masters, strict=True):
+            parameter, state = self.parameters[name], self.optimizer.state
+            # The state is a defaultdict: test for a key before looking it up, or an entry is added.
+            if parameter in state and (low_bits := state[parameter].get("low_bits")) is not None:
+                master.view(torch.int32).add_(low_bits.view(-1)[part])
+        return masters
 
     @torch.no_grad()
     def _fill(self, values: dict[str, Tensor]) -> None:
@@ -103,10 +121,18 @@ def _first_decay(step: int) -> float:
     return (1 + step) / (10 + step)
 
 
-def _split_into_chunks(parameters: dict[str, nn.Parameter]) -> list[list[str]]:
-    """Return chunks of parameter names; a chunk has one dtype and about MAX_ELEMENTS elements."""
-    totals = accumulate(parameter.numel() for parameter in parameters.values())
-    chunks: dict[tuple[torch.dtype, int], list[str]] = {}
-    for (name, parameter), total in zip(parameters.items(), totals, strict=True):
-        chunks.setdefault((parameter.dtype, total // MAX_ELEMENTS), []).append(name)
-    return list(chunks.values())
+def _split_into_chunks(parameters: dict[str, nn.Parameter]) -> list[list[Piece]]:
+    """Return chunks of one dtype with up to MAX_ELEMENTS elements each."""
+    chunks: list[list[Piece]] = []
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters.values()):
+        room = 0
+        for name, parameter in parameters.items():
+            start = 0
+            while parameter.dtype == dtype and start < parameter.numel():
+                if room == 0:
+                    chunks.append([])
+                    room = MAX_ELEMENTS
+                stop = min(start + room, parameter.numel())
+                chunks[-1].append((name, slice(start, stop)))
+                start, room = stop, room - (stop - start)
+    return chunks

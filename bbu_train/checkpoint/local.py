@@ -6,80 +6,21 @@ damage is reported, never skipped. Hidden names are `.writing-*` (incomplete), `
 checkpoint of the same step) and `.deleting-*`.
 """
 
-import hashlib
 import json
 import math
-import re
 import shutil
-from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from bbu_train.checkpoint.committed import FILES, MANIFEST, STATE, WEIGHTS, Checkpoint, list_committed, sha256
+from bbu_train.checkpoint.savable import check_state, check_weights
 from bbu_train.errors import InputError
 from bbu_train.runtime.atomic_write import flush, make_folder
-
-MANIFEST = "manifest.json"
-FILES = WEIGHTS, STATE = "model.safetensors", "state.pt"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint. Its files are read on demand, and a damaged file raises InputError when it is read."""
-
-    folder: Path
-    step: int
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return self._manifest()["metrics"]
-
-    def weights(self) -> dict[str, Tensor]:
-        """Read the weights to the CPU, after checking the file's size and checksum against the manifest."""
-        return safetensors.torch.load_file(self._verify(WEIGHTS), device="cpu")
-
-    def state(self) -> dict[str, Any]:
-        """Read the nested state to the CPU, after checking the file's size and checksum against the manifest."""
-        return torch.load(self._verify(STATE), map_location="cpu", weights_only=True)
-
-    def _manifest(self) -> dict[str, Any]:
-        path = self.folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text())
-            complete = manifest["step"] == self.step and isinstance(manifest["metrics"], dict)
-            complete = complete and all(manifest["files"][name].keys() == {"bytes", "sha256"} for name in FILES)
-        except FileNotFoundError:
-            raise self._damage_error(path, "it is missing") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            complete = False
-        if not complete:
-            raise self._damage_error(path, "it is not a valid manifest")
-        return manifest
-
-    def _verify(self, name: str) -> Path:
-        path = self.folder / name
-        expected = self._manifest()["files"][name]
-        if not path.is_file():
-            raise self._damage_error(path, "it is missing")
-        if (size := path.stat().st_size) != expected["bytes"]:
-            raise self._damage_error(path, f"it has {size} bytes, expected {expected['bytes']}")
-        if _sha256(path) != expected["sha256"]:
-            raise self._damage_error(path, "its contents have changed (the SHA-256 differs)")
-        return path
-
-    def _damage_error(self, path: Path, problem: str) -> InputError:
-        older = [checkpoint for checkpoint in _list_committed(self.folder.parent) if checkpoint.step < self.step]
-        remedy = (
-            f"The next older checkpoint is {older[-1].folder}: to use it, delete the folder {self.folder}"
-            if older
-            else f"There is no older checkpoint: restore the file from a copy, or delete the folder {self.folder} "
-            "and start again"
-        )
-        return InputError(f"The checkpoint of step {self.step} is damaged: {path}: {problem}. {remedy}.")
 
 
 class LocalCheckpoints:
@@ -102,11 +43,18 @@ class LocalCheckpoints:
         """Commit a checkpoint, then delete those that are neither among the last `keep_last` nor the best.
 
         `state` may nest dicts, lists, tensors, numbers, strings and None. Checkpoints of later steps are deleted: they
-        were written before the run went back to an older checkpoint, and would otherwise count as the newest. A damaged
-        manifest of an older checkpoint raises InputError after the commit, because the best is then unknown.
+        were written before the run went back to an older checkpoint, and would otherwise count as the newest. Raises
+        InputError if a file cannot be written, such as on a full disk, and after the commit if the manifest of an older
+        checkpoint is damaged, because the best is then unknown.
         """
-        _check_weights(weights)
-        _check_state(state, "state")
+        check_weights(weights)
+        check_state(state, "state")
+        try:
+            return self._save(step, weights, state, metrics)
+        except (OSError, SafetensorError) as error:
+            raise self._write_error(step, error) from error
+
+    def _save(self, step: int, weights: dict[str, Tensor], state: dict[str, Any], metrics: dict[str, float]) -> Path:
         make_folder(self.folder)
         self._clean_up_after_a_kill()
         writing, final = (self.folder / f"{prefix}step-{step:08d}" for prefix in (".writing-", ""))
@@ -114,7 +62,7 @@ class LocalCheckpoints:
         # safetensors takes contiguous tensors only, and slices and transposed matrices are not.
         contiguous = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
         safetensors.torch.save_file(contiguous, writing / WEIGHTS)
-        torch.save(state, writing / STATE)
+        _save_state(state, writing / STATE)
         files = {name: _fingerprint(writing / name) for name in FILES}
         metrics = {name: float(value) for name, value in metrics.items()}
         (writing / MANIFEST).write_text(json.dumps({"step": step, "metrics": metrics, "files": files}, indent=1))
@@ -126,7 +74,7 @@ class LocalCheckpoints:
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint, damaged or not, or None if there is none."""
-        return max(_list_committed(self.folder), key=lambda checkpoint: checkpoint.step, default=None)
+        return max(list_committed(self.folder), key=lambda checkpoint: checkpoint.step, default=None)
 
     def best(self) -> Checkpoint | None:
         """Return the best checkpoint by `best_metric`, the newest of equally good ones, or None if none qualifies.
@@ -136,18 +84,31 @@ class LocalCheckpoints:
         sign = 1 if self.best_mode == "max" else -1
         candidates = [
             (sign * value, checkpoint.step, checkpoint)
-            for checkpoint in _list_committed(self.folder)
+            for checkpoint in list_committed(self.folder)
             if not math.isnan(value := checkpoint.metrics.get(self.best_metric, math.nan))
         ]
         return max(candidates, default=(0, 0, None))[2]
 
     def at(self, step: int) -> Checkpoint:
         """Return the checkpoint of this step. If there is none, raise InputError with the steps that were saved."""
-        committed = {checkpoint.step: checkpoint for checkpoint in _list_committed(self.folder)}
+        committed = {checkpoint.step: checkpoint for checkpoint in list_committed(self.folder)}
         if step not in committed:
             steps = ", ".join(map(str, committed)) or "none"
             raise InputError(f"{self.folder} has no checkpoint of step {step}. Steps saved there: {steps}.")
         return committed[step]
+
+    def _write_error(self, step: int, error: Exception) -> InputError:
+        """Delete what was written of a checkpoint, and describe why it is not complete."""
+        for unfinished in self.folder.glob(".writing-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        place = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
+        newest = self.latest()
+        return InputError(
+            f"The checkpoint of step {step} could not be written to {self.folder}: {error} "
+            f"({shutil.disk_usage(place).free / 1e9:.1f} GB are free there without it). "
+            + (f"The newest checkpoint is that of step {newest.step}. " if newest else "There is no older checkpoint. ")
+            + "Make room or mend the disk, and resume the run."
+        )
 
     def _commit(self, writing: Path, final: Path) -> None:
         """Rename the folder `writing` to `final`.
@@ -168,11 +129,11 @@ class LocalCheckpoints:
 
     def _prune(self, newest: int) -> None:
         """Delete the checkpoints after step `newest`, and the older ones except the last few and the best."""
-        for checkpoint in _list_committed(self.folder):
+        for checkpoint in list_committed(self.folder):
             if checkpoint.step > newest:
                 shutil.rmtree(_hide(checkpoint.folder))
         best = self.best()
-        for checkpoint in _list_committed(self.folder)[: -self.keep_last]:
+        for checkpoint in list_committed(self.folder)[: -self.keep_last]:
             if checkpoint != best:
                 shutil.rmtree(_hide(checkpoint.folder))
 
@@ -187,56 +148,19 @@ class LocalCheckpoints:
                 shutil.rmtree(leftover)
 
 
-def _list_committed(folder: Path) -> list[Checkpoint]:
-    """List the committed checkpoints, oldest first.
-
-    A `.ready-*` folder counts if there is no other of its step: a kill came between the two renames of `_commit`.
-    """
-    if not folder.is_dir():
-        return []
-    by_step: dict[int, Checkpoint] = {}
-    for path in folder.iterdir():
-        if (match := re.fullmatch(r"(\.ready-)?step-(\d+)", path.name)) and path.is_dir():
-            step, is_ready = int(match[2]), match[1] is not None
-            if not (is_ready and step in by_step):
-                by_step[step] = Checkpoint(path, step)
-    return [by_step[step] for step in sorted(by_step)]
-
-
 def _hide(folder: Path) -> Path:
     """Rename a checkpoint before it is deleted, so that no half-deleted folder has a checkpoint's name."""
     return folder.rename(folder.with_name(f".deleting-{folder.name}"))
 
 
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if type(error) is RuntimeError:  # torch reports a failed write so; errors of a GPU are of derived classes
+            raise OSError(f"torch.save: {error}") from error
+        raise
+
+
 def _fingerprint(path: Path) -> dict[str, int | str]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_weights(weights: dict[str, Tensor]) -> None:
-    """Check that no tensor is passed under two names, which safetensors refuses."""
-    first_names: dict[tuple[torch.device, int], str] = {}
-    for name, tensor in weights.items():
-        if tensor.numel():
-            first = first_names.setdefault((tensor.device, tensor.data_ptr()), name)
-            assert first == name, f"{first} and {name} are one tensor under two names: pass tied parameters once"
-
-
-def _check_state(value: Any, where: str) -> None:
-    """Check that `torch.load(weights_only=True)` will accept `value`: fail when it is saved, not when it is needed."""
-    if type(value) in (dict, OrderedDict):
-        for key, item in value.items():
-            assert type(key) in (str, int), f"{where} has the key {key!r}: keys are strings or integers"
-            _check_state(item, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for position, item in enumerate(value):
-            _check_state(item, f"{where}[{position}]")
-    else:
-        is_loadable = isinstance(value, Tensor) or type(value) in (int, float, bool, str, type(None))
-        assert is_loadable, (
-            f"{where} is a {type(value).__name__}: expected dicts, lists, tensors, numbers, strings or None"
-        )
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -20,6 +20,7 @@ from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
 from bbu_train.runs import names
 from bbu_train.runs.config_keys import leaves, type_problem
+from bbu_train.runtime import environment
 
 # Characters that YAML takes as escapes only; lone surrogates stand for bytes that are no UTF-8.
 NOT_IN_YAML = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -37,6 +38,7 @@ def run_program(
     if {"--help", "-h"} & set(words):
         print(usage, end="")
         return 0
+    environment.set_defaults()
     try:
         program(parse([_quote_text(word) for word in words], defaults))
     except BrokenPipeError:

@@ -23,12 +23,18 @@ from bbu_train.cli import overrides
 from bbu_train.errors import InputError, Preempted, SweepPreempted
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.names import quote_typed
+from bbu_train.runtime import environment
 
 Task = Callable[[DictConfig, Sequence[str]], None]
 """Runs a config, given the overrides that the user typed."""
 
-Launch = Callable[[Sequence[str], Path], int]
-"""Starts the runs of a sweep from the arguments of a command and conf/, and returns the exit code."""
+Check = Callable[[DictConfig, Sequence[str], str], None]
+"""Prints what is known of a run before it trains, on a GPU given by its name or its GiB; "": on this machine."""
+
+Launch = Callable[[Sequence[str], Path, bool], int]
+"""Starts the runs of a sweep from the arguments of a command and conf/, or only checks them. Returns the exit code."""
+
+CHECK_OPTION = "--check"
 
 
 def config_folder() -> Path:
@@ -37,20 +43,26 @@ def config_folder() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def run_command(task: Task, folder: Path, launch: Launch) -> int:
+def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
     """Run `task` with the config that `sys.argv` composes from `folder`, or `launch` a sweep. Return the exit code.
+
+    With CHECK_OPTION, which Hydra does not know, `check` takes the place of `task`, and a sweep is only checked.
 
     0: done, or help was shown. 1: a defect of the program, with its traceback. 2: a mistake of the user, in one message
     without a traceback (`BBU_FULL_ERROR=1` adds it). 75: a signal ended the run, and the message says how to go on.
     130: interrupted by Ctrl-C.
     """
+    environment.set_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     try:
-        words = [quote_typed(word) for word in overrides.options_first(sys.argv[1:])]
+        words, card = _take_check_option(sys.argv[1:])
+        words = [quote_typed(word) for word in overrides.options_first(words)]
         sys.argv[1:], added = overrides.add_choices_of_resumed_run(words)
         command = overrides.check(sys.argv[1:], folder)
         if command.is_sweep and not command.only_shows:
-            return launch(sys.argv[1:], folder)
+            return launch(sys.argv[1:], folder, card is not None)
+        if card is not None:
+            task = functools.partial(_check_instead, check, card)
         application = hydra.main(
             version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
         )
@@ -63,6 +75,17 @@ def run_command(task: Task, folder: Path, launch: Launch) -> int:
     except Exception as error:
         return report_error(_as_input_error(error))
     return 0
+
+
+def _take_check_option(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the words without CHECK_OPTION, and the GPU that it names: "": this machine, None: no such option."""
+    options = [word for word in words if word.split("=")[0] == CHECK_OPTION]
+    card = options[-1].partition("=")[2] if options else None
+    return [word for word in words if word not in options], card
+
+
+def _check_instead(check: Check, card: str, cfg: DictConfig, typed: Sequence[str]) -> None:
+    check(cfg, typed, card)
 
 
 def close_stdout() -> None:

@@ -33,6 +33,10 @@ class ModelWithCriterion(nn.Module):
         return self.criterion(self.model(batch), batch)
 
 
+def _wrap(module: nn.Module) -> DistributedDataParallel:
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
 class DdpEngine:
     """Forward, backward and update of one step.
 
@@ -44,7 +48,7 @@ class DdpEngine:
     precision               "fp32", "bf16" or "pure_bf16". The last two compute under bfloat16 autocast with bfloat16
                             weights; with "bf16" the optimizer also keeps float32 master weights
     num_micro_batches       parts of a step on each rank
-    gradient_checkpointing  "none", or a choice that the model understands
+    gradient_checkpointing  a choice that the model understands
     max_grad_norm           limit of the gradient norm over all groups; None does not clip
     """
 
@@ -62,22 +66,27 @@ class DdpEngine:
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"engine.precision={precision} is unknown; take one of {', '.join(PRECISIONS)}.")
-        if num_micro_batches < 1:
-            raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
-        if gradient_checkpointing != "none":
-            model.enable_activation_checkpointing(gradient_checkpointing)
-        self.module = ModelWithCriterion(model, criterion)
+        self.model = model
+        self.lay_out(gradient_checkpointing, num_micro_batches)
         self.is_distributed = distributed.world_size() > 1
+        self.module = ModelWithCriterion(model, criterion)
         if self.is_distributed:
-            self.module = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
+            self.module = _wrap(self.module)
+        self.is_reducer_armed = False
         self.optimizer = optimizer
         self.groups = groups
         self.device = device
         self.precision = precision
-        self.num_micro_batches = num_micro_batches
         self.max_grad_norm = max_grad_norm
         self.objective_sum = torch.zeros((), device=device)
+
+    def lay_out(self, gradient_checkpointing: str, num_micro_batches: int) -> None:
+        """Do the next steps in this layout. It changes their results by rounding only."""
+        if num_micro_batches < 1:
+            raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
+        self.model.set_activation_checkpointing(gradient_checkpointing)
+        self.num_micro_batches = num_micro_batches
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
@@ -88,6 +97,7 @@ class DdpEngine:
 
     def accumulate(self, last: bool) -> AbstractContextManager:
         """Return the context for forward and backward of a micro-batch: ranks exchange gradients only at the last."""
+        self.is_reducer_armed = self.is_distributed and last
         return self.module.no_sync() if self.is_distributed and not last else nullcontext()
 
     def backward(self, objective: Tensor) -> None:
@@ -108,6 +118,7 @@ class DdpEngine:
         arrived = copy_to_host(values)
         self._update(total_norm, is_non_finite=~values.isfinite().all())
         # The host waits for the gradients only, and prepares the next step while the device updates the weights.
+        self.is_reducer_armed = False
         report = dict(zip([*norms, "total", "objective"], arrived().tolist(), strict=True))
         non_finite = [name for name, value in report.items() if not math.isfinite(value)]
         if non_finite:
@@ -119,12 +130,25 @@ class DdpEngine:
         del report["objective"]
         return report
 
+    def discard(self) -> None:
+        """Forget the micro-batches since the last step, so that the step can be attempted again.
+
+        If some were already exchanged between the ranks, all ranks call this together.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective_sum.zero_()
+        if self.is_reducer_armed:  # a backward pass that ended early leaves it waiting for the other gradients
+            module, self.module = self.module.module, None
+            gc.collect()  # the old reducer takes its hooks off the parameters when it is destroyed
+            self.module = _wrap(module)
+            self.is_reducer_armed = False
+
     def close(self) -> None:
         """Release the model while the ranks are still connected. No step can follow.
 
         If DDP is destroyed after its communication threads, the process aborts at exit, so it must be released now.
         """
-        self.module = None
+        self.module = self.model = None
         gc.collect()
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:

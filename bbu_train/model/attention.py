@@ -8,7 +8,6 @@ The registered names contain "flash" because transformers passes the boundaries 
 """
 
 import inspect
-import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import AttentionInterface
 
 from bbu_train.errors import InputError
 
-CHOICES = ("auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4")
+CHOICES = ("sdpa", "varlen", "flash_attention_2", "flash_attention_4")
 # What each choice needs besides torch: (a file or folder inside flash_attn/, a module that the package imports, the
 # command that installs it). Both packages install into flash_attn/, and flash-attn 2.8 has a folder `cute` there too,
 # so only cutlass identifies flash-attn-4.
@@ -30,9 +29,9 @@ PACKAGES = {
     "flash_attention_2": ("flash_attn_interface.py", "torch", "pip install --no-build-isolation 'flash-attn>=2.7'"),
     "flash_attention_4": ("cute", "cutlass", "pip install 'flash-attn-4[cu13]>=4.0.0b36'"),
 }
+HOPPER = 9, 0  # compute capability of the first GPUs that flash-attention 4 runs on
 # flash-attn-4 4.0.0b36 gives wrong gradients for heads of 80 channels, the vision tower's, so heads are padded.
 FLASH_ATTENTION_4_MULTIPLE = 32
-log = logging.getLogger(__name__)
 
 
 def resolve_attention_name(attention: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -40,12 +39,8 @@ def resolve_attention_name(attention: str, device: torch.device, dtype: torch.dt
 
     sdpa runs anywhere. The others need CUDA and half precision: varlen is torch's own kernel, flash_attention_2 comes
     from the flash-attn package, flash_attention_4 from flash-attn-4, which is the fastest on Hopper but a beta release.
-    auto takes flash_attention_2 if it is installed, else varlen if torch has it; on other devices and in float32, sdpa.
     """
     can_run_kernels = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    if attention == "auto":
-        attention = _default_kernel() if can_run_kernels else "sdpa"
-        log.info("model.attention=auto uses %s", attention)
     if attention not in CHOICES:
         raise InputError(f"model.attention={attention} is unknown; take one of {', '.join(CHOICES)}.")
     if attention != "sdpa" and not can_run_kernels:
@@ -65,7 +60,10 @@ def is_kernel(name: str) -> bool:
     return name != _registered_name("sdpa")
 
 
-def _default_kernel() -> str:
+def fastest_installed(capability: tuple[int, int]) -> str:
+    """Return the fastest choice that is installed here, for a GPU of this compute capability and half precision."""
+    if capability >= HOPPER and _has_package("flash_attention_4"):
+        return "flash_attention_4"
     if _has_package("flash_attention_2"):
         return "flash_attention_2"
     return "varlen" if _has_varlen() else "sdpa"
@@ -197,5 +195,5 @@ def _adapt(kernel: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
 
 varlen, flash_attention_2, flash_attention_4 = map(_adapt, (_varlen, _flash_attention_2, _flash_attention_4))
 
-for _choice, _function in zip(CHOICES[1:], (sdpa, varlen, flash_attention_2, flash_attention_4), strict=True):
+for _choice, _function in zip(CHOICES, (sdpa, varlen, flash_attention_2, flash_attention_4), strict=True):
     AttentionInterface.register(_registered_name(_choice), _function)

@@ -10,6 +10,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from bbu_train.model import attention as attention_kernels
 from bbu_train.model.linear_patch_embedding import LinearPatchEmbedding
 from bbu_train.model.norms import replace_norms
+from bbu_train.ops.compile import compile_block
 
 
 def load_backbone(config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str) -> Qwen2_5_VLForConditionalGeneration:
@@ -51,7 +52,7 @@ def install_kernels(
 def compile_blocks(backbone: Qwen2_5_VLForConditionalGeneration) -> None:
     """Compile the blocks of the vision tower and of the language model. Blocks of one kind share one graph."""
     for block in _blocks(backbone):
-        block.compile(dynamic=True)
+        compile_block(block)
     for first in (backbone.model.visual.blocks[0], backbone.model.language_model.layers[0]):
         first.register_forward_pre_hook(_clone_input)
 

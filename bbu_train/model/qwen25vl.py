@@ -12,14 +12,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from bbu_train.errors import InputError
 from bbu_train.model import flops, image_position_encoding
-from bbu_train.model.activation_checkpointing import enable_activation_checkpointing
+from bbu_train.model.activation_checkpointing import set_activation_checkpointing
 from bbu_train.model.backbone import compile_blocks, install_kernels, load_backbone
 from bbu_train.model.fused_qkv import fuse_qkv
 from bbu_train.model.padding import pad_vision_mlp
 from bbu_train.model.shape import configuration
 from bbu_train.model.teacher_cache import TeacherCache
 from bbu_train.ops.chunked_cross_entropy import chunked_cross_entropy, cross_entropy
-from bbu_train.ops.compile import compile_dynamic
+from bbu_train.ops.compile import compile_dynamic, start_workers
 from bbu_train.ops.flops import Sizes
 from bbu_train.types.batch import Batch, VisionInputs
 from bbu_train.types.outputs import Detections, Outputs
@@ -167,9 +167,9 @@ class GroundingModel(nn.Module):
                 "optimizer=adamw) or model.teacher_cache_gib=0."
             )
 
-    def enable_activation_checkpointing(self, choice: str) -> None:
-        """Recompute parts of each block in the backward pass: "selective" or "full"."""
-        enable_activation_checkpointing(self.backbone, choice)
+    def set_activation_checkpointing(self, choice: str) -> None:
+        """Recompute parts of each block in the backward pass, "selective" or "full", or nothing: "none"."""
+        set_activation_checkpointing(self.backbone, choice)
 
 
 def build(
@@ -194,6 +194,8 @@ def build(
     Raise InputError for an `attention` that cannot run here and an `image_position_scale` unfit for these weights.
     """
     image_position_encoding.check_scale(image_position_scale, weights)
+    if compile and device.type == "cuda":
+        start_workers()  # so that they are ready when the weights are
     config = configuration(checkpoint, weights, shape)
     with torch.device(device):
         backbone = load_backbone(config, checkpoint, weights)

@@ -4,7 +4,7 @@ Each part of the model counts its own (`model.activations`, `head.activations`),
 NumPy arrays as sizes, so that the largest of many micro-batches is found at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ class Execution:
     precision               engine.precision
     is_compiled             model.compile
     attention               model.attention, but never "auto"
-    gradient_checkpointing  "none", "selective" or "full"
+    gradient_checkpointing  "none", "vision", "selective" or "full"
     is_on_gpu               whether a GPU computes it
     """
 
@@ -62,6 +62,16 @@ class Execution:
     attention: str
     gradient_checkpointing: str
     is_on_gpu: bool
+
+    @property
+    def of_vision(self) -> "Execution":
+        """How the vision tower is computed: of checkpointing only "none", "selective" and "full" are left."""
+        return replace(self, gradient_checkpointing="selective") if self.gradient_checkpointing == "vision" else self
+
+    @property
+    def of_language(self) -> "Execution":
+        """How the language model is computed, likewise."""
+        return replace(self, gradient_checkpointing="none") if self.gradient_checkpointing == "vision" else self
 
     @property
     def num_bytes(self) -> int:

@@ -10,16 +10,31 @@ from torch import Tensor
 BUCKET_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}  # weights at once: 1 MiB stays in a CPU's cache; 256 MiB on a GPU
 
 
+def make_buffer(groups: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+    """Return the buffer that `update_float32` needs for these param groups: as large as the largest of them needs."""
+    sizes = [sum(p.numel() for p in g["params"] if p.dtype == torch.float32) for g in groups if g["weight_decay"] != 0]
+    limit = BUCKET_ELEMENTS["cpu" if device.type == "cpu" else "cuda"]
+    return torch.empty(min(limit, max(sizes, default=0)), device=device)
+
+
 def update_float32(
-    group: dict[str, Any], tensors: Sequence[tuple[Tensor, ...]], grad_scale: Tensor, found_inf: Tensor
+    group: dict[str, Any],
+    tensors: Sequence[tuple[Tensor, ...]],
+    grad_scale: Tensor,
+    found_inf: Tensor,
+    decay_factor: Tensor,
+    buffer: Tensor,
 ) -> None:
     """Do one step of AdamW in place: w <- w - (update + lr decay w). Nothing changes where `found_inf` is 1.
 
     The kernel without decay subtracts the update from a buffer that holds -lr decay w, and the buffer is added to w.
+    Nothing is allocated.
 
-    group    a param group of AdamW: its lr, betas, eps and weight_decay
-    tensors  weight, gradient, exp_avg and exp_avg_sq of each parameter, all contiguous, and its number of steps, this
-             one included
+    group         a param group of AdamW: its lr, betas, eps and weight_decay
+    tensors       weight, gradient, exp_avg and exp_avg_sq of each parameter, all contiguous, and its number of steps,
+                  this one included
+    decay_factor  -lr decay, or 0 where `found_inf` is 1
+    buffer        see `make_buffer`
     """
     lr, decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
     constants = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": 0.0, "eps": group["eps"]}
@@ -29,14 +44,11 @@ def update_float32(
         *columns, steps = zip(*tensors, strict=True)
         subtract_updates(*columns, [], steps)
         return
-    size = min(BUCKET_ELEMENTS[found_inf.device.type], sum(weight.numel() for weight, *_ in tensors))
-    buffer = torch.empty(size, device=found_inf.device)
-    factor = torch.where(found_inf != 0, 0.0, -lr * decay)
-    for weights, *columns, steps in _split_into_buckets(tensors, size):
+    for weights, *columns, steps in _split_into_buckets(tensors, buffer.numel()):
         lengths = [weight.numel() for weight in weights]
         changes = buffer[: sum(lengths)].split(lengths)
         for weight, change in zip(weights, changes, strict=True):
-            torch.mul(weight, factor, out=change)
+            torch.mul(weight, decay_factor, out=change)
         subtract_updates(changes, *columns, [], steps)
         torch._foreach_add_(weights, changes)
 

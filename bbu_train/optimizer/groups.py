@@ -78,7 +78,7 @@ def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.P
 
 
 def state_bytes(optimizer: MixedAdamW) -> int:
-    """Return the bytes of moments and of the masters' low bits, which the optimizer allocates at its first step."""
+    """Return the bytes of moments and of the masters' low bits, which `allocate` takes."""
 
     def bytes_of(parameter: nn.Parameter, num_moments: int) -> int:
         if parameter.dtype == torch.bfloat16:

@@ -1,6 +1,7 @@
 """AdamW for bfloat16 and float32 parameters, in which neither small updates nor small decay is rounded away."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32, split_float32
-from bbu_train.optimizer.float32_update import update_float32
+from bbu_train.optimizer.float32_update import make_buffer, update_float32
 
 
 class MixedAdamW(torch.optim.AdamW):
@@ -28,6 +29,9 @@ class MixedAdamW(torch.optim.AdamW):
     As in torch's fused optimizers, gradients are divided by `grad_scale`. If `found_inf` is 1, nothing changes: no
     weight, no moment and no step count (the stochastic rounding depends on it). Both are read on the device. On a GPU,
     one kernel does the whole update of a bfloat16 parameter and its state.
+
+    A step that runs out of memory on a GPU can be repeated: `step` allocates what it needs before it writes anything,
+    and `num_updates` counts how often it has begun to write. `allocate` takes all that is large when the run begins.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]], has_masters: bool, **settings: Any) -> None:
@@ -39,50 +43,97 @@ class MixedAdamW(torch.optim.AdamW):
         in_bfloat16 = [p for group in self.param_groups for p in group["params"] if p.dtype == torch.bfloat16]
         salts = torch.arange(len(in_bfloat16), dtype=torch.int32, device=device)
         self.salts = dict(zip(in_bfloat16, salts, strict=True))
+        self.num_updates = 0
+        self.buffer: Tensor | None = None
+
+    def allocate(self) -> None:
+        """Allocate the whole state, which is zero before the first update, and the memory that `step` works in.
+
+        A second call does nothing.
+        """
+        if self.buffer is not None:
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = self._new_state(group, parameter)
+        self._load_kernels()
+        self.buffer = make_buffer(self._adamw_groups(), self.grad_scale.device)
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient. The gradients of bfloat16 parameters are freed."""
-        trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not trained:
-            return
-        torch._foreach_add_([self._get_state(parameter)["step"] for _, parameter in trained], 1 - self.found_inf)
-        self._update_bfloat16([(group, p) for group, p in trained if p.dtype == torch.bfloat16])
-        for group in self.param_groups:
-            tensors = [self._tensors(p) for p in group["params"] if p.grad is not None]
-            if tensors:
-                update_float32(group, tensors, self.grad_scale, self.found_inf)
+        self.allocate()
+        if writes := self._prepare():
+            self.num_updates += 1  # from here on nothing is allocated, so nothing can fail halfway
+            for write in writes:
+                write()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a copy of a state. torch's own method would cast low bits and moments to the parameters' dtype.
+        """Copy a saved state into this optimizer's own. torch's method would make a second state beside it.
 
         Raises InputError if the state has low bits and this optimizer keeps no masters, or the other way round.
         """
-        super().load_state_dict(state_dict)
-        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(indices, parameters, strict=True):
-            if index in state_dict["state"]:
-                saved = state_dict["state"][index]
-                if parameter.dtype == torch.bfloat16 and ("low_bits" in saved) != self.has_masters:
-                    raise InputError(
-                        f"The saved optimizer state of a bfloat16 weight has {', '.join(saved)}; expected a state "
-                        f"{'with' if self.has_masters else 'without'} low_bits. Resume the run with the "
-                        "engine.precision and the version of bbu_train that it began with."
-                    )
-                tensors = saved | {"step": self.state[parameter]["step"]}  # a tensor, also where a number was saved
-                self.state[parameter] = {n: tensor.to(parameter.device, copy=True) for n, tensor in tensors.items()}
+        self.allocate()
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group |= {name: value for name, value in saved_group.items() if name != "params"}
+            for parameter, index in zip(group["params"], saved_group["params"], strict=True):
+                self._load_state(parameter, state_dict["state"].get(index))
 
-    def _get_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Return the state of a parameter, which is zero before its first update."""
+    def _load_state(self, parameter: nn.Parameter, saved: dict[str, Any] | None) -> None:
+        """Copy the saved state of a parameter. Older checkpoints have none (None) for one that was never updated."""
         state = self.state[parameter]
-        if not state:
-            moment = torch.zeros_like(parameter, dtype=torch.float32 if self.has_masters else parameter.dtype)
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state |= {"step": step, "exp_avg": moment, "exp_avg_sq": moment.clone()}
-            if parameter.dtype == torch.bfloat16 and self.has_masters:
-                state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)
+        if saved is not None and saved.keys() != state.keys():
+            raise InputError(
+                f"The saved optimizer state of a {str(parameter.dtype).removeprefix('torch.')} weight has "
+                f"{', '.join(saved)}; expected {', '.join(state)}. Resume the run with the engine.precision and the "
+                "version of bbu_train that it began with."
+            )
+        for name, tensor in state.items():
+            tensor.zero_() if saved is None else tensor.copy_(torch.as_tensor(saved[name]))
+
+    def _new_state(self, _group: dict[str, Any], parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the state of a parameter before its first update."""
+        moment = torch.zeros_like(parameter, dtype=torch.float32 if self.has_masters else parameter.dtype)
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state = {"step": step, "exp_avg": moment, "exp_avg_sq": moment.clone()}
+        if parameter.dtype == torch.bfloat16 and self.has_masters:
+            state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
+
+    def _adamw_groups(self) -> list[dict[str, Any]]:
+        return self.param_groups
+
+    def _load_kernels(self) -> None:
+        """Compile and load the kernels, which takes memory too, by updates that are refused."""
+        refused, scalars = torch.ones_like(self.found_inf), torch.zeros(8, device=self.found_inf.device)
+        for parameter, salt in self.salts.items():
+            if parameter.is_cuda and "exp_avg" in (state := self.state[parameter]):
+                moments = state["exp_avg"], state["exp_avg_sq"]
+                tensors = parameter.detach(), state.get("low_bits"), *moments, parameter.detach()
+                self.update(*tensors, scalars, self.grad_scale, refused, salt)
+
+    def _prepare(self) -> list[Callable[[], None]]:
+        """Return the writes of a step, in order. They allocate nothing, but for `update` on a CPU."""
+        by_group = [(g, [p for p in g["params"] if p.grad is not None]) for g in self._adamw_groups()]
+        trained = [(group, p) for group, parameters in by_group for p in parameters]
+        if not trained:
+            return []
+        taken = 1 - self.found_inf
+        writes: list[Callable[[], None]] = [
+            partial(torch._foreach_add_, [self.state[parameter]["step"] for _, parameter in trained], taken)
+        ]
+        in_bfloat16 = [(group, p) for group, p in trained if p.dtype == torch.bfloat16]
+        steps = [self.state[parameter]["step"] for _, parameter in in_bfloat16]
+        scalars = _send_scalars([group for group, _ in in_bfloat16], steps, taken)
+        for (_, parameter), own_scalars in zip(in_bfloat16, scalars, strict=True):
+            writes.append(partial(self._update_bfloat16, parameter, self._tensors(parameter), own_scalars))
+        for group, parameters in by_group:
+            if tensors := [self._tensors(p) for p in parameters if p.dtype != torch.bfloat16]:
+                factor = torch.where(self.found_inf != 0, 0.0, -group["lr"] * group["weight_decay"])
+                writes.append(
+                    partial(update_float32, group, tensors, self.grad_scale, self.found_inf, factor, self.buffer)
+                )
+        return writes
 
     def _tensors(self, parameter: nn.Parameter) -> tuple[Tensor, ...]:
         """Return weight, gradient, moments and number of steps of a parameter whose gradient is not None."""
@@ -92,16 +143,12 @@ class MixedAdamW(torch.optim.AdamW):
         assert all(tensor.is_contiguous() for tensor in tensors), "a weight is not contiguous"
         return tensors
 
-    def _update_bfloat16(self, trained: list[tuple[dict[str, Any], nn.Parameter]]) -> None:
-        """Update bfloat16 parameters, each given with its group, and free their gradients."""
-        steps = [self.state[parameter]["step"] for _, parameter in trained]
-        scalars = _send_scalars([group for group, _ in trained], steps)
-        for (_, parameter), own_scalars in zip(trained, scalars, strict=True):
-            weight, gradient, *moments, _ = self._tensors(parameter)
-            state_tensors = self.state[parameter].get("low_bits"), *moments
-            signals = self.grad_scale, self.found_inf
-            self.update(weight, *state_tensors, gradient, own_scalars, *signals, self.salts[parameter])
-            parameter.grad = None
+    def _update_bfloat16(self, parameter: nn.Parameter, tensors: tuple[Tensor, ...], scalars: Tensor) -> None:
+        """Update a bfloat16 parameter and free its gradient."""
+        weight, gradient, *moments, _ = tensors
+        state_tensors = self.state[parameter].get("low_bits"), *moments
+        self.update(weight, *state_tensors, gradient, scalars, self.grad_scale, self.found_inf, self.salts[parameter])
+        parameter.grad = None
 
 
 def _update_for(device: torch.device) -> Callable[..., None]:
@@ -112,15 +159,18 @@ def _update_for(device: torch.device) -> Callable[..., None]:
     return update_kernel.update
 
 
-def _send_scalars(groups: Sequence[dict[str, Any]], steps: Sequence[Tensor]) -> Sequence[Float[Tensor, "8"]]:
+def _send_scalars(
+    groups: Sequence[dict[str, Any]], steps: Sequence[Tensor], taken: Float[Tensor, ""]
+) -> Sequence[Float[Tensor, "8"]]:
     """Return the scalars for `update` of each parameter, in one transfer for which the host does not wait.
 
-    `groups` are the param groups of the parameters, `steps` their numbers of steps, this one included.
+    `groups` are the param groups of the parameters, `steps` their numbers of steps before this one. `taken` is 1, or 0
+    if this one is refused.
     """
     if not steps:
         return []
     values = [[g["lr"], g["weight_decay"], *(1 - b for b in g["betas"]), *g["betas"], g["eps"]] for g in groups]
-    t = torch.stack(list(steps)).double().unsqueeze(1)
+    t = (torch.stack(list(steps)) + taken).double().unsqueeze(1)
     on_host = torch.tensor(values, dtype=torch.float64, pin_memory=t.is_cuda)
     table = on_host.to(t.device, non_blocking=True)
     table[:, 4:6] = 1 - table[:, 4:6] ** t  # the betas become the corrections of the moments' bias

@@ -2,24 +2,20 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from bbu_train.errors import InputError
-from bbu_train.ops.split_float32 import merge_float32, split_float32
 from bbu_train.optimizer.groups import make_param_groups
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
+from bbu_train.optimizer.newton_schulz import NewtonSchulz
 
-COEFFICIENTS = 3.4445, -4.7750, 2.0315
-"""Coefficients of x, x^3 and x^5 in a Newton-Schulz step: the slope at 0 is as large as possible while singular values
-near 1 stay near 1 (Jordan 2024)."""
-NUM_ITERATIONS = 5
 ADAMW_RMS = 0.2  # typical RMS of an AdamW update at rate 1 (Liu et al. 2025)
-MAX_BATCH_ELEMENTS = 1 << 26  # elements in a batch of equal-shaped matrices: each temporary takes a quarter of a GiB
+MAX_BATCH_ELEMENTS = 1 << 24  # elements in a batch of equal-shaped matrices, or in a single larger matrix
 
 
 def build(
@@ -67,48 +63,92 @@ class Muon(MixedAdamW):
     and `found_inf` are read on the device.
     """
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient. Frees the gradients of Muon's matrices and of bfloat16 ones."""
-        for group in self.param_groups:
-            if "momentum" in group:
-                for parameters in _batch_by_shape(p for p in group["params"] if p.grad is not None):
-                    self._update_batch(group, parameters)
-        super().step()
+    def __init__(self, param_groups: list[dict[str, Any]], has_masters: bool, **settings: Any) -> None:
+        super().__init__(param_groups, has_masters, **settings)
+        self.scratch: list[Tensor] | None = None
 
-    def _update_batch(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        """Update parameters of one shape and dtype."""
-        states = [self._get_muon_state(parameter) for parameter in parameters]
+    def allocate(self) -> None:
+        super().allocate()
+        if self.scratch is None:
+            batches = [batch for group in self._muon_groups() for batch in _batch_by_shape(group["params"])]
+            shapes = [(len(batch), *batch[0].shape) for batch in batches]
+            device, size = self.grad_scale.device, max(map(math.prod, shapes))
+            self.scratch = [torch.empty(size, device=device) for _ in range(3)]
+            self.newton_schulz = NewtonSchulz(shapes, device)
+
+    def _muon_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if "momentum" in group]
+
+    def _adamw_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if "momentum" not in group]
+
+    def _new_state(self, group: dict[str, Any], parameter: nn.Parameter) -> dict[str, Tensor]:
+        if "momentum" not in group:
+            return super()._new_state(group, parameter)
+        state = {"step": torch.zeros((), device=parameter.device)}
+        state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
+        if parameter.dtype == torch.bfloat16:
+            state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)
+        return state
+
+    def _prepare(self) -> list[Callable[[], None]]:
+        is_refused, taken = self.found_inf != 0, 1 - self.found_inf
+        writes: list[Callable[[], None]] = [
+            partial(self._update_batch, group, parameters, is_refused, taken)
+            for group in self._muon_groups()
+            for parameters in _batch_by_shape(p for p in group["params"] if p.grad is not None)
+        ]
+        return writes + super()._prepare()
+
+    def _update_batch(
+        self, group: dict[str, Any], parameters: list[nn.Parameter], is_refused: Tensor, taken: Tensor
+    ) -> None:
+        """Update parameters of one shape and dtype, and free their gradients. Nothing is allocated."""
+        states = [self.state[parameter] for parameter in parameters]
         moments = [state["momentum"] for state in states]
-        stored = [parameter.detach() for parameter in parameters]
+        shape = len(parameters), *parameters[0].shape
+        direction, before, after = (buffer[: math.prod(shape)].view(shape) for buffer in self.scratch)
+        torch._foreach_copy_(list(direction), [p.grad for p in parameters])
+        direction.div_(self.grad_scale)
+        torch._foreach_copy_(list(before), moments)
+        torch.lerp(before, direction, 1 - group["momentum"], out=after)
+        direction.lerp_(after, group["momentum"])
+        torch._foreach_copy_(moments, list(torch.where(is_refused, before, after, out=after)))
+
+        self.newton_schulz.orthogonalize_(direction)
         low_bits = [state["low_bits"] for state in states if "low_bits" in state]
-        gradients = torch.stack([p.grad for p in parameters if p.grad is not None]).float() / self.grad_scale
-        before, weights = torch.stack(moments), torch.stack(stored)
-        weights = merge_float32(weights, torch.stack(low_bits)) if low_bits else weights
-        moment = before.lerp(gradients, 1 - group["momentum"])
-        direction = orthogonalize(gradients.lerp(moment, group["momentum"]))
+        stored = [parameter.detach() for parameter in parameters]
+        _read_weights(before, stored, low_bits, scratch=after)
         rate = group["lr"] * ADAMW_RMS * math.sqrt(max(parameters[0].shape))
-        updated = weights - direction.mul_(rate).add_(weights, alpha=group["lr"] * group["weight_decay"])
-        is_refused = self.found_inf != 0
-        torch._foreach_add_([state["step"] for state in states], 1 - self.found_inf)
-        torch._foreach_copy_(moments, list(torch.where(is_refused, before, moment)))
-        updated = torch.where(is_refused, weights, updated)
-        if low_bits:
-            updated, new_low_bits = split_float32(updated)
-            torch._foreach_copy_(low_bits, list(new_low_bits))
-        torch._foreach_copy_(stored, list(updated))
+        direction.mul_(rate).add_(before, alpha=group["lr"] * group["weight_decay"])
+        torch.sub(before, direction, out=after)
+        torch.where(is_refused, before, after, out=after)
+        _write_weights(after, stored, low_bits, scratch=direction)
+        torch._foreach_add_([state["step"] for state in states], taken)
         for parameter in parameters:
             parameter.grad = None
 
-    def _get_muon_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Return the state of a matrix, which is zero before its first update."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), device=parameter.device)
-            state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
-            if parameter.dtype == torch.bfloat16:
-                state["low_bits"] = torch.zeros_like(parameter, dtype=torch.int16)
-        return state
+
+def _read_weights(weights: Tensor, stored: list[Tensor], low_bits: list[Tensor], scratch: Tensor) -> None:
+    """Fill `weights` with the stored float32 weights, or with those that are split (`ops/split_float32.py`)."""
+    if not low_bits:
+        torch._foreach_copy_(list(weights), stored)
+        return
+    bits, added = weights.view(torch.int32), scratch.view(torch.int32)
+    torch._foreach_copy_(list(bits), [weight.view(torch.int16) for weight in stored])
+    torch._foreach_copy_(list(added), low_bits)
+    bits.bitwise_left_shift_(16).add_(added)
+
+
+def _write_weights(weights: Tensor, stored: list[Tensor], low_bits: list[Tensor], scratch: Tensor) -> None:
+    """Store float32 weights where `_read_weights` found them. `weights` and `scratch` are used up."""
+    if not low_bits:
+        torch._foreach_copy_(stored, list(weights))
+        return
+    bits, high = weights.view(torch.int32), scratch.view(torch.int32)
+    torch.add(bits, 0x8000, out=high).bitwise_right_shift_(16)
+    torch._foreach_copy_([weight.view(torch.int16) for weight in stored], list(high))
+    torch._foreach_copy_(low_bits, list(bits.sub_(high.bitwise_left_shift_(16))))
 
 
 def _batch_by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
@@ -119,20 +159,3 @@ def _batch_by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Para
     for same_shape in by_kind.values():
         batch_size = max(1, MAX_BATCH_ELEMENTS // same_shape[0].numel())
         yield from (same_shape[i : i + batch_size] for i in range(0, len(same_shape), batch_size))
-
-
-def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
-    """Return U S' V^T for each U S V^T, by five Newton-Schulz iterations (Jordan 2024).
-
-    Singular values above a hundredth of the matrix's norm end between 0.65 and 1.25. On a GPU the iterations run in
-    bfloat16, which is accurate enough for a target this rough.
-    """
-    is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if is_tall else matrices
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
-    x = x.bfloat16() if x.is_cuda else x
-    a, b, c = COEFFICIENTS
-    for _ in range(NUM_ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).float()

@@ -8,8 +8,8 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
+from bbu_train.checkpoint.committed import Checkpoint
 from bbu_train.checkpoint.load import load_weights
-from bbu_train.checkpoint.local import Checkpoint
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError
@@ -18,7 +18,8 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import leaves
 from bbu_train.runs.data_fingerprint import OUTPUTS, warn_if_changed
 from bbu_train.runs.identity import is_data_root
-from bbu_train.training import untrained_head
+from bbu_train.runs.settings import AUTO, PRECISION
+from bbu_train.training import auto, untrained_head
 from bbu_train.training.setup import build
 from bbu_train.types.samples import PictureFormat
 
@@ -35,9 +36,12 @@ class TrainedRun:
 
     def __init__(self, folder: str, checkpoint: str | int, route: str, num_teachers: int):
         self.folder = folder
-        self.cfg = cfg = run_folder.load(folder)
+        cfg = run_folder.load(folder)
         # These settings only make training fast on its machine; predictions stay the same up to rounding.
-        cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = "auto", False, 0
+        cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = AUTO, False, 0
+        cfg.engine.precision = auto.recorded(run_folder.read_environment(folder), PRECISION) or cfg.engine.precision
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.cfg = cfg = auto.apply(cfg, auto.settings(cfg, auto.this_machine(self.device), {}))
         cfg.data.teachers.num_validation_teachers = num_teachers
         self.routes = ROUTES[route]
         if "head" in self.routes and "num_queries" not in cfg.head:
@@ -115,7 +119,7 @@ class TrainedRun:
         cfg = self.cfg
         weights = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
         torch.set_num_threads(cfg.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = self.device
         with run_folder.built_by_this_code(self.folder):
             model = build(cfg.model.network)(device=device, head=build(cfg.head))
             if "head" in self.routes:

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Quote, Quot
 from hydra.errors import HydraException
 
 from bbu_train.errors import InputError, all_problems
+from bbu_train.runs.settings import AUTO, EXAMPLES
 
 OPEN_MAPPINGS = ("optimizer.groups",)
 """Mappings in which users name the entries: `+` may add an entry, and `~` may remove one."""
@@ -153,10 +154,17 @@ def _problems_of_entry(key: str, value: Any, config: Mapping[str, Any], group_ch
 def type_problem(key: str, default: Any, value: Any) -> str | None:
     """Return a problem if the default is a number or a bool and the value is not.
 
-    Where a number is the default, a list is accepted too, such as a range.
+    Where a number is the default, a list is accepted too, such as a range. A setting of `settings.EXAMPLES` may also
+    be "auto".
     """
     if value is None or is_interpolation(value):
         return None
+    if key in EXAMPLES:
+        example = EXAMPLES[key]
+        if value == AUTO or type(value) is type(example):
+            return None
+        kind = "true or false" if isinstance(example, bool) else "a number" if isinstance(example, int) else "a word"
+        return f"{key}={value}: {key} is auto or {kind}, such as {str(example).lower()}."
     if isinstance(default, bool):
         return None if isinstance(value, bool) else f"{key}={value}: {key} is true or false."
     if isinstance(default, int | float) and (isinstance(value, bool) or not isinstance(value, (int, float, list))):

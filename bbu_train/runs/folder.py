@@ -64,18 +64,19 @@ def on_disk(folder: str | Path) -> Path:
     return folder if os.path.exists(folder) else folder.parent / folder_name(folder.name)  # noqa: PTH110
 
 
-def create(folder: str | Path, cfg: DictConfig, data_summary: Mapping[str, Any]) -> None:
+def create(folder: str | Path, cfg: DictConfig, facts: Mapping[str, Any]) -> None:
     """Make the folder of a run: `environment.json` and the record of its data, and last `config.yaml`, which makes it
     a run.
 
-    `environment.json` holds `data_summary` under "data": what the run reads, in numbers. Only one rank may call this.
-    Raises InputError if the folder cannot be written.
+    `facts` goes into `environment.json`: under "data" what the run reads, in numbers, and under "settings" what the
+    program took for each setting that may be "auto". Only one rank may call this. Raises InputError if the folder
+    cannot be written.
     """
     folder = Path(folder)
     config = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
         make_folder(folder)
-        environment = {**_environment(), "data": data_summary}
+        environment = {**_environment(), **facts}
         atomic_write(folder / ENVIRONMENT, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
         if OmegaConf.select(cfg, DATA) is not None:
             data_fingerprint.keep_record(cfg, folder)

@@ -15,14 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError
 from bbu_train.runs.config_keys import leaves
+from bbu_train.runs.settings import LAYOUT_KEYS, THREADS, threads_decide
 
 LOCATION_KEYS = ("outputs", "sweep", "run", "folder")
 NEUTRAL_KEYS = (
     *LOCATION_KEYS,
     *("about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
-    *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile", "num_workers"),
+    *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile"),
+    *LAYOUT_KEYS,
 )
-"""Keys that the identity ignores, with everything below them: locations, names, cadence, workers.
+"""Keys that the identity ignores, with everything below them: locations, names, cadence, layout.
 
 A value that refers to one of them, such as `${outputs}/data`, is neutral too. So are the roots of data sets: what the
 identity has of the data is DATA, which is the same wherever the same data lies.
@@ -73,10 +75,12 @@ def result_values(cfg: DictConfig) -> dict[str, Any]:
     """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted."""
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
+    undecisive = () if threads_decide(cfg) else (THREADS,)
     return {
         key: value
         for key, value in resolved.items()
-        if (key == DATA and value is not None) or not (is_neutral(key) or _refers_to_neutral(raw.get(key)))
+        if (key == DATA and value is not None)
+        or not (key in undecisive or is_neutral(key) or _refers_to_neutral(raw.get(key)))
     }
 
 

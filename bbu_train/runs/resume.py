@@ -28,6 +28,7 @@ from bbu_train.runs.identity import (
     run_identity,
 )
 from bbu_train.runs.names import check_name, folder_name
+from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_decide
 
 log = logging.getLogger(__name__)
 _ABSENT = object()
@@ -56,6 +57,8 @@ def resolve_run(
         raise InputError("folder is made of outputs, sweep and run. Give those.")
     if noted := [key for key in given_keys if key.split(".")[0] == "about"]:
         raise InputError(f"about is what the program notes about a run. Leave out {', '.join(noted)}.")
+    with open_dict(cfg):
+        OmegaConf.update(cfg, DEVICE, target_device(cfg))
     if cfg.resume is not None:
         return _resume_folder(cfg, given_keys)
     with open_dict(cfg):
@@ -103,6 +106,7 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
     title = " ".join(f"{_short_key(key, swept_keys)}={text}" for key, text in texts.items() if key in swept_keys)
     return {
         "data": OmegaConf.select(cfg, DATA),
+        "device": OmegaConf.select(cfg, DEVICE),
         "identity": run_identity(cfg),
         "sweep": "${sweep}",
         "run": "${run}",
@@ -166,8 +170,9 @@ def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConf
     missing = [str(key) for key in raw if key not in stored]
     if stored.get("about") and raw.get("about"):
         missing += [f"about.{key}" for key in ("sweep", "run") if key not in stored.about]
+    may_change = [key for key in keys if is_neutral(key) or (key == THREADS and not threads_decide(cfg))]
     with open_dict(merged):
-        for key in filter(is_neutral, [*keys, *missing]):
+        for key in [*may_change, *filter(is_neutral, missing)]:
             value: Any = raw
             for part in key.split("."):
                 value = value[part]

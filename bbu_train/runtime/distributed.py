@@ -5,7 +5,6 @@ Callers need no special case for a single process.
 
 import os
 from collections.abc import Sequence
-from itertools import count
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from bbu_train.errors import InputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_joins = count()
+RESTARTS = "BBU_RESTARTS"  # how often the processes of this run have replaced themselves (`restart`)
+_prefixes: list[str] = []  # of this process's joins: torchrun's store still has the keys of earlier ones
 
 
 def start() -> torch.device:
@@ -39,7 +39,9 @@ def start() -> torch.device:
         )
     device = _device_of_rank(int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device("cpu")
     store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"join {next(_joins)}", store)  # torchrun's store still has the keys of an earlier join
+    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.{num_restarts()}"
+    _prefixes.append(f"attempt {attempt} join {len(_prefixes)}")
+    store = dist.PrefixStore(_prefixes[-1], store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return device
@@ -61,6 +63,23 @@ def finish() -> None:
     """Leave the other processes. `start` may be called again later."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def num_restarts() -> int:
+    return int(os.environ.get(RESTARTS, "0"))
+
+
+def outlives_ranks() -> bool:
+    """Whether the store belongs to torchrun. Otherwise rank 0 holds it."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def connect() -> dist.Store:
+    """Return a connection of its own to the ranks' store, for a thread: a store serves one call after the other."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.PrefixStore(
+        f"watch {_prefixes[-1]}", dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    )
 
 
 def rank() -> int:

@@ -15,6 +15,7 @@ from bbu_train.errors import SweepPreempted
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
+HANDED_OVER = "BBU_SIGNAL"  # the signal that came before this process replaced itself
 PARENT_POLL_SECONDS = 2.0  # how often a data worker checks whether its parent is alive
 
 _received: list[str] = []
@@ -30,6 +31,14 @@ def install() -> None:
     for number in SIGNALS:
         signal.signal(number, _set_flag)
         signal.siginterrupt(number, False)  # restart system calls: a library's read or write is not cut short
+    if (name := os.environ.pop(HANDED_OVER, None)) is not None:
+        _received.append(name)
+
+
+def hand_over() -> None:
+    """Let the process that replaces this one by exec know of a signal that this one got."""
+    if (name := signal_name()) is not None:
+        os.environ[HANDED_OVER] = name
 
 
 def uninstall() -> None:

@@ -4,7 +4,7 @@ Every function of a micro-batch's sizes takes arrays too. Predicted are the byte
 a GiB or more) nor the gaps that the allocator leaves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -122,7 +122,11 @@ def input_bytes(model: GroundingModel, sizes: MicroBatchSizes) -> Count:
 def evaluation_bytes(
     model: GroundingModel, stays: Resident, sizes: MicroBatchSizes, execution: Execution, holds_gradients: bool
 ) -> Count:
-    """Return the most bytes of evaluating a batch, with what stays. An average keeps a copy of the trained weights."""
+    """Return the most bytes of evaluating a batch, with what stays. An average keeps a copy of the trained weights.
+
+    Evaluation runs without compilation (`validation`).
+    """
+    execution = replace(execution, is_compiled=False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     copies = sum(parameter.nbytes for parameter in parameters) if stays.average else 0
     backbone, head = model.backbone, model.head

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,7 +19,8 @@ from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
 from bbu_train.runtime import distributed
-from bbu_train.training import loader, planning, untrained_head
+from bbu_train.runtime.compile_cache import CompileCache
+from bbu_train.training import auto, loader, planning, untrained_head
 from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.samples import PlannedStep, Sample
@@ -28,13 +31,11 @@ build = partial(instantiate, _convert_="all")
 
 MINIMUMS = {
     "steps": 0,
-    "threads": 1,
     "log_every": 1,
     "eval_every": 1,
     "save_every": 1,
     "eval_batch_size": 1,
     "gallery": 0,
-    "num_workers": 0,
     "head.num_queries": 1,
     "head.max_caption_tokens": 1,
 }
@@ -93,6 +94,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     Hydra's InstantiationException from it.
     """
     check_counts(cfg)
+    auto.check(cfg)
     check_head_is_trained(cfg)
     loaded = loaded or load_data(cfg.data)
     data = loaded.splits
@@ -113,6 +115,14 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
         plan=StepPlan(build(cfg.sampler), train, cfg.steps),
         evaluation_steps=planning.in_order(validation, cfg.eval_batch_size),
     )
+
+
+def compile_cache(cfg: DictConfig, device: torch.device) -> CompileCache:
+    """Return the file of compiled graphs that this config shares with others, whose other keys may differ."""
+    parts = {"network": cfg.model.network, "head": cfg.head}
+    choices = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
+    choices |= {"checkpointing": cfg.engine.gradient_checkpointing, "is_alone": distributed.world_size() == 1}
+    return CompileCache(Path(cfg.outputs), choices, device)
 
 
 def check_counts(cfg: DictConfig) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bbu_train.ops.flops import Sizes
 from bbu_train.optimizer.groups import set_learning_rates
-from bbu_train.runtime import distributed, preemption
+from bbu_train.runtime import distributed
 from bbu_train.runtime.host_copy import copy_to_host
 from bbu_train.training.protocols import Criterion, Engine
 from bbu_train.types.batch import Batch, Counts
@@ -19,23 +19,23 @@ from bbu_train.types.outputs import Losses
 class StepTotals:
     """What is known of a step before its forward pass, summed over all micro-batches and ranks.
 
-    `num_positions` counts the positions of all rows, padding included. `is_preempted` says whether any rank was asked
-    to end: it travels with these sums because a message of its own would cost another exchange.
+    `num_positions` counts the positions of all rows, padding included. `should_end` says whether any rank must end: it
+    travels with these sums because a message of its own would cost another exchange.
     """
 
     counts: Counts
     sizes: Sizes
     num_positions: int
-    is_preempted: bool
+    should_end: bool
 
 
-def step_totals(micro_batches: Sequence[Batch]) -> StepTotals:
-    """Sum over the micro-batches of all ranks, which call this together."""
+def step_totals(micro_batches: Sequence[Batch], should_end: bool) -> StepTotals:
+    """Sum over the micro-batches of all ranks, which call this together. Each says whether it must end."""
     parts = [(*astuple(batch.counts), *astuple(batch.sizes), batch.input_ids.numel()) for batch in micro_batches]
-    on_this_rank = [*(sum(column) for column in zip(*parts, strict=True)), preemption.requested()]
-    *numbers, num_positions, num_preempted = distributed.sum_integers(on_this_rank)
+    on_this_rank = [*(sum(column) for column in zip(*parts, strict=True)), should_end]
+    *numbers, num_positions, num_ending = distributed.sum_integers(on_this_rank)
     num_counts = len(fields(Counts))
-    return StepTotals(Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_positions, num_preempted > 0)
+    return StepTotals(Counts(*numbers[:num_counts]), Sizes(*numbers[num_counts:]), num_positions, num_ending > 0)
 
 
 @dataclass(frozen=True)

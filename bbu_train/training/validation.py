@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -23,7 +24,6 @@ CLASSLESS = ("eval/loss/", "eval/agnostic_")
 """The metrics that do not depend on descriptions."""
 
 
-@torch.no_grad()
 def evaluate(
     inputs: RunInputs,
     engine: Engine,
@@ -39,32 +39,55 @@ def evaluate(
     Predicted boxes are in pixels of the original pictures. A model without a head has no predictions, nor has one whose
     head stays random (`untrained_head.is_scored`).
     """
+    by_rank = distributed.gather(evaluate_on_this_rank(inputs, engine, model, criterion, num_workers, end_if_asked))
+    metrics, pairs = _merge(criterion, inputs.data.validation, by_rank)
+    if "descriptions" in untrained_head.untrained_parts(model.head, criterion):
+        metrics = {name: value for name, value in metrics.items() if name.startswith(CLASSLESS)}
+    return metrics, pairs
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     if model.head is not None:
         # The head has no dropout. Its mode decides only whether it returns the outputs of denoising and dense losses,
         # which eval/loss/total holds as loss/total does.
         model.head.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def evaluate_on_this_rank(
+    inputs: RunInputs,
+    engine: Engine,
+    model: nn.Module,
+    criterion: Criterion,
+    num_workers: int,
+    end_if_asked: Callable[[], None],
+) -> tuple[Losses, Counts, dict[str, Prediction]]:
+    """Return the sums of the losses, what they are divided by, and the predictions by sample."""
     is_scored = untrained_head.is_scored(model.head, criterion)
     samples, tokenizer = inputs.data.validation, inputs.builder.tokenizer
     by_id = {sample.id: sample for sample in samples}
     sums: Losses = {}
     counts = Counts(0, 0, 0, 0)
     predictions: dict[str, Prediction] = {}
-    for batch in (batch.to(engine.device) for batch in _batches(inputs, num_workers, end_if_asked)):
-        with engine.autocast():
-            outputs = model(batch)
-            losses = criterion(outputs, batch)
-            if is_scored:
-                batch_samples = [by_id[sample_id] for sample_id in batch.sample_ids]
-                predictions |= predict(outputs.detections, batch_samples, tokenizer)
-        _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
-        counts = counts + batch.counts
-    model.train(was_training)
-    metrics, pairs = _merge(criterion, samples, distributed.gather((sums, counts, predictions)))
-    if "descriptions" in untrained_head.untrained_parts(model.head, criterion):
-        metrics = {name: value for name, value in metrics.items() if name.startswith(CLASSLESS)}
-    return metrics, pairs
+    with _evaluation_mode(model):
+        for batch in (batch.to(engine.device) for batch in _batches(inputs, num_workers, end_if_asked)):
+            # Without gradients every compiled part would get a second graph, which takes longer than most evaluations.
+            with torch.compiler.set_stance("force_eager"), engine.autocast():
+                outputs = model(batch)
+                losses = criterion(outputs, batch)
+                if is_scored:
+                    batch_samples = [by_id[sample_id] for sample_id in batch.sample_ids]
+                    predictions |= predict(outputs.detections, batch_samples, tokenizer)
+            _add(sums, {name: loss.double().cpu() for name, loss in losses.items()})
+            counts = counts + batch.counts
+    return sums, counts, predictions
 
 
 def predict(detections: Detections, samples: Sequence[Sample], tokenizer: PlainTextTokenizer) -> dict[str, Prediction]:

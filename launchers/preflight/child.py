@@ -8,20 +8,16 @@ It prints a line of JSON for each problem, `{"cells": [...], "problem": text}`; 
 import json
 import sys
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
-import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from bbu_train.collator.sizes import sizes
 from bbu_train.errors import InputError
-from bbu_train.ops.activations import Execution
-from bbu_train.training.memory import allowed_layouts, plan_memory
-from bbu_train.training.setup import RunData, RunInputs, build, load_data, prepare
-
-NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose FLOPs are averaged
+from bbu_train.training import auto
+from bbu_train.training.forecast import forecast
+from bbu_train.training.outline import Outline, build_outline
+from bbu_train.training.setup import RunData, RunInputs, load_data, prepare
 
 
 def check_data(cfg: DictConfig) -> RunInputs:
@@ -34,52 +30,21 @@ def _load(data: str) -> RunData:
     return load_data(OmegaConf.create(data))
 
 
-def check_parameter_groups(cfg: DictConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights.
-
-    Return that model and its optimizer.
-    """
-    if cfg.model.weights != "random":
-        from transformers import AutoConfig
-
-        with open_dict(cfg):
-            cfg.model.shape = AutoConfig.from_pretrained(cfg.model.checkpoint).to_dict()
-            cfg.model.weights = "random"
-    cfg.model.compile = False
-    model = build(cfg.model.network)(device=torch.device("meta"), head=build(cfg.head))
-    optimizer = build(cfg.optimizer)(model)
-    model.check_teacher_cache()
-    return model, optimizer
+def check_parameter_groups(cfg: DictConfig) -> Outline:
+    """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights."""
+    return build_outline(auto.apply(cfg, auto.settings(cfg, auto.target_machine(cfg), {})))
 
 
 def compute_requirements(cfg: DictConfig) -> dict[str, float]:
-    """Return what a training step requires.
+    """Return what a training step requires, as `--check` of the run says it (`training.forecast`).
 
     `flops` are those of the model in a step of all processes together, a mean over the first steps. `num_bytes` are
     those that each process needs, by prediction, in the layout that needs least of those that the config allows.
     """
-    run = check_data(cfg)
-    execution = _execution(cfg)
-    model, optimizer = check_parameter_groups(cfg)
-    steps = list(islice(run.plan.starting_at(0), NUM_STEPS))
-    encoded = [run.train.encode(draw) for step in steps for row in step for draw in row]
-    average, num_ranks = build(cfg.average)(model, optimizer), cfg.cluster.nodes * cfg.cluster.tasks_per_node
-    layouts = allowed_layouts(run, cfg.engine.gradient_checkpointing, cfg.engine.num_micro_batches, num_ranks)
-    evaluates = cfg.eval_every is not None
-    planned = plan_memory(model, optimizer, average, run, layouts, execution, num_ranks, evaluates)
-    return {
-        "flops": model.training_flops(sizes(encoded, run.builder.picture_format)) / len(steps),
-        "num_bytes": min(candidate.prediction.peak for candidate in planned),
-    }
-
-
-def _execution(cfg: DictConfig) -> Execution:
-    """Return how the job computes. Which kernels are installed there is unknown here, and makes little difference."""
-    is_on_gpu = cfg.cluster.gpus_per_node > 0
-    attention = cfg.model.attention
-    if attention == "auto":
-        attention = "flash_attention_2" if is_on_gpu and cfg.engine.precision != "fp32" else "sdpa"
-    return Execution(cfg.engine.precision, cfg.model.compile, attention, "none", is_on_gpu)
+    num_ranks = cfg.cluster.nodes * cfg.cluster.tasks_per_node
+    data = _load(OmegaConf.to_yaml(cfg.data, resolve=True))
+    known = forecast(cfg, auto.target_machine(cfg), num_ranks, data)
+    return {"flops": known.flops_per_step(), "num_bytes": known.num_bytes()}
 
 
 def main() -> None:

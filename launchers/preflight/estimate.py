@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from bbu_train.runs import config_keys, identity
+from bbu_train.runs import config_keys, identity, settings
 from bbu_train.runs import folder as run_folder
 from bbu_train.tracker.jsonl import read_rows
 from launchers.cells import Cell
@@ -91,7 +91,7 @@ def shape_key(values: Mapping[str, Any]) -> str:
     kept = {
         key: bool(value) if key.endswith(".lr") else value
         for key, value in config_keys.leaves(values)
-        if key in CLUSTER_KEYS
+        if key in (*CLUSTER_KEYS, *settings.LAYOUT_KEYS)
         or not (identity.is_neutral(key) or key.endswith((".root", ".cache")) or _is_under(key, IGNORED_KEYS))
     }
     return json.dumps(kept, sort_keys=True, default=str)

@@ -144,6 +144,27 @@ def test_the_model_has_the_averages_while_applied_and_its_own_weights_afterwards
     assert optimizer.state_dict()["state"].keys() == state_before
 
 
+def test_weights_that_do_not_fit_twice_on_their_device_are_kept_on_the_host_while_averages_are_applied(monkeypatch):
+    model = small_model("fp32")
+    average = ExponentialMovingAverage(model, make_optimizer(model, "fp32"), 0.9, NUM_STEPS)
+    before = model[1].weight.detach().tolist()
+    average.averages["1.weight"] += 1
+    copies = []
+
+    def copy_one(tensor):
+        copies.append(tensor)
+        if len(copies) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "clone", copy_one)
+    with average.applied():
+        assert torch.equal(model[1].weight, average.averages["1.weight"])
+        assert average.unaveraged_weights()["1.weight"].tolist() == before
+    assert model[1].weight.tolist() == before
+    assert len(copies) == 2
+
+
 def test_weights_to_save_are_averages_of_trained_parameters_and_the_frozen_weights():
     model = small_model("bf16")
     optimizer = make_optimizer(model, "bf16")

@@ -104,6 +104,15 @@ def test_a_refused_step_leaves_nothing_to_the_next(make_linear):
     assert engine.step(IDS)["total"] == pytest.approx(13)
 
 
+def test_micro_batches_that_were_discarded_leave_nothing_to_the_next_step(make_linear):
+    model, engine = make_linear()
+    engine.backward(objective(model) * math.nan)
+    engine.discard()
+    assert {parameter.grad for parameter in model.parameters()} == {None}
+    engine.backward(objective(model))
+    assert engine.step(IDS)["total"] == pytest.approx(13)
+
+
 @pytest.mark.parametrize(("key", "value"), [("precision", "fp16"), ("num_micro_batches", 0)])
 def test_an_invalid_value_is_refused_by_its_key(make_linear, key, value):
     with pytest.raises(InputError, match=rf"engine\.{key}"):
@@ -111,11 +120,11 @@ def test_an_invalid_value_is_refused_by_its_key(make_linear, key, value):
 
 
 @pytest.fixture
-def make_engine(make_model, make_criterion, config):
+def make_engine(make_model, make_criterion, resolved_config):
     """A function from overrides to the tiny model and its engine, built as in a run: a `Trainer`."""
 
     def make(*overrides):
-        cfg = config(*overrides)
+        cfg = resolved_config(*overrides)
         model = make_model(*overrides)
         optimizer = instantiate(cfg.optimizer, _convert_="all")(model)
         groups = parameters_by_group(optimizer)

@@ -9,7 +9,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
 from bbu_train.errors import InputError
-from bbu_train.model.attention import flash_attention_2, flash_attention_4, resolve_attention_name, sdpa, varlen
+from bbu_train.model.attention import (
+    fastest_installed,
+    flash_attention_2,
+    flash_attention_4,
+    resolve_attention_name,
+    sdpa,
+    varlen,
+)
 from bbu_train.runtime.seeds import generator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -170,21 +177,10 @@ def test_a_kernel_lets_no_token_attend_across_packed_segments(function, ends, is
     assert not torch.equal(before[:, first:], after[:, first:])
 
 
-def test_auto_takes_sdpa_where_no_kernel_can_run():
-    assert resolve_attention_name("auto", CPU, torch.float32) == "bbu_flash_sdpa"
-    assert resolve_attention_name("auto", CPU, torch.bfloat16) == "bbu_flash_sdpa"
-    assert resolve_attention_name("auto", GPU, torch.float32) == "bbu_flash_sdpa"
-
-
-def test_auto_logs_its_choice(caplog):
-    with caplog.at_level("INFO"):
-        resolve_attention_name("auto", CPU, torch.float32)
-    assert caplog.messages == ["model.attention=auto uses sdpa"]
-
-
-def test_auto_takes_a_kernel_on_a_gpu_in_half_precision():
-    expected = "bbu_flash_attention_2" if has_flash_2 else "bbu_flash_varlen"
-    assert resolve_attention_name("auto", GPU, torch.bfloat16) == expected
+def test_the_fastest_kernel_is_flash_attention_4_only_from_hopper_on():
+    before_hopper = "flash_attention_2" if has_flash_2 else "varlen"
+    assert fastest_installed((8, 9)) == before_hopper
+    assert fastest_installed((9, 0)) == ("flash_attention_4" if has_flash_4 else before_hopper)
 
 
 @pytest.mark.parametrize("attention", ["varlen", "flash_attention_2", "flash_attention_4"])
@@ -213,13 +209,13 @@ def test_the_cute_folder_of_flash_attention_2_is_not_mistaken_for_flash_attentio
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
     (tmp_path / "flash_attn" / "flash_attn_interface.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert resolve_attention_name("auto", GPU, torch.bfloat16) == "bbu_flash_attention_2"
+    assert fastest_installed((9, 0)) == "flash_attention_2"
     with pytest.raises(InputError, match="needs a package that is missing: pip install 'flash-attn-4"):
         resolve_attention_name("flash_attention_4", GPU, torch.bfloat16)
 
 
 def test_an_unknown_attention_names_the_choices():
     with pytest.raises(
-        InputError, match=r"model\.attention=eager is unknown; take one of auto, sdpa, varlen, flash_attention_2, "
+        InputError, match=r"model\.attention=eager is unknown; take one of sdpa, varlen, flash_attention_2, "
     ):
         resolve_attention_name("eager", CPU, torch.float32)

@@ -36,11 +36,11 @@ def sharpen(model):
 
 
 @pytest.fixture(scope="module")
-def make(config):
+def make(resolved_config):
     """A function from overrides and a seed of the weights to a model on the GPU and its criterion."""
 
     def make(*overrides, draw=0):
-        cfg = config(*WIDE, *overrides)
+        cfg = resolved_config(*WIDE, *overrides)
         torch.manual_seed(draw)
         try:
             model, criterion = build(cfg.model.network)(device=GPU, head=build(cfg.head)), build(cfg.loss)

@@ -144,7 +144,7 @@ def test_a_model_that_trains_with_checkpointing_still_generates_with_its_cache(m
     """transformers drops the cache of a layer with checkpointing."""
     plain, _ = generate(model, prompts, builder, 4)
     model.train()
-    model.enable_activation_checkpointing("full")
+    model.set_activation_checkpointing("full")
     checkpointed, _ = generate(model, prompts, builder, 4)
     assert torch.equal(plain.probabilities, checkpointed.probabilities)
 
@@ -184,9 +184,9 @@ def test_a_cache_that_grows_changes_nothing(model, builder, prompts, monkeypatch
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_captured_step_generates_the_same_as_an_eager_one(config, builder, prompts, monkeypatch, precision):
+def test_a_captured_step_generates_the_same_as_an_eager_one(resolved_config, builder, prompts, monkeypatch, precision):
     gpu = torch.device("cuda")
-    cfg = config(f"engine.precision={precision}", "head=none")
+    cfg = resolved_config(f"engine.precision={precision}", "head=none")
     torch.manual_seed(0)
     network = instantiate(cfg.model.network, _convert_="all")
     model = enlarge_weights(network(device=gpu, head=instantiate(cfg.head, _convert_="all")))

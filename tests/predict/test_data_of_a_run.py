@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from bbu_train.checkpoint.local import Checkpoint
+from bbu_train.checkpoint.committed import Checkpoint
 from bbu_train.errors import InputError
 from bbu_train.evaluate.__main__ import main as evaluate
 from bbu_train.predict import trained_run

@@ -21,7 +21,7 @@ from bbu_train.checkpoint.local import LocalCheckpoints
 from bbu_train.errors import Preempted
 from bbu_train.runtime import preemption
 
-STEP = "bbu_train.train.train_step"  # called once in each step
+STEP = "bbu_train.training.recovery.train_step"  # called once in each step
 EVALUATION_BATCH = "bbu_train.training.validation.predict"
 # An evaluation has two batches and uses the averaged weights. Step 3 is saved between two evaluations.
 OFTEN = "eval_batch_size=2", "eval_every=4", "checkpoint.keep_last=9", "average=ema"

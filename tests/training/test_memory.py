@@ -45,9 +45,9 @@ class Run(NamedTuple):
 
 
 @pytest.fixture
-def make_run(config, samples):
+def make_run(resolved_config, samples):
     def make(*overrides, device="cpu"):
-        cfg = config(*FEW_BLOCKS, *(() if "head=none" in overrides else SMALL), *overrides)
+        cfg = resolved_config(*FEW_BLOCKS, *(() if "head=none" in overrides else SMALL), *overrides)
         fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
         splits = Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {})
         inputs = setup.prepare(cfg, setup.RunData(splits, {}))
@@ -102,7 +102,7 @@ def test_predicted_peaks_are_what_torch_allocates_at_every_checkpointing(make_ru
         ("head=dino", "collator=standard", "engine.gradient_checkpointing=selective"),
         ("head=detr", "engine.precision=bf16", "collator=packed"),
         ("head=none", "loss=language", "optimizer.groups.vision.lr=0"),
-        ("head=detr", "model.network.vocabulary_chunk=64"),
+        ("head=detr", "model.vocabulary_chunk=64"),
     ],
 )
 def test_the_predicted_peak_is_what_torch_allocates_for_other_choices(make_run, overrides):

@@ -18,7 +18,6 @@ def test_a_model_without_a_head_takes_any_number_of_objects(samples):
 def test_counts_that_are_too_small_or_no_whole_numbers_are_listed_together(config):
     wrong = {
         "steps": -1,
-        "threads": 0,
         "gallery": "null",
         "eval_every": 0,
         "save_every": 1.5,
@@ -31,6 +30,10 @@ def test_counts_that_are_too_small_or_no_whole_numbers_are_listed_together(confi
             f"{key}={None if value == 'null' else value}: expected a whole number of at least {setup.MINIMUMS[key]}"
             in str(error.value)
         )
+    with pytest.raises(InputError, match=r"threads=0: expected auto or a whole number of at least 1") as error:
+        setup.prepare(config("threads=0", "model.compile=maybe", "engine.num_micro_batches=0"))
+    assert "model.compile=maybe: take auto, true, false" in str(error.value)
+    assert "engine.num_micro_batches=0" in str(error.value)
     setup.check_counts(config("head=none", "loss=language", "eval_every=null", "save_every=null", "steps=0"))
 
 

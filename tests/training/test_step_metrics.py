@@ -17,7 +17,7 @@ UNKNOWN = PeakFlops(data_sheet=0, matmul=0)
 
 def times(peak):
     sizes = Sizes(**{field.name: 0 for field in fields(Sizes)} | {"tokens": 90})
-    totals = StepTotals(Counts(0, 0, 0, 0), sizes, num_positions=120, is_preempted=False)
+    totals = StepTotals(Counts(0, 0, 0, 0), sizes, num_positions=120, should_end=False)
     return step_metrics.time_metrics(2.0, 0.5, totals, step_flops=6 * 10**12, peak=peak)
 
 

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch._dynamo.utils import counters
 
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
+from bbu_train.errors import InputError
 from bbu_train.optimizer.groups import parameters_by_group
-from bbu_train.training import loader, setup, step_metrics, untrained_head, validation
+from bbu_train.training import loader, recovery, setup, step_metrics, untrained_head, validation
 
 SMALL = ("head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.max_caption_tokens=4")
 NO_WEIGHT = [f"loss.weights.{name}=0" for name in ("l1", "giou", "objectness", "caption")]
@@ -23,6 +25,10 @@ class Assembled(NamedTuple):
     engine: object
     model: torch.nn.Module
     criterion: object
+    optimizer: object
+
+    def recovering(self, folder):
+        return recovery.Recovery(self.inputs, self.engine, self.criterion, self.optimizer, 0, folder)
 
     def evaluate(self):
         return validation.evaluate(self.inputs, self.engine, self.model, self.criterion, 0, lambda: None)
@@ -33,9 +39,9 @@ class Assembled(NamedTuple):
 
 
 @pytest.fixture
-def assemble(config, samples):
+def assemble(resolved_config, samples):
     def build(*overrides):
-        cfg = config(*(() if "head=none" in overrides else SMALL), *overrides)
+        cfg = resolved_config(*(() if "head=none" in overrides else SMALL), *overrides)
         fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
         splits = Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {})
         inputs = setup.prepare(cfg, setup.RunData(splits, {}))
@@ -45,9 +51,18 @@ def assemble(config, samples):
         optimizer = parts["optimizer"](model)
         groups = parameters_by_group(optimizer)
         engine = parts["engine"](model, parts["loss"], optimizer, groups, torch.device("cpu"))
-        return Assembled(inputs, engine, model, parts["loss"])
+        return Assembled(inputs, engine, model, parts["loss"], optimizer)
 
     return build
+
+
+def test_an_evaluation_compiles_nothing(assemble):
+    """Graphs without gradients would serve nothing else, and take longer than most evaluations."""
+    torch.compiler.reset()
+    counters.clear()
+    metrics, _ = assemble("model.compile=true").evaluate()
+    assert metrics["eval/loss/total"] > 0
+    assert not counters["frames"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +80,42 @@ def test_every_loss_and_the_total_of_an_evaluation_are_those_of_a_training_step_
     assert ("loss/denoising_bbox_l1" in losses and "loss/dense_objectness" in losses) == ("head=dino" in choices)
     assert len(predictions) == 4
     assert all(module.training for module in run.model.modules())
+
+
+def only_fits(run, monkeypatch, num_samples):
+    """Let the criterion run out of memory for batches of more samples."""
+    compute = type(run.criterion).__call__
+
+    def compute_if_it_fits(criterion, outputs, batch):
+        if len(batch.sample_ids) > num_samples:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(criterion, outputs, batch)
+
+    monkeypatch.setattr(type(run.criterion), "__call__", compute_if_it_fits)
+
+
+def test_an_evaluation_that_runs_out_of_memory_takes_fewer_samples_at_a_time_and_gives_the_same(
+    assemble, tmp_path, monkeypatch
+):
+    run = assemble("head=dino")
+    expected, pairs = run.evaluate()
+    only_fits(run, monkeypatch, num_samples=1)
+    recovering = run.recovering(tmp_path)
+    metrics, again = recovering.evaluate(0, run.model, lambda: None)
+    assert metrics == pytest.approx(expected, rel=1e-5)
+    assert [picture for picture, _ in again] == [picture for picture, _ in pairs]
+    assert all(module.training for module in run.model.modules())
+    assert recovering.learnt.summary() == (
+        "the device ran out of memory; from step 0 on, evaluation batches of 1 instead of 4"
+    )
+    assert run.recovering(tmp_path).learnt == recovering.learnt  # as in a run that goes on
+
+
+def test_a_sample_that_cannot_be_evaluated_alone_is_named(assemble, tmp_path, monkeypatch):
+    run = assemble("head=none", "loss=language", "eval_batch_size=1")
+    only_fits(run, monkeypatch, num_samples=0)
+    with pytest.raises(InputError, match="The sample a alone needs too much memory to be evaluated: it has .* tokens"):
+        run.recovering(tmp_path).evaluate(0, run.model, lambda: None)
 
 
 @pytest.mark.parametrize("overrides", [NO_WEIGHT, FROZEN, FROZEN[:1], NO_WEIGHT[:2]])

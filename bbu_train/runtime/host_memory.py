@@ -1,0 +1,57 @@
+"""How much more memory this job may use on its machine."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+MEBIBYTE = 1 << 20
+
+
+def available_bytes(root: Path, environment: Mapping[str, str]) -> int:
+    """Return the least of what the machine has left, and what cgroups and SLURM leave to this job.
+
+    `root` is / except in tests. Files in the page cache count as free, because the kernel drops them when it must.
+    """
+    limits = [_read_table(root / "proc/meminfo")["MemAvailable"] * 1024, *_cgroup_bytes(root)]
+    if (slurm := _slurm_bytes(environment)) is not None:
+        own = _read_table(root / "proc/self/status")["VmRSS"] * 1024
+        limits.append(slurm - own * int(environment.get("LOCAL_WORLD_SIZE", "1")))  # ranks are about equally large
+    return max(0, min(limits))
+
+
+def _cgroup_bytes(root: Path) -> Iterator[int]:
+    """Yield what each memory limit leaves: of this process's cgroup and of those above, in versions 1 and 2."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, limit, usage, files = (
+                "sys/fs/cgroup",
+                "memory.max",
+                "memory.current",
+                ("inactive_file", "active_file"),
+            )
+        elif "memory" in controllers.split(","):
+            mount, limit, usage = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            files = ("total_inactive_file", "total_active_file")
+        else:
+            continue
+        # In a container the path is that of the host and may be missing here; the mount's root is the container's.
+        parts = Path(path.lstrip("/")).parts
+        for length in range(len(parts) + 1):
+            folder = root.joinpath(mount, *parts[:length])
+            if (folder / limit).exists() and (bound := (folder / limit).read_text().strip()) != "max":
+                table = _read_table(folder / "memory.stat")
+                yield int(bound) - int((folder / usage).read_text()) + sum(table.get(name, 0) for name in files)
+
+
+def _slurm_bytes(environment: Mapping[str, str]) -> int | None:
+    """Return the memory of the job on this node, or None outside SLURM and where it has no limit (0)."""
+    per_node = int(environment.get("SLURM_MEM_PER_NODE", "0"))
+    per_cpu, num_cpus = (int(environment.get(name, "0")) for name in ("SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"))
+    return (per_node or per_cpu * num_cpus) * MEBIBYTE or None
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    """Read lines of a name and a number, such as `MemAvailable:   1234 kB`. Other lines are left out."""
+    rows = (line.replace(":", " ").split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

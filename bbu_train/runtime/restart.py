@@ -1,0 +1,139 @@
+"""Starting all ranks of a run again, in their own processes, when one of them cannot go on.
+
+A rank that fails in a backward pass leaves the others in an exchange that never ends. So each rank has a thread that
+watches the store of the process group. When a rank calls for a restart, the threads of all ranks answer, and then each
+replaces its process by a new one with the same command. The new processes go on from the last checkpoint. torchrun and
+SLURM see no process end.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from bbu_train.runtime import distributed, preemption
+
+POLL_SECONDS = 0.5  # how often a rank looks for a call
+ANSWER_SECONDS = 120  # how long all ranks have to answer
+CALL, ANSWERS = "restart", "restart answers"
+REASON = "BBU_RESTART_REASON"  # what the last call said, for the new process
+
+_watches: "list[_Watch]" = []  # one, while there are several ranks
+
+
+def watch(added_arguments: Sequence[str]) -> None:
+    """Watch for calls from now on, if there are several ranks. `added_arguments` end the command of a new process."""
+    if distributed.world_size() > 1:
+        _watches.append(_Watch(added_arguments))
+        _watches[-1].start()
+
+
+def stop() -> None:
+    """End the watch, before the ranks leave each other."""
+    while _watches:
+        watch = _watches.pop()
+        watch.is_over.set()
+        watch.join()
+
+
+def call(reason: str) -> NoReturn:
+    """Restart all ranks. `reason` says why, and how far the run had come: the same one twice ends the run with 75."""
+    (watch,) = _watches
+    watch.store.set(CALL, reason)
+    watch.wait_for_end()
+
+
+def wait_if_called() -> None:
+    """Wait for this process's end if the ranks restart. Otherwise return: an error of this rank is its own."""
+    for watch in _watches:
+        if watch.is_called.is_set():
+            watch.wait_for_end()
+
+
+class _Watch(threading.Thread):
+    """The thread of a rank that waits for a call and then restarts the process."""
+
+    def __init__(self, added_arguments: Sequence[str]):
+        super().__init__(daemon=True)
+        self.added_arguments = added_arguments
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.store = distributed.connect()
+        self.is_called, self.is_over = threading.Event(), threading.Event()
+
+    def wait_for_end(self) -> NoReturn:
+        while True:
+            with suppress(Exception):  # torch raises in this thread when data workers are ended
+                self.join()
+
+    def run(self) -> None:
+        while not self.is_over.wait(POLL_SECONDS):
+            try:
+                is_called = self.store.check([CALL])
+            except RuntimeError:  # rank 0 has left: the run is over, or has failed there
+                return
+            if is_called:
+                self.is_called.set()
+                self._restart()
+
+    def _restart(self) -> NoReturn:
+        reason = self.store.get(CALL).decode()
+        _end_children()
+        if os.environ.get(REASON) == reason:
+            _give_up(f"The run restarted without any progress: {reason}.")
+        self.store.add(ANSWERS, 1)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while not self._may_start():
+            if time.monotonic() > deadline:
+                _give_up(f"Some ranks did not answer for {ANSWER_SECONDS} s, so they cannot restart: {reason}.")
+            time.sleep(0.01)
+        os.environ[REASON] = reason
+        os.environ[distributed.RESTARTS] = str(distributed.num_restarts() + 1)
+        preemption.hand_over()
+        _flush()
+        _replace_process([sys.executable, *sys.orig_argv[1:], *self.added_arguments])
+
+    def _may_start(self) -> bool:
+        """Whether all ranks have answered, and the store of this attempt is out of the way of the next one.
+
+        Where rank 0 holds the store, it goes first: the others see that they have lost it.
+        """
+        try:
+            have_answered = self.store.add(ANSWERS, 0) == self.world_size
+        except RuntimeError:
+            return True
+        return have_answered and (self.rank == 0 or distributed.outlives_ranks())
+
+
+def _end_children() -> None:
+    """End data workers, which would take the new process for their parent."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+
+
+def _replace_process(command: Sequence[str]) -> NoReturn:
+    """Become `command`, which inherits stdin, stdout and stderr only: no socket, and no memory of a GPU."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (a Path would hold it open)
+        if int(name) > 2:
+            with suppress(OSError):
+                os.set_inheritable(int(name), False)
+    os.execv(command[0], command)
+
+
+def _give_up(message: str) -> NoReturn:
+    """End this process with 75, although its main thread may wait for other ranks."""
+    print(f"{message} The same command goes on from the last checkpoint.", file=sys.stderr)
+    _flush()
+    os._exit(os.EX_TEMPFAIL)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()

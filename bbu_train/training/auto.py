@@ -1,0 +1,227 @@
+"""What the word "auto" means on a device: precision, compilation, attention, chunks of logits, workers and threads.
+
+The layout of a step, `engine.gradient_checkpointing` and `engine.num_micro_batches`, needs the model and is chosen by
+`training.fit`. On a GPU auto means full speed; on a CPU, exact and undemanding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from bbu_train.engine.ddp import PRECISIONS
+from bbu_train.errors import InputError, all_problems
+from bbu_train.model import activation_checkpointing, attention
+from bbu_train.ops.numbers import is_count
+from bbu_train.runs.settings import AUTO, CHECKPOINTING, DEVICE, EXAMPLES, MICRO_BATCHES, PRECISION, THREADS
+from bbu_train.runtime import hardware
+
+CHOICES: Mapping[str, tuple[object, ...]] = {
+    PRECISION: PRECISIONS,
+    CHECKPOINTING: activation_checkpointing.CHOICES,
+    "model.compile": (True, False),
+    "model.attention": attention.CHOICES,
+}
+MINIMUMS = {MICRO_BATCHES: 1, "model.vocabulary_chunk": 1, "num_workers": 0, THREADS: 1}
+MAX_GPU_WORKERS = 6
+"""Six workers read a step of eight pictures with teachers as fast as an H200 trains a 3B model on them."""
+MAX_GPU_THREADS, MAX_CPU_THREADS = 4, 2
+LARGE_CARD_BYTES = 40 * 2**30
+CONTEXT_BYTES = 2**30
+"""What CUDA and the libraries take of a GPU beside torch's tensors: a bound."""
+CARDS = {
+    **{"B200": 178.4, "H200": 139.8, "H100": 79.2, "A100": 79.2, "A100-40": 39.4, "L40S": 44.4, "A6000": 47.4},
+    **{"RTX6000": 94.9, "RTX5090": 31.4, "RTX4090": 23.5, "RTX3090": 23.6, "A10": 22.1, "L4": 22.0},
+}
+"""GiB of memory that GPUs report by `torch.cuda.mem_get_info`, or about as much."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting became: the word that was given, the value, and the reason for the value."""
+
+    given: Any
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides the settings: the device, and the share of this rank in the machine.
+
+    kind              "cpu" or "gpu"
+    name              of the device, in messages
+    total_bytes       memory of the GPU; 0 for a CPU
+    available_bytes   of them for this process: what others use and a limit of torch are taken off
+    computes_bf16     whether products of bfloat16 are fast
+    compiles          whether torch.compile makes GPU kernels here
+    attention         the fastest attention that is installed and runs there in bfloat16
+    num_cores         processor cores of this rank
+    num_free_cores    those that nobody else uses now
+    """
+
+    kind: str
+    name: str
+    total_bytes: int
+    available_bytes: int
+    computes_bf16: bool
+    compiles: bool
+    attention: str
+    num_cores: int
+    num_free_cores: int
+
+
+def cpu(num_cores: int, num_free_cores: int) -> Machine:
+    return Machine("cpu", "the CPU", 0, 0, False, False, "sdpa", num_cores, num_free_cores)
+
+
+def this_machine(device: torch.device) -> Machine:
+    """Return what this rank computes on."""
+    cores = hardware.num_cores_of_rank(), hardware.num_free_cores()
+    if device.type != "cuda":
+        return cpu(*cores)
+    properties = torch.cuda.get_device_properties(device)
+    return Machine(
+        kind="gpu",
+        name=properties.name,
+        total_bytes=properties.total_memory,
+        available_bytes=_available_bytes(device),
+        computes_bf16=properties.major >= 8,
+        compiles=find_spec("triton") is not None,
+        attention=attention.fastest_installed((properties.major, properties.minor)),
+        num_cores=cores[0],
+        num_free_cores=cores[1],
+    )
+
+
+def named_machine(card: str) -> Machine:
+    """Return a machine with the GPU that `card` names: one of CARDS, or its memory in GiB. Raises InputError."""
+    known = {name.lower(): gib for name, gib in CARDS.items()}
+    try:
+        gib = known[card.lower()] if card.lower() in known else float(card)
+    except ValueError:
+        names = ", ".join(CARDS)
+        raise InputError(f"--check={card}: expected one of {names}, or a GPU's GiB, such as --check=24.") from None
+    total, cores = int(gib * 2**30), hardware.num_cores()
+    available = total - CONTEXT_BYTES
+    kernel = attention.fastest_installed((8, 0))
+    kernel = "flash_attention_2" if kernel == "sdpa" else kernel  # what a machine with a GPU has
+    return Machine("gpu", card, total, available, True, True, kernel, cores, cores)
+
+
+def _available_bytes(device: torch.device) -> int:
+    """Return what torch can still allocate, with what it has allocated already."""
+    free, total = torch.cuda.mem_get_info(device)
+    limit = torch.cuda.get_per_process_memory_fraction(device) * total
+    return int(min(free + torch.cuda.memory_reserved(device), limit))
+
+
+def target_machine(cfg: DictConfig) -> Machine:
+    """Return what the run will compute on, by `about.device` and `cluster`, where this machine is not the one.
+
+    A GPU that is not here is taken to compute bfloat16. Its memory is not known.
+    """
+    num_cores = cfg.cluster.cpus_per_task
+    if OmegaConf.select(cfg, DEVICE) != "gpu":
+        return cpu(num_cores, num_cores)
+    return Machine("gpu", "the GPU of the job", 0, 0, True, True, "sdpa", num_cores, num_cores)
+
+
+def settings(cfg: DictConfig, machine: Machine, environment: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return the value of every setting but those of the layout.
+
+    `environment` is the `environment.json` of the run if it goes on, else empty: its precision and, on a CPU, its
+    threads stay as they were. Raises InputError if this machine would compute in another precision.
+    """
+    answers = _answers(machine)
+    if machine.kind == "cpu" and (stored := recorded(environment, THREADS)) is not None:
+        answers[THREADS] = stored, "as the run began"
+    result = {}
+    for key, (value, reason) in answers.items():
+        given = OmegaConf.select(cfg, key)
+        result[key] = Setting(given, value, reason) if given == AUTO else Setting(given, given, "given")
+    if machine.kind == "gpu" and result[PRECISION].value == "fp32":
+        result["model.attention"] = _in_fp32(result["model.attention"])
+    stored = recorded(environment, PRECISION)
+    if stored not in (None, result[PRECISION].value):
+        raise InputError(
+            f"The run began with {PRECISION}={stored}, which auto took there, and here auto takes "
+            f"{result[PRECISION].value} ({result[PRECISION].reason}): its results would differ. Go on with it on a "
+            f"device like the first one, or start a new run with {PRECISION}={stored}."
+        )
+    return result
+
+
+def recorded(environment: Mapping[str, Any], key: str) -> Any:
+    """Return what the run took for "auto" when it began, or None."""
+    recorded = environment.get("settings", {}).get(key, {})
+    return recorded.get("value") if recorded.get("given") == AUTO else None
+
+
+def apply(cfg: DictConfig, chosen: Mapping[str, Setting]) -> DictConfig:
+    """Return a copy of the config in which each setting has its value instead of "auto"."""
+    applied = cfg.copy()
+    for key, setting in chosen.items():
+        OmegaConf.update(applied, key, setting.value)
+    return applied
+
+
+def describe(machine: Machine, chosen: Mapping[str, Setting]) -> str:
+    """Return one line: what auto took on this machine, and why."""
+    taken = [f"{key}={_as_text(each.value)} ({each.reason})" for key, each in chosen.items() if each.given == AUTO]
+    memory = f", {machine.total_bytes / 2**30:.1f} GiB" if machine.total_bytes else ""
+    cores = f"{machine.num_free_cores} of {machine.num_cores} cores free"
+    return f"auto on {machine.name}{memory}, {cores}: {', '.join(taken) or 'everything is given'}"
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise InputError that lists every setting whose value is neither "auto" nor one that it can have."""
+    problems = []
+    for key in EXAMPLES:
+        value = OmegaConf.select(cfg, key)
+        if value == AUTO:
+            continue
+        if key in CHOICES and value not in CHOICES[key]:
+            problems.append(f"{key}={_as_text(value)}: take auto, {', '.join(map(_as_text, CHOICES[key]))}")
+        if key in MINIMUMS and not is_count(value, MINIMUMS[key]):
+            problems.append(f"{key}={value}: expected auto or a whole number of at least {MINIMUMS[key]}")
+    if problems:
+        raise all_problems("The config", problems, "Correct the values listed.")
+
+
+def _answers(machine: Machine) -> dict[str, tuple[Any, str]]:
+    """Return the value that auto takes for each setting, and the reason."""
+    if machine.kind == "cpu":
+        num_threads = min(MAX_CPU_THREADS, machine.num_free_cores)
+        return {
+            PRECISION: ("fp32", "a CPU gains little from bfloat16"),
+            "model.compile": (False, "compiling for a CPU takes longer than it saves"),
+            "model.attention": ("sdpa", "the kernels need a GPU"),
+            "model.vocabulary_chunk": (1024, "fits everywhere"),
+            "num_workers": (0, "the cores compute"),
+            THREADS: (num_threads, f"free cores, at most {MAX_CPU_THREADS}"),
+        }
+    bf16 = ("bf16", "float32 masters") if machine.computes_bf16 else ("fp32", f"{machine.name} lacks bfloat16")
+    compiles = (True, "faster") if machine.compiles else (False, "Triton is not installed")
+    is_large = machine.total_bytes >= LARGE_CARD_BYTES
+    num_threads = min(MAX_GPU_THREADS, machine.num_cores)
+    num_workers = min(MAX_GPU_WORKERS, max(0, machine.num_cores - 1))
+    return {
+        PRECISION: bf16,
+        "model.compile": compiles,
+        "model.attention": (machine.attention, "the fastest installed"),
+        "model.vocabulary_chunk": (8192 if is_large else 1024, f"{'at least' if is_large else 'less than'} 40 GiB"),
+        "num_workers": (num_workers, f"one core stays, at most {MAX_GPU_WORKERS}"),
+        THREADS: (num_threads, f"at most {MAX_GPU_THREADS}"),
+    }
+
+
+def _in_fp32(setting: Setting) -> Setting:
+    return Setting(AUTO, "sdpa", "the kernels need bf16") if setting.given == AUTO else setting
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

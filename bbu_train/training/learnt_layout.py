@@ -1,0 +1,76 @@
+"""What a run has learnt about its device's memory, kept in its folder for when it goes on."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from bbu_train.runtime import distributed
+from bbu_train.runtime.atomic_write import atomic_write
+
+FILE = "learnt_layout.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number that was lowered or raised at `step` because it did not fit: `asked` is the config's."""
+
+    asked: int
+    taken: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """The kind of device that a run trains on, and the bytes that one has."""
+
+    name: str
+    total_bytes: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Device":
+        if device.type != "cuda":
+            return cls(device.type, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        properties = torch.cuda.get_device_properties(device)
+        return cls(properties.name, properties.total_memory)
+
+    def __str__(self) -> str:
+        return f"{self.name} with {self.total_bytes / 2**30:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class LearntLayout:
+    """Micro-batches of all ranks together, and samples in a batch of an evaluation; None: what the config says fits."""
+
+    num_parts: Change | None = None
+    eval_batch_size: Change | None = None
+
+    @classmethod
+    def read(cls, folder: Path, device: Device) -> "LearntLayout":
+        """Return what was learnt in this folder on a device with at least as much memory; else nothing."""
+        try:
+            stored = json.loads((folder / FILE).read_text())
+        except FileNotFoundError:
+            return cls()
+        if device.total_bytes > stored["device"]["total_bytes"]:
+            return cls()
+        return cls(*(stored[name] and Change(**stored[name]) for name in ("num_parts", "eval_batch_size")))
+
+    def write(self, folder: Path, device: Device) -> None:
+        atomic_write(folder / FILE, json.dumps({"device": asdict(device), **asdict(self)}, indent=1) + "\n")
+
+    def num_micro_batches(self, num_asked: int) -> int:
+        """Return the micro-batches of each rank, where the config asks for `num_asked`."""
+        return max(num_asked, math.ceil(self.num_parts.taken / distributed.world_size()) if self.num_parts else 0)
+
+    def summary(self) -> str | None:
+        """Say in a line what does not follow the config, or return None."""
+        texts = []
+        if (parts := self.num_parts) is not None:
+            texts.append(f"from step {parts.step + 1} on, {parts.taken} micro-batches a step instead of {parts.asked}")
+        if (size := self.eval_batch_size) is not None:
+            texts.append(f"from step {size.step} on, evaluation batches of {size.taken} instead of {size.asked}")
+        return f"the device ran out of memory; {'; '.join(texts)}" if texts else None
