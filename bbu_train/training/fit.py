@@ -56,7 +56,7 @@ class Prediction:
         outline = self.outline
         parts = outline.model, outline.optimizer, outline.average, self.inputs
         run = what_fits.Run(*parts, self.least, self.execution, num_ranks)
-        return what_fits.does_not_fit(run, available_bytes, [])
+        return what_fits.does_not_fit(run, available_bytes)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from bbu_train.ops.activations import Execution, MicroBatchSizes
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.optimizer.muon import Muon
+from bbu_train.runs.settings import AUTO
 from bbu_train.training import memory_phases
-from bbu_train.training.memory import GIB, MARGIN, Candidate, predict
+from bbu_train.training.memory import GIB, MARGIN, Candidate, allowed_layouts, plan_memory, predict
 from bbu_train.training.setup import RunInputs
 
 HALVINGS = (2, 4)  # divisors of the largest picture's area that are tried as model.max_pixels
@@ -64,17 +65,14 @@ class Run:
     num_ranks: int
 
 
-def does_not_fit(run: Run, available_bytes: int, further: Sequence[Choice]) -> InputError:
-    """Return the error that says what the run needs, and what would fit.
-
-    `further` are choices that need another model or layout, which the caller has predicted.
-    """
+def does_not_fit(run: Run, available_bytes: int) -> InputError:
+    """Return the error that says what the run needs, and what would fit."""
     needed = run.least.prediction
     largest, source = run.least.training, run.inputs.train
     if run.least.evaluation is not None and needed.evaluation == needed.peak:
         largest, source = run.least.evaluation, run.inputs.validation
     names = ", ".join(source.names((largest.visits,)))
-    fitting = find_choices(run, available_bytes, further)
+    fitting = find_choices(run, available_bytes)
     choices = "\n".join(f"  {choice}" for choice in fitting) or "  none of the choices, nor two of them together"
     card = needed.peak / (1 - MARGIN) / GIB
     sizes = f"{largest.sizes.positions} tokens and {largest.sizes.pictures} pictures"
@@ -86,7 +84,7 @@ def does_not_fit(run: Run, available_bytes: int, further: Sequence[Choice]) -> I
     )
 
 
-def find_choices(run: Run, available_bytes: int, further: Sequence[Choice]) -> list[Choice]:
+def find_choices(run: Run, available_bytes: int) -> list[Choice]:
     """Return the choices that fit, those that need most first; pairs of them if no single one fits."""
     changes = list(possible_changes(run))
 
@@ -95,8 +93,18 @@ def find_choices(run: Run, available_bytes: int, further: Sequence[Choice]) -> l
         choices = [Choice(tuple(change.override for change in some), _bytes_after(run, some)) for some in sets]
         return [choice for choice in choices if choice.num_bytes <= (1 - MARGIN) * available_bytes]
 
-    found = fitting(1) + [choice for choice in further if choice.num_bytes <= (1 - MARGIN) * available_bytes]
+    found = [*_other_layouts(run, available_bytes), *fitting(1)]
     return sorted(found or fitting(2), key=lambda choice: -choice.num_bytes)
+
+
+def _other_layouts(run: Run, available_bytes: int) -> Iterator[Choice]:
+    """Yield the fastest layout that fits, if there is one: the config forbids it, or the run would fit."""
+    layouts = allowed_layouts(run.inputs, AUTO, AUTO, run.num_ranks)
+    parts, evaluates = (run.model, run.optimizer, run.average, run.inputs), run.least.evaluation is not None
+    for candidate in plan_memory(*parts, layouts, run.execution, run.num_ranks, evaluates):
+        if candidate.prediction.fits(available_bytes):
+            yield Choice((str(candidate.layout),), candidate.prediction.peak)
+            return
 
 
 def possible_changes(run: Run) -> Iterator[Change]:

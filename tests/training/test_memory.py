@@ -134,10 +134,10 @@ def test_what_stays_is_what_a_run_holds_after_a_step(make_run):
 
 def test_the_need_of_a_choice_is_that_of_a_run_with_it(make_run):
     layout, overrides = Layout("full", 1), ["average=ema", "engine.precision=bf16"]
-    choices = what_fits.find_choices(what_fits_run(make_run(*overrides, device="meta"), layout), 2**60, [])
+    choices = what_fits.find_choices(what_fits_run(make_run(*overrides, device="meta"), layout), 2**60)
     assert len(choices) >= 5
     for choice in choices:
-        if not choice.overrides[0].startswith(("model.max_pixels", "optimizer.groups.llm")):
+        if not choice.overrides[0].startswith(("model.max_pixels", "optimizer.groups.llm", "engine.gradient")):
             run = make_run(*overrides, *choice.overrides[0].split(), device="meta")
             assert choice.num_bytes == run.plan(layout).prediction.peak, choice
 
@@ -146,7 +146,7 @@ def test_the_error_for_what_does_not_fit_names_what_would(make_run):
     run = make_run("average=ema", "engine.precision=bf16", device="meta")
     least = what_fits_run(run, Layout("full", 1))
     trained = [parameter.requires_grad for parameter in run.model.parameters()]
-    text = str(what_fits.does_not_fit(least, int(0.9 * least.least.prediction.peak), []))
+    text = str(what_fits.does_not_fit(least, int(0.9 * least.least.prediction.peak)))
     assert "it needs 0.0 GiB of 0.0 GiB with engine.gradient_checkpointing=full engine.num_micro_batches=1" in text
     assert "average=none: 0.0 GiB" in text
     assert "head=none" not in text
@@ -156,11 +156,20 @@ def test_the_error_for_what_does_not_fit_names_what_would(make_run):
 
 def test_two_choices_are_named_where_none_is_enough(make_run):
     run = what_fits_run(make_run("average=ema", "engine.precision=bf16", device="meta"), Layout("full", 1))
-    singles = what_fits.find_choices(run, 2**60, [])
+    singles = what_fits.find_choices(run, 2**60)
     available = int(min(choice.num_bytes for choice in singles) / (1 - memory.MARGIN)) - 1024
-    pairs = what_fits.find_choices(run, available, [])
+    pairs = what_fits.find_choices(run, available)
     assert pairs
     assert all(len(choice.overrides) == 2 and choice.num_bytes <= available for choice in pairs)
+
+
+def test_a_layout_that_the_config_forbids_is_named_if_it_would_fit(make_run):
+    run = make_run("head=none", "loss=language", device="meta")
+    needed = {choice: run.plan(Layout(choice, 1)).prediction.peak for choice in ("none", "full")}
+    forbidding = what_fits_run(run, Layout("none", 1))
+    choices = what_fits.find_choices(forbidding, int(needed["full"] / (1 - memory.MARGIN)) + 1024)
+    assert needed["full"] < needed["none"]
+    assert any("engine.gradient_checkpointing=full" in choice.overrides[0] for choice in choices)
 
 
 def what_fits_run(run, layout):
