@@ -20,7 +20,7 @@ from bbu_train.training import memory, what_fits
 from bbu_train.training.auto import Setting
 from bbu_train.training.layout import Layout
 from bbu_train.training.memory import GIB, Candidate
-from bbu_train.training.outline import Outline, build_outline
+from bbu_train.training.outline import Outline, build_outline, smallest_published
 from bbu_train.training.protocols import Average, Criterion, Engine
 from bbu_train.training.setup import RunInputs
 from bbu_train.training.validation import evaluate_on_this_rank
@@ -36,11 +36,13 @@ TRIED_ANYWAY = 0.05
 class Prediction:
     """What a run needs in each layout that its config allows.
 
+    applied     the config with the settings of the machine
     outline     the run without weights
     execution   how a micro-batch is computed; the layout decides the checkpointing
     candidates  the layouts, the fastest first; one if the config gives it
     """
 
+    applied: DictConfig
     outline: Outline
     inputs: RunInputs
     execution: Execution
@@ -55,7 +57,8 @@ class Prediction:
         """Return the error that says what would fit."""
         outline = self.outline
         parts = outline.model, outline.optimizer, outline.average, self.inputs
-        run = what_fits.Run(*parts, self.least, self.execution, num_ranks)
+        published = partial(smallest_published, self.applied)
+        run = what_fits.Run(*parts, self.least, self.execution, num_ranks, published)
         return what_fits.does_not_fit(run, available_bytes)
 
 
@@ -82,7 +85,7 @@ def predict(cfg: DictConfig, applied: DictConfig, is_on_gpu: bool, inputs: RunIn
     execution = Execution(applied.engine.precision, model.compile, model.attention, "none", is_on_gpu)
     parts = outline.model, outline.optimizer, outline.average, inputs
     planned = memory.plan_memory(*parts, layouts, execution, num_ranks, evaluates=cfg.eval_every is not None)
-    return Prediction(outline, inputs, execution, list(planned))
+    return Prediction(applied, outline, inputs, execution, list(planned))
 
 
 def plan(prediction: Prediction, available_bytes: int, num_ranks: int) -> Plan:

@@ -1,6 +1,6 @@
 """What a run that does not fit could change: each choice with the GiB that it needs, and the text of the error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,6 +18,7 @@ from bbu_train.optimizer.muon import Muon
 from bbu_train.runs.settings import AUTO
 from bbu_train.training import memory_phases
 from bbu_train.training.memory import GIB, MARGIN, Candidate, allowed_layouts, plan_memory, predict
+from bbu_train.training.outline import SMALLEST_PUBLISHED, Outline
 from bbu_train.training.setup import RunInputs
 
 HALVINGS = (2, 4)  # divisors of the largest picture's area that are tried as model.max_pixels
@@ -54,7 +55,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose layouts are all too large: `least` is the one that needs least memory."""
+    """A run whose layouts are all too large: `least` is the one that needs least memory.
+
+    `published` builds the outline of the same run with the smallest published model.
+    """
 
     model: GroundingModel
     optimizer: MixedAdamW
@@ -63,6 +67,7 @@ class Run:
     least: Candidate
     execution: Execution
     num_ranks: int
+    published: Callable[[], Outline]
 
 
 def does_not_fit(run: Run, available_bytes: int) -> InputError:
@@ -93,7 +98,7 @@ def find_choices(run: Run, available_bytes: int) -> list[Choice]:
         choices = [Choice(tuple(change.override for change in some), _bytes_after(run, some)) for some in sets]
         return [choice for choice in choices if choice.num_bytes <= (1 - MARGIN) * available_bytes]
 
-    found = [*_other_layouts(run, available_bytes), *fitting(1)]
+    found = [*_other_layouts(run, available_bytes), *_smaller_model(run, available_bytes), *fitting(1)]
     return sorted(found or fitting(2), key=lambda choice: -choice.num_bytes)
 
 
@@ -105,6 +110,18 @@ def _other_layouts(run: Run, available_bytes: int) -> Iterator[Choice]:
         if candidate.prediction.fits(available_bytes):
             yield Choice((str(candidate.layout),), candidate.prediction.peak)
             return
+
+
+def _smaller_model(run: Run, available_bytes: int) -> Iterator[Choice]:
+    """Yield the smallest published model if it is smaller than the run's, and fits."""
+    outline, evaluates = run.published(), run.least.evaluation is not None
+    if memory_phases.load_bytes(outline.model) >= memory_phases.load_bytes(run.model):
+        return
+    parts = outline.model, outline.optimizer, outline.average, run.inputs
+    planned = plan_memory(*parts, [run.least.layout], run.execution, run.num_ranks, evaluates)
+    peak = next(planned).prediction.peak
+    if peak <= (1 - MARGIN) * available_bytes:
+        yield Choice((f"model={SMALLEST_PUBLISHED}",), peak)
 
 
 def possible_changes(run: Run) -> Iterator[Change]:

@@ -1,5 +1,6 @@
 """Predicted memory is close to what torch allocates, and the error for what does not fit names what would."""
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from bbu_train.ops.activations import Execution
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.training import memory, memory_phases, micro_batches, setup, validation, what_fits
 from bbu_train.training.layout import Layout
+from bbu_train.training.outline import Outline, smallest_published
 
 SMALL = ("head.num_queries=12", "head.d_model=32", "head.num_heads=2")
 FEW_BLOCKS = (
@@ -172,6 +174,23 @@ def test_a_layout_that_the_config_forbids_is_named_if_it_would_fit(make_run):
     assert any("engine.gradient_checkpointing=full" in choice.overrides[0] for choice in choices)
 
 
+def test_a_smaller_model_is_named_if_it_would_fit(make_run):
+    larger, layout = make_run(device="meta"), Layout("full", 1)
+    smaller = make_run("model.shape.text_config.num_hidden_layers=1", device="meta")
+    outline = Outline(smaller.model, smaller.optimizer, smaller.average)
+    run = replace(what_fits_run(larger, layout), published=lambda: outline)
+    choice = ("model=qwen25vl3b",), smaller.plan(layout).prediction.peak
+    assert choice in what_fits.find_choices(run, 2**60)
+    assert choice not in what_fits.find_choices(what_fits_run(larger, layout), 2**60)
+
+
+def test_the_smallest_published_model_has_the_sizes_of_its_file(resolved_config):
+    cfg = resolved_config("head=none", "loss=language", "engine.precision=bf16")
+    config = smallest_published(cfg).model.backbone.config
+    assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (2048, 36)
+
+
 def what_fits_run(run, layout):
-    parts = run.model, run.optimizer, run.average, run.inputs
-    return what_fits.Run(*parts, run.plan(layout), run.execution, 1)
+    """The run, whose published model is as large as its own."""
+    parts = run.model, run.optimizer, run.average
+    return what_fits.Run(*parts, run.inputs, run.plan(layout), run.execution, 1, lambda: Outline(*parts))
