@@ -11,10 +11,11 @@ from collections.abc import Sequence  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from bbu_train.cli.main import config_folder, run_command  # noqa: E402
+from bbu_train.cli.main import run_command  # noqa: E402
 from bbu_train.model import weights  # noqa: E402
 from bbu_train.runs.identity import experiment_name  # noqa: E402
 from bbu_train.runs.resume import resolve_run  # noqa: E402
+from bbu_train.runtime.config_folder import config_folder  # noqa: E402
 from launchers.launch import launch  # noqa: E402
 from launchers.preflight.single import check  # noqa: E402
 

@@ -29,7 +29,7 @@ import hydra
 
 import launchers.launch
 from bbu_train.cli import arguments, overrides
-from bbu_train.cli import main as command_line
+from bbu_train.runtime.config_folder import config_folder
 
 
 def sweep_overrides(num_seeds: int, num_learning_rates: int) -> list[str]:
@@ -77,7 +77,7 @@ class Timed:
 
 def run_bbu_train(sweep: list[str]) -> tuple[Timed, Timed]:
     """Submit the sweep; return the timings of the whole command and of the check within it."""
-    arguments, folder = ["-m", "hydra/launcher=slurm", *sweep], command_line.config_folder()
+    arguments, folder = ["-m", "hydra/launcher=slurm", *sweep], config_folder()
 
     def command() -> int:
         overrides.check(arguments, folder)
@@ -92,7 +92,7 @@ def run_bbu_train(sweep: list[str]) -> tuple[Timed, Timed]:
 
 def run_hydra(sweep: list[str]) -> Timed:
     sys.argv = ["bbu_train", "-m", *sweep, "hydra.sweep.dir=${outputs}"]
-    folder = str(command_line.config_folder())
+    folder = str(config_folder())
     application = hydra.main(version_base=overrides.VERSION_BASE, config_path=folder, config_name=overrides.CONFIG_NAME)
     whole = Timed(application(lambda cfg: None))
     whole()

@@ -21,7 +21,8 @@ SWEEP = ("-m", "hydra/launcher=slurm", "sweep=s", "cluster.time_minutes=10")
 SMALL = ("experiment=smoke", *whole_runs.SMALL_DATA, *whole_runs.SMALL_HEAD, "sampler.num_samples=2", "threads=1")
 SUBMIT = """
 import sys
-from bbu_train.cli.main import config_folder, run_command
+from bbu_train.cli.main import run_command
+from bbu_train.runtime.config_folder import config_folder
 from launchers.launch import launch
 code = run_command(None, config_folder(), launch)
 assert "torch" not in sys.modules

@@ -37,12 +37,6 @@ Launch = Callable[[Sequence[str], Path, bool], int]
 CHECK_OPTION = "--check"
 
 
-def config_folder() -> Path:
-    """Return conf/: inside the package in an installed wheel, beside it in a checkout or an editable install."""
-    package = Path(__file__).resolve().parents[1]
-    return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
-
-
 def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
     """Run `task` with the config that `sys.argv` composes from `folder`, or `launch` a sweep. Return the exit code.
 

@@ -3,6 +3,7 @@
 A collator decides where each sample begins; `lay_out` does all the rest, so that all collators give the same Batch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ from bbu_train.types.samples import PictureFormat, Role
 PADDING = -1
 
 
-class Collator:
+class Collator(ABC):
     """The settings that all collators share. A subclass is called with samples and returns a Batch.
 
     `max_tokens` limits the length of a sample, and `too_long` ("error" or "drop") tells what to do with a longer one.
@@ -31,12 +32,12 @@ class Collator:
         self.max_tokens = max_tokens
         self.too_long = too_long
 
+    @abstractmethod
     def num_positions(self, num_samples: Count, num_tokens: Count, longest: Count) -> Count:
         """Return the positions of a batch's rows, padding included.
 
         `longest` is the length of the longest sample. Arrays with an entry for each batch give an array.
         """
-        raise NotImplementedError
 
 
 def lay_out(

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli import overrides
-from bbu_train.cli.main import config_folder
 from bbu_train.compare.candidates import SEED, Candidate
 from bbu_train.compare.sweep import SweepRun
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
 from bbu_train.runs.names import hydra_text
+from bbu_train.runtime.config_folder import config_folder
 
 
 def training_command(candidate: Candidate) -> tuple[str, list[str]]:

@@ -20,7 +20,7 @@ from bbu_train.training import memory, what_fits
 from bbu_train.training.auto import Setting
 from bbu_train.training.layout import Layout
 from bbu_train.training.memory import GIB, Candidate
-from bbu_train.training.outline import Outline, build_outline
+from bbu_train.training.outline import Outline, build_outline, smallest_published
 from bbu_train.training.protocols import Average, Criterion, Engine
 from bbu_train.training.setup import RunInputs
 from bbu_train.training.validation import evaluate_on_this_rank
@@ -36,11 +36,13 @@ TRIED_ANYWAY = 0.05
 class Prediction:
     """What a run needs in each layout that its config allows.
 
+    applied     the config with the settings of the machine
     outline     the run without weights
     execution   how a micro-batch is computed; the layout decides the checkpointing
     candidates  the layouts, the fastest first; one if the config gives it
     """
 
+    applied: DictConfig
     outline: Outline
     inputs: RunInputs
     execution: Execution
@@ -55,8 +57,9 @@ class Prediction:
         """Return the error that says what would fit."""
         outline = self.outline
         parts = outline.model, outline.optimizer, outline.average, self.inputs
-        run = what_fits.Run(*parts, self.least, self.execution, num_ranks)
-        return what_fits.does_not_fit(run, available_bytes, [])
+        published = partial(smallest_published, self.applied)
+        run = what_fits.Run(*parts, self.least, self.execution, num_ranks, published)
+        return what_fits.does_not_fit(run, available_bytes)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def predict(cfg: DictConfig, applied: DictConfig, is_on_gpu: bool, inputs: RunIn
     model = applied.model
     execution = Execution(applied.engine.precision, model.compile, model.attention, "none", is_on_gpu)
     parts = outline.model, outline.optimizer, outline.average, inputs
-    return Prediction(outline, inputs, execution, list(memory.plan_memory(*parts, layouts, execution, num_ranks)))
+    planned = memory.plan_memory(*parts, layouts, execution, num_ranks, evaluates=cfg.eval_every is not None)
+    return Prediction(applied, outline, inputs, execution, list(planned))
 
 
 def plan(prediction: Prediction, available_bytes: int, num_ranks: int) -> Plan:
@@ -152,7 +156,7 @@ def _peak_bytes(candidate: Candidate, trial: Trial) -> int | None:
     device = trial.engine.device
     torch.cuda.reset_peak_memory_stats(device)
     has_failed = False
-    with torch.random.fork_rng([device]):
+    with torch.random.fork_rng([torch.cuda.current_device()]):
         for attempt in (_train, _evaluate):
             has_failed = has_failed or distributed.any_rank(_runs_out_of_memory(partial(attempt, candidate, trial)))
             trial.engine.discard()
@@ -185,7 +189,7 @@ def _train(candidate: Candidate, trial: Trial) -> None:
 
 def _evaluate(candidate: Candidate, trial: Trial) -> None:
     """Evaluate the largest batch, unless the run evaluates nothing."""
-    if trial.average is None:
+    if trial.average is None or candidate.evaluation is None:
         return
     steps: list[PlannedStep] = [(candidate.evaluation.visits,)] * distributed.world_size()
     inputs = replace(trial.inputs, evaluation_steps=steps)

@@ -1,7 +1,7 @@
 """The GPU memory of a run, predicted before it trains, for each layout that the config allows.
 
     layouts = allowed_layouts(inputs, cfg.engine.gradient_checkpointing, cfg.engine.num_micro_batches, num_ranks)
-    for candidate in plan_memory(model, optimizer, average, inputs, layouts, execution, num_ranks):
+    for candidate in plan_memory(model, optimizer, average, inputs, layouts, execution, num_ranks, evaluates):
         if candidate.prediction.fits(available_bytes):
             break
     candidate.training.visits, candidate.evaluation.visits   # the micro-batches to encode, run once and discard
@@ -67,6 +67,7 @@ class MemoryPrediction:
             "optimizer": self.resident.optimizer,
             "average": self.resident.average,
             "update": self.resident.scratch,
+            "teacher cache": self.resident.teacher_cache,
             "activations": self.activations,
             "largest transient": self.transient,
             "training, peak": self.training,
@@ -80,11 +81,14 @@ class MemoryPrediction:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout, the micro-batches of training and of evaluation that need most memory in it, and what they need."""
+    """A layout, the micro-batches of training and of evaluation that need most memory in it, and what they need.
+
+    `evaluation` is None for a run that never evaluates.
+    """
 
     layout: Layout
     training: LargestMicroBatch
-    evaluation: LargestMicroBatch
+    evaluation: LargestMicroBatch | None
     prediction: MemoryPrediction
 
 
@@ -104,28 +108,28 @@ def plan_memory(
     layouts: Iterable[Layout],
     execution: Execution,
     num_ranks: int,
+    evaluates: bool,
 ) -> Iterator[Candidate]:
     """Yield the prediction for each layout, in their order. A layout that nobody asks for costs nothing.
 
     All steps of the run, all micro-batches and all ranks are looked at. `average` is the choice of conf/average, with
-    its `averages` on the model's device. The checkpointing of `execution` is replaced by the layout's.
+    its `averages` on the model's device. The checkpointing of `execution` is replaced by the layout's. `evaluates` is
+    whether the run ever evaluates. A run without steps needs no layout, so nothing is yielded.
     """
     stays = memory_phases.resident(model, optimizer, average)
 
     def score(evaluated: Callable[..., Count], holds_gradients: bool) -> Callable[[MicroBatchSizes], Count]:
         return lambda sizes: evaluated(model, stays, sizes, execution, holds_gradients)
 
-    # Evaluation runs eagerly (`validation`).
-    execution, training_execution = replace(execution, is_compiled=False), execution
     evaluation = micro_batches.find_largest(
-        inputs.evaluation_steps,
+        inputs.evaluation_steps if evaluates else [],
         inputs.validation,
         inputs.collator,
         1,
         score(memory_phases.evaluation_bytes, num_ranks > 1),
     )
     for each in layouts:
-        execution = replace(training_execution, gradient_checkpointing=each.gradient_checkpointing)
+        execution = replace(execution, gradient_checkpointing=each.gradient_checkpointing)
         holds_gradients = num_ranks > 1 or each.num_micro_batches > 1
         training = micro_batches.find_largest(
             inputs.plan.starting_at(0),
@@ -134,7 +138,10 @@ def plan_memory(
             num_ranks * each.num_micro_batches,
             score(memory_phases.backward_bytes, holds_gradients),
         )
-        prediction = predict(model, stays, training.sizes, execution, holds_gradients, evaluation.score)
+        if training is None:
+            return
+        peak = 0 if evaluation is None else evaluation.score
+        prediction = predict(model, stays, training.sizes, execution, holds_gradients, peak)
         yield Candidate(each, training, evaluation, prediction)
 
 

@@ -4,7 +4,7 @@ Every function of a micro-batch's sizes takes arrays too. Predicted are the byte
 a GiB or more) nor the gaps that the allocator leaves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -32,13 +32,14 @@ class Resident:
     optimizer: int
     average: int
     scratch: int
+    teacher_cache: int
     gradients: int
     vision_gradients: int
     head_gradients: int
 
     @property
     def without_gradients(self) -> int:
-        return self.weights + self.optimizer + self.average + self.scratch
+        return self.weights + self.optimizer + self.average + self.scratch + self.teacher_cache
 
 
 def resident(model: GroundingModel, optimizer: MixedAdamW, average: Any) -> Resident:
@@ -53,6 +54,7 @@ def resident(model: GroundingModel, optimizer: MixedAdamW, average: Any) -> Resi
         optimizer=state_bytes(optimizer),
         average=sum(each.nbytes for name, each in average.averages.items() if name in trained),
         scratch=scratch_bytes(optimizer, average),
+        teacher_cache=model.teacher_cache.max_bytes,
         gradients=sum(parameter.nbytes for parameter in trained.values()),
         vision_gradients=sum(parameter.nbytes for parameter in vision),
         head_gradients=sum(parameter.nbytes for name, parameter in trained.items() if name.startswith("head.")),
@@ -120,7 +122,11 @@ def input_bytes(model: GroundingModel, sizes: MicroBatchSizes) -> Count:
 def evaluation_bytes(
     model: GroundingModel, stays: Resident, sizes: MicroBatchSizes, execution: Execution, holds_gradients: bool
 ) -> Count:
-    """Return the most bytes of evaluating a batch, with what stays. An average keeps a copy of the trained weights."""
+    """Return the most bytes of evaluating a batch, with what stays. An average keeps a copy of the trained weights.
+
+    Evaluation runs without compilation (`validation`).
+    """
+    execution = replace(execution, is_compiled=False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     copies = sum(parameter.nbytes for parameter in parameters) if stays.average else 0
     backbone, head = model.backbone, model.head

@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
+from bbu_train.runtime.config_folder import config_folder
 from bbu_train.training.protocols import Average
 from bbu_train.training.setup import build
+
+SMALLEST_PUBLISHED = "qwen25vl3b"
+"""The choice of conf/model with the fewest weights of those that are published."""
 
 
 @dataclass(frozen=True)
@@ -38,3 +42,12 @@ def build_outline(cfg: DictConfig) -> Outline:
     optimizer = build(cfg.optimizer)(model)
     model.check_teacher_cache()
     return Outline(model, optimizer, build(cfg.average)(model, optimizer))
+
+
+def smallest_published(cfg: DictConfig) -> Outline:
+    """Return the outline of the same run with `model=qwen25vl3b`. Its pictures and tokens are those of every model."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.model.shape = OmegaConf.load(config_folder() / "model" / f"{SMALLEST_PUBLISHED}.yaml").shape
+        cfg.model.weights = "random"  # of this shape: no checkpoint is looked up
+    return build_outline(cfg)

@@ -1,6 +1,6 @@
 """What a run that does not fit could change: each choice with the GiB that it needs, and the text of the error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -15,8 +15,10 @@ from bbu_train.ops.activations import Execution, MicroBatchSizes
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.optimizer.muon import Muon
+from bbu_train.runs.settings import AUTO
 from bbu_train.training import memory_phases
-from bbu_train.training.memory import GIB, MARGIN, Candidate, predict
+from bbu_train.training.memory import GIB, MARGIN, Candidate, allowed_layouts, plan_memory, predict
+from bbu_train.training.outline import SMALLEST_PUBLISHED, Outline
 from bbu_train.training.setup import RunInputs
 
 HALVINGS = (2, 4)  # divisors of the largest picture's area that are tried as model.max_pixels
@@ -53,7 +55,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose layouts are all too large: `least` is the one that needs least memory."""
+    """A run whose layouts are all too large: `least` is the one that needs least memory.
+
+    `published` builds the outline of the same run with the smallest published model.
+    """
 
     model: GroundingModel
     optimizer: MixedAdamW
@@ -62,18 +67,17 @@ class Run:
     least: Candidate
     execution: Execution
     num_ranks: int
+    published: Callable[[], Outline]
 
 
-def does_not_fit(run: Run, available_bytes: int, further: Sequence[Choice]) -> InputError:
-    """Return the error that says what the run needs, and what would fit.
-
-    `further` are choices that need another model or layout, which the caller has predicted.
-    """
+def does_not_fit(run: Run, available_bytes: int) -> InputError:
+    """Return the error that says what the run needs, and what would fit."""
     needed = run.least.prediction
-    largest = run.least.evaluation if needed.evaluation == needed.peak else run.least.training
-    source = run.inputs.validation if largest is run.least.evaluation else run.inputs.train
+    largest, source = run.least.training, run.inputs.train
+    if run.least.evaluation is not None and needed.evaluation == needed.peak:
+        largest, source = run.least.evaluation, run.inputs.validation
     names = ", ".join(source.names((largest.visits,)))
-    fitting = find_choices(run, available_bytes, further)
+    fitting = find_choices(run, available_bytes)
     choices = "\n".join(f"  {choice}" for choice in fitting) or "  none of the choices, nor two of them together"
     card = needed.peak / (1 - MARGIN) / GIB
     sizes = f"{largest.sizes.positions} tokens and {largest.sizes.pictures} pictures"
@@ -85,7 +89,7 @@ def does_not_fit(run: Run, available_bytes: int, further: Sequence[Choice]) -> I
     )
 
 
-def find_choices(run: Run, available_bytes: int, further: Sequence[Choice]) -> list[Choice]:
+def find_choices(run: Run, available_bytes: int) -> list[Choice]:
     """Return the choices that fit, those that need most first; pairs of them if no single one fits."""
     changes = list(possible_changes(run))
 
@@ -94,8 +98,30 @@ def find_choices(run: Run, available_bytes: int, further: Sequence[Choice]) -> l
         choices = [Choice(tuple(change.override for change in some), _bytes_after(run, some)) for some in sets]
         return [choice for choice in choices if choice.num_bytes <= (1 - MARGIN) * available_bytes]
 
-    found = fitting(1) + [choice for choice in further if choice.num_bytes <= (1 - MARGIN) * available_bytes]
+    found = [*_other_layouts(run, available_bytes), *_smaller_model(run, available_bytes), *fitting(1)]
     return sorted(found or fitting(2), key=lambda choice: -choice.num_bytes)
+
+
+def _other_layouts(run: Run, available_bytes: int) -> Iterator[Choice]:
+    """Yield the fastest layout that fits, if there is one: the config forbids it, or the run would fit."""
+    layouts = allowed_layouts(run.inputs, AUTO, AUTO, run.num_ranks)
+    parts, evaluates = (run.model, run.optimizer, run.average, run.inputs), run.least.evaluation is not None
+    for candidate in plan_memory(*parts, layouts, run.execution, run.num_ranks, evaluates):
+        if candidate.prediction.fits(available_bytes):
+            yield Choice((str(candidate.layout),), candidate.prediction.peak)
+            return
+
+
+def _smaller_model(run: Run, available_bytes: int) -> Iterator[Choice]:
+    """Yield the smallest published model if it is smaller than the run's, and fits."""
+    outline, evaluates = run.published(), run.least.evaluation is not None
+    if memory_phases.load_bytes(outline.model) >= memory_phases.load_bytes(run.model):
+        return
+    parts = outline.model, outline.optimizer, outline.average, run.inputs
+    planned = plan_memory(*parts, [run.least.layout], run.execution, run.num_ranks, evaluates)
+    peak = next(planned).prediction.peak
+    if peak <= (1 - MARGIN) * available_bytes:
+        yield Choice((f"model={SMALLEST_PUBLISHED}",), peak)
 
 
 def possible_changes(run: Run) -> Iterator[Change]:
@@ -126,14 +152,12 @@ def _are_compatible(changes: Sequence[Change]) -> bool:
 def _bytes_after(run: Run, changes: Sequence[Change]) -> int:
     """Return the bytes that the run needs after all `changes`, for the micro-batches that are its largest now."""
     execution = replace(run.execution, gradient_checkpointing=run.least.layout.gradient_checkpointing)
-    training, evaluation = run.least.training.sizes, run.least.evaluation.sizes
+    sizes = [run.least.training.sizes, *([run.least.evaluation.sizes] if run.least.evaluation else [])]
     for change in changes:
         if change.precision is not None:
             execution = replace(execution, precision=change.precision)
         if change.max_pixels is not None:
-            training, evaluation = (
-                _with_smaller_pictures(run, sizes, change.max_pixels) for sizes in (training, evaluation)
-            )
+            sizes = [_with_smaller_pictures(run, each, change.max_pixels) for each in sizes]
     frozen = [parameter for change in changes for parameter in change.frozen]
     has_head = all(change.has_head for change in changes)
     with _changed(run.model, frozen, has_head):
@@ -141,8 +165,12 @@ def _bytes_after(run: Run, changes: Sequence[Change]) -> int:
         average = run.average if all(change.has_average for change in changes) else NoAverage(run.model, optimizer)
         stays = memory_phases.resident(run.model, optimizer, average)
         holds_gradients = run.num_ranks > 1 or run.least.layout.num_micro_batches > 1
-        evaluated = memory_phases.evaluation_bytes(run.model, stays, evaluation, execution, run.num_ranks > 1)
-        return predict(run.model, stays, training, execution, holds_gradients, int(evaluated)).peak
+        training, *evaluation = sizes
+        peaks = (
+            int(memory_phases.evaluation_bytes(run.model, stays, each, execution, run.num_ranks > 1))
+            for each in evaluation
+        )
+        return predict(run.model, stays, training, execution, holds_gradients, max(peaks, default=0)).peak
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from bbu_train.cli.main import config_folder
 from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
+from bbu_train.runtime.config_folder import config_folder
 from bbu_train.tracker import mlflow_finished_run
 from bbu_train.tracker.jsonl import read_rows
 from launchers.cells import Cell

@@ -1,5 +1,6 @@
 """Predicted memory is close to what torch allocates, and the error for what does not fit names what would."""
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -13,9 +14,14 @@ from bbu_train.ops.activations import Execution
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.training import memory, memory_phases, micro_batches, setup, validation, what_fits
 from bbu_train.training.layout import Layout
+from bbu_train.training.outline import Outline, smallest_published
 
 SMALL = ("head.num_queries=12", "head.d_model=32", "head.num_heads=2")
-ALL = ("head=detr", "collator=packed"), ("head=dino", "collator=standard")
+FEW_BLOCKS = (
+    "model.shape.text_config.num_hidden_layers=2",
+    "model.shape.vision_config.depth=2",
+    "model.shape.vision_config.fullatt_block_indexes=[1]",
+)
 
 
 class Run(NamedTuple):
@@ -32,7 +38,7 @@ class Run(NamedTuple):
 
     def plan(self, layout, num_ranks=1):
         parts = self.model, self.optimizer, self.average, self.inputs
-        return next(memory.plan_memory(*parts, [layout], self.execution, num_ranks))
+        return next(memory.plan_memory(*parts, [layout], self.execution, num_ranks, True))
 
     def batch(self):
         return self.inputs.collator(
@@ -41,9 +47,9 @@ class Run(NamedTuple):
 
 
 @pytest.fixture
-def make_run(config, samples):
+def make_run(resolved_config, samples):
     def make(*overrides, device="cpu"):
-        cfg = config(*(() if "head=none" in overrides else SMALL), *overrides)
+        cfg = resolved_config(*FEW_BLOCKS, *(() if "head=none" in overrides else SMALL), *overrides)
         fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
         splits = Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {})
         inputs = setup.prepare(cfg, setup.RunData(splits, {}))
@@ -84,12 +90,9 @@ def measure_step(run):
     return measured, int(predicted) - stays.without_gradients
 
 
-@pytest.mark.parametrize("overrides", ALL)
-def test_the_predicted_peak_of_a_step_is_what_torch_allocates_at_every_checkpointing(make_run, overrides):
-    peaks = [
-        measure_step(make_run(f"engine.gradient_checkpointing={choice}", *overrides))
-        for choice in ("none", "selective", "full")
-    ]
+def test_predicted_peaks_are_what_torch_allocates_at_every_checkpointing(make_run):
+    choices = (f"engine.gradient_checkpointing={choice}" for choice in ("none", "selective", "full"))
+    peaks = [measure_step(make_run("head=detr", "collator=packed", choice)) for choice in choices]
     for measured, predicted in peaks:
         assert 0.95 * measured < predicted < 1.2 * measured
     assert peaks == sorted(peaks, reverse=True)
@@ -98,13 +101,14 @@ def test_the_predicted_peak_of_a_step_is_what_torch_allocates_at_every_checkpoin
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("engine.precision=bf16", "head=detr"),
+        ("head=dino", "collator=standard", "engine.gradient_checkpointing=selective"),
+        ("head=detr", "engine.precision=bf16", "collator=packed"),
         ("head=none", "loss=language", "optimizer.groups.vision.lr=0"),
-        ("head=detr", "model.network.vocabulary_chunk=64"),
+        ("head=detr", "model.vocabulary_chunk=64"),
     ],
 )
 def test_the_predicted_peak_is_what_torch_allocates_for_other_choices(make_run, overrides):
-    measured, predicted = measure_step(make_run("collator=packed", *overrides))
+    measured, predicted = measure_step(make_run(*overrides))
     assert 0.95 * measured < predicted < 1.2 * measured
 
 
@@ -132,10 +136,10 @@ def test_what_stays_is_what_a_run_holds_after_a_step(make_run):
 
 def test_the_need_of_a_choice_is_that_of_a_run_with_it(make_run):
     layout, overrides = Layout("full", 1), ["average=ema", "engine.precision=bf16"]
-    choices = what_fits.find_choices(what_fits_run(make_run(*overrides, device="meta"), layout), 2**60, [])
+    choices = what_fits.find_choices(what_fits_run(make_run(*overrides, device="meta"), layout), 2**60)
     assert len(choices) >= 5
     for choice in choices:
-        if "max_pixels" not in choice.overrides[0]:
+        if not choice.overrides[0].startswith(("model.max_pixels", "optimizer.groups.llm", "engine.gradient")):
             run = make_run(*overrides, *choice.overrides[0].split(), device="meta")
             assert choice.num_bytes == run.plan(layout).prediction.peak, choice
 
@@ -144,7 +148,7 @@ def test_the_error_for_what_does_not_fit_names_what_would(make_run):
     run = make_run("average=ema", "engine.precision=bf16", device="meta")
     least = what_fits_run(run, Layout("full", 1))
     trained = [parameter.requires_grad for parameter in run.model.parameters()]
-    text = str(what_fits.does_not_fit(least, int(0.9 * least.least.prediction.peak), []))
+    text = str(what_fits.does_not_fit(least, int(0.9 * least.least.prediction.peak)))
     assert "it needs 0.0 GiB of 0.0 GiB with engine.gradient_checkpointing=full engine.num_micro_batches=1" in text
     assert "average=none: 0.0 GiB" in text
     assert "head=none" not in text
@@ -154,13 +158,39 @@ def test_the_error_for_what_does_not_fit_names_what_would(make_run):
 
 def test_two_choices_are_named_where_none_is_enough(make_run):
     run = what_fits_run(make_run("average=ema", "engine.precision=bf16", device="meta"), Layout("full", 1))
-    singles = what_fits.find_choices(run, 2**60, [])
+    singles = what_fits.find_choices(run, 2**60)
     available = int(min(choice.num_bytes for choice in singles) / (1 - memory.MARGIN)) - 1024
-    pairs = what_fits.find_choices(run, available, [])
+    pairs = what_fits.find_choices(run, available)
     assert pairs
     assert all(len(choice.overrides) == 2 and choice.num_bytes <= available for choice in pairs)
 
 
+def test_a_layout_that_the_config_forbids_is_named_if_it_would_fit(make_run):
+    run = make_run("head=none", "loss=language", device="meta")
+    needed = {choice: run.plan(Layout(choice, 1)).prediction.peak for choice in ("none", "full")}
+    forbidding = what_fits_run(run, Layout("none", 1))
+    choices = what_fits.find_choices(forbidding, int(needed["full"] / (1 - memory.MARGIN)) + 1024)
+    assert needed["full"] < needed["none"]
+    assert any("engine.gradient_checkpointing=full" in choice.overrides[0] for choice in choices)
+
+
+def test_a_smaller_model_is_named_if_it_would_fit(make_run):
+    larger, layout = make_run(device="meta"), Layout("full", 1)
+    smaller = make_run("model.shape.text_config.num_hidden_layers=1", device="meta")
+    outline = Outline(smaller.model, smaller.optimizer, smaller.average)
+    run = replace(what_fits_run(larger, layout), published=lambda: outline)
+    choice = ("model=qwen25vl3b",), smaller.plan(layout).prediction.peak
+    assert choice in what_fits.find_choices(run, 2**60)
+    assert choice not in what_fits.find_choices(what_fits_run(larger, layout), 2**60)
+
+
+def test_the_smallest_published_model_has_the_sizes_of_its_file(resolved_config):
+    cfg = resolved_config("head=none", "loss=language", "engine.precision=bf16")
+    config = smallest_published(cfg).model.backbone.config
+    assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (2048, 36)
+
+
 def what_fits_run(run, layout):
-    parts = run.model, run.optimizer, run.average, run.inputs
-    return what_fits.Run(*parts, run.plan(layout), run.execution, 1)
+    """The run, whose published model is as large as its own."""
+    parts = run.model, run.optimizer, run.average
+    return what_fits.Run(*parts, run.inputs, run.plan(layout), run.execution, 1, lambda: Outline(*parts))
