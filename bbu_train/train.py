@@ -157,12 +157,12 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         gc.freeze()  # keeps the collector from scanning the model and the data again in the middle of a step
         if cfg.profile and at.step < cfg.steps and distributed.is_main():
             profiler = profiling.start(folder / "trace.json.gz", cfg.steps - at.step)
+        batches = recovery.batches_from(at.step)  # the workers encode the first steps while the run evaluates
         if due(cfg.eval_every, at.step, cfg.steps) and at.evaluated_at != at.step:
             predictions = evaluate_average()
             trackers.log(at.step, at.metrics)
             if at.step > 0:
                 save()  # or a kill before the next save would repeat this evaluation and log its row twice
-        batches = recovery.batches_from(at.step)
 
         while at.step < cfg.steps:
             began = time.perf_counter()
