@@ -25,8 +25,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Lengths differ from step to step. Without this setting the allocator keeps blocks of every size.
+# As in bbu_train/runtime/environment.py. torch reads these when it is imported.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import throughput
 import workload
@@ -43,8 +44,8 @@ from bbu_train.training.progress import Progress, Saver
 
 DEFAULTS = {"shape": "3b", "saves": 2, "steps_between": 12}
 SHAPES = {
-    "3b": throughput.FAST,
-    "3b_15gb": (*throughput.FAST, "optimizer.groups.llm.lr=0"),
+    "3b": throughput.PLAIN,
+    "3b_15gb": (*throughput.PLAIN, "optimizer.groups.llm.lr=0"),
     "tiny": ("tracker=jsonl", "eval_every=null", "schedule.num_warmup_steps=1", "sampler.num_samples=1", "threads=1"),
 }
 NUM_WARMUP_STEPS = 24  # until most lengths are compiled

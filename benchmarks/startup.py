@@ -23,6 +23,8 @@ peer=...        the peer: the path of another checkout
 contenders=...  own,peer; either alone
 tuned=...       true: the peer gets the settings that commits from before the settings `auto` need to be fast
 device=...      cuda or cpu
+profile=...     true: also write outputs/benchmarks/startup-<contender>-<row>.txt, with the times of Python functions,
+                which takes time itself
 
 Prints tables and writes outputs/benchmarks/startup.json.
 """
@@ -52,6 +54,7 @@ DEFAULTS = {
     "contenders": None,
     "tuned": True,
     "device": "cuda",
+    "profile": False,
     "write_checkpoint": None,  # set for the process that writes the checkpoint of `pretrained`
 }
 PLAIN = {
@@ -105,7 +108,7 @@ def write_checkpoint(folder: Path, device: str, overrides: list[str]) -> None:
     Qwen2VLImageProcessorPil().save_pretrained(folder)
 
 
-def run_row(row: str, tree: Path, folder: Path, overrides: list[str], saves: bool) -> Result:
+def run_row(row: str, tree: Path, folder: Path, overrides: list[str], saves: bool, has_profile: bool) -> Result:
     """Run one process of `tree`. `folder` is the contender's: its runs, its caches."""
     caches = folder / ("caches-shared" if row == "shared" else "caches")
     environment = os.environ | {
@@ -113,6 +116,8 @@ def run_row(row: str, tree: Path, folder: Path, overrides: list[str], saves: boo
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
     }
+    if has_profile:
+        environment["STARTUP_PROFILE"] = str(OUTPUTS / f"startup-{folder.name}-{row}.txt")
     environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     outputs = folder / "outputs"
     result, log = folder / f"{row}.json", folder / f"{row}.log"
@@ -137,7 +142,7 @@ def measure(name: str, tree: Path, folder: Path, options: DictConfig, overrides:
             weights = ["model.weights=pretrained", f"model.checkpoint={folder.parent / 'checkpoint'}"]
         print(f"running {name}, {row} ...", flush=True)
         saves = row == "second" and "resumed" in rows
-        results[row] = run_row(row, tree, folder, [*overrides, *weights], saves)
+        results[row] = run_row(row, tree, folder, [*overrides, *weights], saves, options.profile)
         shutil.rmtree(folder / "caches-shared", ignore_errors=True)
         print(f"{name}, {row}: {results[row]['total']:.1f} s", flush=True)
     print(table({name: results}), flush=True)
@@ -196,7 +201,7 @@ def table(results: dict[str, dict[str, Result]]) -> str:
     add("everything else", [r["total"] - c for r, c in zip(columns.values(), covered, strict=True)], 1)
     lines += ["", f"| counted by torch | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, key in SUMS.items():
-        for part in ("evaluation at step 0", "step 1", "step 2"):
+        for part in parts:
             values = [counted(result, part, key) for result in columns.values()]
             if any(values):
                 add(f"{name}, {part}", values, 1 if key.startswith("seconds") else 0)

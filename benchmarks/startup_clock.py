@@ -2,14 +2,17 @@
 
     python startup_clock.py <time.monotonic() at the start> <result.json> <save|leave> [key=value of bbu_train ...]
 
-`python benchmarks/startup.py` starts it. The run ends after its second step: with `save` by a signal, so that it saves
+`python benchmarks/startup.py` starts it. With STARTUP_PROFILE=<file> in the environment it also writes where Python
+spent its time, which then takes longer. The run ends after its second step: with `save` by a signal, so that it saves
 as a preempted run does, with `leave` without saving.
 """
 
+import cProfile
 import importlib.abc
 import importlib.util
 import json
 import os
+import pstats
 import runpy
 import signal
 import sys
@@ -22,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NUM_STEPS = 2
+NUM_STEPS, NUM_PROFILED = 2, 150
 IMPORTS, SAVE, KEEP = "imports of training", "first save", "compiled graphs to their file"
 TIMED = {  # parts of bbu_train.train, by the names of its functions; "a.b": function `b` of the module or class `a`
     "distributed.start": "device",
@@ -30,7 +33,8 @@ TIMED = {  # parts of bbu_train.train, by the names of its functions; "a.b": fun
     "step_metrics.peak_flops": "rate of a large product",
     "progress.restore": "restore",
     "first_samples.write_page": "page of the first samples",
-    "fit.first_layout": "layout that fits",
+    "fit.predict": "prediction of memory",
+    "fit.try_out": "trial of the largest micro-batches",
     "evaluate": "evaluation at step 0",
     "Recovery.evaluate": "evaluation at step 0",
     "progress.save": SAVE,
@@ -175,13 +179,29 @@ class WatchImport(importlib.abc.MetaPathFinder):
         return spec
 
 
+def profiled(run: Callable[[], object], path: Path) -> None:
+    """Write the functions that took longest, first with what they called and then without."""
+    profile = cProfile.Profile()
+    try:
+        profile.runcall(run)
+    finally:
+        with path.open("w") as file:
+            stats = pstats.Stats(profile, stream=file)
+            for order in ("cumulative", "tottime"):
+                stats.sort_stats(order).print_stats(NUM_PROFILED)
+
+
 def main() -> None:
     began, result, end, *words = sys.argv[1:]
     clock = Clock(float(began), Path(result), end == "save")
     sys.meta_path.insert(0, WatchImport(clock))
     sys.argv[1:] = words
+    run = partial(runpy.run_module, "bbu_train", run_name="__main__", alter_sys=True)
     try:
-        runpy.run_module("bbu_train", run_name="__main__", alter_sys=True)
+        if path := os.environ.get("STARTUP_PROFILE"):
+            profiled(run, Path(path))
+        else:
+            run()
     finally:
         if clock.num_steps == NUM_STEPS:
             clock.write()

@@ -72,8 +72,10 @@ def _join_ranks() -> tuple[str, bool]:
     from submitit.helpers import TorchDistributedEnvironment
 
     environment = JobEnvironment()
-    if environment.num_tasks > 1:  # leave all GPUs visible: LOCAL_RANK is an index into them
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    if environment.num_tasks > 1:
+        # Leave all GPUs visible, because LOCAL_RANK is an index into them. A process that has replaced itself
+        # (`runtime/restart.py`) finds the variables that it has set before.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     return environment.job_id, environment.global_rank == 0
 
 

@@ -1,34 +1,30 @@
-"""`python -m restarts <arguments>`: `python -m bbu_train <arguments>`, in which rank 1 runs out of memory in step 2."""
+"""Runs of two ranks of which one runs out of memory, for the override FAILS."""
 
 import json
 import os
-import runpy
 from pathlib import Path
 
 import torch
 from whole_runs import leave_out_plots
 
+from bbu_train.engine.ddp import DdpEngine
+
+FAILS = "engine._target_=restarts.FailingEngine"
 REPLACED = 77  # the exit code of a process that would have replaced itself
 
 
-def fail_on_rank_1() -> None:
-    """Run out of memory before the second backward pass of this process, unless there are two micro-batches a step."""
-    from bbu_train.engine.ddp import DdpEngine
+class FailingEngine(DdpEngine):
+    """Runs out of memory on rank 1 in the second step of its process, unless a step has two micro-batches on a rank."""
 
-    leave_out_plots()
-    backward = DdpEngine.backward
-
-    def fail_or_go_back(engine: DdpEngine, objective: torch.Tensor) -> None:
-        if os.environ["RANK"] == "1" and engine.num_micro_batches == engine.optimizer.num_updates == 1:
+    def backward(self, objective: torch.Tensor) -> None:
+        if os.environ["RANK"] == "1" and self.num_micro_batches == self.optimizer.num_updates == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        backward(engine, objective)
-
-    DdpEngine.backward = fail_or_go_back
+        super().backward(objective)
 
 
-def fail_and_end_instead_of_exec(note: str) -> None:
+def end_instead_of_exec(note: str) -> None:
     """End this process where it would become another one, and write down as what: a test starts that one faster."""
-    fail_on_rank_1()
+    leave_out_plots()
 
     def end(program: str, command: list[str]) -> None:
         environment = {name: value for name, value in os.environ.items() if name.startswith("BBU_")}
@@ -37,8 +33,3 @@ def fail_and_end_instead_of_exec(note: str) -> None:
         os._exit(REPLACED)
 
     os.execv = end
-
-
-if __name__ == "__main__":
-    fail_on_rank_1()
-    runpy.run_module("bbu_train", run_name="__main__", alter_sys=True)

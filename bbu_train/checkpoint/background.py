@@ -69,7 +69,7 @@ class BackgroundCheckpoints:
         check_state(state, "state")
         began = time.monotonic()
         packed = Packed((weights, state))
-        self.finish()
+        self._wait()
         process = self._ready_process(packed)
         if (seconds := time.monotonic() - began) > LONG_SECONDS:
             self._tell_once(
@@ -102,10 +102,8 @@ class BackgroundCheckpoints:
     def finish(self) -> None:
         """Wait until the last checkpoint is committed, or until `failure` says why it is not."""
         if self._current is not None:
-            if self._current.copied is not None:
-                self._current.copied.synchronize()
-            self._send(self._current)
-            self._receive()
+            log.info("Waiting until the checkpoint of step %d is on disk.", self._current.request.step)
+            self._wait()
 
     def close(self) -> None:
         """Wait for the last checkpoint and end the process. What goes wrong now is logged, not raised."""
@@ -119,6 +117,13 @@ class BackgroundCheckpoints:
         if self._process is not None:
             self._process.close()
             self._process = None
+
+    def _wait(self) -> None:
+        if self._current is not None:
+            if self._current.copied is not None:
+                self._current.copied.synchronize()
+            self._send(self._current)
+            self._receive()
 
     def _start_process(self, packed: Packed) -> None:
         if packed.num_bytes < BACKGROUND_BYTES:

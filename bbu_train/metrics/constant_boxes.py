@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.cluster.vq import kmeans, vq
 
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.outputs import Prediction
@@ -44,6 +43,8 @@ def _cluster(
     boxes_xyxy: Float[np.ndarray, "n 4"], num_clusters: int, seed: int, name: str
 ) -> tuple[Float[np.ndarray, "k 4"], Float[np.ndarray, "k"]]:
     """Return the cluster centres as xyxy and each cluster's share of the boxes."""
+    from scipy.cluster.vq import kmeans, vq  # takes as long to import as a training step
+
     x1, y1, x2, y2 = boxes_xyxy.T
     cxcywh = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1)
     num_clusters = min(num_clusters, len(np.unique(cxcywh, axis=0)))

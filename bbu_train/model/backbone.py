@@ -1,11 +1,15 @@
 """Qwen2.5-VL from transformers, with faster parts in place of some stock ones."""
 
+from functools import partial
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoImageProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from bbu_train.model import attention as attention_kernels
 from bbu_train.model.linear_patch_embedding import LinearPatchEmbedding
@@ -13,18 +17,48 @@ from bbu_train.model.norms import replace_norms
 from bbu_train.ops.compile import compile_block
 
 
-def load_backbone(config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str) -> Qwen2_5_VLForConditionalGeneration:
-    """Return the model in float32, with the checkpoint's weights or random ones. Patches are read as raw bytes."""
+def load_backbone(
+    config: Qwen2_5_VLConfig, checkpoint: str | None, weights: str, device: torch.device, dtype: torch.dtype
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Return the model on `device`, with the checkpoint's weights or random ones. Patches are read as raw bytes.
+
+    Matrices have `dtype`, and norms and biases stay float32.
+    """
     if weights == "random":
-        backbone = Qwen2_5_VLForConditionalGeneration(config)
+        with device:
+            backbone = Qwen2_5_VLForConditionalGeneration(config)
         mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     else:
-        backbone = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        backbone = _load_checkpoint(checkpoint)
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         mean, std = processor.image_mean, processor.image_std
+    for parameter in backbone.parameters():
+        parameter.data = parameter.data.to(device).to(dtype if parameter.ndim >= 2 else torch.float32)
     visual = backbone.model.visual
     visual.patch_embed = LinearPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
     return backbone
+
+
+def _load_checkpoint(checkpoint: str) -> Qwen2_5_VLForConditionalGeneration:
+    """Return the model on the host, as bfloat16 if the whole checkpoint is, else as float32.
+
+    In the dtype of the checkpoint nothing is copied: the tensors are the mapped pages of its files.
+    """
+    dtype = torch.bfloat16 if _stored_dtypes(checkpoint) == {"BF16"} else torch.float32
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
+
+
+def _stored_dtypes(checkpoint: str) -> set[str]:
+    """Return the names of the dtypes in the checkpoint's safetensors files; none if it has other files."""
+    find = partial(cached_file, checkpoint, _raise_exceptions_for_missing_entries=False)
+    files = [find(SAFE_WEIGHTS_NAME)]
+    if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        files, _ = get_checkpoint_shard_files(checkpoint, index)
+    dtypes: set[str] = set()
+    for path in filter(None, files):
+        with safe_open(path, framework="pt") as file:
+            dtypes |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (file is no dict)
+    return dtypes
 
 
 def install_kernels(

@@ -197,13 +197,13 @@ def build(
     if compile and device.type == "cuda":
         start_workers()  # so that they are ready when the weights are
     config = configuration(checkpoint, weights, shape)
-    with torch.device(device):
-        backbone = load_backbone(config, checkpoint, weights)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    backbone = load_backbone(config, checkpoint, weights, device, dtype)
+    with device:
         built_head = head(config.text_config.hidden_size)
     pad_vision_mlp(backbone.model.visual, vision_mlp_multiple)
     fuse_qkv(backbone.model.language_model)
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    _cast_matrices(backbone, built_head, dtype)
+    _cast_linear_layers(built_head, dtype)
     install_kernels(backbone, attention, device, dtype, compile)
     cache = TeacherCache(teacher_cache_gib)
     model = GroundingModel(backbone, built_head, vocabulary_chunk, image_position_scale, cache)
@@ -213,9 +213,8 @@ def build(
     return model.to(device).train()
 
 
-def _cast_matrices(backbone: nn.Module, head: nn.Module | None, dtype: torch.dtype) -> None:
-    """Cast the backbone's matrices and the head's linear layers, which autocast would otherwise cast at each use."""
-    linear_layers = [module for module in head.modules() if isinstance(module, nn.Linear)] if head is not None else []
-    for parameter in (*backbone.parameters(), *(layer.weight for layer in linear_layers)):
-        if parameter.ndim >= 2:
-            parameter.data = parameter.data.to(dtype)
+def _cast_linear_layers(head: nn.Module | None, dtype: torch.dtype) -> None:
+    """Cast the matrices of the head's linear layers, which autocast would otherwise cast at each use."""
+    for module in head.modules() if head is not None else ():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.to(dtype)

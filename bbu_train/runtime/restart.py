@@ -6,6 +6,7 @@ replaces its process by a new one with the same command. The new processes go on
 SLURM see no process end.
 """
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 from bbu_train.runtime import distributed, preemption
 
+log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5  # how often a rank looks for a call
 ANSWER_SECONDS = 120  # how long all ranks have to answer
 CALL, ANSWERS = "restart", "restart answers"
@@ -83,12 +85,13 @@ class _Watch(threading.Thread):
         reason = self.store.get(CALL).decode()
         _end_children()
         if os.environ.get(REASON) == reason:
-            _give_up(f"The run restarted without any progress: {reason}.")
+            _give_up(f"The ranks have restarted without any progress. {reason}")
+        log.log(logging.WARNING if self.rank == 0 else logging.DEBUG, "%s All ranks start again.", reason)
         self.store.add(ANSWERS, 1)
         deadline = time.monotonic() + ANSWER_SECONDS
         while not self._may_start():
             if time.monotonic() > deadline:
-                _give_up(f"Some ranks did not answer for {ANSWER_SECONDS} s, so they cannot restart: {reason}.")
+                _give_up(f"A rank did not answer for {ANSWER_SECONDS} s, so the ranks cannot restart. {reason}")
             time.sleep(0.01)
         os.environ[REASON] = reason
         os.environ[distributed.RESTARTS] = str(distributed.num_restarts() + 1)
@@ -119,7 +122,7 @@ def _end_children() -> None:
 
 def _replace_process(command: Sequence[str]) -> NoReturn:
     """Become `command`, which inherits stdin, stdout and stderr only: no socket, and no memory of a GPU."""
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (a Path would hold it open)
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 (plain names are wanted)
         if int(name) > 2:
             with suppress(OSError):
                 os.set_inheritable(int(name), False)

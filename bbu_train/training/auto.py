@@ -115,7 +115,7 @@ def named_machine(card: str) -> Machine:
 def _available_bytes(device: torch.device) -> int:
     """Return what torch can still allocate, with what it has allocated already."""
     free, total = torch.cuda.mem_get_info(device)
-    limit = torch.cuda.get_per_process_memory_fraction(device) * total
+    limit = torch.cuda.get_per_process_memory_fraction(torch.cuda.current_device()) * total
     return int(min(free + torch.cuda.memory_reserved(device), limit))
 
 

@@ -156,7 +156,7 @@ def _peak_bytes(candidate: Candidate, trial: Trial) -> int | None:
     device = trial.engine.device
     torch.cuda.reset_peak_memory_stats(device)
     has_failed = False
-    with torch.random.fork_rng([device]):
+    with torch.random.fork_rng([torch.cuda.current_device()]):
         for attempt in (_train, _evaluate):
             has_failed = has_failed or distributed.any_rank(_runs_out_of_memory(partial(attempt, candidate, trial)))
             trial.engine.discard()

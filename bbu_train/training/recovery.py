@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -62,6 +62,8 @@ class Recovery:
         self.learnt = distributed.broadcast_from_main(LearntLayout.read(folder, self.device))
         self.asked = engine.num_micro_batches, max((len(row) for (row,) in inputs.evaluation_steps), default=1)
         engine.num_micro_batches = self.learnt.num_micro_batches(engine.num_micro_batches)
+        if self.learnt.summary() is not None:
+            log.info("As this run has learnt: %s", self.learnt.summary())
         self._repeated: set[int] = set()  # the numbers of micro-batches that were tried again without a change
 
     def batches_from(self, step: int) -> StepBatches:
@@ -84,12 +86,10 @@ class Recovery:
             result = self._attempt(partial(train_step, *parts, taken, counts, rate_factor, sample_ids))
             if not isinstance(result, OutOfMemory):
                 return result
-            if distributed.world_size() > 1:  # the others wait for this rank's gradients
-                self._split(step, taken, len(sample_ids), result)
-                self._restart(step)
-            self.engine.discard()
-            out_of_memory.release()
-            if may_repeat and self.engine.num_micro_batches not in self._repeated:
+            if distributed.world_size() == 1:
+                self.engine.discard()
+                out_of_memory.release()
+            if distributed.world_size() == 1 and may_repeat and self.engine.num_micro_batches not in self._repeated:
                 log.info("step %d is made again: %s", step + 1, result.message)
                 self._repeated.add(self.engine.num_micro_batches)
             else:
@@ -119,9 +119,8 @@ class Recovery:
                 batch = inputs.collator([inputs.validation.encode(visit)])
                 raise self._does_not_fit(batch, "to be evaluated", result)
             self._learn(eval_batch_size=Change(self.asked[1], size // 2, step))
-            log.warning("The evaluation after step %d ran out of memory. %s", step, result.message)
-            if distributed.world_size() > 1:
-                self._restart(step)
+            what = f"The evaluation after step {step} ran out of memory on a {self.device}"
+            self._tell(f"{what}. From now on its batches have up to {size // 2} samples.", result)
 
     def _eval_batch_size(self) -> int:
         learnt = self.learnt.eval_batch_size
@@ -138,28 +137,30 @@ class Recovery:
         except Exception as error:
             if not out_of_memory.is_out_of_memory(error) or self.optimizer.num_updates != num_updates:
                 raise
-            return OutOfMemory(str(error).splitlines()[0])
+            return OutOfMemory((str(error).splitlines() or [type(error).__name__])[0])
 
     def _split(self, step: int, taken: "_Taken", num_samples: int, failure: "OutOfMemory") -> None:
         """Take twice as many micro-batches from this step on, at most one for each sample."""
         if max(len(batch.sample_ids) for batch in taken.batches) == 1:
             raise self._does_not_fit(taken.last or taken.batches[0], "to be trained on", failure)
-        num_ranks = distributed.world_size()
-        number = min(2 * self.engine.num_micro_batches, math.ceil(num_samples / num_ranks))
+        num_ranks, before = distributed.world_size(), self.engine.num_micro_batches
+        number = min(2 * before, math.ceil(num_samples / num_ranks))
         self._learn(num_parts=Change(self.asked[0] * num_ranks, number * num_ranks, step))
-        sizes = [batch.sizes for batch in taken.batches]
-        log.warning(
-            "Step %d ran out of memory on a %s. Its micro-batches (%d on a rank) had up to %d tokens and %d patches. "
-            "From now on a step has %d micro-batches, which give the same gradient. %s",
-            *(step + 1, self.device, len(sizes), max(size.tokens for size in sizes)),
-            *(max(size.patches for size in sizes), number * num_ranks, failure.message),
-        )
         self.engine.num_micro_batches = number
+        sizes = [batch.sizes for batch in taken.batches]
+        self._tell(
+            f"Step {step + 1} ran out of memory on a {self.device}. Its micro-batches had up to "
+            f"{max(size.tokens for size in sizes):,} tokens and {max(size.patches for size in sizes):,} patches. From "
+            f"now on a step has {number * num_ranks} of them instead of {before * num_ranks}, with the same gradient.",
+            failure,
+        )
 
-    def _restart(self, step: int) -> NoReturn:
-        """Restart all ranks, which go on from the last checkpoint with what this one has learnt."""
-        numbers = f"{self.engine.num_micro_batches} micro-batches, {self._eval_batch_size()} samples in an evaluation"
-        restart.call(f"{self.folder}: step {step + 1} ran out of memory; from now on each rank has {numbers}")
+    def _tell(self, change: str, failure: "OutOfMemory") -> None:
+        """Say what changes. One of several ranks then restarts all of them, because they wait for it."""
+        log.info("%s", failure.message)
+        if distributed.world_size() > 1:
+            restart.call(f"{self.folder}: {change}")
+        log.warning("%s", change)
 
     def _learn(self, **changes: Change) -> None:
         self.learnt = replace(self.learnt, **changes)

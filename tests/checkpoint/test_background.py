@@ -131,13 +131,15 @@ def test_what_is_saved_while_training_goes_on_equals_a_save_of_that_moment_bit_f
         assert (written.folder / name).read_bytes() == (expected / name).read_bytes()
 
 
-def test_a_save_waits_for_the_one_before(saving):
+def test_a_save_waits_for_the_one_before_and_says_so(saving, monkeypatch, caplog):
+    monkeypatch.setattr(background, "LONG_SECONDS", 0.1)
     trained = Trained()
     os.kill(process_id(saving), signal.SIGSTOP)
     saving.save(1, *trained.contents(), {})
     threading.Timer(0.2, os.kill, (process_id(saving), signal.SIGCONT)).start()
     saving.save(2, *trained.contents(), {})
     assert saving.checkpoints.at(1).state()["metrics"] == {"loss": 0.5}
+    assert "s to save step 2: the process that writes checkpoints had not finished the one before" in caplog.text
     saving.finish()
     assert saving.checkpoints.latest().step == 2
 
@@ -223,6 +225,13 @@ def test_on_a_gpu_the_next_update_waits_for_a_slow_copy(in_background, tmp_path,
     assert all(torch.equal(saved.weights()[name], weight) for name, weight in expected.items())
     states = saved.state()["optimizer"]["state"].values()
     assert all(torch.equal(state["exp_avg"], moment) for state, moment in zip(states, moments, strict=True))
+
+
+def test_saves_that_outlast_the_grace_of_a_job_are_reported_once(tmp_path, caplog):
+    saving, trained = BackgroundCheckpoints(LocalCheckpoints(tmp_path, 2, "eval/ap50", "max"), 0.0), Trained()
+    for step in (1, 2):
+        saving.save(step, *trained.contents(), {})
+    assert caplog.text.count("but cluster.grace_seconds=0") == 1
 
 
 # Kills

@@ -110,6 +110,17 @@ def test_a_preempted_sweep_starts_no_further_run_and_continues_with_the_preempte
     assert trained == [1, 2, 2, 3]
 
 
+def test_a_process_that_replaced_itself_goes_on_with_the_run_that_it_had_begun(sweep, trained, monkeypatch):
+    ledger, runs = sweep
+    monkeypatch.setattr(job_states, "local_job_id", local_job_id)  # this process is alive
+    ledger.entry(runs[1]).add_attempt().begin(local_job_id())
+    ledger.entry(runs[2]).add_attempt().begin(local_job_id(os.getppid()))
+    monkeypatch.setattr("launchers.launch.watch_runs", lambda *arguments: 0)
+    assert start_runs(ledger, runs, RESTARTABLE) == 0
+    assert trained == [1, 2]
+    assert states(ledger) == {"done": 2, "running": 1}
+
+
 @pytest.mark.parametrize("job", [local_job_id(), "local/elsewhere/1/1"], ids=["own process", "other host"])
 def test_nobody_waits_for_a_run_of_the_own_process_or_of_a_host_that_cannot_be_seen(sweep, monkeypatch, job):
     ledger, runs = sweep

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import restarts
 from holding import UNTIL_ASKED
 from slurm_sweeps import Sweep, read, wait_for
 
+from bbu_train.training.learnt_layout import FILE
 from launchers.watch import CLEAR_SCREEN
 
 NEVER_STARTED = "{hold: true}"  # SLURM keeps such jobs in the queue
@@ -144,6 +147,17 @@ def test_a_search_is_a_job_that_starts_its_trials_and_requeues_itself(sweep):
     assert sweep.states() == {"done": 1}
     assert "search: done" in sweep.launchers("status")
     assert [len(attempts) for attempts in sweep.attempts().values()] == [1]
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_job_start_again_by_themselves_when_one_runs_out_of_memory(sweep):
+    steps = "sampler.num_samples=4", "save_every=1", restarts.FAILS
+    sweep.record("tracker=jsonl", "cluster.nodes=2", "launchers.wait=true", *steps, "seed=1")
+    sweep.launchers("resume")
+    assert sweep.states() == {"done": 1}
+    assert [len(attempts) for attempts in sweep.attempts().values()] == [1]
+    (learnt,) = sweep.outputs.glob(f"*/{FILE}")
+    assert read(learnt)["num_parts"] == {"asked": 2, "taken": 4, "step": 1}
 
 
 def start_in_terminal(sweep: Sweep, command: str) -> tuple[subprocess.Popen[bytes], int]:

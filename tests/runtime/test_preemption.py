@@ -267,3 +267,13 @@ def test_an_orphaned_worker_ends_by_itself_and_by_a_signal_from_anyone(is_signal
     if is_signalled:
         signal_from_another_process(orphan)
     wait_until(lambda: not is_alive(orphan), "the orphan has ended")
+
+
+def test_a_process_that_replaces_this_one_knows_of_the_signal_that_came_before(monkeypatch):
+    monkeypatch.setattr(preemption, "SIGNALS", ())
+    monkeypatch.setattr(preemption, "_received", ["SIGTERM"])
+    preemption.hand_over()
+    monkeypatch.setattr(preemption, "_received", [])
+    preemption.install()
+    assert preemption.signal_name() == "SIGTERM"
+    assert preemption.HANDED_OVER not in os.environ

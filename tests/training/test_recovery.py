@@ -1,7 +1,9 @@
 """A whole run that runs out of memory at each place where a step allocates, and what it keeps of that."""
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,14 +119,14 @@ def test_a_run_that_runs_out_of_memory_goes_on_in_more_micro_batches(
 ):
     """A step is made once more as it is, then in twice as many, bit for bit as if that had been known before."""
     memory = Memory(monkeypatch, {1: ["forward", "backward"], 2: ["optimizer", "optimizer"]})
-    folder = run_here(outputs, "out-of-memory", *SMALL)
+    folder = run_here(outputs, "out-of-memory", *SMALL, "num_workers=1")
     assert memory.sites == {1: [], 2: []}
     assert attempts_leave_nothing == [str(ERROR)] * 4
     assert_equal_runs(folder, in_more_parts, step=STEPS)
     warnings = [line for line in (folder / "train.log").read_text().splitlines() if " WARNING " in line]
     steps = [line for line in warnings if "ran out of memory" in line]
     assert [f"Step {step} ran out of memory" in line for step, line in enumerate(steps, start=2)] == [True] * 2
-    assert "From now on a step has 4 micro-batches" in steps[-1]
+    assert "From now on a step has 4 of them instead of 2" in steps[-1]
     told = "memory  the device ran out of memory; from step 3 on, 4 micro-batches a step instead of 1"
     assert told in capsys.readouterr().out
     assert json.loads((folder / FILE).read_text())["num_parts"] == {"asked": 1, "taken": 4, "step": 2}
@@ -139,16 +141,18 @@ def test_a_sample_that_does_not_fit_alone_ends_the_run_with_its_name_and_its_siz
     assert json.loads((outputs / "smoke/too-large" / FILE).read_text())["num_parts"]["taken"] == 2
 
 
-def test_an_error_after_the_first_write_of_an_update_ends_the_run(outputs, monkeypatch):
-    def break_off(optimizer):
-        return [lambda: None, broken]
+def test_an_error_after_the_first_write_of_an_update_is_raised(tmp_path):
+    optimizer = SimpleNamespace(num_updates=0)
+    engine = SimpleNamespace(device=torch.device("cpu"), num_micro_batches=1)
+    recovery = Recovery(SimpleNamespace(evaluation_steps=[]), engine, None, optimizer, 0, tmp_path)
 
-    def broken():
+    def fail(num_updates):
+        optimizer.num_updates += num_updates
         raise ERROR
 
-    monkeypatch.setattr(MixedAdamW, "_prepare", break_off)
+    assert recovery._attempt(partial(fail, 0)).message == str(ERROR)
     with pytest.raises(torch.OutOfMemoryError):
-        run_here(outputs, "broken", *TINY)
+        recovery._attempt(partial(fail, 1))
 
 
 def test_what_was_learnt_holds_on_a_device_with_at_most_as_much_memory_and_for_other_numbers_of_ranks(tmp_path):
