@@ -16,7 +16,7 @@ from bbu_train.errors import InputError
 from bbu_train.ops.activations import Execution
 from bbu_train.runs.settings import AUTO, CHECKPOINTING, MICRO_BATCHES
 from bbu_train.runtime import distributed, out_of_memory
-from bbu_train.training import memory, what_fits
+from bbu_train.training import changes, memory, what_fits
 from bbu_train.training.auto import Setting
 from bbu_train.training.layout import Layout
 from bbu_train.training.memory import GIB, Candidate
@@ -56,7 +56,7 @@ class Prediction:
         outline = self.outline
         parts = outline.model, outline.optimizer, outline.average, self.inputs
         published = partial(smallest_published, self.applied)
-        run = what_fits.Run(*parts, self.least, self.execution, num_ranks, published)
+        run = changes.Run(*parts, self.least, self.execution, num_ranks, published)
         return what_fits.does_not_fit(run, available_bytes)
 
 
