@@ -24,7 +24,7 @@ import sys
 from bbu_train.cli.main import run_command
 from bbu_train.runtime.config_folder import config_folder
 from launchers.launch import launch
-code = run_command(None, config_folder(), launch)
+code = run_command(None, config_folder(), launch, None)
 assert "torch" not in sys.modules
 sys.exit(code)
 """

@@ -77,13 +77,18 @@ def command(conf, tmp_path, monkeypatch, capsys):
             configs.append((cfg, given))
             task(cfg, given)
 
-        def launch(arguments, folder):
-            configs.extend((cell.cfg, cell.overrides) for cell in compose(arguments, folder))
+        def launch(arguments, folder, only_checks):
+            what = "checked" if only_checks else None
+            configs.extend((cell.cfg, what or cell.overrides) for cell in compose(arguments, folder))
             return 0
+
+        def check(cfg, given, card):
+            configs.append((cfg, f"checked on {card or 'this machine'}"))
+            task(cfg, given)
 
         monkeypatch.setattr(sys, "argv", ["bbu_train", *arguments])
         try:
-            code = command_line.run_command(keep, conf, launch)
+            code = command_line.run_command(keep, conf, launch, check)
         except SystemExit as leaving:
             code = leaving.code
         return code, capsys.readouterr().err, configs
@@ -102,6 +107,22 @@ def refused(command, *arguments) -> str:
 def test_a_correct_command_runs_with_its_values(command):
     code, says, [(cfg, given)] = command("steps=3", "head=none")
     assert (code, says, cfg.steps, given) == (0, "", 3, ["steps=3", "head=none"])
+
+
+@pytest.mark.parametrize(("option", "card"), [("--check", "this machine"), ("--check=H100", "H100")])
+def test_a_check_takes_the_place_of_training(command, option, card):
+    code, says, [(cfg, what)] = command("steps=3", option)
+    assert (code, says, cfg.steps, what) == (0, "", 3, f"checked on {card}")
+    code, _, configs = command("-m", "seed=1,2", option)
+    assert (code, [what for _, what in configs]) == (0, ["checked", "checked"])
+
+
+def test_a_check_that_finds_a_mistake_exits_with_2(command):
+    def find(cfg, given):
+        raise InputError("does not fit")
+
+    code, says, _ = command("--check", task=find)
+    assert (code, says) == (2, "error: does not fit\n")
 
 
 def test_options_may_stand_anywhere(command):
