@@ -16,23 +16,27 @@ TAIL_BYTES = 65536
 
 @dataclass(frozen=True)
 class RunStatus:
+    """The state of a run, and whether the process that read it had begun the run itself.
+
+    Such a process has replaced itself since (`runtime/restart.py`).
+    """
+
     entry: Entry
     state: State
+    is_own: bool = False
 
     def can_start(self, states: Collection[str]) -> bool:
-        """Whether the run is in one of these states and has no live job.
-
-        Or it was begun by this very process, which has replaced itself since (`runtime/restart.py`).
-        """
-        is_own = self.state.name == job_states.RUNNING and self.state.job == job_states.local_job_id()
-        return is_own or (self.state.name in states and not self.state.has_live_job)
+        """Whether the run is in one of these states and has no live job, or is to be continued by its own process."""
+        is_interrupted = self.is_own and self.state.name == job_states.RUNNING
+        return is_interrupted or (self.state.name in states and not self.state.has_live_job)
 
 
 def read_statuses(ledger: Ledger, runs: Sequence[str] | None = None) -> list[RunStatus]:
     """Return the status of each of these runs in this order, or of every run of the ledger, sorted by name."""
     job_state = job_states.lookup()
     entries = ledger.entries() if runs is None else [ledger.entry(run) for run in runs]
-    return [RunStatus(entry, entry.state(job_state)) for entry in entries]
+    own_job, all_states = job_states.local_job_id(), [entry.state(job_state) for entry in entries]
+    return [RunStatus(entry, state, state.job == own_job) for entry, state in zip(entries, all_states, strict=True)]
 
 
 def format_table(ledger: Ledger, statuses: Sequence[RunStatus]) -> str:

@@ -79,7 +79,10 @@ class _Watch(threading.Thread):
                 return
             if is_called:
                 self.is_called.set()
-                self._restart()
+                try:
+                    self._restart()
+                except Exception as error:
+                    _give_up(f"The ranks cannot restart: {error!r}.")
 
     def _restart(self) -> NoReturn:
         reason = self.store.get(CALL).decode()

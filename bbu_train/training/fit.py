@@ -16,7 +16,7 @@ from bbu_train.errors import InputError
 from bbu_train.ops.activations import Execution
 from bbu_train.runs.settings import AUTO, CHECKPOINTING, MICRO_BATCHES
 from bbu_train.runtime import distributed, out_of_memory
-from bbu_train.training import memory, what_fits
+from bbu_train.training import changes, memory, what_fits
 from bbu_train.training.auto import Setting
 from bbu_train.training.layout import Layout
 from bbu_train.training.memory import GIB, Candidate
@@ -28,8 +28,6 @@ from bbu_train.types.samples import PlannedStep
 
 TRIAL_MARGIN = 0.03
 """The share of the memory that a trial must leave: other lengths leave other gaps in the allocator."""
-TRIED_ANYWAY = 0.05
-"""A layout that is predicted to need this much more than there is, is tried: predictions may be too high."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Prediction:
         outline = self.outline
         parts = outline.model, outline.optimizer, outline.average, self.inputs
         published = partial(smallest_published, self.applied)
-        run = what_fits.Run(*parts, self.least, self.execution, num_ranks, published)
+        run = changes.Run(*parts, self.least, self.execution, num_ranks, published)
         return what_fits.does_not_fit(run, available_bytes)
 
 
@@ -96,10 +94,10 @@ def plan(prediction: Prediction, available_bytes: int, num_ranks: int) -> Plan:
     candidates, left_out = [], []
     for candidate in prediction.candidates:
         peak = candidate.prediction.peak
-        if peak <= (1 + TRIED_ANYWAY) * available_bytes or len(prediction.candidates) == 1:
+        if peak <= available_bytes or len(prediction.candidates) == 1:
             candidates.append(candidate)
         elif not candidates:
-            left_out.append(f"{candidate.layout} needs {peak / GIB:.0f} GiB")
+            left_out.append(f"{candidate.layout.short} needs {peak / GIB:.0f} by prediction")
     if len(prediction.candidates) > 1 and not any(each.prediction.fits(available_bytes) for each in candidates):
         raise prediction.does_not_fit(available_bytes, num_ranks)
     return Plan(prediction, candidates, left_out, available_bytes, num_ranks)
@@ -118,7 +116,11 @@ def settings_of(cfg: DictConfig, taken: Layout, reason: str) -> dict[str, Settin
     """Return the two settings of a layout."""
     values = {CHECKPOINTING: taken.gradient_checkpointing, MICRO_BATCHES: taken.num_micro_batches}
     given = {CHECKPOINTING: cfg.engine.gradient_checkpointing, MICRO_BATCHES: cfg.engine.num_micro_batches}
-    return {key: Setting(given[key], value, reason if given[key] == AUTO else "given") for key, value in values.items()}
+    reasons = {CHECKPOINTING: reason, MICRO_BATCHES: reason if given[CHECKPOINTING] != AUTO else "with it"}
+    return {
+        key: Setting(given[key], value, reasons[key] if given[key] == AUTO else "given")
+        for key, value in values.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,9 @@ def try_out(planned: Plan, trial: Trial) -> tuple[Layout, str]:
         if peak is not None and (is_last or peak <= (1 - TRIAL_MARGIN) * planned.available_bytes):
             needed = f"{peak / GIB:.1f} of {planned.available_bytes / GIB:.1f} GiB in a trial"
             return candidate.layout, "; ".join([needed, *failures])
-        found = "ran out of memory" if peak is None else f"took {peak / GIB:.1f} GiB"
-        failures.append(f"{candidate.layout} {found} in a trial")
+        failures.append(
+            f"{candidate.layout.short} {'ran out' if peak is None else f'took {peak / GIB:.1f}'} in a trial"
+        )
     raise planned.prediction.does_not_fit(planned.available_bytes, planned.num_ranks)
 
 

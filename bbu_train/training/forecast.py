@@ -56,7 +56,7 @@ class Forecast:
         taken = planned.candidates[0]
         yield f"memory    on {self.machine.name}: {planned.available_bytes / GIB:.1f} GiB are there for this process"
         for reason in planned.left_out:
-            yield f"          {reason}: too much"
+            yield f"          {reason}, too much"
         yield f"          {taken.layout} needs {taken.prediction.peak / GIB:.1f} GiB by prediction; a trial decides:"
         for line in taken.prediction.table().splitlines():
             yield f"            {line}"

@@ -30,6 +30,10 @@ class Layout:
     gradient_checkpointing: str
     num_micro_batches: int
 
+    @property
+    def short(self) -> str:
+        return f"{self.gradient_checkpointing} x {self.num_micro_batches}"
+
     def __str__(self) -> str:
         return (
             f"engine.gradient_checkpointing={self.gradient_checkpointing} "

@@ -12,7 +12,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.ops.activations import Execution
 from bbu_train.optimizer.groups import parameters_by_group
-from bbu_train.training import memory, memory_phases, micro_batches, setup, validation, what_fits
+from bbu_train.training import changes, memory, memory_phases, micro_batches, setup, validation, what_fits
 from bbu_train.training.layout import Layout
 from bbu_train.training.outline import Outline, smallest_published
 
@@ -151,18 +151,18 @@ def test_the_error_for_what_does_not_fit_names_what_would(make_run):
     text = str(what_fits.does_not_fit(least, int(0.9 * least.least.prediction.peak)))
     assert "it needs 0.0 GiB of 0.0 GiB with engine.gradient_checkpointing=full engine.num_micro_batches=1" in text
     assert "average=none: 0.0 GiB" in text
-    assert "head=none" not in text
+    assert "\n  head=none loss=language:" not in text
     assert trained == [parameter.requires_grad for parameter in run.model.parameters()]
     assert run.model.head is not None
 
 
-def test_two_choices_are_named_where_none_is_enough(make_run):
+def test_two_choices_are_named_where_neither_is_enough(make_run):
     run = what_fits_run(make_run("average=ema", "engine.precision=bf16", device="meta"), Layout("full", 1))
     singles = what_fits.find_choices(run, 2**60)
-    available = int(min(choice.num_bytes for choice in singles) / (1 - memory.MARGIN)) - 1024
-    pairs = what_fits.find_choices(run, available)
-    assert pairs
-    assert all(len(choice.overrides) == 2 and choice.num_bytes <= available for choice in pairs)
+    limit = min(choice.num_bytes for choice in singles) - 1024
+    choices = what_fits.find_choices(run, int(limit / (1 - memory.MARGIN)))
+    assert choices
+    assert all(len(choice.overrides) == 2 and choice.num_bytes <= limit for choice in choices)
 
 
 def test_a_layout_that_the_config_forbids_is_named_if_it_would_fit(make_run):
@@ -193,4 +193,4 @@ def test_the_smallest_published_model_has_the_sizes_of_its_file(resolved_config)
 def what_fits_run(run, layout):
     """The run, whose published model is as large as its own."""
     parts = run.model, run.optimizer, run.average
-    return what_fits.Run(*parts, run.inputs, run.plan(layout), run.execution, 1, lambda: Outline(*parts))
+    return changes.Run(*parts, run.inputs, run.plan(layout), run.execution, 1, lambda: Outline(*parts))
