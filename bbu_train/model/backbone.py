@@ -1,5 +1,6 @@
 """Qwen2.5-VL from transformers, with faster parts in place of some stock ones."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from bbu_train.model import attention as attention_kernels
 from bbu_train.model.linear_patch_embedding import LinearPatchEmbedding
 from bbu_train.model.norms import replace_norms
 from bbu_train.ops.compile import compile_block
+
+NUM_READERS = 4  # tensors that are read at once: a mapped file is read where its pages are first used
 
 
 def load_backbone(
@@ -32,8 +35,12 @@ def load_backbone(
         backbone = _load_checkpoint(checkpoint)
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         mean, std = processor.image_mean, processor.image_std
-    for parameter in backbone.parameters():
+
+    def place(parameter: nn.Parameter) -> None:
         parameter.data = parameter.data.to(device).to(dtype if parameter.ndim >= 2 else torch.float32)
+
+    with ThreadPoolExecutor(NUM_READERS) as readers:
+        list(readers.map(place, backbone.parameters()))
     visual = backbone.model.visual
     visual.patch_embed = LinearPatchEmbedding(visual.patch_embed.proj, list(mean), list(std))
     return backbone

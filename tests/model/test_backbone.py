@@ -7,14 +7,14 @@ import pytest
 import torch
 from forked import processes
 from omegaconf import OmegaConf
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoImageProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu_train.model.backbone import load_backbone
 from bbu_train.model.shape import configuration
 
 CPU = torch.device("cpu")
-WIDE = {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 6}  # 170 MB in bfloat16
+WIDE = {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 6}  # 160 MB in bfloat16
 
 
 def save(model, folder, **options):
@@ -43,6 +43,7 @@ def test_weights_are_those_of_transformers_cast_from_float32(tmp_path, make_mode
 
 def measure(folder: str, config: Qwen2_5_VLConfig, results: SimpleQueue) -> None:
     """Put the growth of this process's largest resident size, in bytes, into the queue. Each weight is read once."""
+    AutoImageProcessor.from_pretrained(folder)  # imports what is part of no checkpoint
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for parameter in load_backbone(config, folder, "pretrained", CPU, torch.bfloat16).parameters():
         parameter.sum()
@@ -51,7 +52,7 @@ def measure(folder: str, config: Qwen2_5_VLConfig, results: SimpleQueue) -> None
 
 def test_loading_takes_hardly_more_memory_than_the_checkpoint(tmp_path, config):
     shape = OmegaConf.to_container(config().model.shape)
-    shape["text_config"] |= WIDE
+    shape |= {"text_config": shape["text_config"] | WIDE, "tie_word_embeddings": False}
     shape["vision_config"]["out_hidden_size"] = WIDE["hidden_size"]
     config = configuration(None, "random", shape)
     with torch.device("meta"):
@@ -63,4 +64,5 @@ def test_loading_takes_hardly_more_memory_than_the_checkpoint(tmp_path, config):
     process.start()
     process.join()
     assert size > 150e6
-    assert results.get() < 1.2 * size
+    growth = results.get()
+    assert growth < 1.2 * size
