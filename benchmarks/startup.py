@@ -112,7 +112,7 @@ def run_row(row: str, tree: Path, folder: Path, overrides: list[str], saves: boo
     """Run one process of `tree`. `folder` is the contender's: its runs, its caches."""
     caches = folder / ("caches-shared" if row == "shared" else "caches")
     environment = os.environ | {
-        "PYTHONPATH": str(tree),
+        "PYTHONPATH": os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
     }
