@@ -67,7 +67,7 @@ class DdpEngine:
         if precision not in PRECISIONS:
             raise InputError(f"engine.precision={precision} is unknown; take one of {', '.join(PRECISIONS)}.")
         assert getattr(optimizer, "_step_supports_amp_scaling", False), "the optimizer is not fused"
-        self.model = model
+        self.model, self.gradient_checkpointing = model, "none"
         self.lay_out(gradient_checkpointing, num_micro_batches)
         self.is_distributed = distributed.world_size() > 1
         self.module = ModelWithCriterion(model, criterion)
@@ -85,7 +85,9 @@ class DdpEngine:
         """Do the next steps in this layout. It changes their results by rounding only."""
         if num_micro_batches < 1:
             raise InputError(f"engine.num_micro_batches is {num_micro_batches}; it must be at least 1.")
-        self.model.set_activation_checkpointing(gradient_checkpointing)
+        if gradient_checkpointing != self.gradient_checkpointing:
+            self.model.set_activation_checkpointing(gradient_checkpointing)
+        self.gradient_checkpointing = gradient_checkpointing
         self.num_micro_batches = num_micro_batches
 
     def autocast(self) -> AbstractContextManager:
