@@ -67,7 +67,8 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     planned = None
     if machine.kind == "gpu" and at.step < cfg.steps:
         prediction = fit.predict(cfg, applied, True, inputs, distributed.world_size())
-        planned = fit.plan(prediction, machine.available_bytes, distributed.world_size())
+        available_bytes = min(number for (number,) in distributed.gather_integers([machine.available_bytes]))
+        planned = fit.plan(prediction, available_bytes, distributed.world_size())
     settings |= fit.settings_of(cfg, *fit.first_layout(cfg, planned))
     applied = auto.apply(applied, settings)
     raise_if_asked_to_end(at.step, folder)
@@ -91,7 +92,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
     if planned is not None:
-        trial = fit.Trial(engine, criterion, model, inputs, None if cfg.eval_every is None else average)
+        trial = fit.MemoryTrial(engine, criterion, model, inputs, None if cfg.eval_every is None else average)
         settings |= fit.settings_of(cfg, *fit.try_out(planned, trial))
     raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
 

@@ -3,7 +3,7 @@
     python benchmarks/saving.py [shape=3b] [saves=2] [steps_between=12] [key=value of bbu_train ...]
 
 Trains on the standard workload (workload.py) by bbu_train's own loop, and saves in the background `saves` times. The
-peer is a save at once, for which training stops, in the same run. Shapes:
+peer is a blocking save in the same run. Shapes:
 
 3b       3B with random weights and everything trained: weights, float32 masters and moments
 3b_15gb  the same with the language model frozen, so that a checkpoint has at most 15 GB
@@ -153,7 +153,7 @@ def main() -> None:
     overrides = [word for word in sys.argv[1:] if word not in own_words]
     options = OmegaConf.merge(DEFAULTS, OmegaConf.from_cli(own_words))
     preemption.install()
-    background.BACKGROUND_BYTES = 0  # the tiny model's checkpoints too
+    background.MIN_BACKGROUND_BYTES = 0  # the tiny model's checkpoints too
     TimedSaver.options = options
     train.Saver = TimedSaver
     try:

@@ -20,7 +20,7 @@ from bbu_train.runtime import host_memory
 
 log = logging.getLogger(__name__)
 
-BACKGROUND_BYTES = 64 << 20
+MIN_BACKGROUND_BYTES = 64 << 20
 """Smaller checkpoints are written at once: that takes 0.1 s, and a process first imports torch for 2 s of a core."""
 SPARE_BYTES = 4 << 30  # host memory to leave free beside the copy, for data workers and the page cache
 LONG_SECONDS = 1.0  # a wait that is worth a line in the log
@@ -126,7 +126,7 @@ class BackgroundCheckpoints:
             self._receive()
 
     def _start_process(self, packed: Packed) -> None:
-        if packed.num_bytes < BACKGROUND_BYTES:
+        if packed.num_bytes < MIN_BACKGROUND_BYTES:
             return
         available = host_memory.available_bytes(Path("/"), os.environ)
         if packed.num_bytes + SPARE_BYTES > available:
@@ -192,10 +192,10 @@ class BackgroundCheckpoints:
             self._check_grace(seconds)
 
     def _check_grace(self, seconds: float) -> None:
-        if self.grace_seconds is not None and seconds > self.grace_seconds:
+        if self.grace_seconds is not None and 2 * seconds > self.grace_seconds:
             self._tell_once(
-                "Saving took %.0f s, but cluster.grace_seconds=%d: a run that is asked to end loses the steps since "
-                "its last checkpoint. Raise it to more than a step and two saves.",
+                "Saving took %.0f s, but cluster.grace_seconds=%d: a run that is asked to end while it saves may lose "
+                "the steps since its last checkpoint. Raise it to more than a step and two saves.",
                 *(seconds, self.grace_seconds),
             )
 

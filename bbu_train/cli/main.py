@@ -28,7 +28,7 @@ from bbu_train.runtime import environment
 Task = Callable[[DictConfig, Sequence[str]], None]
 """Runs a config, given the overrides that the user typed."""
 
-Check = Callable[[DictConfig, Sequence[str], str], None]
+Check = Callable[[str, DictConfig, Sequence[str]], None]
 """Prints what is known of a run before it trains, on a GPU given by its name or its GiB; "": on this machine."""
 
 Launch = Callable[[Sequence[str], Path, bool], int]
@@ -54,9 +54,11 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
         sys.argv[1:], added = overrides.add_choices_of_resumed_run(words)
         command = overrides.check(sys.argv[1:], folder)
         if command.is_sweep and not command.only_shows:
+            if card:
+                raise InputError(f"--check={card} plans one run: leave out -m, or take --check alone for the sweep.")
             return launch(sys.argv[1:], folder, card is not None)
         if card is not None:
-            task = functools.partial(_check_instead, check, card)
+            task = functools.partial(check, card)
         application = hydra.main(
             version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
         )
@@ -76,10 +78,6 @@ def _take_check_option(words: Sequence[str]) -> tuple[list[str], str | None]:
     options = [word for word in words if word.split("=")[0] == CHECK_OPTION]
     card = options[-1].partition("=")[2] if options else None
     return [word for word in words if word not in options], card
-
-
-def _check_instead(check: Check, card: str, cfg: DictConfig, typed: Sequence[str]) -> None:
-    check(cfg, typed, card)
 
 
 def close_stdout() -> None:

@@ -1,10 +1,8 @@
 """The bytes that the activations of a head take, derived from what each operation keeps for its backward pass.
 
 A layer norm keeps its input in float32, a linear layer its input (under autocast a copy for each layer), GELU and ReLU
-their input or result, attention its queries, keys, values and result. Compiled parts keep less; they are counted as if
-they were not, which is an upper bound of a share of a few percent.
-
-s samples, q queries of a sample, m entries of its memory, c slots of captions of w tokens, d the head's width.
+their input or result, attention its queries, keys, values and result. Compiled parts are counted as uncompiled, a few
+percent too much.
 """
 
 import numpy as np

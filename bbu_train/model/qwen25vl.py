@@ -168,7 +168,7 @@ class GroundingModel(nn.Module):
             )
 
     def set_activation_checkpointing(self, choice: str) -> None:
-        """Recompute parts of each block in the backward pass, "selective" or "full", or nothing: "none"."""
+        """Recompute what `choice` says in the backward pass: one of `activation_checkpointing.CHOICES`."""
         set_activation_checkpointing(self.backbone, choice)
 
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Quote, Quot
 from hydra.errors import HydraException
 
 from bbu_train.errors import InputError, all_problems
-from bbu_train.runs.settings import AUTO, EXAMPLES
+from bbu_train.runs.settings import AUTO, AUTO_SETTINGS
 
 OPEN_MAPPINGS = ("optimizer.groups",)
 """Mappings in which users name the entries: `+` may add an entry, and `~` may remove one."""
@@ -154,13 +154,12 @@ def _problems_of_entry(key: str, value: Any, config: Mapping[str, Any], group_ch
 def type_problem(key: str, default: Any, value: Any) -> str | None:
     """Return a problem if the default is a number or a bool and the value is not.
 
-    Where a number is the default, a list is accepted too, such as a range. A setting of `settings.EXAMPLES` may also
-    be "auto".
+    Where a number is the default, a list is accepted too, such as a range. A setting of AUTO_SETTINGS may also be "auto".
     """
     if value is None or is_interpolation(value):
         return None
-    if key in EXAMPLES:
-        example = EXAMPLES[key]
+    if key in AUTO_SETTINGS:
+        example = AUTO_SETTINGS[key]
         if value == AUTO or type(value) is type(example):
             return None
         kind = "true or false" if isinstance(example, bool) else "a number" if isinstance(example, int) else "a word"

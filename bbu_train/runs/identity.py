@@ -15,14 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError
 from bbu_train.runs.config_keys import leaves
-from bbu_train.runs.settings import LAYOUT_KEYS, THREADS, threads_decide
+from bbu_train.runs.settings import ROUNDING_ONLY_KEYS, THREADS, threads_change_result
 
 LOCATION_KEYS = ("outputs", "sweep", "run", "folder")
 NEUTRAL_KEYS = (
     *LOCATION_KEYS,
     *("about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
     *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile"),
-    *LAYOUT_KEYS,
+    *ROUNDING_ONLY_KEYS,
 )
 """Keys that the identity ignores, with everything below them: locations, names, cadence, layout.
 
@@ -75,12 +75,12 @@ def result_values(cfg: DictConfig) -> dict[str, Any]:
     """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted."""
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
-    undecisive = () if threads_decide(cfg) else (THREADS,)
+    ignored = () if threads_change_result(cfg) else (THREADS,)
     return {
         key: value
         for key, value in resolved.items()
         if (key == DATA and value is not None)
-        or not (key in undecisive or is_neutral(key) or _refers_to_neutral(raw.get(key)))
+        or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key)))
     }
 
 

@@ -28,7 +28,7 @@ from bbu_train.runs.identity import (
     run_identity,
 )
 from bbu_train.runs.names import check_name, folder_name
-from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_decide
+from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_change_result
 
 log = logging.getLogger(__name__)
 _ABSENT = object()
@@ -170,7 +170,7 @@ def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConf
     missing = [str(key) for key in raw if key not in stored]
     if stored.get("about") and raw.get("about"):
         missing += [f"about.{key}" for key in ("sweep", "run") if key not in stored.about]
-    may_change = [key for key in keys if is_neutral(key) or (key == THREADS and not threads_decide(cfg))]
+    may_change = [key for key in keys if is_neutral(key) or (key == THREADS and not threads_change_result(cfg))]
     with open_dict(merged):
         for key in [*may_change, *filter(is_neutral, missing)]:
             value: Any = raw

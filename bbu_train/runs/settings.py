@@ -13,7 +13,7 @@ from bbu_train.runtime import hardware
 AUTO = "auto"
 PRECISION, THREADS = "engine.precision", "threads"
 CHECKPOINTING, MICRO_BATCHES = "engine.gradient_checkpointing", "engine.num_micro_batches"
-EXAMPLES: Mapping[str, bool | int | str] = {
+AUTO_SETTINGS: Mapping[str, bool | int | str] = {
     PRECISION: "bf16",
     "model.compile": True,
     "model.attention": "sdpa",
@@ -24,7 +24,7 @@ EXAMPLES: Mapping[str, bool | int | str] = {
     THREADS: 2,
 }
 """A value of each setting that may be "auto"."""
-LAYOUT_KEYS = tuple(key for key in EXAMPLES if key not in (PRECISION, THREADS))
+ROUNDING_ONLY_KEYS = tuple(key for key in AUTO_SETTINGS if key not in (PRECISION, THREADS))
 """Settings that lay out the same step: they change its result by rounding at most, so a run may go on with others."""
 DEVICE = "about.device"
 """Whether the run computes on a "cpu" or a "gpu"."""
@@ -35,13 +35,17 @@ def target_device(cfg: DictConfig) -> str:
 
     A run that SLURM starts computes on what `cluster` asks for: the machine that submits it may have no GPU.
     """
-    launcher = str(OmegaConf.select(cfg, "launchers._target_", default=""))
-    if launcher.startswith("launchers.slurm."):
+    if is_slurm(cfg):
         return "gpu" if cfg.cluster.gpus_per_node else "cpu"
     return "gpu" if hardware.has_gpu() else "cpu"
 
 
-def threads_decide(cfg: DictConfig) -> bool:
+def is_slurm(cfg: DictConfig) -> bool:
+    """Whether a job of SLURM will compute the run."""
+    return str(OmegaConf.select(cfg, "launchers._target_", default="")).startswith("launchers.slurm.")
+
+
+def threads_change_result(cfg: DictConfig) -> bool:
     """Whether the given number of threads can change the result of a run.
 
     On a CPU results are bit-identical only with the same number. On a GPU threads only prepare its work.

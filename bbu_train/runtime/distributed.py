@@ -69,12 +69,12 @@ def num_restarts() -> int:
     return int(os.environ.get(RESTARTS, "0"))
 
 
-def outlives_ranks() -> bool:
+def store_outlives_ranks() -> bool:
     """Whether the store belongs to torchrun. Otherwise rank 0 holds it."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def connect() -> dist.Store:
+def connect_to_store() -> dist.Store:
     """Return a connection of its own to the ranks' store, for a thread: a store serves one call after the other."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.PrefixStore(

@@ -50,7 +50,7 @@ def num_free_cores() -> int:
     spent = {core: [new - old for old, new in zip(before[core], after[core], strict=True)] for core in before}
     own = [spent[core] for core in os.sched_getaffinity(0) if any(spent.get(core, ()))]
     shares = [sum(ticks[IDLE]) / sum(ticks) for ticks in own]
-    if not shares:  # no Linux, or a container that does not show them
+    if not shares:  # a container that hides /proc/stat
         return num_cores_of_rank()
     return max(1, min(num_cores_of_rank(), sum(share > MIN_IDLE_SHARE for share in shares)))
 

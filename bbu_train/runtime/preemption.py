@@ -16,7 +16,7 @@ from bbu_train.errors import SweepPreempted
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 HANDED_OVER = "BBU_SIGNAL"  # the signal that came before this process replaced itself
-PARENT_POLL_SECONDS = 2.0  # how often a data worker checks whether its parent is alive
+PARENT_POLL_SECONDS = 2.0  # how often a child process checks whether its parent is alive
 
 _received: list[str] = []
 

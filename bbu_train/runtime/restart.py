@@ -42,18 +42,25 @@ def stop() -> None:
         watch.join()
 
 
-def call(reason: str) -> NoReturn:
-    """Restart all ranks. `reason` says why, and how far the run had come: the same one twice ends the run with 75."""
+def restart_all_ranks(reason: str) -> NoReturn:
+    """Restart all ranks. `reason` says why, and how far the run had come: the same one twice ends the run with 2."""
     (watch,) = _watches
     watch.store.set(CALL, reason)
     watch.wait_for_end()
 
 
 def wait_if_called() -> None:
-    """Wait for this process's end if the ranks restart. Otherwise return: an error of this rank is its own."""
+    """Block if a restart is under way; else return, so that the caller raises its own error."""
     for watch in _watches:
         if watch.is_called.is_set():
             watch.wait_for_end()
+
+
+AGAIN = "The same command goes on from the last checkpoint."
+NO_PROGRESS = (
+    "Lower model.max_pixels or the number of teachers, take engine.gradient_checkpointing=full, or train on a larger "
+    "device."
+)
 
 
 class _Watch(threading.Thread):
@@ -63,7 +70,7 @@ class _Watch(threading.Thread):
         super().__init__(daemon=True)
         self.added_arguments = added_arguments
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        self.store = distributed.connect()
+        self.store = distributed.connect_to_store()
         self.is_called, self.is_over = threading.Event(), threading.Event()
 
     def wait_for_end(self) -> NoReturn:
@@ -82,19 +89,19 @@ class _Watch(threading.Thread):
                 try:
                     self._restart()
                 except Exception as error:
-                    _give_up(f"The ranks cannot restart: {error!r}.")
+                    _give_up(f"The ranks cannot restart: {error!r}. {AGAIN}")
 
     def _restart(self) -> NoReturn:
         reason = self.store.get(CALL).decode()
         _end_children()
         if os.environ.get(REASON) == reason:
-            _give_up(f"The ranks have restarted without any progress. {reason}")
+            _give_up(f"error: The ranks have restarted without any progress. {reason} {NO_PROGRESS}", code=2)
         log.log(logging.WARNING if self.rank == 0 else logging.DEBUG, "%s All ranks start again.", reason)
         self.store.add(ANSWERS, 1)
         deadline = time.monotonic() + ANSWER_SECONDS
         while not self._may_start():
             if time.monotonic() > deadline:
-                _give_up(f"A rank did not answer for {ANSWER_SECONDS} s, so the ranks cannot restart. {reason}")
+                _give_up(f"A rank did not answer for {ANSWER_SECONDS} s, so the ranks cannot restart. {reason} {AGAIN}")
             time.sleep(0.01)
         os.environ[REASON] = reason
         os.environ[distributed.RESTARTS] = str(distributed.num_restarts() + 1)
@@ -111,7 +118,7 @@ class _Watch(threading.Thread):
             have_answered = self.store.add(ANSWERS, 0) == self.world_size
         except RuntimeError:
             return True
-        return have_answered and (self.rank == 0 or distributed.outlives_ranks())
+        return have_answered and (self.rank == 0 or distributed.store_outlives_ranks())
 
 
 def _end_children() -> None:
@@ -132,11 +139,11 @@ def _replace_process(command: Sequence[str]) -> NoReturn:
     os.execv(command[0], command)
 
 
-def _give_up(message: str) -> NoReturn:
-    """End this process with 75, although its main thread may wait for other ranks."""
-    print(f"{message} The same command goes on from the last checkpoint.", file=sys.stderr)
+def _give_up(message: str, code: int = os.EX_TEMPFAIL) -> NoReturn:
+    """End this process, although its main thread may wait for other ranks."""
+    print(message, file=sys.stderr)
     _flush()
-    os._exit(os.EX_TEMPFAIL)
+    os._exit(code)
 
 
 def _flush() -> None:

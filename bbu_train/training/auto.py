@@ -4,6 +4,7 @@ The layout of a step, `engine.gradient_checkpointing` and `engine.num_micro_batc
 `training.fit`. On a GPU auto means full speed; on a CPU, exact and undemanding.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +17,16 @@ from bbu_train.engine.ddp import PRECISIONS
 from bbu_train.errors import InputError, all_problems
 from bbu_train.model import activation_checkpointing, attention
 from bbu_train.ops.numbers import is_count
-from bbu_train.runs.settings import AUTO, CHECKPOINTING, DEVICE, EXAMPLES, MICRO_BATCHES, PRECISION, THREADS
+from bbu_train.runs.settings import (
+    AUTO,
+    AUTO_SETTINGS,
+    CHECKPOINTING,
+    DEVICE,
+    MICRO_BATCHES,
+    PRECISION,
+    THREADS,
+    is_slurm,
+)
 from bbu_train.runtime import hardware
 
 CHOICES: Mapping[str, tuple[object, ...]] = {
@@ -34,7 +44,8 @@ CONTEXT_BYTES = 2**30
 """What CUDA and the libraries take of a GPU beside torch's tensors: a bound."""
 CARDS = {
     **{"B200": 178.4, "H200": 139.8, "H100": 79.2, "A100": 79.2, "A100-40": 39.4, "L40S": 44.4, "A6000": 47.4},
-    **{"RTX6000": 94.9, "RTX5090": 31.4, "RTX4090": 23.5, "RTX3090": 23.6, "A10": 22.1, "L4": 22.0},
+    **{"RTXPRO6000": 94.9, "RTX6000ADA": 47.4, "RTX5090": 31.4},
+    **{"RTX4090": 23.5, "RTX3090": 23.6, "A10": 22.1, "L4": 22.0},
 }
 """GiB of memory that GPUs report by `torch.cuda.mem_get_info`, or about as much."""
 
@@ -55,12 +66,13 @@ class Machine:
     kind              "cpu" or "gpu"
     name              of the device, in messages
     total_bytes       memory of the GPU; 0 for a CPU
-    available_bytes   of them for this process: what others use and a limit of torch are taken off
+    available_bytes   what this process may still allocate: without others' memory, within torch's limit
     computes_bf16     whether products of bfloat16 are fast
     compiles          whether torch.compile makes GPU kernels here
     attention         the fastest attention that is installed and runs there in bfloat16
     num_cores         processor cores of this rank
     num_free_cores    those that nobody else uses now
+    is_here           whether it is this machine, so that what is installed is known
     """
 
     kind: str
@@ -72,6 +84,7 @@ class Machine:
     attention: str
     num_cores: int
     num_free_cores: int
+    is_here: bool = False
 
 
 def cpu(num_cores: int, num_free_cores: int) -> Machine:
@@ -94,22 +107,25 @@ def this_machine(device: torch.device) -> Machine:
         attention=attention.fastest_installed((properties.major, properties.minor)),
         num_cores=cores[0],
         num_free_cores=cores[1],
+        is_here=True,
     )
 
 
 def named_machine(card: str) -> Machine:
-    """Return a machine with the GPU that `card` names: one of CARDS, or its memory in GiB. Raises InputError."""
+    """Return a machine with the GPU that `card` names: one of CARDS, or its memory in GiB. Raises InputError.
+
+    What is installed there is not known: flash-attention 2 is assumed.
+    """
     known = {name.lower(): gib for name, gib in CARDS.items()}
     try:
         gib = known[card.lower()] if card.lower() in known else float(card)
     except ValueError:
+        gib = math.nan
+    if not CONTEXT_BYTES / 2**30 < gib < math.inf:
         names = ", ".join(CARDS)
-        raise InputError(f"--check={card}: expected one of {names}, or a GPU's GiB, such as --check=24.") from None
+        raise InputError(f"--check={card}: expected one of {names}, or a GPU's GiB, such as --check=24.")
     total, cores = int(gib * 2**30), hardware.num_cores()
-    available = total - CONTEXT_BYTES
-    kernel = attention.fastest_installed((8, 0))
-    kernel = "flash_attention_2" if kernel == "sdpa" else kernel  # what a machine with a GPU has
-    return Machine("gpu", card, total, available, True, True, kernel, cores, cores)
+    return Machine("gpu", card, total, total - CONTEXT_BYTES, True, True, "flash_attention_2", cores, cores)
 
 
 def _available_bytes(device: torch.device) -> int:
@@ -120,13 +136,15 @@ def _available_bytes(device: torch.device) -> int:
 
 
 def target_machine(cfg: DictConfig) -> Machine:
-    """Return what the run will compute on, by `about.device` and `cluster`, where this machine is not the one.
+    """Return what a run of a sweep will compute on, by `about.device`, its launcher and `cluster`.
 
-    A GPU that is not here is taken to compute bfloat16. Its memory is not known.
+    The GPU of a SLURM job is taken to compute bfloat16. Its memory is not known.
     """
     num_cores = cfg.cluster.cpus_per_task
     if OmegaConf.select(cfg, DEVICE) != "gpu":
         return cpu(num_cores, num_cores)
+    if not is_slurm(cfg) and torch.cuda.is_available():
+        return this_machine(torch.device("cuda"))
     return Machine("gpu", "the GPU of the job", 0, 0, True, True, "sdpa", num_cores, num_cores)
 
 
@@ -180,7 +198,7 @@ def describe(machine: Machine, chosen: Mapping[str, Setting]) -> str:
 def check(cfg: DictConfig) -> None:
     """Raise InputError that lists every setting whose value is neither "auto" nor one that it can have."""
     problems = []
-    for key in EXAMPLES:
+    for key in AUTO_SETTINGS:
         value = OmegaConf.select(cfg, key)
         if value == AUTO:
             continue
@@ -206,13 +224,14 @@ def _answers(machine: Machine) -> dict[str, tuple[Any, str]]:
         }
     bf16 = ("bf16", "float32 masters") if machine.computes_bf16 else ("fp32", f"{machine.name} lacks bfloat16")
     compiles = (True, "faster") if machine.compiles else (False, "Triton is not installed")
+    source = "the fastest installed" if machine.is_here else "assumed to be installed"
     is_large = machine.total_bytes >= LARGE_CARD_BYTES
     num_threads = min(MAX_GPU_THREADS, machine.num_cores)
     num_workers = min(MAX_GPU_WORKERS, max(0, machine.num_cores - 1))
     return {
         PRECISION: bf16,
         "model.compile": compiles,
-        "model.attention": (machine.attention, "the fastest installed"),
+        "model.attention": (machine.attention, source),
         "model.vocabulary_chunk": (8192 if is_large else 1024, f"{'at least' if is_large else 'less than'} 40 GiB"),
         "num_workers": (num_workers, f"one core stays, at most {MAX_GPU_WORKERS}"),
         THREADS: (num_threads, f"at most {MAX_GPU_THREADS}"),

@@ -1,8 +1,8 @@
 """How a step is laid out so that it fits on the GPU: by prediction, then by a trial of the largest micro-batch.
 
 `predict` and `plan` find the layouts that fit, without a model on the device. `try_out` runs the largest micro-batch of
-training and of evaluation once, before the first step, and takes the first layout that fits. That also compiles the
-model outside any exchange between ranks.
+training and of evaluation once, before the first step, and takes the first layout that fits. The trial also
+compiles the model, while no rank waits for another.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ TRIAL_MARGIN = 0.03
 
 
 @dataclass(frozen=True)
-class Prediction:
+class LayoutPredictions:
     """What a run needs in each layout that its config allows.
 
     applied     the config with the settings of the machine
@@ -61,17 +61,19 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutPlan:
     """The layouts to try, in order, and why each faster one was left out. `available_bytes` are for this process."""
 
-    prediction: Prediction
+    prediction: LayoutPredictions
     candidates: Sequence[Candidate]
     left_out: Sequence[str]
     available_bytes: int
     num_ranks: int
 
 
-def predict(cfg: DictConfig, applied: DictConfig, is_on_gpu: bool, inputs: RunInputs, num_ranks: int) -> Prediction:
+def predict(
+    cfg: DictConfig, applied: DictConfig, is_on_gpu: bool, inputs: RunInputs, num_ranks: int
+) -> LayoutPredictions:
     """Predict the memory of every layout that `cfg` allows; `applied` is `cfg` with the settings of the machine.
 
     Raises InputError, or Hydra's InstantiationException from it, for what `build_outline` checks.
@@ -83,10 +85,10 @@ def predict(cfg: DictConfig, applied: DictConfig, is_on_gpu: bool, inputs: RunIn
     execution = Execution(applied.engine.precision, model.compile, model.attention, "none", is_on_gpu)
     parts = outline.model, outline.optimizer, outline.average, inputs
     planned = memory.plan_memory(*parts, layouts, execution, num_ranks, evaluates=cfg.eval_every is not None)
-    return Prediction(applied, outline, inputs, execution, list(planned))
+    return LayoutPredictions(applied, outline, inputs, execution, list(planned))
 
 
-def plan(prediction: Prediction, available_bytes: int, num_ranks: int) -> Plan:
+def plan(prediction: LayoutPredictions, available_bytes: int, num_ranks: int) -> LayoutPlan:
     """Leave out the layouts that cannot fit. Raises InputError that says what would fit if none does.
 
     A layout that the config gives is tried in any case.
@@ -100,10 +102,10 @@ def plan(prediction: Prediction, available_bytes: int, num_ranks: int) -> Plan:
             left_out.append(f"{candidate.layout.short} needs {peak / GIB:.0f} by prediction")
     if len(prediction.candidates) > 1 and not any(each.prediction.fits(available_bytes) for each in candidates):
         raise prediction.does_not_fit(available_bytes, num_ranks)
-    return Plan(prediction, candidates, left_out, available_bytes, num_ranks)
+    return LayoutPlan(prediction, candidates, left_out, available_bytes, num_ranks)
 
 
-def first_layout(cfg: DictConfig, planned: Plan | None) -> tuple[Layout, str]:
+def first_layout(cfg: DictConfig, planned: LayoutPlan | None) -> tuple[Layout, str]:
     """Return the layout to begin with, and the reason for it. Without a plan, a step is kept whole."""
     if planned is not None:
         return planned.candidates[0].layout, "predicted to fit"
@@ -124,7 +126,7 @@ def settings_of(cfg: DictConfig, taken: Layout, reason: str) -> dict[str, Settin
 
 
 @dataclass(frozen=True)
-class Trial:
+class MemoryTrial:
     """What a trial runs. `average` is None if the run evaluates nothing."""
 
     engine: Engine
@@ -134,7 +136,7 @@ class Trial:
     average: Average | None
 
 
-def try_out(planned: Plan, trial: Trial) -> tuple[Layout, str]:
+def try_out(planned: LayoutPlan, trial: MemoryTrial) -> tuple[Layout, str]:
     """Lay the engine out as the first candidate that fits. Return its layout, and the reason for it.
 
     Weights, optimizer, gradients and generators are as before. Raises InputError if no candidate fits. All ranks call
@@ -154,8 +156,8 @@ def try_out(planned: Plan, trial: Trial) -> tuple[Layout, str]:
     raise planned.prediction.does_not_fit(planned.available_bytes, planned.num_ranks)
 
 
-def _peak_bytes(candidate: Candidate, trial: Trial) -> int | None:
-    """Return the most bytes that any rank needed for the largest micro-batches, or None if one did not have them."""
+def _peak_bytes(candidate: Candidate, trial: MemoryTrial) -> int | None:
+    """Return the peak over all ranks in the largest micro-batches, or None if a rank ran out of memory."""
     device = trial.engine.device
     torch.cuda.reset_peak_memory_stats(device)
     has_failed = False
@@ -181,8 +183,8 @@ def _runs_out_of_memory(attempt: Callable[[], None]) -> bool:
     return False
 
 
-def _train(candidate: Candidate, trial: Trial) -> None:
-    """Run forward and backward; twice if a step has several micro-batches: the second has all gradients beside it."""
+def _train(candidate: Candidate, trial: MemoryTrial) -> None:
+    """Run forward and backward; with several micro-batches twice, because from the second on all gradients exist."""
     engine, inputs = trial.engine, trial.inputs
     batch = inputs.collator([inputs.train.encode(visit) for visit in candidate.training.visits]).to(engine.device)
     for _ in range(min(2, candidate.layout.num_micro_batches)):
@@ -190,7 +192,7 @@ def _train(candidate: Candidate, trial: Trial) -> None:
             engine.backward(trial.criterion.objective(engine(batch), batch.counts))
 
 
-def _evaluate(candidate: Candidate, trial: Trial) -> None:
+def _evaluate(candidate: Candidate, trial: MemoryTrial) -> None:
     """Evaluate the largest batch, unless the run evaluates nothing."""
     if trial.average is None or candidate.evaluation is None:
         return

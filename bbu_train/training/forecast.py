@@ -1,8 +1,9 @@
 """All that is known of a run before it trains: its plan, parameters, memory and arithmetic. No weight is loaded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -26,8 +27,8 @@ class Forecast:
     machine: Machine
     settings: dict[str, Setting]
     inputs: RunInputs
-    prediction: fit.Prediction
-    planned: fit.Plan | None
+    prediction: fit.LayoutPredictions
+    planned: fit.LayoutPlan | None
 
     def flops_per_step(self) -> float:
         """Return the operations of a training step of all ranks together: a mean over the first NUM_STEPS."""
@@ -52,26 +53,30 @@ class Forecast:
             yield from self._memory_lines(self.planned)
         yield f"settings  {auto.describe(self.machine, self.settings)}"
 
-    def _memory_lines(self, planned: fit.Plan) -> Iterator[str]:
+    def _memory_lines(self, planned: fit.LayoutPlan) -> Iterator[str]:
         taken = planned.candidates[0]
         yield f"memory    on {self.machine.name}: {planned.available_bytes / GIB:.1f} GiB are there for this process"
         for reason in planned.left_out:
             yield f"          {reason}, too much"
-        yield f"          {taken.layout} needs {taken.prediction.peak / GIB:.1f} GiB by prediction; a trial decides:"
+        peak = f"{taken.prediction.peak / GIB:.1f} GiB"
+        yield f"          {taken.layout} needs {peak} (predicted; a trial decides). Of these:"
         for line in taken.prediction.table().splitlines():
             yield f"            {line}"
 
 
-def forecast(cfg: DictConfig, machine: Machine, num_ranks: int, loaded: RunData | None = None) -> Forecast:
+def forecast(
+    cfg: DictConfig, machine: Machine, num_ranks: int, environment: Mapping[str, Any], loaded: RunData | None = None
+) -> Forecast:
     """Check all of a run that can be checked without its weights, and return what is known.
 
-    `loaded` is what `setup.load_data` returns for `cfg.data`, for a caller that has it already. Raises InputError, or
-    Hydra's InstantiationException from it.
+    `environment` is the `environment.json` of the run if it exists, else empty. `loaded` is what `setup.load_data`
+    returns for `cfg.data`, for a caller that has it already. Raises InputError, or Hydra's InstantiationException from
+    it.
     """
-    inputs = prepare(cfg, loaded)
     if cfg.steps == 0:
         raise InputError("steps=0: a run without steps has no plan to check.")
-    settings = auto.settings(cfg, machine, {})
+    inputs = prepare(cfg, loaded)
+    settings = auto.settings(cfg, machine, environment)
     is_on_gpu = machine.kind == "gpu"
     prediction = fit.predict(cfg, auto.apply(cfg, settings), is_on_gpu, inputs, num_ranks)
     planned = fit.plan(prediction, machine.available_bytes, num_ranks) if machine.available_bytes else None

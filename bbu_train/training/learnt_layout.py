@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from bbu_train.errors import InputError
 from bbu_train.runtime import distributed
 from bbu_train.runtime.atomic_write import atomic_write
 
@@ -15,8 +16,8 @@ FILE = "learnt_layout.json"
 
 
 @dataclass(frozen=True)
-class Change:
-    """A number that was lowered or raised at `step` because it did not fit: `asked` is the config's."""
+class Adjustment:
+    """A number that was changed at `step` because `asked`, which the config or auto gave, did not fit."""
 
     asked: int
     taken: int
@@ -43,31 +44,38 @@ class Device:
 
 @dataclass(frozen=True)
 class LearntLayout:
-    """Micro-batches of all ranks together, and samples in a batch of an evaluation; None: what the config says fits."""
+    """Micro-batches of all ranks together, and samples in a batch of an evaluation; None: nothing was learnt."""
 
-    num_parts: Change | None = None
-    eval_batch_size: Change | None = None
+    num_parts: Adjustment | None = None
+    eval_batch_size: Adjustment | None = None
 
     @classmethod
     def read(cls, folder: Path, device: Device) -> "LearntLayout":
-        """Return what was learnt in this folder on a device with at least as much memory; else nothing."""
+        """Return what was learnt in this folder on a device with at least as much memory; else nothing.
+
+        Raises InputError if the file is damaged.
+        """
         try:
             stored = json.loads((folder / FILE).read_text())
+            num_bytes = stored["device"]["total_bytes"]
+            learnt = cls(*(stored[name] and Adjustment(**stored[name]) for name in ("num_parts", "eval_batch_size")))
         except FileNotFoundError:
             return cls()
-        if device.total_bytes > stored["device"]["total_bytes"]:
-            return cls()
-        return cls(*(stored[name] and Change(**stored[name]) for name in ("num_parts", "eval_batch_size")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder / FILE} is damaged ({error!r}): delete it, and the run learns it again."
+            ) from error
+        return cls() if device.total_bytes > num_bytes else learnt
 
     def write(self, folder: Path, device: Device) -> None:
         atomic_write(folder / FILE, json.dumps({"device": asdict(device), **asdict(self)}, indent=1) + "\n")
 
     def num_micro_batches(self, num_asked: int) -> int:
-        """Return the micro-batches of each rank, where the config asks for `num_asked`."""
+        """Return the micro-batches of each rank, where the config or auto asks for `num_asked`."""
         return max(num_asked, math.ceil(self.num_parts.taken / distributed.world_size()) if self.num_parts else 0)
 
     def summary(self) -> str | None:
-        """Say in a line what does not follow the config, or return None."""
+        """Say in a line what was learnt, or return None."""
         texts = []
         if (parts := self.num_parts) is not None:
             texts.append(f"from step {parts.step + 1} on, {parts.taken} micro-batches a step instead of {parts.asked}")

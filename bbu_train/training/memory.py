@@ -110,7 +110,7 @@ def plan_memory(
     num_ranks: int,
     evaluates: bool,
 ) -> Iterator[Candidate]:
-    """Yield the prediction for each layout, in their order. A layout that nobody asks for costs nothing.
+    """Yield the prediction for each layout, in their order. Each layout is computed when it is consumed.
 
     All steps of the run, all micro-batches and all ranks are looked at. `average` is the choice of conf/average, with
     its `averages` on the model's device. The checkpointing of `execution` is replaced by the layout's. `evaluates` is

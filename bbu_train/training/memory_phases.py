@@ -1,7 +1,7 @@
 """Bytes of GPU memory in each phase of a run: what stays, forward and backward, evaluation, and loading.
 
-Every function of a micro-batch's sizes takes arrays too. Predicted are the bytes of tensors, not the CUDA context (half
-a GiB or more) nor the gaps that the allocator leaves.
+Every function of a micro-batch's sizes takes arrays too. Only tensors are
+counted, not the CUDA context (half a GiB or more) nor gaps in the allocator.
 """
 
 from dataclasses import dataclass, replace

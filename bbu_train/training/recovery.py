@@ -15,7 +15,7 @@ from bbu_train.errors import InputError
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.runtime import distributed, out_of_memory, restart
 from bbu_train.training import planning
-from bbu_train.training.learnt_layout import Change, Device, LearntLayout
+from bbu_train.training.learnt_layout import Adjustment, Device, LearntLayout
 from bbu_train.training.protocols import Criterion, Engine
 from bbu_train.training.setup import RunInputs
 from bbu_train.training.step import StepResult, train_step
@@ -81,7 +81,7 @@ class Recovery:
         """
         may_repeat = True
         while True:
-            taken = _Taken(micro_batches, self.engine.device)
+            taken = _MovedBatches(micro_batches, self.engine.device)
             parts = self.engine, self.criterion, self.optimizer
             result = self._attempt(partial(train_step, *parts, taken, counts, rate_factor, sample_ids))
             if not isinstance(result, OutOfMemory):
@@ -107,7 +107,7 @@ class Recovery:
             inputs = self.inputs
             if size < self.asked[1]:
                 inputs = replace(inputs, evaluation_steps=planning.in_order(inputs.validation, size))
-            asks = _Counted(end_if_asked)
+            asks = _CallCounter(end_if_asked)
             arguments = inputs, self.engine, model, self.criterion, self.num_workers, asks
             result = self._attempt(partial(evaluate, *arguments))
             if not isinstance(result, OutOfMemory):
@@ -118,7 +118,7 @@ class Recovery:
                 ((visit,),) = inputs.evaluation_steps[index]
                 batch = inputs.collator([inputs.validation.encode(visit)])
                 raise self._does_not_fit(batch, "to be evaluated", result)
-            self._learn(eval_batch_size=Change(self.asked[1], size // 2, step))
+            self._learn(eval_batch_size=Adjustment(self.asked[1], size // 2, step))
             what = f"The evaluation after step {step} ran out of memory on a {self.device}"
             self._tell(f"{what}. From now on its batches have up to {size // 2} samples.", result)
 
@@ -139,13 +139,13 @@ class Recovery:
                 raise
             return OutOfMemory((str(error).splitlines() or [type(error).__name__])[0])
 
-    def _split(self, step: int, taken: "_Taken", num_samples: int, failure: "OutOfMemory") -> None:
+    def _split(self, step: int, taken: "_MovedBatches", num_samples: int, failure: "OutOfMemory") -> None:
         """Take twice as many micro-batches from this step on, at most one for each sample."""
         if max(len(batch.sample_ids) for batch in taken.batches) == 1:
             raise self._does_not_fit(taken.last or taken.batches[0], "to be trained on", failure)
         num_ranks, before = distributed.world_size(), self.engine.num_micro_batches
         number = min(2 * before, math.ceil(num_samples / num_ranks))
-        self._learn(num_parts=Change(self.asked[0] * num_ranks, number * num_ranks, step))
+        self._learn(num_parts=Adjustment(self.asked[0] * num_ranks, number * num_ranks, step))
         self.engine.num_micro_batches = number
         sizes = [batch.sizes for batch in taken.batches]
         self._tell(
@@ -159,10 +159,10 @@ class Recovery:
         """Say what changes. One of several ranks then restarts all of them, because they wait for it."""
         log.info("%s", failure.message)
         if distributed.world_size() > 1:
-            restart.call(f"{self.folder}: {change}")
+            restart.restart_all_ranks(f"{self.folder}: {change}")
         log.warning("%s", change)
 
-    def _learn(self, **changes: Change) -> None:
+    def _learn(self, **changes: Adjustment) -> None:
         self.learnt = replace(self.learnt, **changes)
         self.learnt.write(self.folder, self.device)
 
@@ -181,7 +181,7 @@ class OutOfMemory:
     message: str
 
 
-class _Taken(Sequence[Batch]):
+class _MovedBatches(Sequence[Batch]):
     """Micro-batches that move to the device when they are taken. `last` is the one that was taken last.
 
     After all were taken it is None: the update of the weights follows.
@@ -201,7 +201,7 @@ class _Taken(Sequence[Batch]):
         return self.last.to(self.device)
 
 
-class _Counted:
+class _CallCounter:
     """A function that counts its calls."""
 
     def __init__(self, function: Callable[[], None]):

@@ -47,7 +47,8 @@ def does_not_fit(run: Run, available_bytes: int) -> InputError:
 def find_choices(run: Run, available_bytes: int) -> list[Choice]:
     """Return the choices that fit, those that need most first.
 
-    Two together are named where neither is enough alone, and a change of the smaller model if there is nothing else.
+    Pairs of changes are listed only if neither is enough alone, and changes to the smaller model only if nothing else
+    fits.
     """
     limit, smaller = (1 - MARGIN) * available_bytes, _with_smaller_model(run)
     found = [*_other_layouts(run, available_bytes), *_fitting_changes(run, limit)]
@@ -74,7 +75,7 @@ def _fitting_changes(run: Run, limit: float) -> Iterator[Choice]:
 
 
 def _other_layouts(run: Run, available_bytes: int) -> Iterator[Choice]:
-    """Yield the fastest layout that fits, if there is one: the config forbids it, or the run would fit."""
+    """Yield the fastest layout that fits although the config forbids it, if there is one."""
     layouts = allowed_layouts(run.inputs, AUTO, AUTO, run.num_ranks)
     parts, evaluates = (run.model, run.optimizer, run.average, run.inputs), run.least.evaluation is not None
     for candidate in plan_memory(*parts, layouts, run.execution, run.num_ranks, evaluates):

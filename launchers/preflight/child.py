@@ -7,6 +7,7 @@ It prints a line of JSON for each problem, `{"cells": [...], "problem": text}`; 
 
 import json
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -36,14 +37,15 @@ def check_parameter_groups(cfg: DictConfig) -> Outline:
 
 
 def compute_requirements(cfg: DictConfig) -> dict[str, float]:
-    """Return what a training step requires, as `--check` of the run says it (`training.forecast`).
+    """Return what a training step requires, by `training.forecast`, as `--check` of a run.
 
     `flops` are those of the model in a step of all processes together, a mean over the first steps. `num_bytes` are
-    those that each process needs, by prediction, in the layout that needs least of those that the config allows.
+    those that each process needs, by prediction: on a GPU of this machine in the fastest layout that fits, and where
+    the GPU is not known in the layout that needs least.
     """
     num_ranks = cfg.cluster.nodes * cfg.cluster.tasks_per_node
     data = _load(OmegaConf.to_yaml(cfg.data, resolve=True))
-    known = forecast(cfg, auto.target_machine(cfg), num_ranks, data)
+    known = forecast(cfg, auto.target_machine(cfg), num_ranks, {}, data)
     return {"flops": known.flops_per_step(), "num_bytes": known.num_bytes()}
 
 
@@ -51,24 +53,23 @@ def main() -> None:
     tasks = json.load(sys.stdin)
     answers = [problem for problem in map(_find_problem, tasks) if problem is not None]
     if not answers:
-        answers = [_answer_requirements(task) for task in tasks if task["check"] == "requirements"]
+        answers = [_answer(task, compute_requirements) for task in tasks if task["check"] == "requirements"]
     for answer in answers:
         print(json.dumps(answer))
 
 
 def _find_problem(task: dict[str, Any]) -> dict[str, Any] | None:
+    checks = {"data": check_data, "parameter_groups": check_parameter_groups}
+    answer = _answer(task, checks[task["check"]]) if task["check"] in checks else {}
+    return answer if "problem" in answer else None
+
+
+def _answer(task: dict[str, Any], check: Callable[[DictConfig], Any]) -> dict[str, Any]:
+    """Return what the check of a task returns, or the problem that it finds."""
     try:
-        if task["check"] == "data":
-            check_data(OmegaConf.load(task["config"]))
-        if task["check"] == "parameter_groups":
-            check_parameter_groups(OmegaConf.load(task["config"]))
+        return {"cells": task["cells"], task["check"]: check(OmegaConf.load(task["config"]))}
     except (InputError, InstantiationException) as error:
         return {"cells": task["cells"], "problem": str(_find_input_error(error))}
-    return None
-
-
-def _answer_requirements(task: dict[str, Any]) -> dict[str, Any]:
-    return {"cells": task["cells"], "requirements": compute_requirements(OmegaConf.load(task["config"]))}
 
 
 def _find_input_error(error: BaseException) -> InputError:

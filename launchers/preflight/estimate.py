@@ -54,7 +54,7 @@ def from_requirements(cell: Cell, flops: float, num_bytes: float) -> Estimate:
     """Return the estimate from a step's FLOPs and the bytes of each process (`child.compute_requirements`)."""
     cluster = cell.cfg.cluster
     rate = cluster.tflops_per_gpu
-    memory = f"{num_bytes / 2**30:.3g} GiB for each process (predicted)"
+    memory = f"{num_bytes / 2**30:.3g} GiB at least for each process (predicted)"
     work = f"{flops / 1e12:.3g} TFLOP a step"
     if rate is None:
         reason = "no run of this shape has finished in this outputs folder, and cluster.tflops_per_gpu is null"
@@ -91,7 +91,7 @@ def shape_key(values: Mapping[str, Any]) -> str:
     kept = {
         key: bool(value) if key.endswith(".lr") else value
         for key, value in config_keys.leaves(values)
-        if key in (*CLUSTER_KEYS, *settings.LAYOUT_KEYS)
+        if key in (*CLUSTER_KEYS, *settings.ROUNDING_ONLY_KEYS, settings.DEVICE)
         or not (identity.is_neutral(key) or key.endswith((".root", ".cache")) or _is_under(key, IGNORED_KEYS))
     }
     return json.dumps(kept, sort_keys=True, default=str)

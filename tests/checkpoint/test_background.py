@@ -92,7 +92,7 @@ def serve_forked(connection, memory):
 @pytest.fixture
 def in_background(monkeypatch):
     """Let small checkpoints be written in the background too."""
-    monkeypatch.setattr(background, "BACKGROUND_BYTES", 0)
+    monkeypatch.setattr(background, "MIN_BACKGROUND_BYTES", 0)
     monkeypatch.setattr(background, "SPARE_BYTES", 0)
     monkeypatch.setattr(process, "_start", ForkedWriter)
 
@@ -191,7 +191,7 @@ def test_tensors_lie_in_segments_of_which_none_is_shared(monkeypatch):
 
 
 def test_without_memory_for_a_copy_training_stops_to_save_and_says_so_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(background, "BACKGROUND_BYTES", 0)
+    monkeypatch.setattr(background, "MIN_BACKGROUND_BYTES", 0)
     monkeypatch.setattr("bbu_train.runtime.host_memory.available_bytes", lambda *_: 2_500_000_000)
     saving, trained = make_background(tmp_path), Trained()
     for step in (1, 2):
@@ -257,7 +257,7 @@ def test_a_process_that_is_killed_while_it_writes_is_an_error_and_leaves_the_new
 
 
 def save_until_killed(folder, connection):
-    background.BACKGROUND_BYTES = background.SPARE_BYTES = 0
+    background.MIN_BACKGROUND_BYTES = background.SPARE_BYTES = 0
     saving, trained = make_background(folder), Trained()
     saving.save(1, *trained.contents(), {})
     saving.finish()

@@ -82,7 +82,7 @@ def command(conf, tmp_path, monkeypatch, capsys):
             configs.extend((cell.cfg, what or cell.overrides) for cell in compose(arguments, folder))
             return 0
 
-        def check(cfg, given, card):
+        def check(card, cfg, given):
             configs.append((cfg, f"checked on {card or 'this machine'}"))
             task(cfg, given)
 
@@ -113,8 +113,11 @@ def test_a_correct_command_runs_with_its_values(command):
 def test_a_check_takes_the_place_of_training(command, option, card):
     code, says, [(cfg, what)] = command("steps=3", option)
     assert (code, says, cfg.steps, what) == (0, "", 3, f"checked on {card}")
-    code, _, configs = command("-m", "seed=1,2", option)
-    assert (code, [what for _, what in configs]) == (0, ["checked", "checked"])
+    if option == "--check":
+        code, _, configs = command("-m", "seed=1,2", option)
+        assert (code, [what for _, what in configs]) == (0, ["checked", "checked"])
+    else:
+        assert "--check=H100 plans one run: leave out -m" in refused(command, "-m", "seed=1,2", option)
 
 
 def test_a_check_that_finds_a_mistake_exits_with_2(command):

@@ -73,10 +73,10 @@ def rank_1(monkeypatch):
         raise SystemExit(code)
 
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(restart.distributed, "connect", lambda: store)
+    monkeypatch.setattr(restart.distributed, "connect_to_store", lambda: store)
     monkeypatch.setattr(restart.distributed, "rank", lambda: 1)
     monkeypatch.setattr(restart.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(restart.distributed, "outlives_ranks", lambda: True)
+    monkeypatch.setattr(restart.distributed, "store_outlives_ranks", lambda: True)
     monkeypatch.setattr(restart, "_end_children", lambda: None)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(os, "execv", end)

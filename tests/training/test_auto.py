@@ -6,7 +6,7 @@ import pytest
 
 from bbu_train.errors import InputError
 from bbu_train.runs import identity
-from bbu_train.runs.settings import AUTO, EXAMPLES, LAYOUT_KEYS
+from bbu_train.runs.settings import AUTO, AUTO_SETTINGS, ROUNDING_ONLY_KEYS
 from bbu_train.training import auto
 
 H200 = auto.Machine("gpu", "NVIDIA H200", 140 * 2**30, 139 * 2**30, True, True, "flash_attention_2", 16, 16)
@@ -26,7 +26,7 @@ def test_a_large_model_is_auto_everywhere_and_auto_leaves_nothing_open(config):
     cfg = config("model=qwen25vl3b")
     for machine in (CPU, H200):
         settings = auto.settings(cfg, machine, {})
-        assert settings.keys() == EXAMPLES.keys() - {"engine.gradient_checkpointing", "engine.num_micro_batches"}
+        assert settings.keys() == AUTO_SETTINGS.keys() - {"engine.gradient_checkpointing", "engine.num_micro_batches"}
         assert all(setting.given == AUTO != setting.value for setting in settings.values())
 
 
@@ -100,10 +100,10 @@ def test_one_line_says_what_auto_took_and_why(config):
     assert "threads" not in line
 
 
-@pytest.mark.parametrize("key", LAYOUT_KEYS)
+@pytest.mark.parametrize("key", ROUNDING_ONLY_KEYS)
 def test_the_layout_of_a_step_leaves_the_identity(config, key):
     cfg = config("model=qwen25vl3b")
-    other = config("model=qwen25vl3b", f"{key}={str(EXAMPLES[key]).lower()}")
+    other = config("model=qwen25vl3b", f"{key}={str(AUTO_SETTINGS[key]).lower()}")
     assert identity.run_identity(cfg) == identity.run_identity(other)
 
 

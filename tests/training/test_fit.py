@@ -40,7 +40,7 @@ class Run:
         groups = parameters_by_group(self.optimizer)
         self.engine = parts["engine"](self.model, parts["loss"], self.optimizer, groups, torch.device("cpu"))
         average = setup.build(cfg.average)(self.model, self.optimizer)
-        self.trial = fit.Trial(self.engine, parts["loss"], self.model, self.inputs, average)
+        self.trial = fit.MemoryTrial(self.engine, parts["loss"], self.model, self.inputs, average)
         self.peaks: dict[Layout, float] = {}
         self.tried: list[Layout] = []
         self.backward = self.engine.backward
@@ -80,7 +80,7 @@ class Run:
 
         self.engine.lay_out = note
         return fit.try_out(
-            fit.Plan(self.prediction, candidates, ["none x 1 needs 9"], int(available * GIB), 1), self.trial
+            fit.LayoutPlan(self.prediction, candidates, ["none x 1 needs 9"], int(available * GIB), 1), self.trial
         )
 
     def state(self):

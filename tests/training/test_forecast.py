@@ -16,7 +16,7 @@ def foresee(config, samples):
     def foresee(machine, *overrides):
         teachers = TeacherDraw(0, 0, 0, seed=1, validation_seed=1)
         loaded = setup.RunData(Splits(samples, samples, teachers, {}), {})
-        return forecast(config(*SMALL, *overrides), machine, 1, loaded)
+        return forecast(config(*SMALL, *overrides), machine, 1, {}, loaded)
 
     return foresee
 

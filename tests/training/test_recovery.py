@@ -12,7 +12,7 @@ from whole_runs import assert_equal_runs, run_here
 from bbu_train.engine.ddp import DdpEngine
 from bbu_train.errors import InputError
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
-from bbu_train.training.learnt_layout import FILE, Change, Device, LearntLayout
+from bbu_train.training.learnt_layout import FILE, Adjustment, Device, LearntLayout
 from bbu_train.training.recovery import Recovery
 from bbu_train.training.step_batches import StepBatches
 
@@ -156,7 +156,7 @@ def test_an_error_after_the_first_write_of_an_update_is_raised(tmp_path):
 
 
 def test_what_was_learnt_holds_on_a_device_with_at_most_as_much_memory_and_for_other_numbers_of_ranks(tmp_path):
-    layout = LearntLayout(num_parts=Change(asked=1, taken=4, step=10))
+    layout = LearntLayout(num_parts=Adjustment(asked=1, taken=4, step=10))
     layout.write(tmp_path, Device("A", 80))
     assert LearntLayout.read(tmp_path, Device("A", 80)) == LearntLayout.read(tmp_path, Device("B", 48)) == layout
     assert LearntLayout.read(tmp_path, Device("A", 81)) == LearntLayout()
