@@ -154,7 +154,7 @@ def _problems_of_entry(key: str, value: Any, config: Mapping[str, Any], group_ch
 def type_problem(key: str, default: Any, value: Any) -> str | None:
     """Return a problem if the default is a number or a bool and the value is not.
 
-    Where a number is the default, a list is accepted too, such as a range. A setting of AUTO_SETTINGS may also be "auto".
+    Where a number is the default, a list is accepted too, such as a range. AUTO_SETTINGS may also be "auto".
     """
     if value is None or is_interpolation(value):
         return None
