@@ -54,7 +54,7 @@ def from_requirements(cell: Cell, flops: float, num_bytes: float) -> Estimate:
     """Return the estimate from a step's FLOPs and the bytes of each process (`child.compute_requirements`)."""
     cluster = cell.cfg.cluster
     rate = cluster.tflops_per_gpu
-    memory = f"{num_bytes / 2**30:.3g} GiB at least for each process (predicted)"
+    memory = f"at least {num_bytes / 2**30:.3g} GiB for each process (predicted)"
     work = f"{flops / 1e12:.3g} TFLOP a step"
     if rate is None:
         reason = "no run of this shape has finished in this outputs folder, and cluster.tflops_per_gpu is null"

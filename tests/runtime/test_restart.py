@@ -95,11 +95,11 @@ def test_a_rank_restarts_when_all_have_answered(rank_1, last_reason):
     assert restart.distributed.num_restarts() == 1
 
 
-def test_ranks_that_restart_twice_for_the_same_reason_end_with_75(rank_1, capsys):
+def test_ranks_that_restart_twice_for_the_same_reason_end_with_2_and_what_to_do(rank_1, capsys):
     os.environ[restart.REASON] = "Step 2 ran out of memory."
-    with pytest.raises(SystemExit, match="75"):
+    with pytest.raises(SystemExit, match="2"):
         rank_1._restart()
-    assert "restarted without any progress. Step 2 ran out of memory. The same command" in capsys.readouterr().err
+    assert "restarted without any progress. Step 2 ran out of memory. Lower model.max_pixels" in capsys.readouterr().err
 
 
 def test_a_rank_that_waits_for_an_answer_in_vain_ends_with_75(rank_1, monkeypatch, capsys):
