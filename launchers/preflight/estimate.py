@@ -1,7 +1,7 @@
 """Time and memory that a sweep will take.
 
 They come from finished runs of the same shape in the same `outputs`. Without such a run, the time is computed from a
-step's FLOPs and `cluster.tflops_per_gpu`, or unknown where that is null.
+step's FLOPs and `cluster.tflops_per_gpu`, or unknown where that is null; the memory is predicted.
 """
 
 import json
