@@ -4,6 +4,7 @@ Nothing here imports torch, so that `--help` and every mistake are answered at o
 """
 
 import functools
+import itertools
 import os
 import shlex
 import sys
@@ -75,6 +76,9 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
 
 def _take_check_option(words: Sequence[str]) -> tuple[list[str], str | None]:
     """Return the words without CHECK_OPTION, and the GPU that it names: "": this machine, None: no such option."""
+    for option, card in itertools.pairwise(words):
+        if option == CHECK_OPTION and not card.startswith("-") and "=" not in card:
+            raise InputError(f"{CHECK_OPTION} {card}: write {CHECK_OPTION}={card}.")
     options = [word for word in words if word.split("=")[0] == CHECK_OPTION]
     card = options[-1].partition("=")[2] if options else None
     return [word for word in words if word not in options], card

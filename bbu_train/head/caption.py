@@ -175,11 +175,14 @@ class CaptionDecoder(nn.Module):
         past: list[KeysValues] | None,
         memory: list[KeysValues],
     ) -> tuple[Float[Tensor, "samples slots tokens model"], list[KeysValues]]:
-        """Return the states after the last layer, and the self-attention cache of each layer."""
+        """Return the states after the last layer, and the self-attention cache of each layer.
+
+        `past` is emptied, so that a layer's old cache is freed as soon as its new one exists.
+        """
         positions = torch.arange(first_position, first_position + states.shape[2], device=states.device)
         states, cache = states + sine_encoding(positions.float(), states.shape[-1]), []
         for i, layer in enumerate(self.layers):
-            states, keys_values = layer(states, None if past is None else past[i], memory[i])
+            states, keys_values = layer(states, past.pop(0) if past else None, memory[i])
             cache.append(keys_values)
         return states, cache
 

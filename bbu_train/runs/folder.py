@@ -118,9 +118,17 @@ def classes(folder: str | Path) -> set[str]:
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
-    """Return `environment.json` of the run in `folder`; empty if there is none."""
+    """Return `environment.json` of the run in `folder`; empty if there is none. Raises InputError if it is damaged."""
     path = Path(folder).expanduser() / ENVIRONMENT
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        environment = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}). Restore it from a copy.") from error
+    if not isinstance(environment, dict):
+        raise InputError(f"{path} is damaged: expected a mapping. Restore it from a copy.")
+    return environment
 
 
 def as_yaml(cfg: DictConfig) -> str:

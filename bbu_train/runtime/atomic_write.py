@@ -25,7 +25,8 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     """
     unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with unfinished.open("wb") as file:
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("xb") as file:  # a new file: a link that lies there is not followed
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ import platform
 import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ class CompileCache:
         folder = self.path.parent
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.is_symlink():
+                raise PermissionError(f"{folder} is a link. Delete it.")
+            _require_own(folder.stat(), folder)
             with open_atomically(self.path) as file:
                 os.fchmod(file.fileno(), 0o600)
                 file.write(saved[0])
@@ -141,5 +145,6 @@ def _platform(device: torch.device) -> list[Any]:
 
 def _delete_unused(folder: Path) -> None:
     for path in folder.iterdir():
-        if time.time() - path.stat().st_mtime > MAX_UNUSED_DAYS * 86400:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run has just renamed or deleted it
+            if time.time() - path.stat().st_mtime > MAX_UNUSED_DAYS * 86400:
+                path.unlink()

@@ -27,7 +27,7 @@ def has_gpu() -> bool:
 def num_cores() -> int:
     """Return how many cores this process may use: the least of its affinity, its cgroup's quota and SLURM's grant."""
     limits = [float(len(os.sched_getaffinity(0))), _cgroup_quota()]
-    if granted := os.environ.get("SLURM_CPUS_PER_TASK"):
+    if (granted := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         limits.append(float(granted))
     return max(1, math.floor(min(limits)))
 
@@ -47,8 +47,9 @@ def num_free_cores() -> int:
     before = _clock_ticks()
     time.sleep(SAMPLE_SECONDS)
     after = _clock_ticks()
-    spent = {core: [new - old for old, new in zip(before[core], after[core], strict=True)] for core in before}
-    own = [spent[core] for core in os.sched_getaffinity(0) if any(spent.get(core, ()))]
+    shared = os.sched_getaffinity(0) & before.keys() & after.keys()
+    spent = [[new - old for old, new in zip(before[core], after[core], strict=True)] for core in shared]
+    own = [ticks for ticks in spent if sum(ticks) > 0]  # the kernel's count of waiting may go back
     shares = [sum(ticks[IDLE]) / sum(ticks) for ticks in own]
     if not shares:  # a container that hides /proc/stat
         return num_cores_of_rank()

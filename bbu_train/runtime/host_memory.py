@@ -10,10 +10,11 @@ def available_bytes(root: Path, environment: Mapping[str, str]) -> int:
     """Return the least of what the machine has left, and what cgroups and SLURM leave to this job.
 
     `root` is / except in tests. Files in the page cache count as free, because the kernel drops them when it must.
+    Return 0 if the machine does not say what it has left.
     """
-    limits = [_read_table(root / "proc/meminfo")["MemAvailable"] * 1024, *_cgroup_bytes(root)]
+    limits = [_read_table(root / "proc/meminfo").get("MemAvailable", 0) * 1024, *_cgroup_bytes(root)]
     if (slurm := _slurm_bytes(environment)) is not None:
-        own = _read_table(root / "proc/self/status")["VmRSS"] * 1024
+        own = _read_table(root / "proc/self/status").get("VmRSS", 0) * 1024
         limits.append(slurm - own * int(environment.get("LOCAL_WORLD_SIZE", "1")))  # ranks are about equally large
     return max(0, min(limits))
 
@@ -46,12 +47,20 @@ def _cgroup_bytes(root: Path) -> Iterator[int]:
 
 def _slurm_bytes(environment: Mapping[str, str]) -> int | None:
     """Return the memory of the job on this node, or None outside SLURM and where it has no limit (0)."""
-    per_node = int(environment.get("SLURM_MEM_PER_NODE", "0"))
-    per_cpu, num_cpus = (int(environment.get(name, "0")) for name in ("SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"))
+    names = "SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"
+    texts = [environment.get(name, "") for name in names]
+    per_node, per_cpu, num_cpus = (int(text) if text.isdigit() else 0 for text in texts)
     return (per_node or per_cpu * num_cpus) * MEBIBYTE or None
 
 
 def _read_table(path: Path) -> dict[str, int]:
-    """Read lines of a name and a number, such as `MemAvailable:   1234 kB`. Other lines are left out."""
-    rows = (line.replace(":", " ").split() for line in path.read_text().splitlines())
+    """Read lines of a name and a number, such as `MemAvailable:   1234 kB`. Other lines are left out.
+
+    A file that cannot be read has none.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        lines = []
+    rows = (line.replace(":", " ").split() for line in lines)
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

@@ -7,7 +7,7 @@ import torch
 
 from bbu_train.errors import InputError
 
-MESSAGES = re.compile(r"\bout of memory\b|STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED", re.IGNORECASE)
+MESSAGES = re.compile(r"(?<!worker is )\bout of memory\b|STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED", re.IGNORECASE)
 """What CUDA, Triton and NCCL say ("out of memory"), cuBLAS, cuSOLVER and cuSPARSE, and cuDNN 9: in RuntimeErrors."""
 
 
@@ -23,7 +23,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         if isinstance(cause, torch.OutOfMemoryError) or isinstance(cause, RuntimeError) and MESSAGES.search(str(cause)):
             return True
         seen.add(id(cause))
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return False
 
 

@@ -29,11 +29,12 @@ from bbu_train.runs.settings import (
 )
 from bbu_train.runtime import hardware
 
+ATTENTION = "model.attention"
 CHOICES: Mapping[str, tuple[object, ...]] = {
     PRECISION: PRECISIONS,
     CHECKPOINTING: activation_checkpointing.CHOICES,
     "model.compile": (True, False),
-    "model.attention": attention.CHOICES,
+    ATTENTION: attention.CHOICES,
 }
 MINIMUMS = {MICRO_BATCHES: 1, "model.vocabulary_chunk": 1, "num_workers": 0, THREADS: 1}
 MAX_GPU_WORKERS = 6
@@ -88,7 +89,7 @@ class Machine:
 
 
 def cpu(num_cores: int, num_free_cores: int) -> Machine:
-    return Machine("cpu", "the CPU", 0, 0, False, False, "sdpa", num_cores, num_free_cores)
+    return Machine("cpu", "the CPU", 0, 0, False, False, "sdpa", num_cores, num_free_cores, is_here=True)
 
 
 def this_machine(device: torch.device) -> Machine:
@@ -161,8 +162,9 @@ def settings(cfg: DictConfig, machine: Machine, environment: Mapping[str, Any]) 
     for key, (value, reason) in answers.items():
         given = OmegaConf.select(cfg, key)
         result[key] = Setting(given, value, reason) if given == AUTO else Setting(given, given, "given")
-    if machine.kind == "gpu" and result[PRECISION].value == "fp32":
-        result["model.attention"] = _in_fp32(result["model.attention"])
+    can_run_kernels = machine.kind == "gpu" and result[PRECISION].value != "fp32"
+    if not can_run_kernels:
+        result[ATTENTION] = _without_kernels(result[ATTENTION], machine, result[PRECISION].value)
     stored = recorded(environment, PRECISION)
     if stored not in (None, result[PRECISION].value):
         raise InputError(
@@ -175,7 +177,7 @@ def settings(cfg: DictConfig, machine: Machine, environment: Mapping[str, Any]) 
 
 def recorded(environment: Mapping[str, Any], key: str) -> Any:
     """Return what the run took for "auto" when it began, or None."""
-    recorded = environment.get("settings", {}).get(key, {})
+    recorded = (environment.get("settings") or {}).get(key) or {}
     return recorded.get("value") if recorded.get("given") == AUTO else None
 
 
@@ -188,11 +190,14 @@ def apply(cfg: DictConfig, chosen: Mapping[str, Setting]) -> DictConfig:
 
 
 def describe(machine: Machine, chosen: Mapping[str, Setting]) -> str:
-    """Return one line: what auto took on this machine, and why."""
+    """Return one line: what auto took on this machine, and why; then what was given."""
     taken = [f"{key}={_as_text(each.value)} ({each.reason})" for key, each in chosen.items() if each.given == AUTO]
+    given = [f"{key}={_as_text(each.value)}" for key, each in chosen.items() if each.given != AUTO]
     memory = f", {machine.total_bytes / 2**30:.1f} GiB" if machine.total_bytes else ""
-    cores = f"{machine.num_free_cores} of {machine.num_cores} cores free"
-    return f"auto on {machine.name}{memory}, {cores}: {', '.join(taken) or 'everything is given'}"
+    cores = f"{machine.num_free_cores} of {machine.num_cores} cores free" if machine.is_here else "cores as here"
+    parts = [", ".join(taken)] if taken else []
+    parts += [f"given: {', '.join(given)}"] if given else []
+    return f"auto on {machine.name}{memory}, {cores}: {'; '.join(parts)}"
 
 
 def check(cfg: DictConfig) -> None:
@@ -217,7 +222,7 @@ def _answers(machine: Machine) -> dict[str, tuple[Any, str]]:
         return {
             PRECISION: ("fp32", "a CPU gains little from bfloat16"),
             "model.compile": (False, "compiling for a CPU takes longer than it saves"),
-            "model.attention": ("sdpa", "the kernels need a GPU"),
+            ATTENTION: ("sdpa", "the kernels need a GPU and bf16"),
             "model.vocabulary_chunk": (1024, "fits everywhere"),
             "num_workers": (0, "the cores compute"),
             THREADS: (num_threads, f"free cores, at most {MAX_CPU_THREADS}"),
@@ -231,15 +236,23 @@ def _answers(machine: Machine) -> dict[str, tuple[Any, str]]:
     return {
         PRECISION: bf16,
         "model.compile": compiles,
-        "model.attention": (machine.attention, source),
+        ATTENTION: (machine.attention, source),
         "model.vocabulary_chunk": (8192 if is_large else 1024, f"{'at least' if is_large else 'less than'} 40 GiB"),
         "num_workers": (num_workers, f"one core stays, at most {MAX_GPU_WORKERS}"),
         THREADS: (num_threads, f"at most {MAX_GPU_THREADS}"),
     }
 
 
-def _in_fp32(setting: Setting) -> Setting:
-    return Setting(AUTO, "sdpa", "the kernels need bf16") if setting.given == AUTO else setting
+def _without_kernels(setting: Setting, machine: Machine, precision: str) -> Setting:
+    """Return the attention for a device or a precision in which only sdpa runs."""
+    if setting.given == AUTO:
+        return Setting(AUTO, "sdpa", "the kernels need a GPU and bf16")
+    if setting.value != "sdpa":
+        raise InputError(
+            f"{ATTENTION}={setting.value} needs a GPU and engine.precision=bf16; this run has {machine.name} and "
+            f"{precision}. Take {ATTENTION}=auto."
+        )
+    return setting
 
 
 def _as_text(value: Any) -> str:

@@ -26,17 +26,18 @@ class Adjustment:
 
 @dataclass(frozen=True)
 class Device:
-    """The kind of device that a run trains on, and the bytes that one has."""
+    """The device that a run trains on: its kind ("cpu" or "cuda"), its name, and the bytes that it has."""
 
+    kind: str
     name: str
     total_bytes: int
 
     @classmethod
     def of(cls, device: torch.device) -> "Device":
         if device.type != "cuda":
-            return cls(device.type, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            return cls(device.type, "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         properties = torch.cuda.get_device_properties(device)
-        return cls(properties.name, properties.total_memory)
+        return cls(device.type, properties.name, properties.total_memory)
 
     def __str__(self) -> str:
         return f"{self.name} with {self.total_bytes / 2**30:.1f} GiB"
@@ -51,13 +52,13 @@ class LearntLayout:
 
     @classmethod
     def read(cls, folder: Path, device: Device) -> "LearntLayout":
-        """Return what was learnt in this folder on a device with at least as much memory; else nothing.
+        """Return what was learnt in this folder on a device of this kind with at least as much memory; else nothing.
 
         Raises InputError if the file is damaged.
         """
         try:
             stored = json.loads((folder / FILE).read_text())
-            num_bytes = stored["device"]["total_bytes"]
+            kind, num_bytes = stored["device"]["kind"], stored["device"]["total_bytes"]
             learnt = cls(*(stored[name] and Adjustment(**stored[name]) for name in ("num_parts", "eval_batch_size")))
         except FileNotFoundError:
             return cls()
@@ -65,7 +66,7 @@ class LearntLayout:
             raise InputError(
                 f"{folder / FILE} is damaged ({error!r}): delete it, and the run learns it again."
             ) from error
-        return cls() if device.total_bytes > num_bytes else learnt
+        return learnt if (device.kind == kind and device.total_bytes <= num_bytes) else cls()
 
     def write(self, folder: Path, device: Device) -> None:
         atomic_write(folder / FILE, json.dumps({"device": asdict(device), **asdict(self)}, indent=1) + "\n")

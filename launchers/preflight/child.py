@@ -41,8 +41,10 @@ def compute_requirements(cfg: DictConfig) -> dict[str, float]:
 
     `flops` are those of the model in a step of all processes together, a mean over the first steps. `num_bytes` are
     those that each process needs, by prediction: on a GPU of this machine in the fastest layout that fits, and where
-    the GPU is not known in the layout that needs least.
+    the GPU is not known in the layout that needs least. A run without steps requires nothing.
     """
+    if cfg.steps == 0:
+        return {"flops": 0, "num_bytes": 0}
     num_ranks = cfg.cluster.nodes * cfg.cluster.tasks_per_node
     data = _load(OmegaConf.to_yaml(cfg.data, resolve=True))
     known = forecast(cfg, auto.target_machine(cfg), num_ranks, {}, data)

@@ -57,7 +57,10 @@ def from_requirements(cell: Cell, flops: float, num_bytes: float) -> Estimate:
     memory = f"at least {num_bytes / 2**30:.3g} GiB for each process (predicted)"
     work = f"{flops / 1e12:.3g} TFLOP a step"
     if rate is None:
-        reason = "no run of this shape has finished in this outputs folder, and cluster.tflops_per_gpu is null"
+        reason = (
+            f"no run of this shape with more than {NUM_WARMUP_STEPS} logged steps has finished in this outputs folder, "
+            "and cluster.tflops_per_gpu is null"
+        )
         return Estimate(None, f"time unknown ({reason}); {work}, {memory}.")
     seconds = flops / (rate * 1e12 * cluster.nodes * cluster.tasks_per_node)
     return Estimate(seconds, f"(computed from {work} at cluster.tflops_per_gpu={rate:g}), {memory}.")

@@ -43,5 +43,6 @@ def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     cell = Cell((), {str(group): str(choice) for group, choice in choices.items()}, cfg)
     finished = None if card else estimate.from_finished_runs([cell])[0]
     expected = finished or estimate.from_requirements(cell, known.flops_per_step(), known.num_bytes())
-    print("time     ", estimate.format_estimates([cell], [expected]).splitlines()[0].partition(": ")[2])
+    text = estimate.format_estimates([cell], [expected]).splitlines()[0].partition(": ")[2]
+    print("time     ", text.removeprefix("time "))
     sys.stdout.flush()

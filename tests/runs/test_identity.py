@@ -173,6 +173,14 @@ def test_a_stored_config_keeps_references_and_resolves_what_comes_from_outside(m
     assert stored["data"]["seed"] == "${seed}"
 
 
+@pytest.mark.parametrize("content", ["", "[]", "null", "{"])
+def test_a_damaged_environment_is_named(content):
+    folder = made()
+    Path(folder, "environment.json").write_text(content)
+    with pytest.raises(InputError, match=r"environment.json is damaged"):
+        run_folder.read_environment(folder)
+
+
 def test_the_environment_names_the_versions():
     folder = made()
     environment = json.loads(Path(folder, "environment.json").read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,12 @@ def test_the_names_of_new_folders_are_on_disk(tmp_path, monkeypatch):
     make_folder(tmp_path / "sweep" / "run")
     make_folder(tmp_path / "sweep" / "run")
     assert flushed == [tmp_path / "sweep", tmp_path]
+
+
+def test_a_link_that_lies_where_the_new_file_is_written_is_not_followed(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "file"
+    victim.write_text("old")
+    unfinished = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    (tmp_path / unfinished).symlink_to(victim)
+    atomic_write(path, "new")
+    assert (victim.read_text(), path.read_text(), path.is_symlink()) == ("old", "new", False)

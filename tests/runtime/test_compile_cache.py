@@ -100,3 +100,17 @@ def test_a_file_that_cannot_be_trusted_is_not_taken(run, monkeypatch, caplog, ch
     change(path, monkeypatch)
     assert run("second") == (path, 0)
     assert message in caplog.text
+
+
+def test_nothing_is_written_into_a_folder_that_others_can_write_nor_through_a_link(tmp_path, run, caplog):
+    folder = tmp_path / "outputs/.compile_cache"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    path, _ = run()
+    assert not path.exists()
+    assert "can be written by others" in caplog.text
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    run()
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -68,3 +68,18 @@ def test_where_the_load_does_not_show_all_cores_count_as_free(machine, monkeypat
 def test_a_machine_whose_gpus_are_hidden_has_none(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not hardware.has_gpu()
+
+
+def test_a_core_that_goes_offline_or_counts_backwards_is_left_out(machine, monkeypatch):
+    before = {core: [0, 0, 0, 10, 5, 0, 0, 0] for core in range(8)}
+    after = {core: [0, 0, 0, 20, 5, 0, 0, 0] for core in range(7)} | {0: [0, 0, 0, 11, 4, 0, 0, 0]}
+    answers = [before, after]
+    monkeypatch.setattr(hardware, "_clock_ticks", lambda: answers.pop(0))
+    assert hardware.num_free_cores() == 6
+
+
+@pytest.mark.parametrize("granted", ["4(x2)", "4,2", ""])
+def test_a_grant_that_is_no_number_is_left_out(machine, monkeypatch, granted):
+    lines_of(monkeypatch, {})
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+    assert hardware.num_cores() == 8

@@ -34,6 +34,8 @@ V1 = {
         ({}, {"SLURM_MEM_PER_CPU": "4096", "SLURM_CPUS_ON_NODE": "8", "LOCAL_WORLD_SIZE": "4"}, 24),
         ({}, {"SLURM_MEM_PER_NODE": "0"}, 100),
         (V1, {"SLURM_MEM_PER_NODE": "1024"}, 0),
+        ({}, {"SLURM_MEM_PER_NODE": "4G"}, 100),
+        ({"proc/meminfo": "MemTotal: 1 kB\n"}, {}, 0),
     ],
 )
 def test_the_least_limit_counts_and_the_page_cache_is_free(tmp_path, groups, environment, expected):

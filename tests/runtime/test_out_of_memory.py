@@ -24,6 +24,16 @@ def in_handling(cause, error):
         return raised
 
 
+def unrelated(cause, error):
+    try:
+        try:
+            raise cause
+        except Exception:
+            raise error from None
+    except Exception as raised:
+        return raised
+
+
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
@@ -59,6 +69,8 @@ def test_a_device_without_memory_is_recognised_by_cause(error):
         RuntimeError("CUDA error: device-side assert triggered"),
         RuntimeError("out of resource: shared memory, Required: 294912, Hardware limit: 232448"),
         ValueError("out of memory"),
+        RuntimeError("DataLoader worker is out of memory."),
+        unrelated(CUDA, KeyError("a defect")),
     ],
     ids=repr,
 )

@@ -149,3 +149,9 @@ def test_what_is_predicted_too_large_is_left_out_and_a_given_layout_is_tried_in_
 def test_on_a_cpu_a_step_is_whole(config):
     assert fit.first_layout(config(), None)[0] == Layout("none", 1)
     assert fit.first_layout(config(f"{CHECKPOINTING}=full", f"{MICRO_BATCHES}=3"), None)[0] == Layout("full", 3)
+
+
+def test_a_trial_that_contradicts_the_prediction_says_so(make_run):
+    run = make_run()
+    with pytest.raises(InputError, match=r"into 64.0 GiB, although less was predicted: .*none x 1 ran out in a trial"):
+        run.try_out(NONE, available=64)

@@ -112,8 +112,10 @@ def test_the_predicted_peak_is_what_torch_allocates_for_other_choices(make_run, 
     assert 0.95 * measured < predicted < 1.2 * measured
 
 
-def test_an_evaluation_needs_no_more_than_predicted(make_run):
-    run = make_run("head=detr", "collator=packed", "head.max_caption_tokens=6")
+@pytest.mark.parametrize("captions", [(1, 6), (4, 24)], ids=["short", "long, in four layers"])
+def test_an_evaluation_needs_no_more_than_predicted(make_run, captions):
+    sizes = f"head.num_caption_layers={captions[0]}", f"head.max_caption_tokens={captions[1]}"
+    run = make_run("head=detr", "collator=packed", *sizes)
     candidate = run.plan(Layout("none", 1))
     stays = memory_phases.resident(run.model, run.optimizer, run.average)
     predicted = candidate.prediction.evaluation - stays.without_gradients

@@ -157,8 +157,20 @@ def test_an_error_after_the_first_write_of_an_update_is_raised(tmp_path):
 
 def test_what_was_learnt_holds_on_a_device_with_at_most_as_much_memory_and_for_other_numbers_of_ranks(tmp_path):
     layout = LearntLayout(num_parts=Adjustment(asked=1, taken=4, step=10))
-    layout.write(tmp_path, Device("A", 80))
-    assert LearntLayout.read(tmp_path, Device("A", 80)) == LearntLayout.read(tmp_path, Device("B", 48)) == layout
-    assert LearntLayout.read(tmp_path, Device("A", 81)) == LearntLayout()
-    assert LearntLayout.read(Path("nowhere"), Device("A", 80)) == LearntLayout()
+    layout.write(tmp_path, Device("cuda", "A", 80))
+    assert (
+        LearntLayout.read(tmp_path, Device("cuda", "A", 80))
+        == LearntLayout.read(tmp_path, Device("cuda", "B", 48))
+        == layout
+    )
+    assert LearntLayout.read(tmp_path, Device("cuda", "A", 81)) == LearntLayout()
+    assert LearntLayout.read(tmp_path, Device("cpu", "CPU", 64)) == LearntLayout()
+    assert LearntLayout.read(Path("nowhere"), Device("cuda", "A", 80)) == LearntLayout()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "null", '{"device": {"kind": "cpu"}}', '{"num_parts": 3}'])
+def test_a_damaged_file_of_what_was_learnt_is_named(tmp_path, content):
+    (tmp_path / "learnt_layout.json").write_text(content)
+    with pytest.raises(InputError, match=r"learnt_layout.json is damaged .* delete it"):
+        LearntLayout.read(tmp_path, Device("cuda", "A", 80))
     assert [layout.num_micro_batches(asked) for asked in (1, 4, 6)] == [4, 4, 6]
