@@ -156,8 +156,8 @@ def try_out(planned: LayoutPlan, trial: MemoryTrial) -> tuple[Layout, str]:
     if planned.candidates[-1].prediction.fits(planned.available_bytes):
         raise InputError(
             f"The run does not fit into {planned.available_bytes / GIB:.1f} GiB, although less was predicted: "
-            f"{'; '.join(failures)}. Lower model.max_pixels or the number of teachers, or take engine.precision=pure_bf16 "
-            "or a GPU with more memory."
+            f"{'; '.join(failures)}. Lower model.max_pixels or the number of teachers, or take "
+            "engine.precision=pure_bf16 or a GPU with more memory."
         )
     raise planned.prediction.does_not_fit(planned.available_bytes, planned.num_ranks)
 

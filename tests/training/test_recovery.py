@@ -166,6 +166,7 @@ def test_what_was_learnt_holds_on_a_device_with_at_most_as_much_memory_and_for_o
     assert LearntLayout.read(tmp_path, Device("cuda", "A", 81)) == LearntLayout()
     assert LearntLayout.read(tmp_path, Device("cpu", "CPU", 64)) == LearntLayout()
     assert LearntLayout.read(Path("nowhere"), Device("cuda", "A", 80)) == LearntLayout()
+    assert [layout.num_micro_batches(asked) for asked in (1, 4, 6)] == [4, 4, 6]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "null", '{"device": {"kind": "cpu"}}', '{"num_parts": 3}'])
@@ -173,4 +174,3 @@ def test_a_damaged_file_of_what_was_learnt_is_named(tmp_path, content):
     (tmp_path / "learnt_layout.json").write_text(content)
     with pytest.raises(InputError, match=r"learnt_layout.json is damaged .* delete it"):
         LearntLayout.read(tmp_path, Device("cuda", "A", 80))
-    assert [layout.num_micro_batches(asked) for asked in (1, 4, 6)] == [4, 4, 6]
