@@ -99,7 +99,16 @@ def test_one_line_says_what_auto_took_and_why(config):
     assert line.startswith(
         "auto on NVIDIA H200, 140.0 GiB, 16 of 16 cores free: engine.precision=bf16 (float32 masters)"
     )
-    assert "threads" not in line
+    assert line.endswith("; given: threads=3")
+
+
+@pytest.mark.parametrize("overrides", [["model.attention=varlen"], ["model.attention=flash_attention_2"]])
+def test_a_kernel_is_refused_where_it_cannot_run(config, overrides):
+    for machine, precision in ((CPU, "bf16"), (H200, "fp32")):
+        with pytest.raises(
+            InputError, match=r"model.attention=\w+ needs a GPU and engine.precision=bf16; this run has"
+        ):
+            auto.settings(config(*overrides, f"engine.precision={precision}"), machine, {})
 
 
 @pytest.mark.parametrize("key", ROUNDING_ONLY_KEYS)
