@@ -63,6 +63,7 @@ class LocalCheckpoints:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
         safetensors.torch.save_file(contiguous, writing / WEIGHTS)
         _save_state(state, writing / STATE)
+        (writing / WEIGHTS).chmod((writing / STATE).stat().st_mode)  # safetensors makes files for their owner alone
         files = {name: _fingerprint(writing / name) for name in FILES}
         metrics = {name: float(value) for name, value in metrics.items()}
         (writing / MANIFEST).write_text(json.dumps({"step": step, "metrics": metrics, "files": files}, indent=1))

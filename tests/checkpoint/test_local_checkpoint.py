@@ -46,6 +46,11 @@ def test_a_checkpoint_loads_as_it_was_saved(tmp_path):
     }
 
 
+def test_whoever_may_read_one_file_of_a_checkpoint_may_read_all(tmp_path):
+    modes = {path.stat().st_mode for path in save(store(tmp_path), 1).iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_transposed_matrix_keeps_its_values(tmp_path):
     matrix = torch.arange(6.0).view(2, 3).T
     store(tmp_path).save(1, {"a": matrix}, {}, {})
