@@ -184,14 +184,15 @@ def _differences(stored: DictConfig, cfg: DictConfig, keys: Sequence[str] | None
     """Describe every value that can change the result and differs, below `keys` or, if None, anywhere.
 
     A key counts as different only if both its raw and its resolved value differ. So if `a: ${b}` changes because `b`
-    changed, only `b` is reported.
+    changed, only `b` is reported. On a GPU the number of threads is none of these values, wherever the run began.
     """
+    ignored = {DATA, THREADS} if OmegaConf.select(cfg, DEVICE) == "gpu" else {DATA}
     old, new = result_values(stored), result_values(cfg)
     raw_old, raw_new = (dict(leaves(OmegaConf.to_container(config, resolve=False))) for config in (stored, cfg))
     differences = []
     for key in sorted(old.keys() | new.keys()):
         is_compared = keys is None or any(key == given or key.startswith(f"{given}.") for given in keys)
-        if key != DATA and is_compared and _differs(old, new, key) and _differs(raw_old, raw_new, key):
+        if key not in ignored and is_compared and _differs(old, new, key) and _differs(raw_old, raw_new, key):
             differences.append(f"{key} is {_as_text(old, key)} in the run and {_as_text(new, key)} in this command")
     return differences
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from bbu_train.errors import InputError
-from bbu_train.runs import identity
+from bbu_train.runs import identity, resume
 from bbu_train.runs.settings import AUTO, AUTO_SETTINGS, ROUNDING_ONLY_KEYS
 from bbu_train.training import auto
 
@@ -126,3 +126,10 @@ def test_threads_stay_in_the_identity_only_on_a_cpu(config):
     for device, differs in (("cpu", True), ("gpu", False)):
         pair = [config("++about.device=" + device, f"threads={number}") for number in (1, 2)]
         assert (identity.run_identity(pair[0]) != identity.run_identity(pair[1])) is differs
+
+
+def test_a_run_that_began_on_a_cpu_goes_on_with_any_threads_on_a_gpu(config):
+    stored = config("++about.device=cpu", "threads=1")
+    for given in ("threads=4", "threads=auto"):
+        assert resume._differences(stored, config("++about.device=gpu", given), None) == []
+        assert len(resume._differences(stored, config("++about.device=cpu", given), None)) == 1
