@@ -161,4 +161,5 @@ def _find_conflicts(cells: Sequence[Cell]) -> Iterator[str]:
         if first is not cell:
             yield f"{' '.join(cell.overrides)}: the same run ({cell.cfg.run}) as {' '.join(first.overrides)}"
         if (cell.cfg.outputs, cell.cfg.sweep) != (cells[0].cfg.outputs, cells[0].cfg.sweep):
-            yield f"{' '.join(cell.overrides)}: one command starts one sweep, here {cells[0].cfg.sweep}"
+            here = f"here {cells[0].cfg.sweep}. Give sweep=<name>."
+            yield f"{' '.join(cell.overrides)}: one command starts one sweep, {here}"

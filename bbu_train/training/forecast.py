@@ -89,7 +89,7 @@ def _plan_lines(inputs: RunInputs) -> Iterator[str]:
     samples, tokens = [_count(step) for step in steps], [_num_tokens(inputs, step) for step in steps]
     num_epochs = sum(samples) / len(inputs.data.train)
     yield (
-        f"plan      {len(steps):,} steps: {num_epochs:.2g} epochs of {len(inputs.data.train):,} samples; a step has "
+        f"plan      {len(steps):,} steps: {num_epochs:,.1f} epochs of {len(inputs.data.train):,} samples; a step has "
         f"{_range(samples)} samples and {_range(tokens)} tokens"
     )
 

@@ -26,14 +26,19 @@ def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
         raise InputError("--check needs one process: leave out torchrun, and give cluster.tasks_per_node.")
     choices = HydraConfig.get().runtime.choices
     cfg = resolve_run(cfg, experiment_name(choices.get("experiment")), overrides, in_sweep=False)
-    weights.require(cfg.model.checkpoint, cfg.model.weights)
+    logs.start(is_main=True)
 
     import torch
 
     from bbu_train.training import auto
     from bbu_train.training.forecast import forecast
+    from bbu_train.training.setup import load_data
 
-    logs.start(is_main=True)
+    try:
+        weights.require(cfg.model.checkpoint, cfg.model.weights)
+    except InputError:
+        load_data(cfg.data)  # its faults come first: they do not need the weights
+        raise
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = auto.named_machine(card) if card else auto.this_machine(here)
     environment = run_folder.read_environment(cfg.folder) if cfg.run is not None else {}

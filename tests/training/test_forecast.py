@@ -24,7 +24,7 @@ def foresee(config, samples):
 def test_the_plan_the_groups_and_the_settings_are_said(foresee, make_model, samples):
     known = foresee(auto.cpu(4, 3))
     text = "\n".join(known.lines())
-    assert f"3 steps: {3 * 2 / len(samples):.2g} epochs of {len(samples)} samples; a step has " in text
+    assert f"3 steps: {3 * 2 / len(samples):,.1f} epochs of {len(samples)} samples; a step has " in text
     num_weights = sum(p.numel() for p in known.prediction.outline.model.backbone.model.visual.blocks.parameters())
     assert num_weights > 0
     assert "vision: " in text
