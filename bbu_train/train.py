@@ -19,6 +19,7 @@ from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import auto, fit, progress, step_metrics, untrained_head
+from bbu_train.training.machine import this_machine
 from bbu_train.training.progress import Progress, Saver
 from bbu_train.training.recovery import Recovery
 from bbu_train.training.setup import RunInputs, build, compile_cache, prepare
@@ -59,7 +60,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
 
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
     inputs = prepare(cfg)
-    machine = auto.this_machine(device)
+    machine = this_machine(device)
     settings = auto.settings(cfg, machine, run_folder.read_environment(folder))
     settings = distributed.broadcast_from_main(settings)
     applied = auto.apply(cfg, settings)

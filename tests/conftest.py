@@ -107,8 +107,9 @@ def configured(*overrides: str):
 def resolved(cfg):
     """Return the config with the values that "auto" takes on a CPU with one core."""
     from bbu_train.training import auto, fit
+    from bbu_train.training.machine import cpu
 
-    machine = auto.cpu(1, 1)
+    machine = cpu(1, 1)
     layout = fit.settings_of(cfg, *fit.first_layout(cfg, None))
     return auto.apply(cfg, auto.settings(cfg, machine, {}) | layout)
 

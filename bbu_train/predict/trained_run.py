@@ -20,6 +20,7 @@ from bbu_train.runs.data_fingerprint import OUTPUTS, warn_if_changed
 from bbu_train.runs.identity import is_data_root
 from bbu_train.runs.settings import AUTO, PRECISION
 from bbu_train.training import auto, untrained_head
+from bbu_train.training.machine import this_machine
 from bbu_train.training.setup import build
 from bbu_train.types.samples import PictureFormat
 
@@ -41,7 +42,7 @@ class TrainedRun:
         cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = AUTO, False, 0
         cfg.engine.precision = auto.recorded(run_folder.read_environment(folder), PRECISION) or cfg.engine.precision
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.cfg = cfg = auto.apply(cfg, auto.settings(cfg, auto.this_machine(self.device), {}))
+        self.cfg = cfg = auto.apply(cfg, auto.settings(cfg, this_machine(self.device), {}))
         cfg.data.teachers.num_validation_teachers = num_teachers
         self.routes = ROUTES[route]
         if "head" in self.routes and "num_queries" not in cfg.head:

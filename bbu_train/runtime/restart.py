@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5  # how often a rank looks for a call
 ANSWER_SECONDS = 120  # how long all ranks have to answer
 CALL, ANSWERS = "restart", "restart answers"
-REASON = "BBU_RESTART_REASON"  # what the last call said, for the new process
+REASON = "BBU_RESTART_REASON"  # why the processes were replaced: the new process compares it with the next reason
 
 _watches: "list[_Watch]" = []  # one, while there are several ranks
 

@@ -11,7 +11,8 @@ from bbu_train.collator.sizes import sizes
 from bbu_train.errors import InputError
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.training import auto, fit
-from bbu_train.training.auto import Machine, Setting
+from bbu_train.training.auto import Setting
+from bbu_train.training.machine import Machine
 from bbu_train.training.memory import GIB
 from bbu_train.training.outline import Outline
 from bbu_train.training.setup import RunData, RunInputs, prepare

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from bbu_train.errors import InputError
 from bbu_train.training import auto
 from bbu_train.training.forecast import forecast
+from bbu_train.training.machine import target_machine
 from bbu_train.training.outline import Outline, build_outline
 from bbu_train.training.setup import RunData, RunInputs, load_data, prepare
 
@@ -33,7 +34,7 @@ def _load(data: str) -> RunData:
 
 def check_parameter_groups(cfg: DictConfig) -> Outline:
     """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights."""
-    return build_outline(auto.apply(cfg, auto.settings(cfg, auto.target_machine(cfg), {})))
+    return build_outline(auto.apply(cfg, auto.settings(cfg, target_machine(cfg), {})))
 
 
 def compute_requirements(cfg: DictConfig) -> dict[str, float]:
@@ -47,7 +48,7 @@ def compute_requirements(cfg: DictConfig) -> dict[str, float]:
         return {"flops": 0, "num_bytes": 0}
     num_ranks = cfg.cluster.nodes * cfg.cluster.tasks_per_node
     data = _load(OmegaConf.to_yaml(cfg.data, resolve=True))
-    known = forecast(cfg, auto.target_machine(cfg), num_ranks, {}, data)
+    known = forecast(cfg, target_machine(cfg), num_ranks, {}, data)
     return {"flops": known.flops_per_step(), "num_bytes": known.num_bytes()}
 
 

@@ -20,7 +20,7 @@ from launchers.preflight import estimate
 def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Print the plan, the parameters, the memory, the work and the time of a run. No run is made.
 
-    `card` names a GPU of `auto.CARDS` or says its GiB; "" is this machine. Raises InputError.
+    `card` names a GPU of `machine.CARDS` or says its GiB; "" is this machine. Raises InputError.
     """
     if ranks.are_several():
         raise InputError("--check needs one process: leave out torchrun, and give cluster.tasks_per_node.")
@@ -30,8 +30,8 @@ def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     import torch
 
-    from bbu_train.training import auto
     from bbu_train.training.forecast import forecast
+    from bbu_train.training.machine import named_machine, this_machine
     from bbu_train.training.setup import load_data
 
     try:
@@ -40,7 +40,7 @@ def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
         load_data(cfg.data)  # its faults come first: they do not need the weights
         raise
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = auto.named_machine(card) if card else auto.this_machine(here)
+    machine = named_machine(card) if card else this_machine(here)
     environment = run_folder.read_environment(cfg.folder) if cfg.run is not None else {}
     known = forecast(cfg, machine, cfg.cluster.nodes * cfg.cluster.tasks_per_node, environment)
     for line in known.lines():

@@ -8,11 +8,10 @@ from bbu_train.errors import InputError
 from bbu_train.runs import identity, resume
 from bbu_train.runs.settings import AUTO, AUTO_SETTINGS, ROUNDING_ONLY_KEYS
 from bbu_train.training import auto
+from bbu_train.training.machine import Machine, cpu
 
-H200 = auto.Machine(
-    "gpu", "NVIDIA H200", 140 * 2**30, 139 * 2**30, True, True, "flash_attention_2", 16, 16, is_here=True
-)
-CPU = auto.cpu(num_cores=8, num_free_cores=1)
+H200 = Machine("gpu", "NVIDIA H200", 140 * 2**30, 139 * 2**30, True, True, "flash_attention_2", 16, 16, is_here=True)
+CPU = cpu(num_cores=8, num_free_cores=1)
 
 
 def values(cfg, machine, environment=None):

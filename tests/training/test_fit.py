@@ -13,6 +13,7 @@ from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.runs.settings import CHECKPOINTING, MICRO_BATCHES
 from bbu_train.training import auto, fit, setup
 from bbu_train.training.layout import Layout
+from bbu_train.training.machine import cpu
 
 GIB = 2**30
 SMALL = ("head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.max_caption_tokens=8")
@@ -28,7 +29,7 @@ class Run:
         teachers = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=0, seed=1, validation_seed=1)
         self.cfg = cfg
         self.inputs = setup.prepare(cfg, setup.RunData(Splits(samples, samples, teachers, {}), {}))
-        machine = auto.cpu(1, 1)
+        machine = cpu(1, 1)
         self.applied = auto.apply(cfg, auto.settings(cfg, machine, {}))
         self.prediction = fit.predict(cfg, self.applied, True, self.inputs, 1)
         torch.manual_seed(0)

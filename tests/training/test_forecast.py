@@ -5,8 +5,9 @@ import pytest
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
-from bbu_train.training import auto, setup
+from bbu_train.training import setup
 from bbu_train.training.forecast import forecast
+from bbu_train.training.machine import cpu, named_machine
 
 SMALL = ("steps=3", "sampler.num_samples=2", "head.max_caption_tokens=8", "schedule.num_warmup_steps=1")
 
@@ -22,7 +23,7 @@ def foresee(config, samples):
 
 
 def test_the_plan_the_groups_and_the_settings_are_said(foresee, make_model, samples):
-    known = foresee(auto.cpu(4, 3))
+    known = foresee(cpu(4, 3))
     text = "\n".join(known.lines())
     assert f"3 steps: {3 * 2 / len(samples):,.1f} epochs of {len(samples)} samples; a step has " in text
     num_weights = sum(p.numel() for p in known.prediction.outline.model.backbone.model.visual.blocks.parameters())
@@ -34,14 +35,14 @@ def test_the_plan_the_groups_and_the_settings_are_said(foresee, make_model, samp
 
 
 def test_the_weights_of_all_groups_are_those_of_the_model(foresee):
-    known = foresee(auto.cpu(1, 1), "optimizer.groups.vision.lr=0")
+    known = foresee(cpu(1, 1), "optimizer.groups.vision.lr=0")
     counts = [int(line.split(": ")[1].split(" ")[0].replace(",", "")) for line in known.lines() if " weights" in line]
     assert sum(counts) == sum(p.numel() for p in known.prediction.outline.model.parameters())
     assert "frozen: " in "\n".join(known.lines())
 
 
 def test_memory_is_planned_for_a_card_that_is_not_here(foresee):
-    known = foresee(auto.named_machine("h100"), "model.compile=true")
+    known = foresee(named_machine("h100"), "model.compile=true")
     text = "\n".join(known.lines())
     assert "memory    on h100: 78.2 GiB are there" in text
     assert "none x 1" not in text  # nothing was left out: the tiny model fits
@@ -52,20 +53,20 @@ def test_memory_is_planned_for_a_card_that_is_not_here(foresee):
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would(foresee):
     with pytest.raises(InputError, match=r"(?s)does not fit.*What would fit"):
-        foresee(auto.named_machine("1.02"))
+        foresee(named_machine("1.02"))
 
 
 def test_the_operations_of_a_step_are_those_of_the_model(foresee, make_model):
-    on_cpu, on_gpu = foresee(auto.cpu(1, 1)), foresee(auto.named_machine("24"))
+    on_cpu, on_gpu = foresee(cpu(1, 1)), foresee(named_machine("24"))
     assert on_cpu.flops_per_step() == on_gpu.flops_per_step() > 0
 
 
 @pytest.mark.parametrize("card", ["H1000", "big"])
 def test_an_unknown_card_is_refused_with_those_that_are_known(card):
     with pytest.raises(InputError, match=rf"--check={card}: expected one of B200, H200, .* such as --check=24"):
-        auto.named_machine(card)
+        named_machine(card)
 
 
 def test_a_run_without_steps_has_no_plan(foresee):
     with pytest.raises(InputError, match="steps=0"):
-        foresee(auto.cpu(1, 1), "steps=0")
+        foresee(cpu(1, 1), "steps=0")
