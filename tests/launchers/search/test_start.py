@@ -115,6 +115,11 @@ def num_attempts(ledger: Ledger) -> list[int]:
     return [attempt.number if attempt else 0 for attempt in attempts]
 
 
+def num_begun(ledger: Ledger) -> list[int]:
+    """For each trial, the number of its attempts that a process has begun."""
+    return [len(list(entry.folder.glob("*/state.json"))) for entry, _ in read_trials(ledger)]
+
+
 def test_the_same_search_with_more_trials_continues_and_repeats_none(search, ledger, capsys):
     assert search("random", f"{WEIGHT}=interval(1.5,5)", "search.num_trials=1") == 0
     first = drawn(ledger)
@@ -136,7 +141,7 @@ def test_a_search_continues_after_its_controller_is_killed_and_draws_the_same_tr
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert main(["resume", "s"]) == 0
-    assert num_attempts(ledger) == [1, 1, 1]
+    assert num_begun(ledger) == [1, 1, 1], "an attempt whose process the kill prevented has a successor, and no other"
     assert states(ledger) == {"done": 3}
     interrupted = drawn(ledger)
     (tmp_path / "again").mkdir()
