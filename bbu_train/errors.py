@@ -1,6 +1,6 @@
 """The errors that the command line tells apart. This module imports nothing heavy, so that anyone may catch them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -35,10 +35,60 @@ class SweepPreempted(Preempted):
         self.signal = signal
 
 
-def all_problems(what: str, problems: Sequence[str], remedy: str, max_shown: int = 50) -> InputError:
-    """Return one error that lists every problem of a file, a data set or a command, one a line."""
-    lines = [f"  {problem}" for problem in problems[:max_shown]]
-    if len(problems) > max_shown:
-        lines.append(f"  ... and {len(problems) - max_shown} more")
+MAX_SHOWN = 10
+"""Problems of a kind that a message lists; it counts the others."""
+MAX_LINES = 32
+"""Lines of all problems of a message, so that it fits on a screen with its first line and its remedy."""
+MAX_NAME = 60
+"""Characters of a name in a list."""
+MAX_CHARACTERS = 300
+"""Characters of a line that names a problem. Longer ones lose their middle: place and remedy are at the ends."""
+
+
+def all_problems(what: str, problems: Sequence[str], remedy: str, kinds: Sequence[str] = ()) -> InputError:
+    """Return one error that lists the problems of a file, a data set or a command, and counts what it leaves out.
+
+    `kinds` has the kind of each problem. Of each kind the first MAX_SHOWN are listed, or fewer if there are many kinds.
+    Without `kinds` all problems are of one kind. A problem may have several lines.
+    """
+    groups: dict[str, list[str]] = {}
+    for kind, problem in zip(kinds or [""] * len(problems), problems, strict=True):
+        groups.setdefault(kind, []).append(problem)
+    num_shown = max(1, min(MAX_SHOWN, MAX_LINES // max(1, len(groups)) - 1))
+    lines: list[str] = []
+    for number, (kind, group) in enumerate(groups.items()):
+        own = _lines_of(group, kind, num_shown)
+        if lines and len(lines) + len(own) >= MAX_LINES:
+            left = list(groups.values())[number:]
+            lines.append(f"  ... and {sum(map(len, left))} more of {len(left)} other kinds")
+            break
+        lines += own
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return InputError("\n".join([f"{what}: {count}.", *lines, remedy]))
+    return InputError("\n".join([f"{shorten(what)}: {count}.", *lines, remedy]))
+
+
+def _lines_of(problems: Sequence[str], kind: str, num_shown: int) -> list[str]:
+    """Return the lines of the first problems of a kind, and one that counts the others."""
+    lines: list[str] = []
+    for number, problem in enumerate(problems):
+        own = [f"  {shorten(line)}" for line in problem.split("\n")]
+        if number == num_shown or (lines and len(lines) + len(own) >= MAX_LINES):
+            left = len(problems) - number
+            return [*lines, f"  ... and {left} more{f' of this kind: {kind}' if kind else ''}"]
+        lines += own if len(own) <= MAX_LINES else [*own[: MAX_LINES - 2], "    ...", own[-1]]
+    return lines
+
+
+def shorten(line: str) -> str:
+    """Return a line without its middle if it is longer than MAX_CHARACTERS."""
+    if len(line) <= MAX_CHARACTERS:
+        return line
+    half = (MAX_CHARACTERS - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
+def listed(names: Iterable[object], max_shown: int = MAX_SHOWN) -> str:
+    """Return names separated by commas: the first ones, each cut if it is long, and how many more there are."""
+    texts = [text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 3]}..." for text in map(str, names)]
+    more = f" and {len(texts) - max_shown} more" if len(texts) > max_shown else ""
+    return f"{', '.join(texts[:max_shown])}{more}"

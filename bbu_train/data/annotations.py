@@ -1,8 +1,10 @@
 """What all readers of annotated pictures share: the checks, the text of descriptions, and reading in threads."""
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -12,8 +14,8 @@ from typing import NamedTuple, TypeVar
 from unicodedata import category, normalize
 
 from bbu_train.data.boxes import box_problem, clip, format_box
-from bbu_train.data.findings import Action, Finding
-from bbu_train.errors import InputError
+from bbu_train.data.findings import Action, Finding, describe_format
+from bbu_train.errors import InputError, listed
 from bbu_train.images.files import SpellingOnDisk, UnreadablePicture, read_header
 from bbu_train.runtime.file_names import printable
 from bbu_train.types.samples import Object, Picture, Sample
@@ -90,7 +92,7 @@ class PictureChecker:
             path = self._spelling(path)
         size = self._size(path)
         if isinstance(size, str):
-            findings.append(Finding(Action.ERROR, f"{where}: {size}"))
+            findings.append(Finding(Action.ERROR, f"{where}: {size}", "pictures that cannot be read"))
             size = None
         usable = [self._usable(f"{where} {label}", each, size, findings) for label, each in objects]
         return Picture(path, *size, tuple(each for each in usable if each)) if size else None
@@ -129,17 +131,29 @@ def check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
         raise InputError(f"data.{key}={value}: expected one of {', '.join(choices)}.")
 
 
-def check_root(root: str | Path | None, contents: str) -> Path:
+def check_root(root: str | Path | None, contents: str, data_format: str) -> Path:
     """Return data.root as an existing folder. `contents` says in messages what the folder should hold.
 
-    Raises InputError for a missing folder.
+    Raises InputError for a missing folder. `data_format` is the choice of conf/data.
     """
+    remedy = f"Give the folder that holds {contents}: data.root=/path. {describe_format(data_format)}"
     if not root:
-        raise InputError(f"data.root is not set. Give the folder that holds {contents}: data.root=/path")
+        raise InputError(f"data.root is not set. {remedy}")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise InputError(f"data.root={root}: no such folder. Give the one that holds {contents}: data.root=/path")
+        raise InputError(f"data.root={root}: no such folder.{_folders_near(folder)} {remedy}")
     return folder
+
+
+def _folders_near(missing: Path) -> str:
+    """Name the folders in the last part of a path that there is, those with names like the missing one first."""
+    parent = next(folder for folder in missing.absolute().parents if folder.is_dir())
+    name = missing.absolute().relative_to(parent).parts[0]
+    with suppress(OSError):
+        names = sorted(each.name for each in parent.iterdir() if each.is_dir() and not each.name.startswith("."))
+        near = difflib.get_close_matches(name, names)
+        return f" {parent} has {listed(near + [each for each in names if each not in near]) or 'no folder'}."
+    return ""
 
 
 def split_problem(folder: Path, key: str, name: str, path: Path) -> str | None:
@@ -148,8 +162,8 @@ def split_problem(folder: Path, key: str, name: str, path: Path) -> str | None:
         with path.open("rb"):
             return None
     except OSError as error:
-        beside = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))[:20] if path.parent.is_dir() else []
-        hint = f" There are: {', '.join(beside)}." if beside else ""
+        beside = sorted(file.name for file in path.parent.glob(f"*{path.suffix}")) if path.parent.is_dir() else []
+        hint = f" There are: {listed(beside)}." if beside else ""
         if path.parent == folder and (folder / "JPEGImages").is_dir():
             hint += " The folder looks like one for data=voc."
         reason = f"{path} cannot be read ({error.strerror}); it is looked for under data.root={folder}."

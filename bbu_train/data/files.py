@@ -14,6 +14,7 @@ from typing import Any
 
 from bbu_train.data.annotations import check_root, split_problem
 from bbu_train.data.encodings import codec_of
+from bbu_train.data.findings import describe_format
 from bbu_train.data.voc_annotation import parse
 from bbu_train.data.voc_files import NamedFiles, PictureFinder, list_path, name_of, read_split
 from bbu_train.errors import all_problems
@@ -25,9 +26,9 @@ IMAGES = re.compile(rb'"images"\s*:\s*\[\s*"([^"\\]*)"\s*\]')
 
 def jsonl(*, root: str | None, train: str, validation: str, **_values: Any) -> DataFiles:
     """See `jsonl.load`. An annotation is a line; its pictures are those of the student and of fixed teachers."""
-    folder = check_root(root, contents=f"{train} and {validation}")
+    folder = check_root(root, f"{train} and {validation}", "jsonl")
     paths = {key: folder / name for key, name in _splits(train, validation)}
-    _check_splits(folder, paths, train, validation)
+    _check_splits("jsonl", folder, paths, train, validation)
     splits = {key: partial(_lines, path) for key, path in paths.items()}
     return DataFiles(folder, splits, tuple(paths.values()), listed=())
 
@@ -37,9 +38,9 @@ def voc(*, root: str | None, train: str, validation: str, **_values: Any) -> Dat
 
     Which of several pictures is read is for `voc.load` to decide. Here they are all that may be the annotation's own.
     """
-    folder = check_root(root, contents="JPEGImages, Annotations, ImageSets/Main")
+    folder = check_root(root, "JPEGImages, Annotations, ImageSets/Main", "voc")
     lists = {key: list_path(folder, name) for key, name in _splits(train, validation)}
-    _check_splits(folder, lists, train, validation)
+    _check_splits("voc", folder, lists, train, validation)
     annotations = NamedFiles(folder / "Annotations", (".xml",))
     pictures = PictureFinder(folder / "JPEGImages", annotations)
     splits = {key: partial(_listed, folder, path, annotations, pictures) for key, path in lists.items()}
@@ -59,11 +60,12 @@ def _splits(train: str, validation: str) -> tuple[tuple[str, str], ...]:
     return ("train", str(train)), ("validation", str(validation))
 
 
-def _check_splits(folder: Path, paths: Mapping[str, Path], train: str, validation: str) -> None:
+def _check_splits(data_format: str, folder: Path, paths: Mapping[str, Path], train: str, validation: str) -> None:
     """Raise InputError that lists the files of splits that cannot be opened."""
     problems = [split_problem(folder, key, name, paths[key]) for key, name in _splits(train, validation)]
     if found := [problem for problem in problems if problem is not None]:
-        raise all_problems(f"The data in {folder}", found, "Give the files with data.train= and data.validation=.")
+        remedy = f"Give the files with data.train= and data.validation=. {describe_format(data_format)}"
+        raise all_problems(f"The data in {folder}", found, remedy)
 
 
 def _lines(path: Path) -> Iterator[Annotation]:

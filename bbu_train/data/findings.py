@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bbu_train.errors import all_problems
+from bbu_train.runtime.config_folder import config_folder
 from bbu_train.runtime.wording import count_of
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,12 @@ class Finding(NamedTuple):
     """Something wrong or suspicious in the data.
 
     text    where it is and what it is, for a person
-    reason  its kind, by which findings are counted; errors need none
+    reason  its kind, by which findings are counted and listed
     """
 
     action: Action
     text: str
-    reason: str = ""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,27 @@ def count_changed_objects(findings: Iterable[Finding]) -> dict[str, int]:
     return dict(Counter(f"{each.action.value}: {each.reason}" for each in findings if each.action in changes))
 
 
-def raise_or_log(root: Path, findings: Sequence[Finding]) -> None:
+def describe_format(data_format: str) -> str:
+    """Say where the format of a choice of conf/data is described."""
+    return f"{config_folder() / 'data' / data_format}.yaml describes the format."
+
+
+def raise_or_log(root: Path, findings: Sequence[Finding], data_format: str) -> None:
     """Log each kind of finding as one warning with its count and first place, and every finding as a debug message.
 
-    Raises InputError with all errors instead, if there are any.
+    Raises InputError with the errors instead, if there are any. `data_format` is the choice of conf/data whose file
+    describes the format.
     """
     errors = [finding for finding in findings if finding.action in (Action.ERROR, Action.BAD_BOX)]
     if errors:
-        remedy = "Correct the problems listed; lines and objects are counted from 1."
+        remedy = f"Lines and objects are counted from 1. {describe_format(data_format)}"
         if any(finding.action is Action.BAD_BOX for finding in errors):
             remedy += (
-                " Or let data.bad_boxes=drop leave out the bad boxes, or data.bad_boxes=clip cut boxes at the edges of "
-                "their picture; both are counted and logged."
+                " data.bad_boxes=drop leaves out the bad boxes, and data.bad_boxes=clip cuts boxes at the edges of "
+                "their picture; both count and log them."
             )
-        raise all_problems(f"The data in {root}", [finding.text for finding in errors], remedy)
+        texts, kinds = [finding.text for finding in errors], [finding.reason for finding in errors]
+        raise all_problems(f"The data in {root}", texts, remedy, kinds)
     counts: Counter[tuple[Action, str]] = Counter((finding.action, finding.reason) for finding in findings)
     first: dict[tuple[Action, str], str] = {}
     for finding in findings:

@@ -31,24 +31,26 @@ def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, t
     what happens to it: see `PictureChecker`. Raises InputError with all problems of both files.
     """
     checker = PictureChecker(bad_boxes)
-    folder = check_root(root, contents=f"{train} and {validation}")
+    folder = check_root(root, f"{train} and {validation}", "jsonl")
     readings = {
         "train": _read_file(folder, "train", train, checker),
         "validation": _read_file(folder, "validation", validation, checker),
     }
-    raise_or_log(folder, [finding for split in readings.values() for reading in split for finding in reading.findings])
+    raise_or_log(
+        folder, [finding for split in readings.values() for reading in split for finding in reading.findings], "jsonl"
+    )
     return splits_of(readings, teachers)
 
 
 def _read_file(folder: Path, key: str, name: str, checker: PictureChecker) -> list[Reading]:
     path = folder / name
     if (problem := split_problem(folder, key, name, path)) is not None:
-        return [_error(problem)]
+        return [_error(problem, "files of splits")]
     if (problem := _format_problem(path)) is not None:
-        return [_error(f"{printable(path.name)} (data.{key}={name}): {problem}")]
+        return [_error(f"{printable(path.name)} (data.{key}={name}): {problem}", "files of splits")]
     read_line = partial(_read_line, folder, printable(path.name), checker)
     readings = read_all(_numbered_lines(path), read_line)
-    return readings or [_error(f"{path.name}: empty file (data.{key}={name})")]
+    return readings or [_error(f"{path.name}: empty file (data.{key}={name})", "files of splits")]
 
 
 def _format_problem(path: Path) -> str | None:
@@ -62,8 +64,8 @@ def _format_problem(path: Path) -> str | None:
     return None
 
 
-def _error(text: str) -> Reading:
-    return Reading(None, [Finding(Action.ERROR, text)], {})
+def _error(text: str, kind: str) -> Reading:
+    return Reading(None, [Finding(Action.ERROR, text, kind)], {})
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -11,6 +11,7 @@ from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, 
 from bbu_train.data.boxes import Box
 from bbu_train.data.findings import Action, Finding
 from bbu_train.data.same_bytes import first_with_same_bytes
+from bbu_train.errors import listed
 from bbu_train.runtime.wording import cut
 from bbu_train.types.samples import Object, Picture, Sample
 
@@ -42,7 +43,9 @@ class LineReader:
             unused = {key: 1 for key in value if key not in PICTURE_KEYS}
             for key in unused if student is not None else ():
                 if (known := KEY_OF_STEM.get(_stem(key))) is not None:
-                    self._report(self.where, f"unknown key {_quote([key])}, which is nearly {_quote([known])}")
+                    self._report(
+                        self.where, "unknown keys", f"unknown key {_quote([key])}, which is nearly {_quote([known])}"
+                    )
         elif value is not None:
             student, teachers = self._read_student_and_teachers(value)
         return Reading(Sample(self.where, student, teachers) if student else None, self.findings, unused)
@@ -52,15 +55,15 @@ class LineReader:
         try:
             value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
         except UnicodeDecodeError as error:
-            return self._report(self.where, f"not UTF-8 at byte {error.start + 1} of the line")
+            return self._report(self.where, "not UTF-8", f"not UTF-8 at byte {error.start + 1} of the line")
         except json.JSONDecodeError as error:
-            return self._report(self.where, f"malformed JSON at column {error.colno}: {error.msg}")
+            return self._report(self.where, "malformed JSON", f"malformed JSON at column {error.colno}: {error.msg}")
         except _DuplicateKeyError as error:
-            return self._report(self.where, str(error))
+            return self._report(self.where, "repeated keys", str(error))
         except (ValueError, RecursionError) as error:  # thousands of digits in a number, thousands of levels
-            return self._report(self.where, f"malformed JSON: {error}")
+            return self._report(self.where, "malformed JSON", f"malformed JSON: {error}")
         if not isinstance(value, dict):
-            return self._report(self.where, f"expected an object {{...}}, found {_show(value)}")
+            return self._report(self.where, "not an object {...}", f"expected an object {{...}}, found {_show(value)}")
         return value
 
     def _read_student_and_teachers(self, value: dict[str, Any]) -> tuple[Picture | None, tuple[Picture, ...]]:
@@ -68,7 +71,7 @@ class LineReader:
             return None, ()
         student = self._read_picture(f"{self.where} student", value["student"], allow_further=False)
         if not isinstance(value["teachers"], list):
-            self._report(self.where, f'"teachers" must be a list, found {_show(value["teachers"])}')
+            self._report(self.where, "not a list", f'"teachers" must be a list, found {_show(value["teachers"])}')
             return student, ()
         pictures: dict[str, Picture] = {"the student's own picture": student} if student else {}
         for number, entry in enumerate(value["teachers"], 1):
@@ -82,7 +85,8 @@ class LineReader:
             else:
                 name = next(name for name, picture in pictures.items() if picture is same)
                 harm = ", which gives the answer away" if same is student else ""
-                self._report(where, f"has {name}{harm}: the student and all teachers must have different pictures")
+                text = f"has {name}{harm}: the student and all teachers must have different pictures"
+                self._report(where, "the same picture twice", text)
         return student, tuple(picture for picture in pictures.values() if picture is not student)
 
     def _read_picture(self, where: str, entry: object, allow_further: bool) -> Picture | None:
@@ -90,10 +94,11 @@ class LineReader:
             return None
         images, objects = entry["images"], entry["objects"]
         if not (isinstance(images, list) and len(images) == 1 and isinstance(images[0], str) and images[0].strip()):
-            self._report(where, f'"images" must be a list of one path, found {_show(images)}')
+            self._report(where, "not a list of one path", f'"images" must be a list of one path, found {_show(images)}')
             images = None
         if not isinstance(objects, list):
-            self._report(where, f'"objects" must be a list, empty if there are none, found {_show(objects)}')
+            text = f'"objects" must be a list, empty if there are none, found {_show(objects)}'
+            self._report(where, "not a list", text)
             objects = []
         candidates = [self._read_object(where, f"object {number}", value) for number, value in enumerate(objects, 1)]
         if images is None:
@@ -106,9 +111,11 @@ class LineReader:
             return None
         description, is_text = value["desc"], isinstance(value["desc"], str)
         if not is_text or not has_text(clean_description(description)):
-            self._report(f"{where} {label}", f'"desc" must be text that is not blank, found {_show(description)}')
+            text = f'"desc" must be text that is not blank, found {_show(description)}'
+            self._report(f"{where} {label}", "no description", text)
         elif not _is_unicode(description):
-            self._report(f"{where} {label}", f'"desc" holds half a surrogate pair: {_show(description)}')
+            text = f'"desc" holds half a surrogate pair: {_show(description)}'
+            self._report(f"{where} {label}", "half a surrogate pair", text)
         box = _four_numbers(value["bbox_2d"])
         if box is None:
             problem = f"box that is not four numbers {_show(value['bbox_2d'])}"
@@ -121,18 +128,20 @@ class LineReader:
     ) -> TypeGuard[dict[str, Any]]:
         """Whether `value` is an object with the expected keys, and no others unless `allow_further`."""
         if not isinstance(value, dict):
-            self._report(where, f"expected an object {{...}} with {_quote(expected)}, found {_show(value)}")
+            text = f"expected an object {{...}} with {_quote(expected)}, found {_show(value)}"
+            self._report(where, "not an object {...}", text)
             return False
         missing = [key for key in expected if key not in value]
         unknown = [] if allow_further else [key for key in value if key not in expected]
         if missing:
-            self._report(where, f"missing {_quote(missing)}" + (f"; its keys are {_quote(value)}" if value else ""))
+            has = f"; its keys are {_quote(value)}" if value else ""
+            self._report(where, "missing keys", f"missing {_quote(missing)}, expected {_quote(expected)}{has}")
         elif unknown:
-            self._report(where, f"unknown key {_quote(unknown)}, expected {_quote(expected)}")
+            self._report(where, "unknown keys", f"unknown key {_quote(unknown)}, expected {_quote(expected)}")
         return not missing and not unknown
 
-    def _report(self, where: str, text: str) -> None:
-        self.findings.append(Finding(Action.ERROR, f"{where}: {text}"))
+    def _report(self, where: str, kind: str, text: str) -> None:
+        self.findings.append(Finding(Action.ERROR, f"{where}: {text}", kind))
 
 
 class _DuplicateKeyError(ValueError):
@@ -168,7 +177,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _quote(keys: Iterable[str]) -> str:
-    return ", ".join(f'"{key}"' for key in keys)
+    return listed(f'"{key}"' for key in keys)
 
 
 def _show(value: object) -> str:

@@ -40,9 +40,13 @@ def load(
     train, validation = str(train), str(validation)  # 2012 is a name, too
     check_choice("difficult", difficult, DIFFICULT)
     check_choice("parts", parts, PARTS)
-    folder = check_root(root, contents=", ".join(FOLDERS))
+    folder = check_root(root, ", ".join(FOLDERS), "voc")
     missing = [name for name in FOLDERS if not (folder / name).is_dir()]
-    raise_or_log(folder, [Finding(Action.ERROR, f"data.root={root}: it has no folder {name}") for name in missing])
+    raise_or_log(
+        folder,
+        [Finding(Action.ERROR, f"data.root={root}: it has no folder {name}", "folders") for name in missing],
+        "voc",
+    )
     annotations = NamedFiles(folder / "Annotations", (".xml",))
     pictures = PictureFinder(folder / "JPEGImages", annotations)
 
@@ -61,7 +65,7 @@ def load(
 
     distinct = dict.fromkeys(chain.from_iterable(names.values()))
     readings = dict(zip(distinct, read_all(distinct, read), strict=True))
-    raise_or_log(folder, [*findings, *chain.from_iterable(reading.findings for reading in readings.values())])
+    raise_or_log(folder, [*findings, *chain.from_iterable(reading.findings for reading in readings.values())], "voc")
     by_split = {key: [readings[name] for name in split] for key, split in names.items()}
     return splits_of(by_split, teachers)
 
@@ -74,7 +78,7 @@ def _missing_annotation(where: str, name: str, key: str) -> Reading:
     text = f"{where}: No such file, but the list of data.{key} names it"
     if where != f"Annotations/{name}.xml":
         text += "; its name in the list holds bytes that are not UTF-8, or a control character"
-    return Reading(None, [Finding(Action.ERROR, text)], {})
+    return Reading(None, [Finding(Action.ERROR, text, "missing annotations")], {})
 
 
 def _read_split(folder: Path, key: str, split: str, annotations: NamedFiles, findings: list[Finding]) -> list[str]:
@@ -82,13 +86,15 @@ def _read_split(folder: Path, key: str, split: str, annotations: NamedFiles, fin
     path = list_path(folder, split)
     where = f"ImageSets/Main/{path.name} (data.{key}={split})"
     if (problem := split_problem(folder, key, split, path)) is not None:
-        findings.append(Finding(Action.ERROR, problem))
+        findings.append(Finding(Action.ERROR, problem, "files of splits"))
         return []
     try:
         lines = read_split(path.read_bytes())
     except UnicodeDecodeError as error:
-        findings.append(Finding(Action.ERROR, f"{where}: not {error.encoding} at byte {error.start + 1}"))
+        findings.append(
+            Finding(Action.ERROR, f"{where}: not {error.encoding} at byte {error.start + 1}", "files of splits")
+        )
         return []
     if not lines:
-        findings.append(Finding(Action.ERROR, f"{where}: empty file"))
+        findings.append(Finding(Action.ERROR, f"{where}: empty file", "files of splits"))
     return [name_of(line, annotations) for line in lines]

@@ -60,7 +60,7 @@ class AnnotationReader:
         try:
             root = parse(path)
         except ValueError as error:
-            self.findings.append(Finding(Action.ERROR, f"{self.where}{error}"))
+            self.findings.append(Finding(Action.ERROR, f"{self.where}{error}", "annotations that cannot be read"))
             return Reading(None, self.findings, {})
         picture = self._picture(root, name, pictures)
         return Reading(Sample(self.where, picture, None) if picture else None, self.findings, count_unused(root))
@@ -76,7 +76,7 @@ class AnnotationReader:
         try:
             picture_path, suspicion = pictures.find(name, _text(root, "filename"))
         except ValueError as error:
-            self._error(str(error))
+            self._error("no picture", str(error))
             return None
         if suspicion:
             filename = _text(root, "filename")
@@ -96,7 +96,8 @@ class AnnotationReader:
         for number, element in enumerate(elements, 1):
             label = f"object {number}"
             if _count(element, "object") > 1:
-                self._error("holds another <object>: put each into the annotation itself", label)
+                text = "holds another <object>: put each into the annotation itself"
+                self._error("an <object> in another", text, label)
             yield self._object(element, label)
             parts = [part for part in element.iter("part") if part.find("bndbox") is not None]
             read.update(parts)
@@ -108,7 +109,8 @@ class AnnotationReader:
         for element in root.iter():
             is_read = element in read or element.tag == "bndbox"
             if not is_read and any(child.tag in ("bndbox", CORNERS[0]) for child in element):
-                self._error(f"<{element.tag}> holds a box but is not read: objects are called <object>")
+                text = f"<{element.tag}> holds a box but is not read: objects are called <object>"
+                self._error("boxes that are not read", text)
 
     def _parts(self, parts: list[Element], label: str) -> Iterator[LabelledObject | None]:
         if self.parts == "train":
@@ -119,18 +121,18 @@ class AnnotationReader:
             self.findings += [dropped] * len(parts)
         else:
             remedy = "data.parts=drop leaves them out, data.parts=train makes them objects"
-            self._error(f"holds {len(parts)} <part> with a box: {remedy}", label)
+            self._error("<part>", f"holds {len(parts)} <part> with a box: {remedy}", label)
 
     def _object(self, element: Element, label: str) -> LabelledObject | None:
         description = clean_description(_text(element, "name"))
         label = f"{label} ({description})" if description else label
         if not has_text(description):
-            self._error("no name", label)
+            self._error("no name", "no <name>, which is the description of an object", label)
         for each in (element, element.find("bndbox")):
             self._refuse_repeated(each, label)
         difficult = _text(element, "difficult").lower()
         if difficult not in FLAGS and difficult not in UNKNOWN:
-            self._error(f"<difficult> is {difficult!r}, expected 0 or 1", label)
+            self._error("<difficult>", f"<difficult> is {difficult!r}, expected 0 or 1", label)
         box = _read_box(element.find("bndbox"))
         if box is None:
             text = f"{self.where} {label}: box that is not four numbers {_show_box(element.find('bndbox'))}"
@@ -143,7 +145,7 @@ class AnnotationReader:
         tags = [] if element is None else [child.tag for child in element if child.tag != "object"]
         for tag in USED[element.tag] if element is not None else ():
             if tags.count(tag) > 1:
-                self._error(f"more than one <{tag}>", label)
+                self._error("repeated elements", f"more than one <{tag}>: keep one of them", label)
 
     def _check_size(self, root: Element, picture: Picture) -> None:
         """Report a <size> that is not the picture's upright size: its boxes then belong to other pixels.
@@ -156,7 +158,8 @@ class AnnotationReader:
             is_unknown = text.lower() in UNKNOWN or (number is not None and number <= 0)
             if not is_unknown and number != side:
                 upright = f"{picture.path.name}, upright {picture.width} x {picture.height}"
-                self._error(f"its size {' x '.join(text or '?' for text in texts)} differs from that of {upright}")
+                size = " x ".join(text or "?" for text in texts)
+                self._error("sizes", f"its size {size} differs from that of {upright}")
                 return
 
     def _without_difficult(self, picture: Picture) -> Picture:
@@ -166,9 +169,9 @@ class AnnotationReader:
         self.findings += [Finding(Action.DROPPED, self.where, "difficult")] * len(difficult)
         return replace(picture, objects=others, ignored=difficult)
 
-    def _error(self, text: str, label: str = "") -> None:
+    def _error(self, kind: str, text: str, label: str = "") -> None:
         where = f"{self.where} {label}" if label else self.where
-        self.findings.append(Finding(Action.ERROR, f"{where}: {text}"))
+        self.findings.append(Finding(Action.ERROR, f"{where}: {text}", kind))
 
 
 def _count(element: Element, tag: str) -> int:

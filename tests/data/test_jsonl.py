@@ -229,7 +229,10 @@ BAD_LINES = [
     ('{"images": ["a.png"] "objects": []}', "train.jsonl:1: malformed JSON at column 22"),
     ("[" * 100_000, "train.jsonl:1: malformed JSON"),
     ("[1, 2]", "train.jsonl:1: expected an object {...}, found [1, 2]"),
-    ({"images": ["a.png"], "object": []}, 'train.jsonl:1: missing "objects"; its keys are "images", "object"'),
+    (
+        {"images": ["a.png"], "object": []},
+        'train.jsonl:1: missing "objects", expected "images", "objects"; its keys are "images", "object"',
+    ),
     ({"images": ["a.png", "b.png"], "objects": []}, '"images" must be a list of one path, found ["a.png", "b.png"]'),
     ({"images": "a.png", "objects": []}, '"images" must be a list of one path, found "a.png"'),
     ({"images": [" "], "objects": []}, '"images" must be a list of one path'),

@@ -329,7 +329,7 @@ def test_a_box_that_is_slightly_outside_is_cut_on_request(root):
 
 def test_an_object_without_a_name_is_an_error(root):
     annotate(root, "a", cell(name=" "))
-    assert "Annotations/a.xml object 1: no name" in message(root, bad_boxes="drop")
+    assert "Annotations/a.xml object 1: no <name>" in message(root, bad_boxes="drop")
 
 
 def test_an_object_without_a_box_is_an_error(root):
