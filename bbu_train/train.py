@@ -79,7 +79,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     compiled.load()
     torch.manual_seed(cfg.seed)
     model = build(applied.model.network)(device=device, head=build(applied.head))
-    criterion = build(cfg.loss)
+    criterion = build(applied.loss)
     optimizer = build(applied.optimizer)(model)
     model.check_teacher_cache()  # after the optimizer, which freezes groups
     for warning in untrained_head.warnings(model, criterion):

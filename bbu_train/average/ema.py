@@ -2,20 +2,29 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bbu_train.errors import InputError
+from bbu_train.ops.numbers import is_number
 from bbu_train.runtime.out_of_memory import is_out_of_memory, release
 
 log = logging.getLogger(__name__)
 MAX_ELEMENTS = 1 << 25  # bfloat16 weights that are averaged at once: their masters take an eighth of a GiB
 Piece = tuple[str, slice]
 """The name of a parameter, and a part of its flattened elements."""
+
+
+def build(decay: float, num_steps: int) -> Callable[[nn.Module, torch.optim.Optimizer], "ExponentialMovingAverage"]:
+    """Check the values, which needs no model, and return what makes the average of a model and its optimizer."""
+    if not is_number(decay) or not 0 <= decay < 1:
+        raise InputError(f"average.decay={decay}: expected a number from 0 to below 1, such as 0.999")
+    return partial(ExponentialMovingAverage, decay=decay, num_steps=num_steps)
 
 
 class ExponentialMovingAverage:
@@ -35,8 +44,6 @@ class ExponentialMovingAverage:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float, num_steps: int) -> None:
-        if not 0 <= decay < 1:
-            raise InputError(f"average.decay is {decay}: expected a number from 0 to below 1, such as 0.999.")
         if decay >= _first_decay(num_steps):
             log.warning(
                 "average.decay=%s makes no difference in a run of %d steps: until step %d the average covers the last "

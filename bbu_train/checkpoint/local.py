@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bbu_train.checkpoint.committed import FILES, MANIFEST, STATE, WEIGHTS, Checkpoint, list_committed, sha256
 from bbu_train.checkpoint.savable import check_state, check_weights
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, all_problems, listed
+from bbu_train.ops.numbers import is_count
 from bbu_train.runtime.atomic_write import flush, make_folder
 
 
@@ -30,10 +31,13 @@ class LocalCheckpoints:
     """
 
     def __init__(self, folder: Path | str, keep_last: int, best_metric: str, best_mode: str) -> None:
-        if keep_last < 1:
-            raise InputError(f"checkpoint.keep_last is {keep_last}: expected at least 1, the newest.")
+        problems = []
+        if not is_count(keep_last, 1):
+            problems.append(f"checkpoint.keep_last={keep_last}: expected a whole number of at least 1, the newest")
         if best_mode not in ("max", "min"):
-            raise InputError(f'checkpoint.best_mode is "{best_mode}": expected "max" or "min".')
+            problems.append(f"checkpoint.best_mode={best_mode}: expected max or min")
+        if problems:
+            raise all_problems("The checkpoints", problems, "Set these keys in conf/checkpoint or as overrides.")
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.best_metric = best_metric
@@ -94,7 +98,7 @@ class LocalCheckpoints:
         """Return the checkpoint of this step. If there is none, raise InputError with the steps that were saved."""
         committed = {checkpoint.step: checkpoint for checkpoint in list_committed(self.folder)}
         if step not in committed:
-            steps = ", ".join(map(str, committed)) or "none"
+            steps = listed(sorted(committed)) or "none"
             raise InputError(f"{self.folder} has no checkpoint of step {step}. Steps saved there: {steps}.")
         return committed[step]
 

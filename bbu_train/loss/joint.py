@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from bbu_train.loss import detection
-from bbu_train.loss.language import LanguageLoss
+from bbu_train.loss.language import LanguageLoss, check_weights
 from bbu_train.loss.matcher import Matcher
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.types.batch import Batch
@@ -52,6 +52,8 @@ class JointLoss(LanguageLoss):
         objectness: detection.ObjectnessLoss,
         compile: bool,
     ) -> None:
+        factors = {"aux_weight": aux_weight, "denoising_weight": denoising_weight, "dense_weight": dense_weight}
+        check_weights({f"weights.{name}": weight for name, weight in weights.items()} | factors)
         super().__init__(weights)
         by_term = {"bbox_l1": weights["l1"], "bbox_giou": weights["giou"], "objectness": weights["objectness"]}
         self.weights |= by_term | {"caption": weights["caption"]}

@@ -1,12 +1,27 @@
 """The language loss, with separate weights for teacher and student answers."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bbu_train.errors import all_problems
+from bbu_train.ops.numbers import is_number
 from bbu_train.types.batch import Batch, Counts
 from bbu_train.types.outputs import Losses, Outputs
 from bbu_train.types.samples import Role
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise InputError that lists every weight of the loss that is no number of at least 0."""
+    problems = [
+        f"loss.{key}={weight}: expected a number, 0 (without this loss) or above"
+        for key, weight in weights.items()
+        if not is_number(weight) or weight < 0
+    ]
+    if problems:
+        raise all_problems("The loss", problems, "Set these keys in conf/loss or as overrides.")
 
 
 class LanguageLoss:
@@ -23,6 +38,7 @@ class LanguageLoss:
     """For each loss, the field of `Counts` that counts what it averages. If that is 0, `means` leaves the loss out."""
 
     def __init__(self, weights: dict[str, float]) -> None:
+        check_weights({f"weights.{name}": weight for name, weight in weights.items()})
         self.weights = {"teacher_lm": weights["teacher"], "student_lm": weights["student"]}
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Losses:

@@ -6,6 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bbu_train.errors import InputError
+from bbu_train.loss.language import check_weights
 from bbu_train.ops import boxes
 from bbu_train.ops.compile import compile_dynamic
 from bbu_train.types.batch import Batch
@@ -22,6 +23,7 @@ class Matcher:
     """
 
     def __init__(self, l1: float, giou: float, objectness: float, compile: bool) -> None:
+        check_weights({"matcher.l1": l1, "matcher.giou": giou, "matcher.objectness": objectness})
         self.l1 = l1
         self.giou = giou
         self.objectness = objectness
@@ -37,8 +39,8 @@ class Matcher:
         for sample_id, num_objects in zip(batch.sample_ids, batch.objects_per_sample, strict=True):
             if num_objects > num_queries:
                 raise InputError(
-                    f"{sample_id} has {num_objects} objects and the head has {num_queries} queries. Raise "
-                    "head.num_queries."
+                    f"{sample_id} has {num_objects} objects and the head has {num_queries} queries. Give "
+                    f"head.num_queries={max(batch.objects_per_sample)} or more."
                 )
         predictions = detections.boxes_cxcywh, detections.objectness_logits
         truth = batch.sample_of_object, batch.boxes_cxcywh

@@ -8,6 +8,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from bbu_train.errors import all_problems
+from bbu_train.ops.numbers import is_number
+
+
+def _check(alpha: float, gamma: float) -> None:
+    problems = []
+    if not is_number(alpha) or not 0 <= alpha <= 1:
+        problems.append(f"loss.objectness.alpha={alpha}: expected a number from 0 to 1")
+    if not is_number(gamma) or gamma < 0:
+        problems.append(f"loss.objectness.gamma={gamma}: expected a number, 0 or above")
+    if problems:
+        raise all_problems("The loss", problems, "Set these keys in conf/loss or as overrides.")
+
 
 class FocalLoss:
     """Focal loss, -a_t (1 - p_t)^gamma log p_t (Lin et al. 2017). It ignores the IoU.
@@ -16,6 +29,7 @@ class FocalLoss:
     """
 
     def __init__(self, alpha: float, gamma: float) -> None:
+        _check(alpha, gamma)
         self.alpha = alpha
         self.gamma = gamma
 
@@ -35,6 +49,7 @@ class VarifocalLoss:
     """
 
     def __init__(self, alpha: float, gamma: float) -> None:
+        _check(alpha, gamma)
         self.alpha = alpha
         self.gamma = gamma
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from bbu_train.errors import InputError
+from bbu_train.ops.numbers import is_count
 from bbu_train.sampler.shuffle import shuffle
 from bbu_train.types.samples import PlannedStep, SampleVisit
 
@@ -11,8 +12,8 @@ class FixedSamples:
     """Each step has `num_samples` samples. An epoch visits every sample once; its last step may have fewer."""
 
     def __init__(self, num_samples: int, seed: int) -> None:
-        if num_samples < 1:
-            raise InputError(f"sampler.num_samples is {num_samples}; a step needs at least one sample.")
+        if not is_count(num_samples, 1):
+            raise InputError(f"sampler.num_samples={num_samples}: expected a whole number of at least 1")
         self.num_samples = num_samples
         self.seed = seed
 

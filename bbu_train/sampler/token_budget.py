@@ -4,12 +4,14 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import all_problems
+from bbu_train.ops.numbers import is_count, is_number
 from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.balance_rows import balance_costs
 from bbu_train.sampler.fill_rows import fill_rows
 from bbu_train.sampler.shuffle import shuffle
 from bbu_train.types.samples import PlannedStep, SampleVisit
+from bbu_train.types.too_long import TooLong
 
 
 @contextmanager
@@ -35,11 +37,16 @@ class TokenBudget:
     """
 
     def __init__(self, max_row_tokens: int, num_rows: int, window: int, balanced_share: float, seed: int) -> None:
-        for name, value in (("max_row_tokens", max_row_tokens), ("num_rows", num_rows), ("window", window)):
-            if value < 1:
-                raise InputError(f"sampler.{name} is {value}; it must be at least 1.")
-        if not 0 <= balanced_share <= 1:
-            raise InputError(f"sampler.balanced_share is {balanced_share}; it is a share of tokens, from 0 to 1.")
+        counts = {"max_row_tokens": max_row_tokens, "num_rows": num_rows, "window": window}
+        problems = [
+            f"sampler.{name}={value}: expected a whole number of at least 1"
+            for name, value in counts.items()
+            if not is_count(value, 1)
+        ]
+        if not is_number(balanced_share) or not 0 <= balanced_share <= 1:
+            problems.append(f"sampler.balanced_share={balanced_share}: expected a share of tokens, from 0 to 1")
+        if problems:
+            raise all_problems("The sampler", problems, "Set these keys in conf/sampler or as overrides.")
         self.max_row_tokens = max_row_tokens
         self.num_rows = num_rows
         self.window = window
@@ -81,11 +88,6 @@ class TokenBudget:
         self, visits: Sequence[SampleVisit], lengths: Sequence[int], name: Callable[[SampleVisit], str]
     ) -> None:
         limit = self.max_row_tokens
-        longer = sorted((visit, length) for visit, length in zip(visits, lengths, strict=True) if length > limit)
+        longer = {visit: length for visit, length in zip(visits, lengths, strict=True) if length > limit}
         if longer:
-            raise all_problems(
-                f"Samples do not fit a row of sampler.max_row_tokens={limit}",
-                [f"{name(visit)}: {length} tokens in epoch {visit.epoch}" for visit, length in longer],
-                "Raise sampler.max_row_tokens, lower model.max_pixels, or leave them out with "
-                f"collator.max_tokens={limit} collator.too_long=drop.",
-            )
+            raise TooLong.of_visits("sampler.max_row_tokens", limit, longer, name)

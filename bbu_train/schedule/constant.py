@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bbu_train.errors import InputError
+from bbu_train.ops.numbers import is_count
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,9 @@ class Constant:
     num_warmup_steps: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_warmup_steps, int) or self.num_warmup_steps < 0:
+        if not is_count(self.num_warmup_steps):
             raise InputError(
-                f"schedule.num_warmup_steps is {self.num_warmup_steps}: expected a whole number, 0 for no warm-up."
+                f"schedule.num_warmup_steps={self.num_warmup_steps}: expected a whole number, 0 for no warm-up"
             )
 
     def __call__(self, step: int) -> float:

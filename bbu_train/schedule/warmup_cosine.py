@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from bbu_train.errors import all_problems
+from bbu_train.ops.numbers import is_count, is_number
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,19 @@ class WarmupCosine:
 
     def __post_init__(self) -> None:
         problems = []
-        if not isinstance(self.num_steps, int) or self.num_steps < 1:
-            problems.append(f"num_steps is {self.num_steps}: expected a whole number, at least 1")
-        if not isinstance(self.num_warmup_steps, int) or self.num_warmup_steps < 0:
-            problems.append(f"num_warmup_steps is {self.num_warmup_steps}: expected a whole number, 0 for no warm-up")
+        if not is_count(self.num_steps, 1):
+            problems.append(f"schedule.num_steps={self.num_steps}: expected a whole number, at least 1")
+        if not is_count(self.num_warmup_steps):
+            problems.append(
+                f"schedule.num_warmup_steps={self.num_warmup_steps}: expected a whole number, 0 for no warm-up"
+            )
         elif self.num_warmup_steps > self.num_steps:
             problems.append(
-                f"num_warmup_steps is {self.num_warmup_steps}, but the run has {self.num_steps} steps: "
-                "the full rate would never be reached"
+                f"schedule.num_warmup_steps={self.num_warmup_steps} is above steps={self.num_steps}: the full rate "
+                f"would never be reached. Expected at most {self.num_steps}"
             )
-        if not 0 <= self.final_ratio <= 1:
-            problems.append(f"final_ratio is {self.final_ratio}: expected a share of the rate, from 0 to 1")
+        if not is_number(self.final_ratio) or not 0 <= self.final_ratio <= 1:
+            problems.append(f"schedule.final_ratio={self.final_ratio}: expected a share of the rate, from 0 to 1")
         if problems:
             raise all_problems("schedule", problems, "Change them under `schedule`, or the number of `steps`.")
 

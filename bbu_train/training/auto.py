@@ -4,14 +4,14 @@ The layout of a step, `engine.gradient_checkpointing` and `engine.num_micro_batc
 `training.fit`. On a GPU auto means full speed; on a CPU, exact and undemanding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.engine.ddp import PRECISIONS
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import InputError
 from bbu_train.model import activation_checkpointing, attention
 from bbu_train.ops.numbers import is_count
 from bbu_train.runs.settings import (
@@ -98,19 +98,16 @@ def describe(machine: Machine, chosen: Mapping[str, Setting]) -> str:
     return f"auto on {machine.name}{memory}, {cores}: {'; '.join(parts)}"
 
 
-def check(cfg: DictConfig) -> None:
-    """Raise InputError that lists every setting whose value is neither "auto" nor one that it can have."""
-    problems = []
+def problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield every setting whose value is neither "auto" nor one that it can have."""
     for key in AUTO_SETTINGS:
         value = OmegaConf.select(cfg, key)
         if value == AUTO:
             continue
         if key in CHOICES and value not in CHOICES[key]:
-            problems.append(f"{key}={_as_text(value)}: take auto, {', '.join(map(_as_text, CHOICES[key]))}")
+            yield f"{key}={_as_text(value)}: take auto, {', '.join(map(_as_text, CHOICES[key]))}"
         if key in MINIMUMS and not is_count(value, MINIMUMS[key]):
-            problems.append(f"{key}={value}: expected auto or a whole number of at least {MINIMUMS[key]}")
-    if problems:
-        raise all_problems("The config", problems, "Correct the values listed.")
+            yield f"{key}={value}: expected auto or a whole number of at least {MINIMUMS[key]}"
 
 
 def _answers(machine: Machine) -> dict[str, tuple[Any, str]]:

@@ -76,7 +76,7 @@ def forecast(
     """
     if cfg.steps == 0:
         raise InputError("steps=0: a run without steps has no plan to check.")
-    inputs = prepare(cfg, loaded)
+    inputs = prepare(cfg, loaded, num_ranks)
     settings = auto.settings(cfg, machine, environment)
     is_on_gpu = machine.kind == "gpu"
     prediction = fit.predict(cfg, auto.apply(cfg, settings), is_on_gpu, inputs, num_ranks)

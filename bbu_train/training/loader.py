@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from bbu_train.collator.layout import Collator
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import InputError
 from bbu_train.runtime import preemption
 from bbu_train.runtime.seeds import generator
 from bbu_train.training.planning import MicroBatch, assign_micro_batches
 from bbu_train.types.batch import Batch, Encoded
 from bbu_train.types.samples import Picture, PlannedStep, Sample, SampleVisit
+from bbu_train.types.too_long import TooLong
 
 MAX_CACHED_SIZES = 4_000_000  # (epoch, sample) pairs whose sizes stay in memory, at 36 bytes each
 SIZE_TYPES = "iqiiiiii"
@@ -70,8 +71,6 @@ class SampleSource:
         too_long: str,
         seed: int,
     ):
-        if too_long not in ("error", "drop"):
-            raise InputError(f"collator.too_long={too_long} is unknown; take error or drop.")
         self.samples = samples
         self.view_of = view_of
         self.teachers_of = teachers_of
@@ -108,13 +107,14 @@ class SampleSource:
         lengths = self._sizes_of(epoch)[0]
         too_long = [i for i, length in enumerate(lengths) if length > self.max_tokens]
         if too_long and self.too_long == "error":
-            raise all_problems(
-                f"Samples are longer than collator.max_tokens={self.max_tokens}",
-                [f"{self.samples[i].id}: {lengths[i]} tokens in epoch {epoch}" for i in too_long],
-                "Raise collator.max_tokens, lower model.max_pixels, or leave them out with collator.too_long=drop.",
-            )
+            longer = {SampleVisit(epoch, i): lengths[i] for i in too_long}
+            raise TooLong.of_visits("collator.max_tokens", self.max_tokens, longer, self.name)
         if len(too_long) == len(self.samples):
-            raise InputError(f"No sample of epoch {epoch} has at most collator.max_tokens={self.max_tokens} tokens.")
+            raise InputError(
+                f"No sample of epoch {epoch} has at most collator.max_tokens={self.max_tokens} tokens: they have "
+                f"{min(lengths):,} to {max(lengths):,}. Give collator.max_tokens={max(lengths)} to keep all, or lower "
+                "model.max_pixels."
+            )
         dropped = set(too_long)
         return [i for i in range(len(self.samples)) if i not in dropped]
 

@@ -1,10 +1,12 @@
 """Which samples make each step of a run, and which of them each rank takes."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from bbu_train.types.samples import PlannedStep, SampleVisit
+from bbu_train.types.too_long import TooLong
 
 log = logging.getLogger(__name__)
 MicroBatch = tuple[SampleVisit, ...]
@@ -45,6 +47,29 @@ def in_order(source: Source, num_samples: int) -> list[PlannedStep]:
     return [(tuple(visits[i : i + num_samples]),) for i in range(0, len(visits), num_samples)]
 
 
+def plan_run(
+    sampler: Sampler, train: Source, num_steps: int, validation: Source, eval_batch_size: int, max_positions: int
+) -> tuple["StepPlan", list[PlannedStep]]:
+    """Plan the steps of a run, and the batches of an evaluation. Raises TooLong for long samples of both together."""
+    errors: list[TooLong] = []
+    plan, evaluation_steps = None, []
+    try:
+        plan = StepPlan(sampler, train, num_steps)
+    except TooLong as error:
+        errors.append(error)
+    try:
+        evaluation_steps = in_order(validation, eval_batch_size)
+    except TooLong as error:
+        errors.append(error)
+    if errors or plan is None:
+        first = errors[0]
+        lengths = {
+            sample: length for error in errors if error.key == first.key for sample, length in error.lengths.items()
+        }
+        raise TooLong(first.key, first.limit, lengths, max_positions)
+    return plan, evaluation_steps
+
+
 class StepPlan:
     """Every step of a run, planned one epoch at a time, so that memory holds one epoch at most.
 
@@ -58,10 +83,16 @@ class StepPlan:
         self.sampler = sampler
         self.source = source
         self.num_steps = num_steps
+        self.most_samples = 0  # of a step
         self._steps_by_epoch: list[int] = []
         while sum(self._steps_by_epoch) < num_steps:
             epoch = len(self._steps_by_epoch)
-            self._steps_by_epoch.append(len(self._plan_epoch(epoch, _indices_within_limit(source, epoch))))
+            try:
+                steps = self._plan_epoch(epoch, _indices_within_limit(source, epoch))
+            except TooLong as error:
+                raise self._in_all_epochs(error, epoch) from None
+            self._steps_by_epoch.append(len(steps))
+            self.most_samples = max(self.most_samples, *(sum(map(len, step)) for step in steps))
 
     def starting_at(self, first: int) -> Iterator[PlannedStep]:
         """Yield the steps from number `first` on. A step does not depend on `first`, so a resumed run repeats none."""
@@ -71,6 +102,25 @@ class StepPlan:
                 remaining = slice(max(0, first - epoch_start), self.num_steps - epoch_start)
                 yield from self._plan_epoch(epoch, self.source.indices_within_limit(epoch))[remaining]
             epoch_start += num_steps
+
+    def _in_all_epochs(self, error: TooLong, epoch: int) -> TooLong:
+        """Return the error with the long samples of all epochs that the run would have from `epoch` on.
+
+        Teachers and views differ from epoch to epoch, and so do lengths.
+        """
+
+        def cut_length(visit: SampleVisit) -> int:
+            return min(self.source.num_tokens(visit), error.limit)
+
+        everything = range(len(self.source.samples))
+        try:
+            steps = self.sampler.epoch(epoch, everything, cut_length, self.source.cost, self.source.name)
+        except TooLong as narrower:  # the limit of a row is below that of a sample
+            return self._in_all_epochs(narrower, epoch)
+        num_epochs = math.ceil((self.num_steps - sum(self._steps_by_epoch)) / len(steps))
+        visits = [SampleVisit(each, i) for each in range(epoch, epoch + num_epochs) for i in everything]
+        lengths = {visit: length for visit in visits if (length := self.source.num_tokens(visit)) > error.limit}
+        return TooLong.of_visits(error.key, error.limit, lengths, self.source.name)
 
     def _plan_epoch(self, epoch: int, indices: Sequence[int]) -> list[PlannedStep]:
         return self.sampler.epoch(epoch, indices, self.source.num_tokens, self.source.cost, self.source.name)

@@ -3,12 +3,10 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.collator.layout import Collator
@@ -17,30 +15,16 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.summary import paths_with_first, summarize
 from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems
-from bbu_train.ops.numbers import is_count
+from bbu_train.runs.settings import AUTO
 from bbu_train.runtime import distributed
 from bbu_train.runtime.compile_cache import CompileCache
-from bbu_train.training import auto, loader, planning, untrained_head
+from bbu_train.training import config_checks, loader, planning, untrained_head
+from bbu_train.training.config_checks import build
 from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.samples import PlannedStep, Sample
 
 log = logging.getLogger(__name__)
-build = partial(instantiate, _convert_="all")
-"""Build a component from its config. Components take plain Python values, never a DictConfig."""
-
-MINIMUMS = {
-    "steps": 0,
-    "log_every": 1,
-    "eval_every": 1,
-    "save_every": 1,
-    "eval_batch_size": 1,
-    "gallery": 0,
-    "head.num_queries": 1,
-    "head.max_caption_tokens": 1,
-}
-"""The smallest value of each key that counts something and that no component checks itself."""
-OPTIONAL = ("eval_every", "save_every")
 
 
 @dataclass(frozen=True)
@@ -87,14 +71,13 @@ def load_data(data_cfg: DictConfig) -> RunData:
     return RunData(splits, summary.as_dict())
 
 
-def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
+def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | None = None) -> RunInputs:
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
 
-    `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. Raises InputError, or
-    Hydra's InstantiationException from it.
+    `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. `num_ranks` is that of the
+    run, if it is not this one. Raises InputError, or Hydra's InstantiationException from it.
     """
-    check_counts(cfg)
-    auto.check(cfg)
+    config_checks.check(cfg)
     check_head_is_trained(cfg)
     loaded = loaded or load_data(cfg.data)
     data = loaded.splits
@@ -105,6 +88,11 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     collator = build(cfg.collator)(preprocessing.picture_format)
     check_max_tokens(collator.max_tokens, preprocessing.max_positions)
     train, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
+    plan, evaluation_steps = planning.plan_run(
+        build(cfg.sampler), train, cfg.steps, validation, cfg.eval_batch_size, preprocessing.max_positions
+    )
+    check_num_micro_batches(plan, cfg.engine.num_micro_batches, num_ranks or distributed.world_size())
+    warn_of_small_steps(plan, len(data.train), cfg.sampler.get("num_samples"))
     return RunInputs(
         data=data,
         data_summary=loaded.summary,
@@ -112,8 +100,8 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
         collator=collator,
         train=train,
         validation=validation,
-        plan=StepPlan(build(cfg.sampler), train, cfg.steps),
-        evaluation_steps=planning.in_order(validation, cfg.eval_batch_size),
+        plan=plan,
+        evaluation_steps=evaluation_steps,
     )
 
 
@@ -123,23 +111,6 @@ def compile_cache(cfg: DictConfig, device: torch.device) -> CompileCache:
     choices = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
     choices |= {"checkpointing": cfg.engine.gradient_checkpointing, "is_alone": distributed.world_size() == 1}
     return CompileCache(Path(cfg.outputs), choices, device)
-
-
-def check_counts(cfg: DictConfig) -> None:
-    """Raise InputError that lists every key of `MINIMUMS` whose value is not a whole number, or is too small.
-
-    Only OPTIONAL keys may be null, which means "never", and those of a head that there is not.
-    """
-    missing = object()
-    problems = [
-        f"{key}={value}: expected a whole number of at least {minimum}"
-        for key, minimum in MINIMUMS.items()
-        if (value := OmegaConf.select(cfg, key, default=missing)) is not missing
-        and not (value is None and key in OPTIONAL)
-        and not is_count(value, minimum)
-    ]
-    if problems:
-        raise all_problems("The config", problems, "Correct the values listed.")
 
 
 def check_head_is_trained(cfg: DictConfig) -> None:
@@ -163,9 +134,9 @@ def warn_of_long_descriptions(
     if long:
         log.warning(
             "%d of %d training objects have a description of more than head.max_caption_tokens=%d tokens, the first of "
-            "them in %s, the longest with %d. The head learns and predicts the beginning alone. Raise "
-            "head.max_caption_tokens, or shorten them.",
-            *(len(long), len(objects), max_caption_tokens, long[0][0], max(count for _, count in long)),
+            "them in %s, the longest with %d. The head learns and predicts the beginning alone. "
+            "head.max_caption_tokens=%d takes them whole, or shorten them.",
+            *(len(long), len(objects), max_caption_tokens, long[0][0], *[max(count for _, count in long)] * 2),
         )
 
 
@@ -176,11 +147,39 @@ def check_num_objects(samples: Sequence[Sample], num_queries: int | None) -> Non
     counts = [(sample.id, len(sample.student.objects or ())) for sample in samples]
     problems = [f"{name}: {count} objects" for name, count in counts if count > num_queries]
     if problems:
+        name, most = max(counts, key=lambda item: item[1])
         what = f"Pictures with more objects than head.num_queries={num_queries}"
-        raise all_problems(what, problems, "Raise head.num_queries.")
+        remedy = (
+            f"Give head.num_queries={most} or more: the largest number of objects of a picture is {most}, in {name}."
+        )
+        raise all_problems(what, problems, remedy)
 
 
 def check_max_tokens(max_tokens: int, max_positions: int) -> None:
     """Raise InputError if a sample may be longer than the model's `max_positions`."""
     if not 0 < max_tokens <= max_positions:
-        raise InputError(f"collator.max_tokens={max_tokens}: the model has positions for 1 to {max_positions} tokens.")
+        raise InputError(
+            f"collator.max_tokens={max_tokens}: the model has positions for 1 to {max_positions} tokens. Give "
+            f"collator.max_tokens={max_positions}."
+        )
+
+
+def check_num_micro_batches(plan: StepPlan, num_micro_batches: int | str, num_ranks: int) -> None:
+    """Raise InputError if a rank would have more micro-batches than samples in every step."""
+    most = -(-plan.most_samples // num_ranks)
+    if num_micro_batches != AUTO and plan.num_steps > 0 and num_micro_batches > most:
+        ranks = f" on {num_ranks} processes" if num_ranks > 1 else ""
+        raise InputError(
+            f"engine.num_micro_batches={num_micro_batches}: no step has more than {plan.most_samples} samples{ranks}, "
+            f"so some would always be empty. Give at most engine.num_micro_batches={most}, or more samples to a step."
+        )
+
+
+def warn_of_small_steps(plan: StepPlan, num_samples: int, given: int | None) -> None:
+    """Log that no step has the samples that the sampler asks for, if it asks for a number."""
+    if given is not None and 0 < plan.most_samples < given:
+        log.warning(
+            "sampler.num_samples=%d: no step has more than %d samples, because the training split has %d. Give "
+            "sampler.num_samples=%d, or more data.",
+            *(given, plan.most_samples, num_samples, plan.most_samples),
+        )

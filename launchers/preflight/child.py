@@ -24,7 +24,7 @@ from bbu_train.training.setup import RunData, RunInputs, load_data, prepare
 
 def check_data(cfg: DictConfig) -> RunInputs:
     """Prepare a run as training does. Runs with the same data load it once."""
-    return prepare(cfg, _load(OmegaConf.to_yaml(cfg.data, resolve=True)))
+    return prepare(cfg, _load(OmegaConf.to_yaml(cfg.data, resolve=True)), _num_ranks(cfg))
 
 
 @lru_cache(maxsize=4)
@@ -46,10 +46,13 @@ def compute_requirements(cfg: DictConfig) -> dict[str, float]:
     """
     if cfg.steps == 0:
         return {"flops": 0, "num_bytes": 0}
-    num_ranks = cfg.cluster.nodes * cfg.cluster.tasks_per_node
     data = _load(OmegaConf.to_yaml(cfg.data, resolve=True))
-    known = forecast(cfg, target_machine(cfg), num_ranks, {}, data)
+    known = forecast(cfg, target_machine(cfg), _num_ranks(cfg), {}, data)
     return {"flops": known.flops_per_step(), "num_bytes": known.num_bytes()}
+
+
+def _num_ranks(cfg: DictConfig) -> int:
+    return cfg.cluster.nodes * cfg.cluster.tasks_per_node
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from bbu_train.average import ema
-from bbu_train.average.ema import ExponentialMovingAverage
+from bbu_train.average.ema import ExponentialMovingAverage, build
 from bbu_train.average.none import NoAverage
 from bbu_train.errors import InputError
 from bbu_train.ops.split_float32 import merge_float32
@@ -209,11 +209,10 @@ def test_without_an_average_the_weights_are_the_models_and_nothing_else_is_saved
     assert average.unaveraged_weights() == {}
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
-def test_an_invalid_decay_is_refused_by_its_key(decay):
-    model = small_model("fp32")
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, None, float("nan")])
+def test_an_invalid_decay_is_refused_by_its_key_before_there_is_a_model(decay):
     with pytest.raises(InputError, match=r"average\.decay"):
-        ExponentialMovingAverage(model, make_optimizer(model, "fp32"), decay, NUM_STEPS)
+        build(decay, NUM_STEPS)
 
 
 def test_a_decay_that_the_run_is_too_short_for_gives_the_average_of_any_higher_one_and_a_warning(caplog):

@@ -40,5 +40,5 @@ def test_another_seed_or_epoch_gives_another_order(other):
 
 @pytest.mark.parametrize("num_samples", [0, -1])
 def test_a_step_without_samples_is_refused(num_samples):
-    with pytest.raises(InputError, match=f"sampler.num_samples is {num_samples}"):
+    with pytest.raises(InputError, match=f"sampler.num_samples={num_samples}"):
         FixedSamples(num_samples, 17)

@@ -62,5 +62,5 @@ def test_an_invalid_number_of_epochs_is_refused(num_epochs):
 
 
 def test_a_step_without_samples_is_refused():
-    with pytest.raises(InputError, match="sampler.num_samples is 0"):
+    with pytest.raises(InputError, match="sampler.num_samples=0"):
         ShortestFirst(0, 0.1, 4, 17)

@@ -89,10 +89,11 @@ def test_every_sample_that_does_not_fit_a_row_is_named_with_its_length():
     with pytest.raises(InputError) as raised:
         plan(4, max_row_tokens=100, lengths=[101, 99, 100, 300], epoch=2)
     assert str(raised.value).splitlines() == [
-        "Samples do not fit a row of sampler.max_row_tokens=100: 2 problems.",
-        "  sample-0: 101 tokens in epoch 2",
+        "Samples are longer than sampler.max_row_tokens=100 tokens: 2 problems.",
         "  sample-3: 300 tokens in epoch 2",
-        "Raise sampler.max_row_tokens, lower model.max_pixels, or leave them out with collator.max_tokens=100 "
+        "  sample-0: 101 tokens in epoch 2",
+        "sampler.max_row_tokens=300 takes them all. Or lower model.max_pixels or the number of teachers "
+        "(data.teachers.num_teachers), which makes them shorter, or leave them out with collator.max_tokens=100 "
         "collator.too_long=drop.",
     ]
 
@@ -109,11 +110,11 @@ def test_rows_and_steps_cost_about_the_same():
 
 @pytest.mark.parametrize("name", ["max_row_tokens", "num_rows", "window"])
 def test_every_size_must_be_positive(name):
-    with pytest.raises(InputError, match=f"sampler.{name} is 0"):
+    with pytest.raises(InputError, match=f"sampler.{name}=0"):
         plan(**{name: 0})
 
 
 @pytest.mark.parametrize("balanced_share", [-0.1, 1.1])
 def test_the_balanced_share_must_be_a_share(balanced_share):
-    with pytest.raises(InputError, match=f"sampler.balanced_share is {balanced_share}"):
+    with pytest.raises(InputError, match=f"sampler.balanced_share={balanced_share}"):
         plan(balanced_share=balanced_share)

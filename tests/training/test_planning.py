@@ -1,5 +1,6 @@
 import gc
 import logging
+import re
 import weakref
 from collections import Counter
 
@@ -112,8 +113,31 @@ def test_a_sample_that_is_too_long_in_a_later_epoch_is_found_when_the_plan_is_ma
     planning.StepPlan(FixedSamples(4, 17), make_source(longest), 1)
     with pytest.raises(InputError, match="tokens in epoch 1"):
         planning.StepPlan(FixedSamples(4, 17), make_source(longest), 2)
-    with pytest.raises(InputError, match=r"sampler.max_row_tokens=\d+: \d problems(.|\n)*tokens in epoch 1"):
+    with pytest.raises(InputError, match=r"sampler.max_row_tokens=\d+ tokens: \d problems(.|\n)*tokens in epoch"):
         planning.StepPlan(TokenBudget(longest, 2, 4, 0.7, 17), make_source(), 99)
+
+
+@pytest.mark.parametrize("key", ["collator.max_tokens", "sampler.max_row_tokens"])
+def test_the_limit_that_a_refusal_names_takes_every_sample_of_every_epoch_and_of_validation(make_source, key):
+    def plan(limit):
+        is_row = key.startswith("sampler")
+        sampler = TokenBudget(limit, 2, 4, 0.7, 17) if is_row else FixedSamples(2, 17)
+        planning.plan_run(sampler, make_source(8192 if is_row else limit), 40, make_source(), 2, 8192)
+
+    with pytest.raises(InputError, match=rf"{key}=(\d+) takes them all") as refused:
+        plan(50)
+    needed = int(re.search(rf"{key}=(\d+) takes", str(refused.value))[1])
+    plan(needed)
+    with pytest.raises(InputError, match=rf"{key}={needed} takes them all"):
+        plan(needed - 1)
+
+
+def test_no_limit_is_named_that_the_model_has_no_positions_for(make_source):
+    long = make_source(50)
+    with pytest.raises(
+        InputError, match=r"positions for 60 tokens, so collator.max_tokens cannot be \d+. Lower model.max_p"
+    ):
+        planning.plan_run(FixedSamples(2, 17), make_source(), 2, long, 2, 60)
 
 
 def test_what_is_left_out_is_in_no_step_and_is_counted_once_an_epoch(make_source, builder, samples, caplog):

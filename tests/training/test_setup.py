@@ -7,7 +7,10 @@ from bbu_train.types.samples import Sample
 
 
 def test_pictures_with_more_objects_than_queries_are_all_named(samples):
-    with pytest.raises(InputError, match=r"(?s)head.num_queries=1.*a: 3 objects.*b: 2 objects.*Raise head.num_queries"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)head.num_queries=1.*a: 3 objects.*b: 2 objects.*Give head.num_queries=3 or more: .* is 3, in a",
+    ):
         setup.check_num_objects(samples, num_queries=1)
 
 
@@ -15,31 +18,9 @@ def test_a_model_without_a_head_takes_any_number_of_objects(samples):
     setup.check_num_objects(samples, num_queries=None)
 
 
-def test_counts_that_are_too_small_or_no_whole_numbers_are_listed_together(config):
-    wrong = {
-        "steps": -1,
-        "gallery": "null",
-        "eval_every": 0,
-        "save_every": 1.5,
-        "head.max_caption_tokens": 0,
-    }
-    with pytest.raises(InputError) as error:
-        setup.prepare(config(*(f"{key}={value}" for key, value in wrong.items())))
-    for key, value in wrong.items():
-        assert (
-            f"{key}={None if value == 'null' else value}: expected a whole number of at least {setup.MINIMUMS[key]}"
-            in str(error.value)
-        )
-    with pytest.raises(InputError, match=r"threads=0: expected auto or a whole number of at least 1") as error:
-        setup.prepare(config("threads=0", "model.compile=maybe", "engine.num_micro_batches=0"))
-    assert "model.compile=maybe: take auto, true, false" in str(error.value)
-    assert "engine.num_micro_batches=0" in str(error.value)
-    setup.check_counts(config("head=none", "loss=language", "eval_every=null", "save_every=null", "steps=0"))
-
-
 @pytest.mark.parametrize("limit", [0, 101])
 def test_a_limit_without_positions_is_refused(limit):
-    with pytest.raises(InputError, match="positions for 1 to 100 tokens"):
+    with pytest.raises(InputError, match=r"positions for 1 to 100 tokens. Give collator.max_tokens=100"):
         setup.check_max_tokens(limit, max_positions=100)
 
 

@@ -32,8 +32,7 @@ def test_the_memory_holds_the_weights_and_the_optimizer_state_that_a_run_saves(r
 
 def test_an_average_needs_four_more_bytes_for_each_weight_and_again_while_it_is_applied(requirements, uninterrupted):
     cfg = OmegaConf.load(uninterrupted / "config.yaml")
-    target = {"_target_": "bbu_train.average.ema.ExponentialMovingAverage", "_partial_": True}
-    cfg.average = target | {"decay": 0.9, "num_steps": cfg.steps}
+    cfg.average = {"_target_": "bbu_train.average.ema.build", "decay": 0.9, "num_steps": cfg.steps}
     num_weights = sum(weight.numel() for weight in weights(uninterrupted).values())
     added = child.compute_requirements(cfg)["num_bytes"] - requirements["num_bytes"]
     assert 4 * num_weights <= added <= 8 * num_weights
