@@ -58,7 +58,7 @@ def all_problems(what: str, problems: Sequence[str], remedy: str, kinds: Sequenc
     lines: list[str] = []
     for number, (kind, group) in enumerate(groups.items()):
         own = _lines_of(group, kind, num_shown)
-        if lines and len(lines) + len(own) >= MAX_LINES:
+        if lines and len(lines) + len(own) > MAX_LINES:
             left = list(groups.values())[number:]
             lines.append(f"  ... and {sum(map(len, left))} more of {len(left)} other kinds")
             break

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train.cli.main import report_error
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError, Preempted, listed
 from bbu_train.runs.names import folder_name
 from launchers import job_states
 from launchers.launch import start_runs
@@ -58,7 +58,7 @@ def find_ledger(sweep: str) -> Ledger:
             return Ledger((folder / "ledger").absolute())
     known = sorted(path.parent.name for path in outputs.glob("*/ledger"))
     near = difflib.get_close_matches(sweep, known, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"Its sweeps: {', '.join(known) or 'none'}."
+    hint = f"Did you mean {near[0]}?" if near else f"Its sweeps: {listed(known) or 'none'}."
     raise InputError(f"{outputs.absolute()} has no sweep {sweep} that a launcher started. {hint}")
 
 
@@ -116,9 +116,7 @@ def _end_jobs(ledger: Ledger, entries: Sequence[Entry]) -> None:
     deadline = time.monotonic() + CANCEL_TIMEOUT_SECONDS
     while active := _active_jobs(entries):
         if time.monotonic() > deadline:
-            raise InputError(
-                f"Still there after {CANCEL_TIMEOUT_SECONDS} s: {', '.join(active)}. See scontrol show job."
-            )
+            raise InputError(f"Still there after {CANCEL_TIMEOUT_SECONDS} s: {listed(active)}. See scontrol show job.")
         job_states.cancel(active)
         time.sleep(CANCEL_POLL_SECONDS)
 

@@ -94,11 +94,15 @@ class LocalCheckpoints:
         ]
         return max(candidates, default=(0, 0, None))[2]
 
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints there are."""
+        return sorted(checkpoint.step for checkpoint in list_committed(self.folder))
+
     def at(self, step: int) -> Checkpoint:
         """Return the checkpoint of this step. If there is none, raise InputError with the steps that were saved."""
         committed = {checkpoint.step: checkpoint for checkpoint in list_committed(self.folder)}
         if step not in committed:
-            steps = listed(sorted(committed)) or "none"
+            steps = listed(self.steps()) or "none"
             raise InputError(f"{self.folder} has no checkpoint of step {step}. Steps saved there: {steps}.")
         return committed[step]
 

@@ -21,6 +21,7 @@ from bbu_train.ops.numbers import is_count
 from bbu_train.runs import names
 from bbu_train.runs.config_keys import leaves, type_problem
 from bbu_train.runtime import environment
+from bbu_train.runtime.writable import require_writable
 
 # Characters that YAML takes as escapes only; lone surrogates stand for bytes that are no UTF-8.
 NOT_IN_YAML = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -127,6 +128,7 @@ def new_folder(out: str) -> Path:
     folder = Path(out).expanduser()
     if any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES for part in folder.parts):
         raise InputError(f"out={out}: a folder's name has at most {MAX_NAME_BYTES} bytes.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    require_writable("out", folder)
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(f"out={out} is not empty. Choose a new folder, so that the files of two commands do not mix.")
     return folder

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli import overrides
-from bbu_train.errors import InputError, Preempted, SweepPreempted
+from bbu_train.errors import MAX_LINES, InputError, Preempted, SweepPreempted, shorten
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.names import quote_typed
 from bbu_train.runtime import environment
@@ -149,6 +149,8 @@ def _as_input_error(error: Exception) -> Exception:
     if isinstance(error, InputError):
         return error
     messages = [str(part).strip() for part in (error, error.__cause__) if part is not None and str(part).strip()]
-    input_error = InputError("\n".join(messages))
+    lines = [shorten(line) for line in "\n".join(messages).splitlines()]
+    more = [f"... and {len(lines) - MAX_LINES} more lines: BBU_FULL_ERROR=1 shows all"] if lines[MAX_LINES:] else []
+    input_error = InputError("\n".join([*lines[:MAX_LINES], *more]))
     input_error.__cause__ = error
     return input_error

@@ -12,7 +12,7 @@ from bbu_train.compare.candidates import Candidate, ScoredRun
 from bbu_train.compare.command import training_command
 from bbu_train.compare.effects import Effects, estimate_effects
 from bbu_train.compare.sweep import ExcludedRun, SweepRun
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import InputError, all_problems, listed
 from bbu_train.reporting.tables import Table
 from bbu_train.runs.data_fingerprint import describe_changes
 from bbu_train.runtime.wording import count_of
@@ -100,7 +100,7 @@ def _check_metric(metric: str, finished: Sequence[SweepRun], excluded: Sequence[
         return
     similar = difflib.get_close_matches(metric, known, n=3) or [name for name in known if metric in name][:3]
     hint = f"Did you mean {' or '.join(similar)}? " if similar else ""
-    raise InputError(f"No run has metric={metric}. {hint}There are: {', '.join(known)}.")
+    raise InputError(f"No run has metric={metric}. {hint}There are: {listed(known)}.")
 
 
 def _summary(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.compare import ledger
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, listed
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runs.config_keys import leaves
@@ -57,9 +57,7 @@ def find_sweep(outputs: Path, sweep: str) -> Path:
     others = sorted({path.parent.parent.name for path in outputs.glob(f"*/*/{run_folder.CONFIG}")})
     similar = difflib.get_close_matches(sweep, others, n=1)
     hint = f"Did you mean sweep={similar[0]}? " if similar else ""
-    known = (
-        f"Sweeps there: {', '.join(others)}." if others else f"{outputs} holds no sweep: name another with outputs=."
-    )
+    known = f"Sweeps there: {listed(others)}." if others else f"{outputs} holds no sweep: name another with outputs=."
     raise InputError(f"There are no runs in {folder}. {hint}{known}")
 
 

@@ -78,13 +78,15 @@ class TeacherDraw:
             required["num_teachers"] = maximum + 1 if maximum else 0  # the pool holds the student's own picture
         if any(sample.teachers is None for sample in validation):
             required["num_validation_teachers"] = self.num_validation_teachers
-        for key, num_required in required.items():
-            if num_pool < num_required:
-                raise InputError(
-                    f"The pool of teachers holds {count_of(num_pool, 'different picture')}, but "
-                    f"data.teachers.{key}={getattr(self, key)} needs {num_required}. "
-                    f"Add training pictures or lower data.teachers.{key}."
-                )
+        most = {"num_teachers": max(0, num_pool - 1), "num_validation_teachers": num_pool}
+        problems = [
+            f"data.teachers.{key}={getattr(self, key)} needs {num_required}; data.teachers.{key}={most[key]} works"
+            for key, num_required in required.items()
+            if num_pool < num_required
+        ]
+        if problems:
+            what = f"The pool of teachers holds {count_of(num_pool, 'different picture')}"
+            raise all_problems(what, problems, "Add training pictures, or give the values named.")
 
     @property
     def _range(self) -> tuple[int, int]:

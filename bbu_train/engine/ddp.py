@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, listed
 from bbu_train.runtime import distributed
 from bbu_train.runtime.host_copy import copy_to_host
 from bbu_train.types.batch import Batch
@@ -126,7 +126,7 @@ class DdpEngine:
         if non_finite:
             raise InputError(
                 f"The step is not finite ({', '.join(non_finite)}), so no weight was changed and the run stops. "
-                f"Its samples: {', '.join(sample_ids)}. Look at them, or lower the learning rates; "
+                f"Its samples: {listed(sample_ids)}. Look at them, or lower the learning rates; "
                 "the last checkpoint is good."
             )
         del report["objective"]

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import InputError, all_problems, listed
 from bbu_train.ops.numbers import is_number
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 
 KEYS = ("pattern", "submodule", "lr")
-MAX_NAMES_SHOWN = 10
 
 
 def make_param_groups(
@@ -118,9 +117,7 @@ def _assign(model: nn.Module, groups: dict[str, dict[str, Any]]) -> tuple[dict[s
 
 def _describe_unassigned(names: list[str]) -> str:
     count = "1 parameter belongs" if len(names) == 1 else f"{len(names)} parameters belong"
-    shown = ", ".join(names[:MAX_NAMES_SHOWN])
-    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
-    return f"{count} to no group: {shown}{more}. Add a group, or widen a pattern; lr 0 freezes a group"
+    return f"{count} to no group: {listed(names)}. Add a group, or widen a pattern; lr 0 freezes a group"
 
 
 def _describe_empty_group(name: str, pattern: str, group_of_name: dict[str, str | None]) -> str:
@@ -139,26 +136,26 @@ def _check_groups(groups: dict[str, dict[str, Any]]) -> list[str]:
     problems = []
     for name, config in groups.items():
         if not isinstance(config, dict) or set(config) != set(KEYS):
-            problems.append(f"group {name} is {config}: expected exactly the keys {', '.join(KEYS)}")
+            problems.append(f"optimizer.groups.{name}={config}: expected exactly the keys {', '.join(KEYS)}")
             continue
         lr, submodule, pattern = config["lr"], config["submodule"], config["pattern"]
         if not is_number(lr) or lr < 0:
-            problems.append(f"group {name} has lr {lr}: expected a finite number, 0 (frozen) or above")
+            problems.append(f"optimizer.groups.{name}.lr={lr}: expected a finite number, 0 (frozen) or above")
         if not isinstance(submodule, str):
-            problems.append(f"group {name} has submodule {submodule}: expected a submodule's name, such as head")
+            problems.append(f"optimizer.groups.{name}.submodule={submodule}: expected a submodule's name, such as head")
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            problems.append(f'group {name} has pattern "{pattern}": not a regular expression ({error})')
+            problems.append(f"optimizer.groups.{name}.pattern={pattern}: not a regular expression ({error})")
     return problems
 
 
 def _check_numbers(betas: Sequence[float], eps: float, weight_decay: float) -> list[str]:
     problems = []
     if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
-        problems.append(f"betas are {list(betas)}: expected two numbers from 0 to below 1")
+        problems.append(f"optimizer.betas={list(betas)}: expected two numbers from 0 to below 1")
     if not is_number(eps) or eps <= 0:
-        problems.append(f"eps is {eps}: expected a number above 0")
+        problems.append(f"optimizer.eps={eps}: expected a number above 0")
     if not is_number(weight_decay) or weight_decay < 0:
-        problems.append(f"weight_decay is {weight_decay}: expected a number, 0 or above")
+        problems.append(f"optimizer.weight_decay={weight_decay}: expected a number, 0 or above")
     return problems

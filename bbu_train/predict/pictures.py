@@ -1,5 +1,6 @@
 """From the pictures that a command names to samples, with true objects and teachers where the data has them."""
 
+import difflib
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from unicodedata import normalize
 
 from bbu_train.conversation.patches import resized_size
 from bbu_train.data.splits import Splits
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import InputError, all_problems, listed
 from bbu_train.images.files import ENDINGS, SpellingOnDisk, UnreadablePicture, open_upright
 from bbu_train.runtime.file_names import printable
 from bbu_train.types.samples import Picture, PictureFormat, Sample
@@ -29,12 +30,27 @@ def find_pictures(images: str) -> list[Path]:
         matches = {name for each in patterns for name in glob.glob(each, recursive=True)}  # noqa: PTH207 (Path.glob takes no absolute one)
         paths = [Path(name) for name in matches]
     if not paths and not path.is_dir():
-        raise InputError(f"images={images}: there is no such file or folder, and no file matches it as a pattern.")
+        near = _what_is_near(path)
+        raise InputError(
+            f"images={images}: there is no such file or folder, and no file matches it as a pattern. {near}"
+        )
     # Broken links stay in, and `build_samples` reports them.
     files = sorted(each for each in paths if each.suffix.lower() in ENDINGS and not each.is_dir())
     if not files:
-        raise InputError(f"images={images}: no file there ends in {', '.join(ENDINGS)}, in upper or lower case.")
+        raise InputError(
+            f"images={images}: no file there ends in {', '.join(ENDINGS)}, in upper or lower case. "
+            f"It has {listed(sorted({each.name for each in paths})) or 'nothing'}."
+        )
     return files
+
+
+def _what_is_near(path: Path) -> str:
+    """Say what the last folder holds that there is of a path or a pattern, names like the missing one first."""
+    folder = next(each for each in path.absolute().parents if each.is_dir())
+    name = path.absolute().relative_to(folder).parts[0]
+    names = sorted(each.name for each in folder.iterdir() if not _is_hidden(each.relative_to(folder)))
+    near = difflib.get_close_matches(name, names)
+    return f"{folder} has {listed(near + [each for each in names if each not in near]) or 'nothing'}."
 
 
 def _is_hidden(path: Path) -> bool:

@@ -12,7 +12,7 @@ from bbu_train.checkpoint.committed import Checkpoint
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, listed
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import leaves
@@ -69,11 +69,15 @@ class TrainedRun:
         saved = checkpoints.latest() if checkpoint == "last" else checkpoints.best()
         if saved is None and checkpoint == "best" and checkpoints.latest() is not None:
             raise InputError(
-                f"No checkpoint in {checkpoints.folder} has {checkpoints.best_metric}, so none is the best. "
-                "Take checkpoint=last."
+                f"No checkpoint in {checkpoints.folder} has {checkpoints.best_metric}, so none is the best. Take "
+                f"checkpoint=last, or one of these steps: {listed(checkpoints.steps())}."
             )
         if saved is None:
-            raise InputError(f"There is no checkpoint in {checkpoints.folder}. The run saves every save_every steps.")
+            every = "only with save_every=<steps>" if (given := self.cfg.save_every) is None else f"every {given} steps"
+            raise InputError(
+                f"There is no checkpoint in {checkpoints.folder}: the run saves {every}. Go on with it: python -m "
+                f"bbu_train resume={self.folder}"
+            )
         return saved
 
     @property

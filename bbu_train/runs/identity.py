@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, shorten
 from bbu_train.runs.config_keys import leaves
 from bbu_train.runs.settings import ROUNDING_ONLY_KEYS, THREADS, threads_change_result
 
@@ -96,8 +96,8 @@ def check_values(cfg: DictConfig) -> None:
     for key, value in leaves(resolved):
         if any(isinstance(text, str) and "${" in text for text in (value if isinstance(value, list) else [value])):
             raise InputError(
-                f"{key}={value}: a value cannot hold the text ${{, not even as \\${{, because what is built from the "
-                "config takes it for a reference once more. Leave it out."
+                f"{shorten(f'{key}={value}')}: a value cannot hold the text ${{, not even as \\${{, because what is "
+                "built from the config takes it for a reference once more. Leave it out."
             )
 
 

@@ -29,6 +29,7 @@ from bbu_train.runs.identity import (
 )
 from bbu_train.runs.names import check_name, folder_name
 from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_change_result
+from bbu_train.runtime.writable import require_writable
 
 log = logging.getLogger(__name__)
 _ABSENT = object()
@@ -57,6 +58,7 @@ def resolve_run(
         raise InputError("folder is made of outputs, sweep and run. Give those.")
     if noted := [key for key in given_keys if key.split(".")[0] == "about"]:
         raise InputError(f"about is what the program notes about a run. Leave out {', '.join(noted)}.")
+    require_writable("outputs", Path(cfg.outputs).expanduser())
     with open_dict(cfg):
         OmegaConf.update(cfg, DEVICE, target_device(cfg))
     if cfg.resume is not None:

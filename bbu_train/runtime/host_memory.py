@@ -46,11 +46,19 @@ def _cgroup_bytes(root: Path) -> Iterator[int]:
 
 
 def _slurm_bytes(environment: Mapping[str, str]) -> int | None:
-    """Return the memory of the job on this node, or None outside SLURM and where it has no limit (0)."""
-    names = "SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"
-    texts = [environment.get(name, "") for name in names]
-    per_node, per_cpu, num_cpus = (int(text) if text.isdigit() else 0 for text in texts)
-    return (per_node or per_cpu * num_cpus) * MEBIBYTE or None
+    """Return the memory of the job on this node, or None outside SLURM and where it has no limit (0).
+
+    SLURM notes what was asked for: --mem, --mem-per-cpu or --mem-per-gpu, in MiB, one of which excludes the others.
+    """
+    units = {"CPU": "SLURM_CPUS_ON_NODE", "GPU": "SLURM_GPUS_ON_NODE"}
+    grants = [_number(environment, "SLURM_MEM_PER_NODE")]
+    grants += [_number(environment, f"SLURM_MEM_PER_{unit}") * _number(environment, key) for unit, key in units.items()]
+    return next((grant * MEBIBYTE for grant in grants if grant), None)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """Return the whole number of a variable; 0 if it is not set, or holds something else."""
+    return int(text) if (text := environment.get(name, "")).isdigit() else 0
 
 
 def _read_table(path: Path) -> dict[str, int]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
-from bbu_train.errors import InputError
+from bbu_train.errors import MAX_SHOWN, InputError, listed
 from bbu_train.runs.settings import AUTO
 from bbu_train.training import memory_phases
 from bbu_train.training.changes import Run, are_compatible, bytes_after, possible_changes
@@ -31,9 +31,11 @@ def does_not_fit(run: Run, available_bytes: int) -> InputError:
     largest, source = run.least.training, run.inputs.train
     if run.least.evaluation is not None and needed.evaluation == needed.peak:
         largest, source = run.least.evaluation, run.inputs.validation
-    names = ", ".join(source.names((largest.visits,)))
+    names = listed(source.names((largest.visits,)))
     fitting = find_choices(run, available_bytes)
-    choices = "\n".join(f"  {choice}" for choice in fitting) or "  none of the choices, nor two of them together"
+    choices = (
+        "\n".join(f"  {choice}" for choice in fitting[:MAX_SHOWN]) or "  none of the choices, nor two of them together"
+    )
     card = needed.peak / (1 - MARGIN) / GIB
     sizes = f"{largest.sizes.positions} tokens and {largest.sizes.pictures} pictures"
     return InputError(

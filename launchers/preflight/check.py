@@ -1,8 +1,8 @@
 """The checks of a whole sweep before its first run starts. Torch stays out of this process.
 
 Composing the cells (cells.py) has checked their configs. Here: model weights exist; then one child process that imports
-torch checks the data of each data config and the parameter groups of each model, head and optimizer, and computes what
-a training step requires (child.py).
+torch checks the values of each config, the data of each data config and the parameter groups of each model, head and
+optimizer, and computes what a training step requires (child.py).
 """
 
 import json
@@ -32,6 +32,8 @@ DATA_KEYS = (
     "loss._target_",
 )
 GROUP_KEYS = ("model", "head", "optimizer")
+NO_VALUE_KEYS = ("about", "folder", "optimizer", "outputs", "resume", "run", "sweep", "tracker")
+"""What the check of single values does not read: they are checked elsewhere."""
 SEED_KEYS = (
     "data.teachers.seed",
     "augmentation.seed",
@@ -67,7 +69,9 @@ def check_cells(cells: Sequence[Cell], groups_without_estimate: Sequence[Sequenc
 def group_for_checks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
     """Return groups of cell numbers for each check. A group's cells are equal for it, so only the first is checked."""
     configs = [cell.values for cell in cells]
-    return {"data": _group_equal(configs, DATA_KEYS), "parameter_groups": _group_equal(configs, GROUP_KEYS)}
+    value_keys = [str(key) for key in configs[0] if key not in NO_VALUE_KEYS]
+    keys = {"values": value_keys, "data": DATA_KEYS, "parameter_groups": GROUP_KEYS}
+    return {check: _group_equal(configs, each) for check, each in keys.items()}
 
 
 def _group_equal(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[int]]:
@@ -77,7 +81,8 @@ def _group_equal(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> l
         leaves = {
             key: _simplify_rate(key, value)
             for key, value in config_keys.leaves(config)
-            if any(key == owner or key.startswith(f"{owner}.") for owner in keys) and key not in SEED_KEYS
+            if any(key == owner or key.startswith(f"{owner}.") for owner in keys)
+            and key not in (*SEED_KEYS, "checkpoint.folder")
         }
         groups.setdefault(json.dumps(leaves, sort_keys=True, default=str), []).append(number)
     return list(groups.values())

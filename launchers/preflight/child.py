@@ -1,7 +1,8 @@
 """The checks of a sweep that need torch, in a process of their own: `python -m launchers.preflight.child`.
 
-It reads from stdin a list of `{"check": "data", "parameter_groups" or "requirements", "config": path, "cells": [...]}`.
-It prints a line of JSON for each problem, `{"cells": [...], "problem": text}`; if there is none, one for each
+It reads from stdin a list of `{"check": name, "config": path, "cells": [...]}`, where the name is "values", "data",
+"parameter_groups" or "requirements"; the checks of values come first. It prints a line of JSON for each problem,
+`{"cells": [...], "problem": text}`; if there is none, one for each
 "requirements", `{"cells": [...], "requirements": {...}}`.
 """
 
@@ -15,7 +16,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.errors import InputError
-from bbu_train.training import auto
+from bbu_train.training import auto, config_checks
 from bbu_train.training.forecast import forecast
 from bbu_train.training.machine import target_machine
 from bbu_train.training.outline import Outline, build_outline
@@ -57,7 +58,12 @@ def _num_ranks(cfg: DictConfig) -> int:
 
 def main() -> None:
     tasks = json.load(sys.stdin)
-    answers = [problem for problem in map(_find_problem, tasks) if problem is not None]
+    answers: list[dict[str, Any]] = []
+    wrong: set[int] = set()  # cells with wrong values, which are refused for them alone
+    for task in tasks:
+        if task["cells"][0] not in wrong and (problem := _find_problem(task)) is not None:
+            answers.append(problem)
+            wrong.update(task["cells"] if task["check"] == "values" else ())
     if not answers:
         answers = [_answer(task, compute_requirements) for task in tasks if task["check"] == "requirements"]
     for answer in answers:
@@ -65,7 +71,7 @@ def main() -> None:
 
 
 def _find_problem(task: dict[str, Any]) -> dict[str, Any] | None:
-    checks = {"data": check_data, "parameter_groups": check_parameter_groups}
+    checks = {"values": config_checks.check, "data": check_data, "parameter_groups": check_parameter_groups}
     answer = _answer(task, checks[task["check"]]) if task["check"] in checks else {}
     return answer if "problem" in answer else None
 

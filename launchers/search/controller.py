@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, listed
 from bbu_train.runtime import preemption
 from bbu_train.runtime.config_folder import config_folder
 from bbu_train.tracker import mlflow_finished_run
@@ -151,7 +151,7 @@ class Controller:
             known = sorted({name for _, row in read_rows(trial_run.log) for name in row} - {"step", "time/logged"})
             raise InputError(
                 f"{self.num_without_metric} trials are done, and none has search.metric={metric}. There are: "
-                f"{', '.join(known)}. The same command with one of these continues with the existing trials."
+                f"{listed(known)}. The same command with one of these continues with the existing trials."
             )
 
     def _wait(self) -> None:

@@ -81,10 +81,13 @@ def test_a_pattern_finds_pictures_in_folders_of_either_unicode_form(tmp_path):
         assert find_pictures(f"{tmp_path}/{normalize('NFC', pattern)}") == [path]
 
 
-@pytest.mark.parametrize("images", ["nowhere", "*.gif", "empty"])
-def test_no_picture_is_an_error(folder, images):
+@pytest.mark.parametrize(
+    ("images", "there"),
+    [("nowhere", "has .*a.JPG"), ("*.gif", "has .*a.JPG"), ("emtpy/*.jpg", "has empty, "), ("empty", "has nothing")],
+)
+def test_no_picture_is_an_error_that_says_what_is_there(folder, images, there):
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match=f"no file.*{there}"):
         find_pictures(str(folder / images))
 
 

@@ -32,6 +32,8 @@ V1 = {
         (V1, {}, 15),
         (V2, {"SLURM_MEM_PER_NODE": "16384"}, 14),
         ({}, {"SLURM_MEM_PER_CPU": "4096", "SLURM_CPUS_ON_NODE": "8", "LOCAL_WORLD_SIZE": "4"}, 24),
+        ({}, {"SLURM_MEM_PER_GPU": "20480", "SLURM_GPUS_ON_NODE": "2", "SLURM_CPUS_ON_NODE": "8"}, 38),
+        ({}, {"SLURM_MEM_PER_GPU": "20480"}, 100),
         ({}, {"SLURM_MEM_PER_NODE": "0"}, 100),
         (V1, {"SLURM_MEM_PER_NODE": "1024"}, 0),
         ({}, {"SLURM_MEM_PER_NODE": "4G"}, 100),

@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
@@ -32,6 +35,23 @@ def test_a_loss_that_does_not_train_the_head_is_refused_with_it(config):
         setup.check_head_is_trained(config(*choices))
 
 
+@pytest.mark.parametrize(
+    ("num_micro_batches", "num_ranks", "most"), [("auto", 1, None), (2, 1, None), (3, 1, 2), (1, 2, None), (2, 2, 1)]
+)
+def test_more_micro_batches_than_samples_are_refused_with_the_most(num_micro_batches, num_ranks, most):
+    plan = SimpleNamespace(most_samples=2, num_steps=5)
+    expected = rf"no step has more than 2 samples.*at most engine.num_micro_batches={most},"
+    with nullcontext() if most is None else pytest.raises(InputError, match=expected):
+        setup.check_num_micro_batches(plan, num_micro_batches, num_ranks)
+
+
+def test_a_step_that_asks_for_more_samples_than_there_are_is_said(config, caplog):
+    setup.prepare(config("data=overfit", "data.num_samples=3", "sampler.num_samples=4", "engine.num_micro_batches=3"))
+    assert "sampler.num_samples=4: no step has more than 3 samples, because the training split has 3." in caplog.text
+    with pytest.raises(InputError, match="at most engine.num_micro_batches=3,"):
+        setup.prepare(config("data=overfit", "data.num_samples=3", "engine.num_micro_batches=4"))
+
+
 def test_descriptions_longer_than_the_head_writes_are_counted_before_the_model_loads(builder, make_picture, caplog):
     box = (0, 0, 20, 20)
     objects = [(box, "screw"), (box, "screw, loose, loose"), (box, "screw, loose"), (box, "screw")]
@@ -45,6 +65,7 @@ def test_descriptions_longer_than_the_head_writes_are_counted_before_the_model_l
     setup.warn_of_long_descriptions(builder, samples, builder.num_caption_tokens("screw"))
     assert "2 of 4 training objects have a description" in caplog.text
     assert f"the first of them in train.jsonl:1, the longest with {longest}" in caplog.text
+    assert f"head.max_caption_tokens={longest} takes them whole" in caplog.text
 
 
 def test_copies_in_the_pool_of_teachers_count_once_before_the_model_loads(config, tmp_path):
@@ -54,5 +75,5 @@ def test_copies_in_the_pool_of_teachers_count_once_before_the_model_loads(config
     (tmp_path / "train.jsonl").write_text("".join(line % name for name in ("a.png", "copy.png", "again.png")))
     (tmp_path / "validation.jsonl").write_text(line % "a.png")
     one_teacher = "data.teachers.num_teachers=1", "data.teachers.num_validation_teachers=0"
-    with pytest.raises(InputError, match=r"holds 1 different picture, but data\.teachers\.num_teachers=1 needs 2"):
+    with pytest.raises(InputError, match=r"(?s)holds 1 different picture: .*num_teachers=1 needs 2"):
         setup.load_data(config("data=jsonl", f"data.root={tmp_path}", *one_teacher).data)

@@ -45,6 +45,12 @@ def test_every_problem_of_data_and_groups_is_named_with_the_cells_that_have_it(t
     assert "Traceback" not in message
 
 
+def test_a_wrong_value_that_only_some_cells_have_is_found(tmp_path):
+    message = error_of(tmp_path, "loss.weights.giou=1,-1", "augmentation=none,flips")
+    assert message.startswith("The sweep: 2 problems.")
+    assert "loss.weights.giou=-1 augmentation=flips: The config: 1 problem." in message
+
+
 def test_a_cell_whose_loss_leaves_the_head_random_is_refused(tmp_path):
     message = error_of(tmp_path, "loss=joint,language")
     assert "loss=language: The model has a head" in message
@@ -59,6 +65,7 @@ def test_missing_weights_are_reported_first(tmp_path):
 
 def test_cells_that_differ_only_in_rates_or_seeds_are_checked_once(tmp_path):
     cells = compose(["-m", "hydra/launcher=local", "seed=1,2", "optimizer.groups.llm.lr=1e-3,2e-3,0"], CONF)
-    data, parameter_groups = group_for_checks(cells).values()
+    values, data, parameter_groups = group_for_checks(cells).values()
+    assert values == [[0, 1, 2], [3, 4, 5]]
     assert data == [[0, 1, 2, 3, 4, 5]]
     assert parameter_groups == [[0, 1, 3, 4], [2, 5]]
