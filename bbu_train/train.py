@@ -68,7 +68,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     planned = None
     if machine.kind == "gpu" and at.step < cfg.steps:
         prediction = fit.predict(cfg, applied, True, inputs, distributed.world_size())
-        available_bytes = min(number for (number,) in distributed.gather_integers([machine.available_bytes]))
+        available_bytes = distributed.min_over_ranks(machine.available_bytes)
         planned = fit.plan(prediction, available_bytes, distributed.world_size())
     settings |= fit.settings_of(cfg, *fit.first_layout(cfg, planned))
     applied = auto.apply(applied, settings)

@@ -127,6 +127,12 @@ def _composed(*overrides: str):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _umask():
+    """That of a group of people, who may write each other's files: test_readable_by_others.py looks for it."""
+    os.umask(0o002)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """As in whole_runs.py. Two processes run tests on two cores, where more threads only wait for each other."""
     import torch

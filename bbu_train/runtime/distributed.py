@@ -135,6 +135,11 @@ def any_rank(condition: bool) -> bool:
     return sum_integers([condition])[0] > 0
 
 
+def min_over_ranks(number: int) -> int:
+    """Return the least of every rank's numbers, on every rank and without involving the GPU."""
+    return min(each for (each,) in gather_integers([number]))
+
+
 def gather_integers(values: Sequence[int]) -> list[list[int]]:
     """Return every rank's integers, ordered by rank, without involving the GPU. Every rank passes equally many."""
     own = torch.tensor(values, dtype=torch.int64)

@@ -119,8 +119,10 @@ def open_client(uri: str) -> "mlflow.MlflowClient":
     from mlflow import MlflowClient
 
     with exclusive_access(uri), _without_folder_of_quoted_path(uri):
+        if (file := database(uri)) is not None:
+            file.touch()  # SQLite would make it writable for its owner alone, whatever the umask is
         client = MlflowClient(uri)
-        if database(uri) is not None:
+        if file is not None:
             client.search_experiments(max_results=1)
         return client
 

@@ -26,6 +26,7 @@ def call_all() -> dict:
         "own": weights.detach(),
         "sum_integers": distributed.sum_integers([own + 1, 2**60, 0]),
         "gather_integers": distributed.gather_integers([own, 2**60]),
+        "min_over_ranks": distributed.min_over_ranks(8 * 2**30 - own),
     }
 
 
@@ -93,6 +94,10 @@ def test_every_rank_gets_the_value_of_the_main_one(two_ranks):
 def test_every_rank_gets_all_values_in_order(two_ranks):
     assert [results["gather"] for results in two_ranks] == [[("rank", 0), ("rank", 1)]] * 2
     assert [results["gather_integers"] for results in two_ranks] == [[[0, 2**60], [1, 2**60]]] * 2
+
+
+def test_every_rank_gets_the_least_number_which_is_not_its_own(two_ranks):
+    assert [results["min_over_ranks"] for results in two_ranks] == [8 * 2**30 - 1] * 2
 
 
 def test_tensors_are_summed_over_ranks_and_not_changed(two_ranks):

@@ -1,6 +1,7 @@
 """What `--check` says of a run: numbers that the run itself logs, on this machine or for a card that is not here."""
 
 import pytest
+from hydra.errors import InstantiationException
 
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
@@ -54,6 +55,19 @@ def test_memory_is_planned_for_a_card_that_is_not_here(foresee):
 def test_a_run_that_cannot_fit_is_refused_with_what_would(foresee):
     with pytest.raises(InputError, match=r"(?s)does not fit.*What would fit"):
         foresee(named_machine("1.02"))
+
+
+def test_faults_are_reported_from_the_cheapest_to_find_to_the_dearest(foresee):
+    """Values, then data, then groups of parameters, then memory: whoever mends one sees the next."""
+    faults = {
+        "log_every=0": "log_every=0: expected",
+        "head.num_queries=1": "more objects than head.num_queries=1",
+        "optimizer.groups.llm.pattern=foo": 'no parameter has "foo" in its name',
+        "steps=2": "The run does not fit",  # on this card; no fault itself
+    }
+    for i, expected in enumerate(faults.values()):
+        with pytest.raises((InputError, InstantiationException), match=expected):
+            foresee(named_machine("1.02"), *list(faults)[i:])
 
 
 def test_the_operations_of_a_step_are_those_of_the_model(foresee, make_model):
