@@ -37,7 +37,7 @@ class SweepPreempted(Preempted):
 
 MAX_SHOWN = 10
 """Problems of a kind that a message lists; it counts the others."""
-MAX_LINES = 32
+MAX_LINES = 34
 """Lines of all problems of a message, so that it fits on a screen with its first line and its remedy."""
 MAX_NAME = 60
 """Characters of a name in a list."""
@@ -54,7 +54,9 @@ def all_problems(what: str, problems: Sequence[str], remedy: str, kinds: Sequenc
     groups: dict[str, list[str]] = {}
     for kind, problem in zip(kinds or [""] * len(problems), problems, strict=True):
         groups.setdefault(kind, []).append(problem)
-    num_shown = max(1, min(MAX_SHOWN, MAX_LINES // max(1, len(groups)) - 1))
+    sizes = [len(group) for group in groups.values()]
+    fitting = (n for n in range(MAX_SHOWN, 1, -1) if sum(min(size, n) + (size > n) for size in sizes) <= MAX_LINES)
+    num_shown = next(fitting, 1)
     lines: list[str] = []
     for number, (kind, group) in enumerate(groups.items()):
         own = _lines_of(group, kind, num_shown)

@@ -34,6 +34,6 @@ def test_what_others_shall_read_follows_the_umask(group_outputs):
     paths = {path: path.stat().st_mode & 0o777 for path in group_outputs.rglob("*")}
     names = {path.name for path in paths}
     expected = {"metrics.jsonl", "model.safetensors", "state.pt", "predictions.jsonl", "index.html", "mlflow.db"}
-    assert expected | {"cell.json", "state.json", ".lock", "data.jsonl.gz"} <= names
+    assert expected | {"cell.json", "state.json", ".lock"} <= names
     wrong = {str(path): oct(mode) for path, mode in paths.items() if mode != (0o775 if path.is_dir() else 0o664)}
     assert not wrong
