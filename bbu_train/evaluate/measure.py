@@ -68,9 +68,19 @@ class Conversations:
         )
         longest = max(self.source.num_tokens(SampleVisit(0, i)) for i in range(len(self.samples)))
         if longest > limit:
+            shorter = (
+                number
+                for number in range(num_teachers - 1, -1, -1)
+                if all(
+                    builder.num_tokens(each, data.with_validation_teachers(each, number).teachers or ()) <= limit
+                    for each in samples
+                )
+            )
+            most = next(shorter, None)
+            remedy = "It is too long without any, too" if most is None else f"teachers={most} fits"
             raise InputError(
                 f"teachers={num_teachers}: the longest conversation would have {longest} tokens, and the model has "
-                f"positions for {limit}. Ask for fewer teachers."
+                f"positions for {limit}. {remedy}."
             )
 
     def batches(self, batch_size: int, num_workers: int) -> Iterator[Batch]:

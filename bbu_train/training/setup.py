@@ -1,5 +1,6 @@
 """Everything that a run can build and check before its model: data, prompts, batches and the plan of every step."""
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.data.summary import paths_with_first, summarize
 from bbu_train.data.suspicions import find_suspicions
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import InputError, all_problems, listed
 from bbu_train.runs.settings import AUTO
 from bbu_train.runtime import distributed
 from bbu_train.runtime.compile_cache import CompileCache
@@ -22,9 +23,11 @@ from bbu_train.training import config_checks, loader, planning, untrained_head
 from bbu_train.training.config_checks import build
 from bbu_train.training.loader import SampleSource
 from bbu_train.training.planning import StepPlan
-from bbu_train.types.samples import PlannedStep, Sample
+from bbu_train.types.samples import PlannedStep, Sample, class_of
 
 log = logging.getLogger(__name__)
+CLASS_METRIC = "eval/ap50/"
+"""What the metrics of single classes begin with."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | Non
     loaded = loaded or load_data(cfg.data)
     data = loaded.splits
     check_num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
+    check_class_of_metric(str(cfg.checkpoint.get("best_metric")), data.validation)
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     warn_of_long_descriptions(builder, data.train, cfg.head.get("max_caption_tokens"))
@@ -153,6 +157,18 @@ def check_num_objects(samples: Sequence[Sample], num_queries: int | None) -> Non
             f"Give head.num_queries={most} or more: the largest number of objects of a picture is {most}, in {name}."
         )
         raise all_problems(what, problems, remedy)
+
+
+def check_class_of_metric(metric: str, validation: Sequence[Sample]) -> None:
+    """Raise InputError if the best checkpoint is that of a class which no validation picture has."""
+    classes = {class_of(each.description) for sample in validation for each in sample.student.objects or ()}
+    name = metric.removeprefix(CLASS_METRIC)
+    if name != metric and name not in classes:
+        near = difflib.get_close_matches(name, classes)
+        raise InputError(
+            f"checkpoint.best_metric={metric}: no validation picture has an object of class {name}. There are: "
+            f"{listed([*near, *sorted(classes - set(near))])}."
+        )
 
 
 def check_max_tokens(max_tokens: int, max_positions: int) -> None:

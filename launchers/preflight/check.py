@@ -30,6 +30,10 @@ DATA_KEYS = (
     "model.preprocessing",
     "head.num_queries",
     "loss._target_",
+    "engine.num_micro_batches",
+    "cluster.nodes",
+    "cluster.tasks_per_node",
+    "checkpoint.best_metric",
 )
 GROUP_KEYS = ("model", "head", "optimizer")
 NO_VALUE_KEYS = ("about", "folder", "optimizer", "outputs", "resume", "run", "sweep", "tracker")

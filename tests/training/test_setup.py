@@ -45,6 +45,13 @@ def test_more_micro_batches_than_samples_are_refused_with_the_most(num_micro_bat
         setup.check_num_micro_batches(plan, num_micro_batches, num_ranks)
 
 
+def test_a_class_that_is_not_there_cannot_choose_the_best_checkpoint(samples):
+    setup.check_class_of_metric("eval/ap50", samples)
+    setup.check_class_of_metric("eval/ap50/screw", samples)
+    with pytest.raises(InputError, match=r"no validation picture has an object of class scrwe. There are: screw"):
+        setup.check_class_of_metric("eval/ap50/scrwe", samples)
+
+
 def test_a_step_that_asks_for_more_samples_than_there_are_is_said(config, caplog):
     setup.prepare(config("data=overfit", "data.num_samples=3", "sampler.num_samples=4", "engine.num_micro_batches=3"))
     assert "sampler.num_samples=4: no step has more than 3 samples, because the training split has 3." in caplog.text
