@@ -17,7 +17,7 @@ def inputs(config, samples):
     def make(*overrides):
         fields = {"teacher_ratio": 0, "num_teachers": 0, "num_validation_teachers": 0}
         splits = Splits(samples, samples, TeacherDraw(**fields, seed=1, validation_seed=1), {})
-        return setup.prepare(config("steps=3", *overrides), setup.RunData(splits, {}))
+        return setup.prepare(config("steps=3", "schedule.num_warmup_steps=1", *overrides), setup.RunData(splits, {}))
 
     return make
 
