@@ -37,7 +37,7 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, unin
 
 def test_a_killed_and_resumed_run_of_other_choices_equals_one_that_was_never_killed(outputs, run):
     """The resumed one begins with an empty cache."""
-    curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.num_epochs=2"]
+    curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.curriculum_epochs=2"]
     choices = [*CACHE, "augmentation=crops", "average=ema", "optimizer=muon", *curriculum]
     cached = run("cached", *choices)
     shares = logged(cached, "time/teacher_cache_hit_rate")

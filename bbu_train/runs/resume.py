@@ -27,6 +27,7 @@ from bbu_train.runs.identity import (
     result_values,
     run_identity,
 )
+from bbu_train.runs.length import EPOCHS, STEPS, choose_length
 from bbu_train.runs.names import check_name, folder_name
 from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_change_result
 
@@ -57,6 +58,7 @@ def resolve_run(
         raise InputError("folder is made of outputs, sweep and run. Give those.")
     if noted := [key for key in given_keys if key.split(".")[0] == "about"]:
         raise InputError(f"about is what the program notes about a run. Leave out {', '.join(noted)}.")
+    choose_length(cfg, given_keys)
     with open_dict(cfg):
         OmegaConf.update(cfg, DEVICE, target_device(cfg))
     if cfg.resume is not None:
@@ -144,7 +146,9 @@ def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
     if located := [key for key in given_keys if key in LOCATION_KEYS]:
         raise InputError(f"resume={cfg.resume} already says where the run lies. Leave out {', '.join(located)}.")
     stored = _load(str(cfg.resume))
-    compared = None if "experiment" in given_keys else given_keys  # an experiment's file may set any key
+    compared = None if "experiment" in given_keys else [*given_keys]  # an experiment's file may set any key
+    if compared and {STEPS, EPOCHS} & {*compared}:  # each takes the place of the other
+        compared += [STEPS, EPOCHS]
     _refuse(_differences(stored, cfg, compared), cfg.resume, "Leave these out, or start a new run with them.")
     merged = _merge(stored, cfg, [*given_keys, "resume"])
     refuse_changed(merged, Path(merged.folder))

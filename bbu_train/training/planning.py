@@ -1,7 +1,9 @@
 """Which samples make each step of a run, and which of them each rank takes."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
 from bbu_train.types.samples import PlannedStep, SampleVisit
@@ -48,20 +50,32 @@ def in_order(source: Source, num_samples: int) -> list[PlannedStep]:
 class StepPlan:
     """Every step of a run, planned one epoch at a time, so that memory holds one epoch at most.
 
+    `length` is the number of steps, or the Fraction of epochs: of a part of an epoch, its steps are rounded up.
+
     The constructor plans every epoch once and keeps only its number of steps. This lets a resumed run jump to the epoch
     of its next step. It also finds a sample that becomes too long with the teachers of a later epoch before the model
     loads, not hours later. Planning takes tens of microseconds a sample, or about a hundred with augmentation; training
     takes milliseconds.
     """
 
-    def __init__(self, sampler: Sampler, source: Source, num_steps: int):
+    def __init__(self, sampler: Sampler, source: Source, length: int | Fraction):
         self.sampler = sampler
         self.source = source
-        self.num_steps = num_steps
         self._steps_by_epoch: list[int] = []
-        while sum(self._steps_by_epoch) < num_steps:
-            epoch = len(self._steps_by_epoch)
-            self._steps_by_epoch.append(len(self._plan_epoch(epoch, _indices_within_limit(source, epoch))))
+        if isinstance(length, Fraction):
+            while len(self._steps_by_epoch) < length:
+                self._count_next_epoch()
+            *whole, last = self._steps_by_epoch
+            self.num_steps = sum(whole) + math.ceil((length - len(whole)) * last)
+        else:
+            self.num_steps = length
+            while sum(self._steps_by_epoch) < length:
+                self._count_next_epoch()
+
+    def _count_next_epoch(self) -> None:
+        epoch = len(self._steps_by_epoch)
+        indices = _indices_within_limit(self.source, epoch)
+        self._steps_by_epoch.append(len(self._plan_epoch(epoch, indices)))
 
     def starting_at(self, first: int) -> Iterator[PlannedStep]:
         """Yield the steps from number `first` on. A step does not depend on `first`, so a resumed run repeats none."""
@@ -71,6 +85,14 @@ class StepPlan:
                 remaining = slice(max(0, first - epoch_start), self.num_steps - epoch_start)
                 yield from self._plan_epoch(epoch, self.source.indices_within_limit(epoch))[remaining]
             epoch_start += num_steps
+
+    def epoch_at(self, step: int) -> float:
+        """Return how many epochs are done after `step` steps, such as 2.5."""
+        for epoch, num_steps in enumerate(self._steps_by_epoch):
+            if step < num_steps:
+                return epoch + step / num_steps
+            step -= num_steps
+        return float(len(self._steps_by_epoch))
 
     def _plan_epoch(self, epoch: int, indices: Sequence[int]) -> list[PlannedStep]:
         return self.sampler.epoch(epoch, indices, self.source.num_tokens, self.source.cost, self.source.name)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bbu_train.data.summary import paths_with_first, summarize
 from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
+from bbu_train.runs.length import STEPS, check_epochs, decided_by_epochs
 from bbu_train.runtime import distributed
 from bbu_train.runtime.compile_cache import CompileCache
 from bbu_train.training import auto, loader, planning, untrained_head
@@ -90,6 +92,9 @@ def load_data(data_cfg: DictConfig) -> RunData:
 def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
 
+    If `cfg.epochs` decides the length of the run, `cfg.steps` is set to its number of steps: it follows from the data
+    and the sampler, so all ranks, and a run that goes on, find the same number.
+
     `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. Raises InputError, or
     Hydra's InstantiationException from it.
     """
@@ -105,6 +110,8 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     collator = build(cfg.collator)(preprocessing.picture_format)
     check_max_tokens(collator.max_tokens, preprocessing.max_positions)
     train, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
+    plan = StepPlan(build(cfg.sampler), train, planned_length(cfg))
+    cfg.steps = plan.num_steps
     return RunInputs(
         data=data,
         data_summary=loaded.summary,
@@ -112,7 +119,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
         collator=collator,
         train=train,
         validation=validation,
-        plan=StepPlan(build(cfg.sampler), train, cfg.steps),
+        plan=plan,
         evaluation_steps=planning.in_order(validation, cfg.eval_batch_size),
     )
 
@@ -125,17 +132,26 @@ def compile_cache(cfg: DictConfig, device: torch.device) -> CompileCache:
     return CompileCache(Path(cfg.outputs), choices, device)
 
 
+def planned_length(cfg: DictConfig) -> int | Fraction:
+    """Return the length of a run for its StepPlan. 0.1 epochs are exactly a tenth."""
+    return Fraction(str(cfg.epochs)) if decided_by_epochs(cfg) else cfg.steps
+
+
 def check_counts(cfg: DictConfig) -> None:
     """Raise InputError that lists every key of `MINIMUMS` whose value is not a whole number, or is too small.
 
-    Only OPTIONAL keys may be null, which means "never", and those of a head that there is not.
+    Only OPTIONAL keys may be null, which means "never", and those of a head that there is not; and `steps`, where
+    `epochs` decides.
     """
+    if decided_by_epochs(cfg):
+        check_epochs(cfg.epochs)
     missing = object()
     problems = [
         f"{key}={value}: expected a whole number of at least {minimum}"
         for key, minimum in MINIMUMS.items()
         if (value := OmegaConf.select(cfg, key, default=missing)) is not missing
         and not (value is None and key in OPTIONAL)
+        and not (key == STEPS and decided_by_epochs(cfg))
         and not is_count(value, minimum)
     ]
     if problems:
