@@ -1,8 +1,9 @@
 """The checks of a sweep that need torch, in a process of their own: `python -m launchers.preflight.child`.
 
-It reads from stdin a list of `{"check": "data", "parameter_groups" or "requirements", "config": path, "cells": [...]}`.
-It prints a line of JSON for each problem, `{"cells": [...], "problem": text}`; if there is none, one for each
-"requirements", `{"cells": [...], "requirements": {...}}`.
+It reads from stdin a list of `{"check": name, "config": path, "cells": [...]}`; the names are "data",
+"parameter_groups", "requirements" and "num_steps". It prints a line of JSON for each problem,
+`{"cells": [...], "problem": text}`; if there is none, one for each "requirements" and "num_steps",
+`{"cells": [...], "requirements": {...}}`.
 """
 
 import json
@@ -52,11 +53,17 @@ def compute_requirements(cfg: DictConfig) -> dict[str, float]:
     return {"flops": known.flops_per_step(), "num_bytes": known.num_bytes()}
 
 
+def count_steps(cfg: DictConfig) -> int:
+    """Return the number of steps of a run whose epochs are given."""
+    return check_data(cfg).plan.num_steps
+
+
 def main() -> None:
     tasks = json.load(sys.stdin)
     answers = [problem for problem in map(_find_problem, tasks) if problem is not None]
     if not answers:
-        answers = [_answer(task, compute_requirements) for task in tasks if task["check"] == "requirements"]
+        results = {"requirements": compute_requirements, "num_steps": count_steps}
+        answers = [_answer(task, results[task["check"]]) for task in tasks if task["check"] in results]
     for answer in answers:
         print(json.dumps(answer))
 

@@ -71,7 +71,7 @@ def test_a_sweep_runs_two_at_a_time_and_the_same_command_again_runs_only_what_is
     assert done.returncode == 1, done.stderr
     assert "1 done, 1 failed" in done.stdout
 
-    def check_cells(cells, groups_without_estimate):
+    def check_cells(cells, groups_without_estimate, known_steps):
         assert groups_without_estimate == [], "the finished run tells what the new one takes"
         return {}
 
