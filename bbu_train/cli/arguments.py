@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bbu_train.cli.main import close_stdout, report_error
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count
-from bbu_train.runs import names
+from bbu_train.runs import names, usual_names
 from bbu_train.runs.config_keys import leaves, type_problem
 from bbu_train.runtime import environment
 
@@ -88,8 +88,8 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:
 def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
     if key in defaults:
         return type_problem(key, defaults[key], value)
-    near = difflib.get_close_matches(key, defaults, n=1)
-    return f"{key} is no key. {f'Did you mean {near[0]}? ' if near else ''}There are: {', '.join(defaults)}."
+    near = usual_names.program_key_of(key, defaults) or next(iter(difflib.get_close_matches(key, defaults, n=1)), None)
+    return f"{key} is no key. {f'Did you mean {near}? ' if near else ''}There are: {', '.join(defaults)}."
 
 
 def missing_values(values: DictConfig, required: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from bbu_train.errors import InputError
-from bbu_train.runs import config_keys, identity
+from bbu_train.runs import config_keys, identity, usual_names
 from bbu_train.runs import folder as run_folder
 
 VERSION_BASE = "1.3"
@@ -37,7 +37,8 @@ def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
     """
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
-    flags = parser.parse_args(list(arguments))
+    flags, unknown_options = parser.parse_known_args(list(arguments))
+    config_keys.refuse(usual_names.option_problems(unknown_options))
     only_shows = bool(flags.shell_completion or flags.cfg or flags.info or flags.help or flags.hydra_help)
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")

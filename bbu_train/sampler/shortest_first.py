@@ -11,8 +11,8 @@ from bbu_train.types.samples import PlannedStep, SampleVisit
 class ShortestFirst:
     """Each step has `num_samples` samples, from a share of the shortest samples that grows epoch by epoch.
 
-    Epoch e visits the shortest samples once each. Their fraction is `share` + (1 - `share`) e / `curriculum_epochs`, and
-    1 from epoch `curriculum_epochs` on (curriculum learning, Bengio et al. 2009). Lengths are those of the epoch's
+    Epoch e visits the shortest samples once each. Their fraction is `share` + (1 - `share`) e / `curriculum_epochs`,
+    and 1 from epoch `curriculum_epochs` on (curriculum learning, Bengio et al. 2009). Lengths are those of the epoch's
     augmented views. If two samples are equally long, the first one counts as shorter. The last step of an epoch may
     have fewer samples.
     """

@@ -84,7 +84,7 @@ def with_steps(cell: Cell, known_steps: dict[str, int]) -> Cell:
 
 
 def _steps_key(cell: Cell) -> str:
-    """Return a text that is equal for cells whose epochs have equal steps. Rows and what is too long vary with seeds."""
+    """Return a text that is equal for cells whose epochs have equal steps. What is too long varies with seeds."""
     return _shared_values(cell.values, (*DATA_KEYS, EPOCHS), ())
 
 

@@ -147,7 +147,18 @@ def test_a_misspelt_key_is_refused_with_the_nearest_and_with_what_exists(command
 
 
 def test_a_key_without_its_path_is_refused_with_the_whole_keys(command):
-    assert "Did you mean optimizer.groups.llm.lr or optimizer.groups.vision.lr?" in refused(command, "lr=1e-5")
+    assert "Did you mean optimizer.groups.llm.pattern or optimizer.groups.vision.pattern?" in refused(
+        command, "pattern=x"
+    )
+
+
+@pytest.mark.parametrize("typed", ["lr=1e-5", "+optimizer.lr=1", "-m learning-rate=1,2", "--lr 1e-5", "--lr=1e-5"])
+def test_a_usual_name_of_a_key_is_answered_with_the_key(command, typed):
+    assert "The key for learning rate is optimizer.groups.vision.lr: likewise" in refused(command, *typed.split())
+
+
+def test_a_usual_name_of_a_choice_is_answered_with_the_choice(command):
+    assert "head=LM is no choice. Did you mean none? " in refused(command, "-m", "head=detr,LM")
 
 
 def test_a_key_of_another_choice_is_unknown(command):

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from optuna.pruners import NopPruner
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import NopPruner
 
 from bbu_train.cli import overrides
 from bbu_train.errors import InputError
