@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity, usual_names
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs.length import EPOCHS, STEPS
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -196,4 +197,6 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
             problems.append(config_keys.unknown_key(key, plain, choices))
         elif problem := config_keys.type_problem(key, known[key], value):
             problems.append(problem)
+    if config.get(EPOCHS) is not None and config[STEPS] not in (None, plain[STEPS]):
+        problems.append(f"epochs={config[EPOCHS]} and steps={config[STEPS]}: both say how long a run is. Keep one.")
     return [f"experiment={experiment}: {problem}" for problem in problems]

@@ -28,6 +28,7 @@ CONF = {
           - override hydra/job_logging: none
         seed: 17
         steps: 120
+        epochs: null
         about: null
         debug: false
         num_workers: 0
@@ -48,6 +49,7 @@ CONF = {
     "tracker/jsonl.yaml": "{jsonl: {folder: '${folder}'}}",
     "experiment/smoke.yaml": "# @package _global_\nsteps: 2\n",
     "experiment/headless.yaml": "# @package _global_\ndefaults:\n  - override /head: none\n",
+    "experiment/long.yaml": "# @package _global_\nsteps: 5\nepochs: 2\n",
     "experiment/misspelt.yaml": "# @package _global_\nstepps: 2\nseed: many\n",
 }
 
@@ -277,6 +279,7 @@ def test_keys_that_nothing_reads_in_an_experiments_file_are_refused(command):
     says = refused(command, "experiment=misspelt")
     assert "Did you mean steps" in says
     assert "seed is a number" in says
+    assert "epochs=2 and steps=5: both say how long a run is" in refused(command, "experiment=long")
 
 
 def test_experiments_of_a_folder_of_ones_own_are_choices(command, tmp_path):
