@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu_train.cli.main import report_error
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import INTERRUPTED, InputError, Preempted
 from bbu_train.runs.names import folder_name
 from launchers import job_states
 from launchers.launch import start_runs
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> int:
     except (InputError, Preempted) as error:
         return report_error(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        print("Interrupted. The same command goes on.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def find_ledger(sweep: str) -> Ledger:

@@ -72,6 +72,14 @@ class StepPlan:
                 yield from self._plan_epoch(epoch, self.source.indices_within_limit(epoch))[remaining]
             epoch_start += num_steps
 
+    def epoch_at(self, step: int) -> float:
+        """Return how many epochs are done after `step` steps, such as 2.5."""
+        for epoch, num_steps in enumerate(self._steps_by_epoch):
+            if step < num_steps:
+                return epoch + step / num_steps
+            step -= num_steps
+        return float(len(self._steps_by_epoch))
+
     def _plan_epoch(self, epoch: int, indices: Sequence[int]) -> list[PlannedStep]:
         return self.sampler.epoch(epoch, indices, self.source.num_tokens, self.source.cost, self.source.name)
 
