@@ -42,13 +42,14 @@ def train(cfg: DictConfig) -> None:
     began = time.monotonic()
     device = distributed.start()
     try:
-        _train(cfg, device, began)
+        with ExitStack() as interrupts:
+            _train(cfg, device, began, interrupts)
     finally:
         restart.stop()
         distributed.finish()  # also after an error, or the next run of a sweep could not start its process group
 
 
-def _train(cfg: DictConfig, device: torch.device, began: float) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
+def _train(cfg: DictConfig, device: torch.device, began: float, interrupts: ExitStack) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
     logs.start(distributed.is_main())
     if distributed.is_main():
         logs.keep_until_file()
@@ -90,7 +91,8 @@ def _train(cfg: DictConfig, device: torch.device, began: float) -> None:  # noqa
         chosen.settings.update(fit.settings_of(cfg, *fit.try_out(planned, trial)))
     raise_if_asked_to_end(at.step, cfg)  # before the folder exists: a run that has not begun leaves none
 
-    # ---- The run's folder ----
+    # ---- The run's folder: from here on Ctrl-C saves the run, before there is nothing to save ----
+    interrupts.enter_context(preemption.interrupts_set_flag(NOTICE if distributed.is_main() else ""))
     recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
     if distributed.is_main():
         first_screen.show(cfg, at.step, inputs, chosen, model, optimizer, peak, recovery.learnt.summary())
@@ -139,8 +141,6 @@ def _train(cfg: DictConfig, device: torch.device, began: float) -> None:  # noqa
     display = ProgressDisplay(
         cfg.steps, at.step, cfg.log_lines_seconds, began, distributed.is_main(), has_bar=sys.stderr.isatty()
     )
-    interrupts = ExitStack()
-    interrupts.enter_context(preemption.interrupts_set_flag(NOTICE if distributed.is_main() else ""))
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():
             sources, num_parts = (inputs.train, inputs.validation), engine.num_micro_batches
@@ -210,7 +210,6 @@ def _train(cfg: DictConfig, device: torch.device, began: float) -> None:  # noqa
         if state == "preempted":  # once one rank has left with an error, torchrun kills those that are still closing
             distributed.barrier()
         engine.close()
-        interrupts.close()
 
 
 def raise_if_asked_to_end(step: int, cfg: DictConfig) -> None:

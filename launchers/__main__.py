@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     except (InputError, Preempted) as error:
         return report_error(error)
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -127,7 +127,7 @@ def report_interrupt(error: KeyboardInterrupt) -> None:
     if isinstance(error, Interrupted):
         text = f"{error} {_how_to_go_on(error)}"
     else:
-        text = f"{error or 'Interrupted.'} The same command goes on."
+        text = f"{str(error) or 'Interrupted.'} Give the same command again to go on."
     print(text, file=sys.stderr, flush=True)
 
 

@@ -5,10 +5,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 
 from tqdm import tqdm
 
-from bbu_train.runtime.wording import duration
+from bbu_train.runtime.wording import count_of, duration
 
 log = logging.getLogger(__name__)
 NUM_RECENT_STEPS = 50  # that the rate and the time left are computed from
@@ -73,10 +74,13 @@ class ProgressDisplay:
     def while_evaluating(self, step: int, before_batch: Callable[[], None]) -> Callable[[], None]:
         """Return `before_batch` so that it also shows that an evaluation goes on: it may take as long as many steps."""
 
+        num_batches = count()
+
         def show_and_call() -> None:
+            done = next(num_batches)
             if self.is_main:
                 self._last_line = self._began if self._last_line is None else self._last_line
-                self._say(lambda: f"step {step:,}: evaluating", is_due=False)
+                self._say(lambda: f"step {step:,}: evaluating, {count_of(done, 'batch', 'batches')} done", is_due=False)
             before_batch()
 
         return show_and_call
