@@ -45,14 +45,15 @@ def train(cfg: DictConfig) -> None:
         with ExitStack() as interrupts:
             _train(cfg, device, began, interrupts)
     finally:
+        logs.forget_kept()
         restart.stop()
         distributed.finish()  # also after an error, or the next run of a sweep could not start its process group
 
 
-def _train(cfg: DictConfig, device: torch.device, began: float, interrupts: ExitStack) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
+def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
+    cfg: DictConfig, device: torch.device, began: float, interrupts: ExitStack
+) -> None:
     logs.start(distributed.is_main())
-    if distributed.is_main():
-        logs.keep_until_file()
     is_named = cfg.run is not None
     cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
     restart.watch([] if is_named else [f"run={cfg.run}"])

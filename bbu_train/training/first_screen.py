@@ -24,6 +24,7 @@ from bbu_train.training import auto
 from bbu_train.training.device_settings import DeviceSettings
 from bbu_train.training.fit import LayoutPlan
 from bbu_train.training.layout import Layout
+from bbu_train.training.machine import Machine
 from bbu_train.training.memory import GIB
 from bbu_train.training.setup import RunInputs
 from bbu_train.training.step_metrics import PeakFlops
@@ -83,7 +84,7 @@ def sections(
         *parts_sections(cfg),
         auto.section(chosen.machine, chosen.settings),
         plan_section(cfg, inputs),
-        memory_section(chosen.planned, Layout(values[CHECKPOINTING], values[MICRO_BATCHES]), learnt),
+        memory_section(chosen.machine, chosen.planned, Layout(values[CHECKPOINTING], values[MICRO_BATCHES]), learnt),
         time_section(inputs, model, cfg.steps - step, peak.matmul),
         warnings_section(logs.kept_warnings(), cfg.about.go_on),
     ]
@@ -194,9 +195,9 @@ def _range(numbers: Sequence[int]) -> str:
     return f"{least:,}" if least == most else f"{least:,} to {most:,} (mean {sum(numbers) / len(numbers):,.0f})"
 
 
-def memory_section(planned: LayoutPlan | None, taken: Layout, learnt: str | None) -> Section:
+def memory_section(machine: Machine, planned: LayoutPlan | None, taken: Layout, learnt: str | None) -> Section:
     """Return what the layout that is taken needs by prediction. `learnt` says what the run took when it ran out."""
-    lines = ["not planned on a CPU"]
+    lines = ["not planned on a CPU" if machine.kind == "cpu" else "not planned: no step is left"]
     if planned is not None:
         peak = next(each.prediction.peak for each in planned.candidates if each.layout == taken)
         there = planned.available_bytes / GIB
