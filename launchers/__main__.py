@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train.cli.main import report_error
+from bbu_train.cli.main import report_error, report_interrupt
 from bbu_train.errors import INTERRUPTED, InputError, Preempted
 from bbu_train.runs.names import folder_name
 from launchers import job_states
@@ -44,8 +44,8 @@ def main(arguments: list[str]) -> int:
         return functions[options.command](find_ledger(options.sweep))
     except (InputError, Preempted) as error:
         return report_error(error)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        report_interrupt(error)
         return INTERRUPTED
 
 

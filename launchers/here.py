@@ -38,7 +38,7 @@ class Here:
             try:
                 preempted = Job(str(attempt.folder))()
             except Interrupted as error:
-                raise KeyboardInterrupt(str(error)) from None  # the sweep's command goes on, not that of the run
+                raise KeyboardInterrupt(f"{error} The same command goes on with the sweep.") from None
             except Exception as error:
                 overrides = Entry(attempt.entry_folder).cell["overrides"]
                 print(f"{' '.join(text for text in overrides if not text.startswith('hydra/'))}:", file=sys.stderr)

@@ -121,13 +121,12 @@ def report_error(error: Exception) -> int:
 
 
 def report_interrupt(error: KeyboardInterrupt) -> None:
-    """Print to stderr where Ctrl-C has ended a run or a sweep at once, and how to go on."""
+    """Print to stderr what Ctrl-C has ended at once, and how to go on: the text of the error, if it has one."""
     if os.environ.get("RANK", "0") != "0":
         return
+    text = str(error) or "Interrupted. Give the same command again to go on."
     if isinstance(error, Interrupted):
         text = f"{error} {_how_to_go_on(error)}"
-    else:
-        text = f"{str(error) or 'Interrupted.'} Give the same command again to go on."
     print(text, file=sys.stderr, flush=True)
 
 

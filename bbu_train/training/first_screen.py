@@ -31,7 +31,6 @@ from bbu_train.training.step_metrics import PeakFlops
 from bbu_train.types.samples import PlannedStep
 
 log = logging.getLogger(__name__)
-NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose operations are averaged
 NUM_PLANNED_STEPS = 100  # first steps whose samples and tokens are counted
 
 
@@ -212,13 +211,13 @@ def time_section(inputs: RunInputs, model: GroundingModel, num_steps: int, peak_
     """
     if not peak_flops or not num_steps:
         return Section("time", ["unknown before the second step; from then on the log says what is left"])
-    least = duration(mean_flops(inputs, model) / peak_flops * num_steps)
+    least = duration(mean_flops(inputs, model, num_steps=1) / peak_flops * num_steps)
     return Section("time", [f"more than {least}: that is the arithmetic at the rate of a large matrix product"])
 
 
-def mean_flops(inputs: RunInputs, model: GroundingModel) -> float:
-    """Return the operations of a training step of all ranks together: a mean over the first NUM_STEPS."""
-    steps = list(islice(inputs.plan.starting_at(0), NUM_STEPS))
+def mean_flops(inputs: RunInputs, model: GroundingModel, num_steps: int) -> float:
+    """Return the operations of a training step of all ranks together: a mean over the first steps, which are encoded."""
+    steps = list(islice(inputs.plan.starting_at(0), num_steps))
     encoded = [inputs.train.encode(visit) for step in steps for row in step for visit in row]
     return model.training_flops(sizes(encoded, inputs.builder.picture_format)) / len(steps)
 

@@ -14,6 +14,8 @@ from bbu_train.training.machine import Machine
 from bbu_train.training.memory import GIB
 from bbu_train.training.setup import RunData, RunInputs, prepare
 
+NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose operations are averaged
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -27,7 +29,7 @@ class Forecast:
 
     def flops_per_step(self) -> float:
         """Return the operations of a training step of all ranks together: a mean over the first steps."""
-        return first_screen.mean_flops(self.inputs, self.prediction.outline.model)
+        return first_screen.mean_flops(self.inputs, self.prediction.outline.model, NUM_STEPS)
 
     def num_bytes(self) -> int:
         """Return the bytes that each process needs in the layout that is planned, or that needs least."""

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from whole_runs import weights
 
-from bbu_train.training.first_screen import NUM_STEPS
+from bbu_train.training.forecast import NUM_STEPS
 from bbu_train.training.setup import build
 from launchers.preflight import child
 
