@@ -139,6 +139,6 @@ def _summarize(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    sweep = Path(sys.argv[1]).parents[2]  # `_train` changes the arguments
     if (ended := Job(sys.argv[1])()) is not None:
-        sweep = Path(sys.argv[1]).parents[2]
         print(f"{ended} To go on: python -m launchers resume {shlex.quote(str(sweep))}", file=sys.stderr)

@@ -216,7 +216,7 @@ def time_section(inputs: RunInputs, model: GroundingModel, num_steps: int, peak_
 
 
 def mean_flops(inputs: RunInputs, model: GroundingModel, num_steps: int) -> float:
-    """Return the operations of a training step of all ranks together: a mean over the first steps, which are encoded."""
+    """Return the operations of a step of all ranks together: a mean over the first `num_steps`, which are encoded."""
     steps = list(islice(inputs.plan.starting_at(0), num_steps))
     encoded = [inputs.train.encode(visit) for step in steps for row in step for visit in row]
     return model.training_flops(sizes(encoded, inputs.builder.picture_format)) / len(steps)
