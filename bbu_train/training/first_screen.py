@@ -171,9 +171,12 @@ def plan_section(cfg: DictConfig, inputs: RunInputs) -> Section:
         return Section("plan", ["no steps: the run evaluates alone"])
     samples = [sum(map(len, step)) for step in steps]
     tokens = [_num_tokens(inputs, step) for step in steps]
-    counted = f" (of the first {NUM_PLANNED_STEPS})" if len(steps) < cfg.steps else ""
+    counted = f" (in the first {NUM_PLANNED_STEPS} steps)" if len(steps) < cfg.steps else ""
     cadence = {"evaluates": cfg.eval_every, "saves": cfg.save_every}
-    often = [f"{what} {'never' if every is None else f'every {every:,}'}" for what, every in cadence.items()]
+    often = [
+        f"{what} never" if every is None else f"{what} every {count_of(every, 'step')}"
+        for what, every in cadence.items()
+    ]
     return Section(
         "plan",
         [
@@ -209,7 +212,9 @@ def time_section(inputs: RunInputs, model: GroundingModel, num_steps: int, peak_
 
     `peak_flops` is that rate; 0 where it is not known, as on a CPU.
     """
-    if not peak_flops or not num_steps:
+    if not num_steps:
+        return Section("time", [])
+    if not peak_flops:
         return Section("time", ["unknown before the second step; from then on the log says what is left"])
     least = duration(mean_flops(inputs, model, num_steps=1) / peak_flops * num_steps)
     return Section("time", [f"more than {least}: that is the arithmetic at the rate of a large matrix product"])
