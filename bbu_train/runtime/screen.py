@@ -41,8 +41,8 @@ def as_text(sections: Sequence[Section], max_lines: int = MAX_LINES) -> str:
 
 
 def as_dict(sections: Sequence[Section]) -> dict[str, list[str]]:
-    """Return all lines of each section by its heading."""
-    return {section.heading: [*section.lines, *section.more] for section in sections}
+    """Return all lines of each section by its heading. A section without lines is left out."""
+    return {section.heading: [*section.lines, *section.more] for section in sections if section.lines}
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

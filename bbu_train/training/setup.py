@@ -32,6 +32,7 @@ build = partial(instantiate, _convert_="all")
 MINIMUMS = {
     "steps": 0,
     "log_every": 1,
+    "log_lines_seconds": 1,
     "eval_every": 1,
     "save_every": 1,
     "eval_batch_size": 1,
