@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from bbu_train.errors import InputError
+from bbu_train.errors import INTERRUPTED, InputError
 from bbu_train.runtime import preemption
 from launchers import ranks
 from launchers.cells import Cell, compose
@@ -22,6 +22,8 @@ from launchers.search.command import read_search_command
 from launchers.search.start import launch_search
 from launchers.status import read_statuses
 from launchers.watch import show_runs, watch_runs
+
+ENDED_BY_SIGNAL = os.EX_TEMPFAIL, INTERRUPTED
 
 
 def launch(arguments: Sequence[str], folder: Path, only_checks: bool = False) -> int:
@@ -69,11 +71,11 @@ def start_runs(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> 
     _install_signal_handlers(launchers.values())
     code = 0
     for config, startable in runs_by_launcher.items():
-        if startable and code != os.EX_TEMPFAIL:
+        if startable and code not in ENDED_BY_SIGNAL:
             code = max(code, launchers[config].start(ledger, startable, states))
     if not ranks.is_main():
         return code
-    if code == os.EX_TEMPFAIL:
+    if code in ENDED_BY_SIGNAL:
         print("The sweep ends here. The same command continues it.", file=sys.stderr, flush=True)
     elif any(launcher.wait for launcher in launchers.values()):
         return max(code, watch_runs(ledger, runs))

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli.main import close_stdout, report_error
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import INTERRUPTED, InputError, all_problems
 from bbu_train.ops.numbers import is_count
 from bbu_train.runs import names, usual_names
 from bbu_train.runs.config_keys import leaves, type_problem
@@ -44,8 +44,8 @@ def run_program(
     except BrokenPipeError:
         close_stdout()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         return report_error(error)
     return 0

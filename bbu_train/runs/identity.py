@@ -22,7 +22,7 @@ LOCATION_KEYS = ("outputs", "sweep", "run", "folder")
 NEUTRAL_KEYS = (
     *LOCATION_KEYS,
     *("about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
-    *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile"),
+    *("log_every", "log_lines_seconds", "eval_every", "save_every", "eval_batch_size", "gallery", "profile"),
     *ROUNDING_ONLY_KEYS,
 )
 """Keys that the identity ignores, with everything below them: locations, names, cadence, layout.

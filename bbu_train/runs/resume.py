@@ -62,7 +62,7 @@ def resolve_run(
     with open_dict(cfg):
         OmegaConf.update(cfg, DEVICE, target_device(cfg))
     if cfg.resume is not None:
-        return _resume_folder(cfg, given_keys)
+        return _note_go_on(_resume_folder(cfg, given_keys), overrides)
     with open_dict(cfg):
         OmegaConf.update(cfg, DATA, fingerprint(cfg, known_data))
         cfg.about = _about(cfg, overrides, in_sweep, swept_keys)
@@ -73,7 +73,25 @@ def resolve_run(
         return cfg
     _set_name(cfg, "run", cfg.run)
     exists = (Path(cfg.folder) / run_folder.CONFIG).exists()
-    return _resume_name(cfg, given_keys, known_data) if exists else cfg
+    return _note_go_on(_resume_name(cfg, given_keys, known_data), overrides) if exists else cfg
+
+
+def _note_go_on(merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Note in `about.go_on` the overrides that changed a run's own values: going on once more needs them again."""
+    elsewhere = (*LOCATION_KEYS, "resume", "hydra", "launchers", "search")
+    keys = {
+        text: override.key_or_group.replace("/", ".")
+        for text, override in zip(overrides, parse(overrides), strict=True)
+    }
+    given = [text for text, key in keys.items() if _may_change(key, merged) and key.split(".")[0] not in elsewhere]
+    with open_dict(merged):
+        OmegaConf.update(merged, "about.go_on", given, merge=False)
+    return merged
+
+
+def _may_change(key: str, cfg: DictConfig) -> bool:
+    """Whether a command may give a run another value of this key when it goes on."""
+    return is_neutral(key) or (key == THREADS and not threads_change_result(cfg))
 
 
 def _set_name(cfg: DictConfig, key: str, value: Any) -> None:
@@ -114,6 +132,7 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
         "run": "${run}",
         "in_sweep": in_sweep,
         "title": title or None,
+        "go_on": [],
         "overrides": [f"{key}={text}" for key, text in texts.items()],
     }
 
@@ -174,7 +193,7 @@ def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConf
     missing = [str(key) for key in raw if key not in stored]
     if stored.get("about") and raw.get("about"):
         missing += [f"about.{key}" for key in ("sweep", "run") if key not in stored.about]
-    may_change = [key for key in keys if is_neutral(key) or (key == THREADS and not threads_change_result(cfg))]
+    may_change = [key for key in keys if _may_change(key, cfg)]
     with open_dict(merged):
         for key in [*may_change, *filter(is_neutral, missing)]:
             value: Any = raw

@@ -34,6 +34,7 @@ build = partial(instantiate, _convert_="all")
 MINIMUMS = {
     "steps": 0,
     "log_every": 1,
+    "log_lines_seconds": 1,
     "eval_every": 1,
     "save_every": 1,
     "eval_batch_size": 1,
@@ -47,10 +48,14 @@ OPTIONAL = ("eval_every", "save_every")
 
 @dataclass(frozen=True)
 class RunData:
-    """The samples of a run, and what they are in numbers: `DataSummary` as a dict, empty on ranks other than 0."""
+    """The samples of a run, and what they are in numbers: `DataSummary` as a dict, and its lines on the first screen.
+
+    Both are empty on ranks other than 0.
+    """
 
     splits: Splits
     summary: Mapping[str, Any]
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,12 @@ class RunInputs:
     """What a run needs before its model is built.
 
     `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order. See `RunData` for
-    `data_summary`.
+    `data_summary` and `data_lines`.
     """
 
     data: Splits
     data_summary: Mapping[str, Any]
+    data_lines: Sequence[str]
     builder: ConversationBuilder
     collator: Collator
     train: SampleSource
@@ -72,7 +78,7 @@ class RunInputs:
 
 
 def load_data(data_cfg: DictConfig) -> RunData:
-    """Read the data set of a config, and log what was read and what is suspicious in it.
+    """Read the data set of a config, and log what is suspicious in it.
 
     Raises InputError, or Hydra's InstantiationException from it.
     """
@@ -83,10 +89,9 @@ def load_data(data_cfg: DictConfig) -> RunData:
     splits.teachers.check_pool(splits.train, splits.validation, len({first_path[each.path] for each in splits.pool}))
     summary = summarize(splits, first_path)
     root = data_cfg.get("root") or data_cfg.get("source", {}).get("root", "data")
-    log.info("%s: %s", root, summary.line())
     for warning in find_suspicions(splits, first_path):
         log.warning("%s: %s", root, warning)
-    return RunData(splits, summary.as_dict())
+    return RunData(splits, summary.as_dict(), [f"in {root}", *summary.lines()])
 
 
 def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
@@ -115,6 +120,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None) -> RunInputs:
     return RunInputs(
         data=data,
         data_summary=loaded.summary,
+        data_lines=loaded.lines,
         builder=builder,
         collator=collator,
         train=train,

@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from bbu_train.cli import main as command_line
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError, Interrupted, Preempted
 from bbu_train.runs import folder as run_folder
 from launchers.cells import compose
 
@@ -323,8 +323,15 @@ def test_the_traceback_of_the_users_error_is_shown_on_demand(command, monkeypatc
     assert "Traceback" in command(task=fail(InputError("no box")))[1]
 
 
-def test_an_interrupt_is_one_line(command):
-    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "interrupted\n")
+def test_an_interrupt_is_one_line_with_what_goes_on(command, tmp_path):
+    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "Interrupted. Give the same command again to go on.\n")
+    (tmp_path / "config.yaml").touch()
+    code, says, _ = command(task=fail(Interrupted(7, 4, str(tmp_path), ["num_workers=2", "data.root=/a b"])))
+    assert code == 130
+    assert says == (
+        "Interrupted after step 7; the newest checkpoint is that of step 4. To go on: python -m bbu_train "
+        f"resume={tmp_path} num_workers=2 'data.root=/a b'\n"
+    )
 
 
 def test_a_resumed_run_brings_its_choices(command, tmp_path):
@@ -388,19 +395,20 @@ def test_missing_weights_are_said_before_torch_is_imported(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def asked_to_end(folder, step):
+def asked_to_end(folder, step, name="SIGTERM"):
     def task(cfg, given):
-        raise Preempted(step, "SIGTERM", str(folder))
+        raise Preempted(step, name, str(folder))
 
     return task
 
 
-def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(command, tmp_path):
+@pytest.mark.parametrize(("name", "expected"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(command, tmp_path, name, expected):
     (tmp_path / "config.yaml").touch()
-    code, says, _ = command(task=asked_to_end(tmp_path, 7))
-    assert code == 75
+    code, says, _ = command(task=asked_to_end(tmp_path, 7, name))
+    assert code == expected
     assert says == (
-        f"SIGTERM ended the run after step 7, which is saved. To go on: python -m bbu_train resume={tmp_path}\n"
+        f"{name} ended the run after step 7, which is saved. To go on: python -m bbu_train resume={tmp_path}\n"
     )
 
 

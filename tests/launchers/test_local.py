@@ -95,12 +95,17 @@ def send_signal(ledger: Ledger) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def press_ctrl_c(ledger: Ledger) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def cancel(ledger: Ledger) -> None:
     main(["cancel", str(ledger.folder.parent)])
 
 
 @pytest.mark.parametrize(
-    ("ask", "code", "state"), [(send_signal, os.EX_TEMPFAIL, "preempted"), (cancel, 1, "cancelled")]
+    ("ask", "code", "state"),
+    [(send_signal, os.EX_TEMPFAIL, "preempted"), (press_ctrl_c, 130, "preempted"), (cancel, 1, "cancelled")],
 )
 def test_a_sweep_that_is_asked_to_end_ends_its_runs_and_starts_no_further_one(
     tmp_path, own_process, monkeypatch, ask, code, state

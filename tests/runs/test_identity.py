@@ -101,6 +101,13 @@ def test_a_resumed_run_keeps_what_was_noted_of_it():
     assert settled(["sweep=a", "run=b", "seed=3", "num_workers=4"]).about.overrides == ["seed=3"]
 
 
+def test_going_on_once_more_needs_the_values_that_going_on_was_given():
+    folder = made("seed=3", "num_workers=1")
+    assert settled(["sweep=c", "run=d", "num_workers=1"]).about.go_on == []
+    for words in (f"resume={folder}",), ("sweep=a", "run=b", "seed=3"):
+        assert settled([*words, "num_workers=4"]).about.go_on == ["num_workers=4"]
+
+
 # ---- identity and names ----
 
 
@@ -110,6 +117,7 @@ def test_a_resumed_run_keeps_what_was_noted_of_it():
         {"run": "x", "sweep": "y", "resume": "z", "outputs": "/elsewhere"},
         {"num_workers": 4},
         {"save_every": 1},
+        {"log_lines_seconds": 5},
         {"tracker.jsonl.folder": "/x"},
         {"data.root": "/moved"},
         {"steps": 120.0},
