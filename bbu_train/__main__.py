@@ -5,6 +5,7 @@ from bbu_train.runtime import preemption
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal that arrives during them must not kill the process
 
+import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
@@ -15,6 +16,7 @@ from bbu_train.cli.main import run_command  # noqa: E402
 from bbu_train.model import weights  # noqa: E402
 from bbu_train.runs.identity import experiment_name  # noqa: E402
 from bbu_train.runs.resume import resolve_run  # noqa: E402
+from bbu_train.runtime import logs  # noqa: E402
 from bbu_train.runtime.config_folder import config_folder  # noqa: E402
 from launchers.launch import launch  # noqa: E402
 from launchers.preflight.single import check  # noqa: E402
@@ -22,6 +24,7 @@ from launchers.preflight.single import check  # noqa: E402
 
 def start(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Train the run that this config means. Missing weights are reported before torch is imported."""
+    logs.start(os.environ.get("RANK", "0") == "0")
     experiment = experiment_name(HydraConfig.get().runtime.choices.get("experiment"))
     cfg = resolve_run(cfg, experiment, overrides, in_sweep=False)
     weights.require(cfg.model.checkpoint, cfg.model.weights)

@@ -1,6 +1,10 @@
 """The errors that the command line tells apart. This module imports nothing heavy, so that anyone may catch them."""
 
+import os
 from collections.abc import Iterable, Sequence
+
+INTERRUPTED = 128 + 2
+"""The exit code of a program that Ctrl-C (SIGINT, signal 2) ended."""
 
 
 class InputError(ValueError):
@@ -15,15 +19,31 @@ class Preempted(Exception):
     """A signal ended the run at a point from which it can go on: nothing failed and nothing is lost.
 
     `step` is the last step, which is saved; at 0 there was nothing to save. `signal` is the signal's name, `folder` the
-    run's folder, which may not exist yet.
+    run's folder, which may not exist yet. `go_on` has the overrides of this command that going on needs again.
     """
 
-    def __init__(self, step: int, signal: str, folder: str):
+    def __init__(self, step: int, signal: str, folder: str, go_on: Sequence[str] = ()):
         where = f"after step {step}, which is saved" if step else "before its first step"
         super().__init__(f"{signal} ended the run {where}.")
         self.step = step
         self.signal = signal
         self.folder = folder
+        self.go_on = go_on
+
+    @property
+    def exit_code(self) -> int:
+        """75: try again. Whoever pressed Ctrl-C does not want that."""
+        return INTERRUPTED if self.signal == "SIGINT" else os.EX_TEMPFAIL
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended the run at once, after `step`. `saved_at` is the step of its newest checkpoint, 0 without one."""
+
+    def __init__(self, step: int, saved_at: int, folder: str, go_on: Sequence[str]):
+        saved = f"the newest checkpoint is that of step {saved_at}" if saved_at else "no step is saved"
+        super().__init__(f"Interrupted after step {step}; {saved}.")
+        self.folder = folder
+        self.go_on = go_on
 
 
 class SweepPreempted(Preempted):

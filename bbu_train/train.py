@@ -3,24 +3,25 @@
 import gc
 import logging
 import os
+import sys
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
-from bbu_train.errors import Preempted
+from bbu_train.errors import Interrupted, Preempted
 from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.tracker.trackers import Trackers
-from bbu_train.training import auto, fit, progress, step_metrics, untrained_head
-from bbu_train.training.machine import this_machine
+from bbu_train.training import device_settings, first_screen, fit, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress, Saver
+from bbu_train.training.progress_display import ProgressDisplay
 from bbu_train.training.recovery import Recovery
 from bbu_train.training.setup import RunInputs, build, compile_cache, prepare
 from bbu_train.training.step import step_totals
@@ -28,6 +29,7 @@ from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
 
 log = logging.getLogger(__name__)
+NOTICE = "Ctrl-C: the run ends after this step and saves it. Ctrl-C again ends it at once."
 STATES = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
 """How a run ended, by the exception that ended it; any other one means "failed"."""
 
@@ -37,18 +39,21 @@ def train(cfg: DictConfig) -> None:
 
     Raises Preempted if a signal asked any rank to end: all ranks end after the same step, and that step is saved.
     """
+    began = time.monotonic()
     device = distributed.start()
     try:
-        _train(cfg, device)
+        with ExitStack() as interrupts:
+            _train(cfg, device, began, interrupts)
     finally:
+        logs.forget_kept()
         restart.stop()
         distributed.finish()  # also after an error, or the next run of a sweep could not start its process group
 
 
-def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR0915 (the whole story in one place)
+def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
+    cfg: DictConfig, device: torch.device, began: float, interrupts: ExitStack
+) -> None:
     logs.start(distributed.is_main())
-    if distributed.is_main():
-        logs.keep_until_file()
     is_named = cfg.run is not None
     cfg.run = distributed.broadcast_from_main(cfg.run or identity.new_run_name(cfg))
     restart.watch([] if is_named else [f"run={cfg.run}"])
@@ -56,23 +61,13 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()
     at = Progress(saved.step, saved.step) if saved else Progress(0, 0)
-    raise_if_asked_to_end(at.step, folder)
+    raise_if_asked_to_end(at.step, cfg)
 
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
     inputs = prepare(cfg)
-    machine = this_machine(device)
-    settings = auto.settings(cfg, machine, run_folder.read_environment(folder))
-    settings = distributed.broadcast_from_main(settings)
-    applied = auto.apply(cfg, settings)
-    torch.set_num_threads(applied.threads)
-    planned = None
-    if machine.kind == "gpu" and at.step < cfg.steps:
-        prediction = fit.predict(cfg, applied, True, inputs, distributed.world_size())
-        available_bytes = distributed.min_over_ranks(machine.available_bytes)
-        planned = fit.plan(prediction, available_bytes, distributed.world_size())
-    settings |= fit.settings_of(cfg, *fit.first_layout(cfg, planned))
-    applied = auto.apply(applied, settings)
-    raise_if_asked_to_end(at.step, folder)
+    chosen = device_settings.choose(cfg, inputs, device, run_folder.read_environment(folder), at.step < cfg.steps)
+    applied, planned = chosen.applied, chosen.planned
+    raise_if_asked_to_end(at.step, cfg)
 
     # ---- The model, and what trains it ----
     compiled = compile_cache(applied, device)
@@ -89,26 +84,19 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     schedule = build(cfg.schedule)
     engine = build(applied.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     peak = step_metrics.peak_flops(device, engine.precision)
-    raise_if_asked_to_end(at.step, folder)
+    raise_if_asked_to_end(at.step, cfg)
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
     if planned is not None:
         trial = fit.MemoryTrial(engine, criterion, model, inputs, None if cfg.eval_every is None else average)
-        settings |= fit.settings_of(cfg, *fit.try_out(planned, trial))
-    raise_if_asked_to_end(at.step, folder)  # before the folder exists: a run that has not begun leaves none
+        chosen.settings.update(fit.settings_of(cfg, *fit.try_out(planned, trial)))
+    raise_if_asked_to_end(at.step, cfg)  # before the folder exists: a run that has not begun leaves none
 
-    # ---- The run's folder ----
-    if distributed.is_main():
-        if not (folder / run_folder.CONFIG).exists():
-            facts = {"settings": {key: asdict(setting) for key, setting in settings.items()}}
-            run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
-        logs.to_file(folder)
+    # ---- The run's folder: from here on Ctrl-C saves the run, before there is nothing to save ----
+    interrupts.enter_context(preemption.interrupts_set_flag(NOTICE if distributed.is_main() else ""))
     recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
-    for key in ("sweep", "run"):
-        if (name := cfg.about.get(key, cfg[key])) != cfg[key]:
-            log.info("The whole name of this %s: %s", key, name)
-    log.info("%s", auto.describe(machine, settings))
-    log.info("%s: from step %d to %d", folder, at.step, cfg.steps)
+    if distributed.is_main():
+        first_screen.show(cfg, at.step, inputs, chosen, model, optimizer, peak, recovery.learnt.summary())
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
     trackers.publish([folder / run_folder.ENVIRONMENT])
@@ -118,8 +106,9 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     saver = Saver(checkpoints, optimizer, average, is_periodic, grace_seconds)
 
     def save() -> None:
-        trackers.sync()
-        saver.save(at)
+        with display.spending("saving"):
+            trackers.sync()
+            saver.save(at)
 
     def should_end() -> bool:
         return preemption.requested() or saver.has_failed()
@@ -134,23 +123,25 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             if at.step > at.saved_at:
                 save()
             saver.finish()
-            raise_if_asked_to_end(at.step, folder)
+            raise_if_asked_to_end(at.step, cfg)
 
     def evaluate_average() -> list[tuple[Picture, Prediction]]:
         """Evaluate the weights that would be saved now, and return what the head finds in the validation pictures."""
         saver.wait_for_copy()
-        with average.applied():
-            at.metrics, predictions = recovery.evaluate(at.step, model, end_if_asked)
+        with display.spending("evaluation"), average.applied():
+            before_batch = display.while_evaluating(at.step, end_if_asked)
+            at.metrics, predictions = recovery.evaluate(at.step, model, before_batch)
         at.evaluated_at = at.step
-        log.info("step %d: %s", at.step, ", ".join(f"{name} {value:.4g}" for name, value in at.metrics.items()))
+        display.evaluated(at.step, at.metrics)
         if distributed.is_main():
             trackers.publish(final_report.write_gallery(folder, at.step, predictions, cfg.gallery, at.metrics))
         return predictions
 
     # ---- The loop ----
     state, predictions, profiler = "failed", None, None
-    logs.make_room_for_progress_bar()
-    bar = tqdm(total=cfg.steps, initial=at.step, unit="step", disable=None if distributed.is_main() else True)
+    display = ProgressDisplay(
+        cfg.steps, at.step, cfg.log_lines_seconds, began, distributed.is_main(), has_bar=sys.stderr.isatty()
+    )
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():
             sources, num_parts = (inputs.train, inputs.validation), engine.num_micro_batches
@@ -167,23 +158,23 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
                 save()  # or a kill before the next save would repeat this evaluation and log its row twice
 
         while at.step < cfg.steps:
-            began = time.perf_counter()
+            step_began = time.perf_counter()
             sample_ids, micro_batches = next(batches)
-            data_seconds = time.perf_counter() - began
+            data_seconds = time.perf_counter() - step_began
             totals = step_totals(micro_batches, should_end())  # before any forward pass: losses are divided by them
             end_if_asked(totals.should_end)
             result = recovery.train_step(at.step, micro_batches, totals.counts, schedule(at.step), sample_ids)
             at.step += 1
             average.update(at.step)
 
+            row = None
             if due(cfg.log_every, at.step, cfg.steps):
                 row = step_metrics.training_row(criterion, optimizer, result, totals, device)
-                seconds, step_flops = time.perf_counter() - began, model.training_flops(totals.sizes)
+                seconds, step_flops = time.perf_counter() - step_began, model.training_flops(totals.sizes)
                 row |= step_metrics.time_metrics(seconds, data_seconds, totals, step_flops, peak)
                 row |= step_metrics.prefixed("time", model.teacher_cache.pop_hit_rate())
                 trackers.log(at.step, row)
-                bar.set_postfix_str(step_metrics.progress_text(row), refresh=False)
-            bar.update()
+            display.step_done(at.step, inputs.plan.epoch_at(at.step), totals.sizes.tokens, row)
             compiled.step_done()
             if profiler:
                 profiler.step()
@@ -193,24 +184,28 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             if due(cfg.save_every, at.step, cfg.steps):
                 save()
 
-        saver.finish()
+        with display.spending("saving"):
+            saver.finish()
         # A run that resumed after its last step evaluates again, because predictions are not saved.
         if predictions is None and cfg.eval_every is not None:
             predictions = evaluate_average()
-        bar.close()
+        display.close()
         if distributed.is_main():
-            _report(cfg, inputs, at, predictions or [], trackers, recovery.learnt.summary())
+            notes = {"memory": recovery.learnt.summary(), "time": display.time_spent()}
+            _report(cfg, inputs, at, predictions or [], trackers, notes)
         state = "done"
     except BaseException as error:
         restart.wait_if_called()  # another rank ran out of memory, and left this one in an exchange
         state = STATES.get(type(error), "failed")
         log.debug("stopped at step %d", at.step, exc_info=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(at.step, at.saved_at, str(folder), cfg.about.go_on) from None
         raise
     finally:
         if profiler:
             profiler.stop()
         gc.unfreeze()  # or the next run of a sweep could not reuse this one's memory
-        bar.close()
+        display.close()
         saver.close()
         trackers.close(state)
         if state == "preempted":  # once one rank has left with an error, torchrun kills those that are still closing
@@ -218,10 +213,10 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
         engine.close()
 
 
-def raise_if_asked_to_end(step: int, folder: Path) -> None:
+def raise_if_asked_to_end(step: int, cfg: DictConfig) -> None:
     """Raise Preempted on all ranks if a signal asked any of them to end. All ranks must call this together."""
     if signal_name := next(filter(None, distributed.gather(preemption.signal_name())), None):
-        raise Preempted(step, signal_name, str(folder))
+        raise Preempted(step, signal_name, str(cfg.folder), cfg.about.go_on)
 
 
 def _report(
@@ -230,13 +225,13 @@ def _report(
     at: Progress,
     predictions: list[tuple[Picture, Prediction]],
     trackers: Trackers,
-    learnt: str | None,
+    notes: Mapping[str, str | None],
 ) -> None:
     """Draw the losses and some validation pictures, and print the table of the run."""
     folder = Path(cfg.folder)
     trackers.publish(final_report.write_plots(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
     pictures = [picture for picture, _ in predictions]
-    print(final_report.summarize(folder, inputs.data.pool, pictures, cfg.seed, learnt, trackers.mlflow_command))
+    print(final_report.summarize(folder, inputs.data.pool, pictures, cfg.seed, notes, trackers.mlflow_command))
 
 
 def due(every: int | None, step: int, num_steps: int) -> bool:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbu_train.cli.main import report_error
-from bbu_train.errors import InputError, Preempted, listed
+from bbu_train.cli.main import report_error, report_interrupt
+from bbu_train.errors import INTERRUPTED, InputError, Preempted, listed
 from bbu_train.runs.names import folder_name
 from launchers import job_states
 from launchers.launch import start_runs
@@ -44,9 +44,9 @@ def main(arguments: list[str]) -> int:
         return functions[options.command](find_ledger(options.sweep))
     except (InputError, Preempted) as error:
         return report_error(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        report_interrupt(error)
+        return INTERRUPTED
 
 
 def find_ledger(sweep: str) -> Ledger:

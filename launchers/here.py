@@ -1,11 +1,11 @@
 """The launcher that trains runs one after the other in this process, or in all processes of torchrun together."""
 
-import os
 import sys
 from collections.abc import Collection, Sequence
 from functools import partial
 
 from bbu_train.cli import main as command_line
+from bbu_train.errors import Interrupted
 from launchers import job_states, ranks
 from launchers.job import Job
 from launchers.ledger import Attempt, Entry, Ledger
@@ -37,6 +37,8 @@ class Here:
                 continue
             try:
                 preempted = Job(str(attempt.folder))()
+            except Interrupted as error:
+                raise KeyboardInterrupt(f"{error} The same command goes on with the sweep.") from None
             except Exception as error:
                 overrides = Entry(attempt.entry_folder).cell["overrides"]
                 print(f"{' '.join(text for text in overrides if not text.startswith('hydra/'))}:", file=sys.stderr)
@@ -46,7 +48,7 @@ class Here:
                 if preempted is not None:
                     if ranks.is_main():
                         print(preempted, file=sys.stderr)
-                    return os.EX_TEMPFAIL
+                    return preempted.exit_code
         return code
 
 

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     environment.set_defaults()
 
 import os  # noqa: E402
+import shlex  # noqa: E402
 import socket  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -110,15 +111,17 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
 def _record_preemption(attempt: Attempt, job: str, preempted: Preempted, cfg: DictConfig) -> None:
     """Record that the run was preempted, after all ranks have saved, and requeue its job.
 
-    The job is not requeued if it is a local process, was cancelled, or has been requeued cluster.max_requeues times;
-    nor if SLURM no longer calls it running, as after a plain scancel.
+    The job is not requeued if it is a local process, was cancelled or interrupted by hand, or has been requeued
+    cluster.max_requeues times; nor if SLURM no longer calls it running, as after a plain scancel.
     """
     saved = f"saved at step {preempted.step}" if preempted.step else "there was nothing to save"
     num_requeues, reason = _num_restarts(), f"{preempted.signal}; {saved}"
-    can_requeue = not job.startswith("local/") and not attempt.read("cancelled")
+    can_requeue = not (job.startswith("local/") or preempted.signal == "SIGINT" or attempt.read("cancelled"))
     if can_requeue and num_requeues >= cfg.cluster.max_requeues:
         can_requeue = False
         reason += f"; requeued {num_requeues} times, as often as cluster.max_requeues allows"
+    if preempted.signal == "SIGINT":
+        attempt.write("cancelled", reason=f"interrupted by hand; {saved}")
     attempt.write("state", state="preempted", job=job, step=preempted.step, reason=reason)
     if can_requeue and job_states.run_slurm_command("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}"):
         subprocess.run(["scontrol", "requeue", job], check=True)
@@ -136,4 +139,6 @@ def _summarize(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    Job(sys.argv[1])()
+    sweep = Path(sys.argv[1]).parents[2]  # `_train` changes the arguments
+    if (ended := Job(sys.argv[1])()) is not None:
+        print(f"{ended} To go on: python -m launchers resume {shlex.quote(str(sweep))}", file=sys.stderr)

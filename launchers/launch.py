@@ -9,19 +9,21 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from bbu_train.errors import InputError
+from bbu_train.errors import INTERRUPTED, InputError
 from bbu_train.runtime import preemption
 from launchers import ranks
 from launchers.cells import Cell, compose
 from launchers.ledger import RESTARTABLE, Ledger
 from launchers.lock import locked
 from launchers.preflight import estimate
-from launchers.preflight.check import check_cells
+from launchers.preflight.check import check_cells, with_steps
 from launchers.protocol import Launcher
 from launchers.search.command import read_search_command
 from launchers.search.start import launch_search
 from launchers.status import read_statuses
 from launchers.watch import show_runs, watch_runs
+
+ENDED_BY_SIGNAL = os.EX_TEMPFAIL, INTERRUPTED
 
 
 def launch(arguments: Sequence[str], folder: Path, only_checks: bool = False) -> int:
@@ -69,11 +71,11 @@ def start_runs(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> 
     _install_signal_handlers(launchers.values())
     code = 0
     for config, startable in runs_by_launcher.items():
-        if startable and code != os.EX_TEMPFAIL:
+        if startable and code not in ENDED_BY_SIGNAL:
             code = max(code, launchers[config].start(ledger, startable, states))
     if not ranks.is_main():
         return code
-    if code == os.EX_TEMPFAIL:
+    if code in ENDED_BY_SIGNAL:
         print("The sweep ends here. The same command continues it.", file=sys.stderr, flush=True)
     elif any(launcher.wait for launcher in launchers.values()):
         return max(code, watch_runs(ledger, runs))
@@ -83,22 +85,25 @@ def start_runs(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> 
 
 def _check_and_record(ledger: Ledger, cells: Sequence[Cell]) -> list[str]:
     """Check the whole sweep, print what it will take, and write it to the ledger; return the names of its runs."""
-    _check(cells)
+    cells = _check(cells)
     with locked(ledger.folder):
         return [entry.run for entry in ledger.add(cells)]
 
 
-def _check(cells: Sequence[Cell]) -> None:
-    """Check the whole sweep and print what it will take."""
+def _check(cells: Sequence[Cell]) -> list[Cell]:
+    """Check the whole sweep and print what it will take. Return the cells, each with its number of steps."""
     preemption.end_sweep_if_asked()
     known = estimate.from_finished_runs(cells)
-    requirements = check_cells(cells, estimate.group_without_estimate(cells, known))
+    known_steps: dict[str, int] = {}
+    requirements = check_cells(cells, estimate.group_without_estimate(cells, known), known_steps)
+    cells = [with_steps(cell, known_steps) for cell in cells]
     estimates = [
         estimated or estimate.from_requirements(cell, **requirements[number])
         for number, (cell, estimated) in enumerate(zip(cells, known, strict=True))
     ]
     preemption.end_sweep_if_asked()
     print(estimate.format_estimates(cells, estimates), flush=True)
+    return cells
 
 
 def _install_signal_handlers(launchers: Iterable[Launcher]) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from bbu_train.errors import InputError
+from bbu_train.errors import INTERRUPTED, InputError
 from bbu_train.runtime import preemption
 from launchers import job_states
 from launchers.job import Job
@@ -21,6 +21,7 @@ from launchers.status import read_statuses
 Result = TypeVar("Result")
 
 LOG = "log.txt"
+NOTICE = "Ctrl-C: each run ends after its step and saves it. Ctrl-C again ends them at once."
 SIGNAL_POLL_SECONDS = 0.5  # how often a thread that waits looks for a signal
 
 
@@ -52,17 +53,22 @@ class Local:
         No further run starts once a run is cancelled or a signal asks a run or this process to end.
         """
         pool, is_over = ThreadPoolExecutor(self.num_parallel), threading.Event()
-        try:
-            running = [pool.submit(self._run, ledger, run, states, is_over) for run in runs]
-            end_states = [_wait_for_result(future) for future in running]
-        finally:  # also after Ctrl-C, which the children have received too
-            pool.shutdown(cancel_futures=True)
+        with preemption.interrupts_set_flag(NOTICE):
+            try:
+                running = [pool.submit(self._run, ledger, run, states, is_over) for run in runs]
+                end_states = [_wait_for_result(future) for future in running]
+            finally:  # also after a second Ctrl-C, which the children have received too
+                pool.shutdown(cancel_futures=True)
+        if preemption.signal_name() == "SIGINT":
+            return INTERRUPTED
         return os.EX_TEMPFAIL if preemption.requested() or "preempted" in end_states else 0
 
     def start_controller(self, attempt: Attempt, ledger: Ledger, cluster: Mapping[str, Any]) -> None:
         """Run the controller in this process until a signal asks it to end. `cluster` is not used."""
         preemption.install()
-        if (preempted := Job(str(attempt.folder)).run()) is not None:
+        with preemption.interrupts_set_flag(NOTICE):
+            preempted = Job(str(attempt.folder)).run()
+        if preempted is not None:
             raise preempted
 
     def _run(self, ledger: Ledger, run: str, states: Collection[str], is_over: threading.Event) -> str | None:

@@ -72,8 +72,9 @@ def _count_states(statuses: Sequence[RunStatus]) -> str:
 
 
 def _progress(cell: Mapping[str, Any]) -> str:
-    """Return `<last logged step>/<steps>`."""
-    return f"{_last_step(Path(cell['folder']) / 'metrics.jsonl')}/{cell['steps']}"
+    """Return `<last logged step>/<steps>`; of a trial that was refused, the steps of its epochs are not known."""
+    num_steps = "?" if cell["steps"] is None else cell["steps"]
+    return f"{_last_step(Path(cell['folder']) / 'metrics.jsonl')}/{num_steps}"
 
 
 def _last_step(path: Path) -> int:

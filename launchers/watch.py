@@ -56,8 +56,8 @@ def watch_runs(ledger: Ledger, runs: Sequence[str]) -> int:
         return watch(take_snapshot)
     except KeyboardInterrupt:
         command = f"python -m launchers cancel {ledger.folder.parent}"
-        print(f"\nNo longer watching; the runs continue. To end them: {command}", file=sys.stderr)
-        raise
+        text = f"No longer watching; the runs continue. To end them: {command}"
+        raise KeyboardInterrupt(text) from None
 
 
 def show_runs(ledger: Ledger, runs: Sequence[str] | None) -> int:

@@ -22,11 +22,13 @@ def kill_after(arguments, folder, num_rows):
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("num_workers", "kills"), [(0, [2, 6]), (2, [6])])
-def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, uninterrupted, num_workers, kills):
-    """Two rows are logged before the first checkpoint, and six after it."""
+@pytest.mark.parametrize(
+    ("num_workers", "kills", "length"), [(0, [2, 6], ["steps=6"]), (2, [6], ["epochs=1", "eval_every=3"])]
+)
+def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, uninterrupted, num_workers, kills, length):
+    """Two rows are logged before the first checkpoint, and six after it. The 24 samples are an epoch of 6 steps."""
     folder = outputs / "smoke" / f"killed-{num_workers}"
-    arguments = command(outputs, folder.name, f"num_workers={num_workers}")
+    arguments = command(outputs, folder.name, f"num_workers={num_workers}", *length)
     for num_rows in kills:
         kill_after(arguments, folder, num_rows)
     run_program(arguments, folder.with_suffix(".txt"), before=leave_out_plots)
@@ -37,7 +39,7 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(outputs, unin
 
 def test_a_killed_and_resumed_run_of_other_choices_equals_one_that_was_never_killed(outputs, run):
     """The resumed one begins with an empty cache."""
-    curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.num_epochs=2"]
+    curriculum = ["sampler=shortest_first", "sampler.share=0.5", "sampler.curriculum_epochs=2"]
     choices = [*CACHE, "augmentation=crops", "average=ema", "optimizer=muon", *curriculum]
     cached = run("cached", *choices)
     shares = logged(cached, "time/teacher_cache_hit_rate")

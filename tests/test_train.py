@@ -186,8 +186,21 @@ def test_a_run_says_what_it_read_in_its_log_and_whole_in_environment_json(uninte
     train, validation = data["splits"]["train"], data["splits"]["validation"]
     assert (train["num_pictures"], validation["num_pictures"]) == (24, 4)
     assert sum(train["num_objects_by_class"].values()) == train["num_objects"] > 0
-    log = (uninterrupted / "train.log").read_text()
-    assert f": train 24 pictures with {train['num_objects']:,} objects of " in log
+
+
+def test_the_start_of_a_run_is_one_screen_in_its_log_and_whole_in_environment_json(uninterrupted):
+    environment = json.loads((uninterrupted / "environment.json").read_text())
+    screen = (uninterrupted / "train.log").read_text().split(" INFO bbu_train.training.first_screen: \n")[1]
+    lines = screen.split("\n\n")[0].splitlines()
+    assert len(lines) <= 40
+    for heading, texts in environment["start"].items():
+        assert any(line.startswith(f"{heading} ") for line in lines), heading
+        assert all(texts)
+    num_objects = environment["data"]["splits"]["train"]["num_objects"]
+    assert f"train: 24 pictures with {num_objects:,} objects of " in screen
+    assert f"resume={uninterrupted}" in screen
+    weights = sum(int(number.replace(",", "")) for number in re.findall(r" ([\d,]+)  rate ", screen))
+    assert f"all {weights:,} parameters are trained" in screen
 
 
 LOSSES = ("total", "teacher_lm", "student_lm", "bbox_l1", "bbox_giou", "objectness", "caption")

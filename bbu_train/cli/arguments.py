@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli.main import close_stdout, report_error
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import INTERRUPTED, InputError, all_problems
 from bbu_train.ops.numbers import is_count
-from bbu_train.runs import names
+from bbu_train.runs import names, usual_names
 from bbu_train.runs.config_keys import leaves, type_problem
 from bbu_train.runtime import environment
 from bbu_train.runtime.writable import require_writable
@@ -45,8 +45,8 @@ def run_program(
     except BrokenPipeError:
         close_stdout()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         return report_error(error)
     return 0
@@ -89,8 +89,8 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> DictConfig:
 def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
     if key in defaults:
         return type_problem(key, defaults[key], value)
-    near = difflib.get_close_matches(key, defaults, n=1)
-    return f"{key} is no key. {f'Did you mean {near[0]}? ' if near else ''}There are: {', '.join(defaults)}."
+    near = usual_names.program_key_of(key, defaults) or next(iter(difflib.get_close_matches(key, defaults, n=1)), None)
+    return f"{key} is no key. {f'Did you mean {near}? ' if near else ''}There are: {', '.join(defaults)}."
 
 
 def missing_values(values: DictConfig, required: Mapping[str, str]) -> list[str]:

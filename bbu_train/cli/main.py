@@ -6,7 +6,6 @@ Nothing here imports torch, so that `--help` and every mistake are answered at o
 import functools
 import itertools
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,7 +20,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli import overrides
-from bbu_train.errors import MAX_LINES, InputError, Preempted, SweepPreempted, shorten
+from bbu_train.errors import (
+    INTERRUPTED,
+    MAX_LINES,
+    InputError,
+    Interrupted,
+    Preempted,
+    SweepPreempted,
+    shorten,
+)
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.names import quote_typed
 from bbu_train.runtime import environment
@@ -45,7 +52,7 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
 
     0: done, or help was shown. 1: a defect of the program, with its traceback. 2: a mistake of the user, in one message
     without a traceback (`BBU_FULL_ERROR=1` adds it). 75: a signal ended the run, and the message says how to go on.
-    130: interrupted by Ctrl-C.
+    130: Ctrl-C ended the run, and the message says how to go on.
     """
     environment.set_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
@@ -66,9 +73,9 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
         application(_reporting(task, added))()
     except BrokenPipeError:
         close_stdout()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        report_interrupt(error)
+        return INTERRUPTED
     except Exception as error:
         return report_error(_as_input_error(error))
     return 0
@@ -121,18 +128,28 @@ def report_error(error: Exception) -> int:
     return code
 
 
+def report_interrupt(error: KeyboardInterrupt) -> None:
+    """Print to stderr what Ctrl-C has ended at once, and how to go on: the text of the error, if it has one."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    text = str(error) or "Interrupted. Give the same command again to go on."
+    if isinstance(error, Interrupted):
+        text = f"{error} {_how_to_go_on(error)}"
+    print(text, file=sys.stderr, flush=True)
+
+
 def exit_code(error: Exception) -> int:
     if isinstance(error, Preempted):
-        return os.EX_TEMPFAIL  # 75: try again
+        return error.exit_code
     return 2 if isinstance(_cause(error), InputError) else 1
 
 
-def _how_to_go_on(error: Preempted) -> str:
+def _how_to_go_on(error: Preempted | Interrupted) -> str:
     if isinstance(error, SweepPreempted):
         return "The same command goes on with it."
     if not (Path(error.folder) / run_folder.CONFIG).exists():
         return "Nothing was written: give the same command again."
-    return f"To go on: python -m bbu_train {shlex.quote(f'resume={error.folder}')}"
+    return f"To go on: {run_folder.command_to_go_on(error.folder, error.go_on)}"
 
 
 def _cause(error: BaseException) -> BaseException:

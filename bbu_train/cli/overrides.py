@@ -16,8 +16,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from bbu_train.errors import InputError
-from bbu_train.runs import config_keys, identity
+from bbu_train.runs import config_keys, identity, usual_names
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs.length import EPOCHS, STEPS
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -37,7 +38,8 @@ def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
     """
     parser = get_args_parser()
     parser.prog = "python -m bbu_train"
-    flags = parser.parse_args(list(arguments))
+    flags, unknown_options = parser.parse_known_args(list(arguments))
+    config_keys.refuse(usual_names.option_problems(unknown_options))
     only_shows = bool(flags.shell_completion or flags.cfg or flags.info or flags.help or flags.hydra_help)
     if flags.config_path:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
@@ -195,4 +197,6 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
             problems.append(config_keys.unknown_key(key, plain, choices))
         elif problem := config_keys.type_problem(key, known[key], value):
             problems.append(problem)
+    if config.get(EPOCHS) is not None and config[STEPS] not in (None, plain[STEPS]):
+        problems.append(f"epochs={config[EPOCHS]} and steps={config[STEPS]}: both say how long a run is. Keep one.")
     return [f"experiment={experiment}: {problem}" for problem in problems]

@@ -14,6 +14,7 @@ from bbu_train.compare.candidates import SEED, Candidate
 from bbu_train.compare.sweep import SweepRun
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity
+from bbu_train.runs.length import STEPS, decided_by_epochs
 from bbu_train.runs.names import hydra_text
 from bbu_train.runtime.config_folder import config_folder
 
@@ -94,7 +95,8 @@ def _differences(run: SweepRun, composed: DictConfig) -> tuple[dict[str, str], l
     values = dict(config_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
     words, removed_keys = {}, []
     for key, value in run.unresolved_values.items():
-        if _is_neutral(key) or key == SEED or (key in values and values[key] == value):
+        is_counted = key == STEPS and decided_by_epochs(run.config)
+        if _is_neutral(key) or key == SEED or is_counted or (key in values and values[key] == value):
             continue
         if key in values:
             words[key] = f"{key}={_to_hydra(value)}"

@@ -1,4 +1,4 @@
-"""What a run reads, in numbers: one line for its first screen, and all of it for environment.json."""
+"""What a run reads, in numbers: a few lines for its first screen, and all of it for environment.json."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from bbu_train.runtime.file_names import printable
 from bbu_train.runtime.wording import count_of, cut
 from bbu_train.types.samples import Object, Sample, class_of
 
-NUM_SHOWN = 5  # names listed on the line, of classes and of unused elements
+NUM_SHOWN = 5  # names listed on a line, of classes and of unused elements
 MAX_SHOWN = 40  # characters of each
 NO_COUNTS = ReaderCounts({}, {})
 
@@ -82,15 +82,15 @@ class DataSummary:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def line(self) -> str:
-        """Return the most important numbers on one line."""
-        parts = [f"{name} {_describe(split)}" for name, split in self.splits.items()]
+    def lines(self) -> list[str]:
+        """Return the most important numbers: a line for each split, and what concerns both."""
+        lines = [f"{name}: {_describe(split)}" for name, split in self.splits.items()]
         if self.num_in_both:
-            parts.append(f"{count_of(self.num_in_both, 'picture')} in both")
+            lines.append(f"{count_of(self.num_in_both, 'picture')} in both")
         unused_by_split = [split.unused_elements for split in self.splits.values()]
         if unused := _first_few([*dict.fromkeys(map(_show, chain.from_iterable(unused_by_split)))]):
-            parts.append(f"not used: {unused} (more: environment.json)")
-        return "; ".join(parts)
+            lines.append(f"not used: {unused} (more: environment.json)")
+        return lines
 
 
 def summarize(data: Splits, first_path: Mapping[Path, Path]) -> DataSummary:

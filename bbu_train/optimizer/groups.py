@@ -68,6 +68,11 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 
+def members_by_group(model: nn.Module, groups: dict[str, dict[str, Any]]) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of each group of `make_param_groups`, frozen ones too."""
+    return _assign(model, groups)[0]
+
+
 def parameters_by_group(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of each named group, those with and without weight decay together."""
     members: dict[str, list[nn.Parameter]] = {}

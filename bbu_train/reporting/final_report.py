@@ -74,13 +74,13 @@ def summarize(
     train_pictures: Sequence[Picture],
     pictures: Sequence[Picture],
     seed: int,
-    learnt: str | None,
+    notes: Mapping[str, str | None],
     mlflow_command: str | None,
 ) -> str:
     """Return the text that ends a run: first and last losses, validation scores, and where the results are.
 
-    `learnt` says what the run changed because it ran out of memory. The scores stand beside those of constant boxes, a
-    baseline that does not look at the picture.
+    `notes` are lines by their label, such as "time"; one that is None is left out. The scores stand beside those of
+    constant boxes, a baseline that does not look at the picture.
     """
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     series = _values_by_name(rows)
@@ -100,7 +100,7 @@ def summarize(
         for name in scores:
             values = series[name][0], series[name][-1], constant[name.removeprefix("eval/")]
             lines.append(f"{name:24}{values[0]:12.4f}{values[1]:12.4f}{values[2]:18.4f}")
-    lines += ["", *([f"memory  {learnt}"] if learnt else []), f"run     {folder}"]
+    lines += ["", *(f"{label:8}{note}" for label, note in notes.items() if note), f"run     {folder}"]
     if mlflow_command:
         lines.append(f"MLflow  {mlflow_command}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Quote, Quot
 from hydra.errors import HydraException
 
 from bbu_train.errors import InputError, all_problems
+from bbu_train.runs import usual_names
 from bbu_train.runs.settings import AUTO, AUTO_SETTINGS
 
 OPEN_MAPPINGS = ("optimizer.groups",)
@@ -176,7 +177,7 @@ def is_interpolation(value: Any) -> bool:
 
 
 def unknown_key(key: str, config: Mapping[str, Any], group_choices: Mapping[str, Any]) -> str:
-    """Say that `key` does not exist, which key is near, and which exist beside it."""
+    """Say that `key` does not exist, which key it usually names or is near to, and which exist beside it."""
     parts = key.split(".")
     parent: list[str] = []
     while (node := _look_up(config, ".".join([*parent, parts[len(parent)]])))[0] and isinstance(node[1], Mapping):
@@ -185,6 +186,8 @@ def unknown_key(key: str, config: Mapping[str, Any], group_choices: Mapping[str,
     first_wrong = ".".join(parts[: len(parent) + 1])
     if isinstance(_look_up(config, first_wrong)[1], list):
         return f"{key}: {first_wrong} is a list, which is overridden whole: {first_wrong}=[...]."
+    if owner not in OPEN_MAPPINGS and (knob := usual_names.knob_of(key)) is not None:
+        return f"{key} is no key of the config. {knob.answer}"
     beside = _look_up(config, owner)[1] if parent else config
     choice = f" ({parent[0]}={group_choices[parent[0]]})" if parent and parent[0] in group_choices else ""
     names = ", ".join(str(name) for name in beside if not str(name).startswith("_") and name != "hydra") or "no keys"
@@ -197,7 +200,9 @@ def unknown_key(key: str, config: Mapping[str, Any], group_choices: Mapping[str,
 
 def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
     """Say that a config group has no such choice, which one is near, and which exist."""
-    return f"{group}={choice} is no choice. {_did_you_mean(choice, options)}{group} can be: {', '.join(options)}."
+    usual = usual_names.choice_of(group, choice, options)
+    question = f"Did you mean {usual}? " if usual else _did_you_mean(choice, options)
+    return f"{group}={choice} is no choice. {question}{group} can be: {', '.join(options)}."
 
 
 def _did_you_mean(name: str, known_names: Iterable[str]) -> str:

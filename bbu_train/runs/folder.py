@@ -7,8 +7,9 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -68,16 +69,15 @@ def create(folder: str | Path, cfg: DictConfig, facts: Mapping[str, Any]) -> Non
     """Make the folder of a run: `environment.json` and the record of its data, and last `config.yaml`, which makes it
     a run.
 
-    `facts` goes into `environment.json`: under "data" what the run reads, in numbers, and under "settings" what the
-    program took for each setting that may be "auto". Only one rank may call this. Raises InputError if the folder
-    cannot be written.
+    `facts` goes into `environment.json`: under "data" what the run reads, in numbers; under "settings" what the program
+    took for each setting that may be "auto"; under "start" the sections of the first screen. Only one rank may call
+    this. Raises InputError if the folder cannot be written.
     """
     folder = Path(folder)
     config = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
         make_folder(folder)
-        environment = {**_environment(), **facts}
-        atomic_write(folder / ENVIRONMENT, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+        _write_environment(folder, {**_environment(), **facts})
         if OmegaConf.select(cfg, DATA) is not None:
             data_fingerprint.keep_record(cfg, folder)
         atomic_write(folder / CONFIG, config)
@@ -85,6 +85,31 @@ def create(folder: str | Path, cfg: DictConfig, facts: Mapping[str, Any]) -> Non
         raise InputError(
             f"The run's folder {folder} cannot be written: {error}. Give another with outputs=."
         ) from error
+
+
+def command_to_go_on(folder: str | Path, go_on: Sequence[str]) -> str:
+    """Return the command that goes on with a run, with the overrides `go_on` that config.yaml does not hold."""
+    words = " ".join(map(shlex.quote, [f"resume={folder}", *go_on]))
+    num_ranks, on_this_node = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE")
+    if num_ranks == "1" or num_ranks != on_this_node:
+        return f"python -m bbu_train {words}"
+    return f"torchrun --nproc-per-node {num_ranks} -m bbu_train {words}"
+
+
+def add_to_environment(folder: str | Path, step: int, facts: Mapping[str, Any]) -> None:
+    """Note in `environment.json` that the run goes on from `step`, with what, and by which command.
+
+    `facts` has the entries of `create` that may differ from those of the beginning, which stay. Only one rank may call
+    this.
+    """
+    environment = read_environment(folder)
+    again = {"step": step, "git_commit": git_commit(), "command": sys.argv, **facts}
+    environment["resumed"] = [*environment.get("resumed", []), again]
+    _write_environment(Path(folder), environment)
+
+
+def _write_environment(folder: Path, environment: Mapping[str, Any]) -> None:
+    atomic_write(folder / ENVIRONMENT, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
 
 
 def choices(folder: str | Path) -> dict[str, str]:

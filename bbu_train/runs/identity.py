@@ -15,13 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError, shorten
 from bbu_train.runs.config_keys import leaves
+from bbu_train.runs.length import undecisive_key
 from bbu_train.runs.settings import ROUNDING_ONLY_KEYS, THREADS, threads_change_result
 
 LOCATION_KEYS = ("outputs", "sweep", "run", "folder")
 NEUTRAL_KEYS = (
     *LOCATION_KEYS,
     *("about", "resume", "hydra", "cluster", "launchers", "search", "tracker", "checkpoint"),
-    *("log_every", "eval_every", "save_every", "eval_batch_size", "gallery", "profile"),
+    *("log_every", "log_lines_seconds", "eval_every", "save_every", "eval_batch_size", "gallery", "profile"),
     *ROUNDING_ONLY_KEYS,
 )
 """Keys that the identity ignores, with everything below them: locations, names, cadence, layout.
@@ -72,15 +73,20 @@ def experiment_name(choice: str | Sequence[str] | None) -> str:
 
 
 def result_values(cfg: DictConfig) -> dict[str, Any]:
-    """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted."""
+    """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted.
+
+    The length of a run is what was given: of `epochs` and `steps` the one that decides, and nothing that follows from
+    the other.
+    """
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
-    ignored = () if threads_change_result(cfg) else (THREADS,)
+    undecisive = undecisive_key(cfg)
+    ignored = (undecisive,) if threads_change_result(cfg) else (undecisive, THREADS)
     return {
         key: value
         for key, value in resolved.items()
         if (key == DATA and value is not None)
-        or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key)))
+        or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key), undecisive))
     }
 
 
@@ -106,5 +112,6 @@ def normalize_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _refers_to_neutral(raw: Any) -> bool:
-    return isinstance(raw, str) and any(is_neutral(key) for key in re.findall(r"\$\{([\w.]+)\}", raw))
+def _refers_to_neutral(raw: Any, undecisive: str) -> bool:
+    keys = re.findall(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else []
+    return any(is_neutral(key) or key == undecisive for key in keys)

@@ -27,6 +27,7 @@ from bbu_train.runs.identity import (
     result_values,
     run_identity,
 )
+from bbu_train.runs.length import EPOCHS, STEPS, choose_length
 from bbu_train.runs.names import check_name, folder_name
 from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_change_result
 from bbu_train.runtime.writable import require_writable
@@ -59,10 +60,11 @@ def resolve_run(
     if noted := [key for key in given_keys if key.split(".")[0] == "about"]:
         raise InputError(f"about is what the program notes about a run. Leave out {', '.join(noted)}.")
     require_writable("outputs", Path(cfg.outputs).expanduser())
+    choose_length(cfg, given_keys)
     with open_dict(cfg):
         OmegaConf.update(cfg, DEVICE, target_device(cfg))
     if cfg.resume is not None:
-        return _resume_folder(cfg, given_keys)
+        return _note_go_on(_resume_folder(cfg, given_keys), overrides)
     with open_dict(cfg):
         OmegaConf.update(cfg, DATA, fingerprint(cfg, known_data))
         cfg.about = _about(cfg, overrides, in_sweep, swept_keys)
@@ -73,7 +75,25 @@ def resolve_run(
         return cfg
     _set_name(cfg, "run", cfg.run)
     exists = (Path(cfg.folder) / run_folder.CONFIG).exists()
-    return _resume_name(cfg, given_keys, known_data) if exists else cfg
+    return _note_go_on(_resume_name(cfg, given_keys, known_data), overrides) if exists else cfg
+
+
+def _note_go_on(merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Note in `about.go_on` the overrides that changed a run's own values: going on once more needs them again."""
+    elsewhere = (*LOCATION_KEYS, "resume", "hydra", "launchers", "search")
+    keys = {
+        text: override.key_or_group.replace("/", ".")
+        for text, override in zip(overrides, parse(overrides), strict=True)
+    }
+    given = [text for text, key in keys.items() if _may_change(key, merged) and key.split(".")[0] not in elsewhere]
+    with open_dict(merged):
+        OmegaConf.update(merged, "about.go_on", given, merge=False)
+    return merged
+
+
+def _may_change(key: str, cfg: DictConfig) -> bool:
+    """Whether a command may give a run another value of this key when it goes on."""
+    return is_neutral(key) or (key == THREADS and not threads_change_result(cfg))
 
 
 def _set_name(cfg: DictConfig, key: str, value: Any) -> None:
@@ -114,6 +134,7 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
         "run": "${run}",
         "in_sweep": in_sweep,
         "title": title or None,
+        "go_on": [],
         "overrides": [f"{key}={text}" for key, text in texts.items()],
     }
 
@@ -146,7 +167,9 @@ def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
     if located := [key for key in given_keys if key in LOCATION_KEYS]:
         raise InputError(f"resume={cfg.resume} already says where the run lies. Leave out {', '.join(located)}.")
     stored = _load(str(cfg.resume))
-    compared = None if "experiment" in given_keys else given_keys  # an experiment's file may set any key
+    compared = None if "experiment" in given_keys else [*given_keys]  # an experiment's file may set any key
+    if compared and {STEPS, EPOCHS} & {*compared}:  # each takes the place of the other
+        compared += [STEPS, EPOCHS]
     _refuse(_differences(stored, cfg, compared), cfg.resume, "Leave these out, or start a new run with them.")
     merged = _merge(stored, cfg, [*given_keys, "resume"])
     refuse_changed(merged, Path(merged.folder))
@@ -172,7 +195,7 @@ def _merge(stored: DictConfig, cfg: DictConfig, keys: Sequence[str]) -> DictConf
     missing = [str(key) for key in raw if key not in stored]
     if stored.get("about") and raw.get("about"):
         missing += [f"about.{key}" for key in ("sweep", "run") if key not in stored.about]
-    may_change = [key for key in keys if is_neutral(key) or (key == THREADS and not threads_change_result(cfg))]
+    may_change = [key for key in keys if _may_change(key, cfg)]
     with open_dict(merged):
         for key in [*may_change, *filter(is_neutral, missing)]:
             value: Any = raw

@@ -66,7 +66,7 @@ class CompileCache:
             log.warning("The compiled graphs in %s are damaged, so they are compiled again.", self.path)
             return
         self.loaded = _keys(info)
-        log.info("%s: %d compiled parts", self.path, len(self.loaded))
+        log.debug("%s: %d compiled parts", self.path, len(self.loaded))
 
     def step_done(self) -> None:
         """Write the file after step NUM_STEPS of this process, if rank 0 compiled something that the file lacks."""

@@ -15,28 +15,44 @@ class _Terminal(logging.StreamHandler):
         tqdm.write(f"{prefix}{self.format(record)}", file=sys.stderr)
 
 
+class _Early(MemoryHandler):
+    """Keeps any number of messages until `to_file` gives it a target."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=0, flushLevel=logging.CRITICAL + 1)
+
+
 def start(is_main: bool) -> None:
-    """Start logging to stderr. All ranks log the same, so those that are not `is_main` show errors only."""
+    """Start logging to stderr, and keep all messages in memory until `to_file` writes them.
+
+    All ranks log the same, so those that are not `is_main` show errors only and keep nothing. A second call, by the run
+    that the command means, keeps what came since the first one.
+    """
+    early = next(iter(_early_handlers()), None) or _Early()
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes what its encoding lacks by itself
         sys.stdout.reconfigure(errors="backslashreplace")
     terminal = _Terminal()
     terminal.setLevel(logging.INFO if is_main else logging.ERROR)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[terminal], force=True)
+    handlers = [terminal, early] if is_main else [terminal]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     # Other packages log warnings only. Tracebacks are debug messages: only train.log gets them.
     logging.getLogger("bbu_train").setLevel(logging.DEBUG)
 
 
-def keep_until_file() -> None:
-    """Keep all messages from now on in memory, until `to_file` writes them."""
-    early = MemoryHandler(capacity=0, flushLevel=logging.CRITICAL + 1)  # without a target it holds any number
-    logging.getLogger().addHandler(early)
+def kept_warnings() -> list[str]:
+    """Return the warnings among the messages that are kept for the file."""
+    kept = [record for handler in _early_handlers() for record in handler.buffer]
+    return [record.getMessage() for record in kept if record.levelno >= logging.WARNING]
 
 
-def make_room_for_progress_bar() -> None:
-    """Show warnings only from now on if stderr is a terminal. A file or a pipe still gets all progress messages."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, _Terminal) and sys.stderr.isatty():
-            handler.setLevel(max(handler.level, logging.WARNING))
+def forget_kept() -> None:
+    """Forget the messages of a run that has ended before it had a file."""
+    for early in _early_handlers():
+        logging.getLogger().removeHandler(early)
+
+
+def _early_handlers() -> list[_Early]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _Early)]
 
 
 def to_file(folder: Path) -> None:
@@ -44,7 +60,7 @@ def to_file(folder: Path) -> None:
     root = logging.getLogger()
     file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for early in [handler for handler in root.handlers if isinstance(handler, MemoryHandler)]:
+    for early in _early_handlers():
         early.setTarget(file)
         early.close()
         root.removeHandler(early)

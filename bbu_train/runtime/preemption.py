@@ -1,12 +1,14 @@
-"""Ending on request: SIGUSR2 or SIGTERM sets a flag, which training checks wherever it can stop.
+"""Ending on request: SIGUSR2, SIGTERM or Ctrl-C sets a flag, which training checks wherever it can stop.
 
 SLURM sends these signals before a time limit and when it preempts a job. Until `install` is called they kill the
-process, so it is called before the slow imports, and this module does not import torch.
+process, so it is called before the slow imports, and this module does not import torch. Ctrl-C (SIGINT) sets the flag
+only while `interrupts_set_flag`; elsewhere there is nothing to save, and it raises KeyboardInterrupt as usual.
 """
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +18,8 @@ from bbu_train.errors import SweepPreempted
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 HANDED_OVER = "BBU_SIGNAL"  # the signal that came before this process replaced itself
+SAME_INTERRUPT_SECONDS = 2.0
+"""torchrun sends each SIGINT on to its ranks, which the terminal has sent one already. Both are one Ctrl-C."""
 PARENT_POLL_SECONDS = 2.0  # how often a child process checks whether its parent is alive
 
 _received: list[str] = []
@@ -24,7 +28,7 @@ _received: list[str] = []
 def install() -> None:
     """Make SIGUSR2 and SIGTERM only set the flag, however often they arrive.
 
-    SIGINT keeps its behaviour. Calling this function again is harmless.
+    SIGINT keeps its behaviour (`interrupts_set_flag`). Calling this function again is harmless.
 
     The process that calls this must check the flag: otherwise only SIGKILL or SIGINT ends it.
     """
@@ -64,9 +68,40 @@ def end_sweep_if_asked() -> None:
 
 
 @contextmanager
+def interrupts_set_flag(notice: str) -> Iterator[None]:
+    """Let the first Ctrl-C set the flag and print `notice`, if it is not empty; a second one raises KeyboardInterrupt.
+
+    Signals reach the main thread alone: elsewhere this changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not first:
+            first.append(now)
+            _set_flag(number, frame)
+            if notice:
+                os.write(2, f"\n{notice}\n".encode())  # a handler may interrupt a print, so it does not print itself
+        elif "TORCHELASTIC_RUN_ID" not in os.environ or now - first[0] > SAME_INTERRUPT_SECONDS:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block the signals around a fork, so that the child gets none before it calls `end_with_parent`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Block the signals around a fork, so that the child gets none before it calls `end_with_parent`.
+
+    Ctrl-C goes to all processes of a terminal's group, so a worker must not take it either.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGINT))
     try:
         yield
     finally:
@@ -85,7 +120,7 @@ def end_with_parent(_worker: int) -> None:
 
 def _wait_for_end(parent: int) -> None:
     while True:
-        info = signal.sigtimedwait(SIGNALS, PARENT_POLL_SECONDS)
+        info = signal.sigtimedwait((*SIGNALS, signal.SIGINT), PARENT_POLL_SECONDS)
         is_terminated = info is not None and info.si_signo == signal.SIGTERM and info.si_pid == parent
         if is_terminated or os.getppid() != parent:
             os._exit(0)

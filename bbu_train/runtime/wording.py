@@ -9,3 +9,15 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
 def cut(text: str, num_characters: int) -> str:
     """Return `text`, or its beginning and "..." if it is longer than `num_characters`."""
     return text if len(text) <= num_characters else f"{text[: num_characters - 3]}..."
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time with its two largest units, such as "45 s", "2 min 10 s" or "1 d 3 h"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    largest, *next_smaller = parts[:2]
+    return " ".join(f"{number} {unit}" for number, unit in [largest, *[part for part in next_smaller if part[0]]])

@@ -11,19 +11,19 @@ from bbu_train.types.samples import PlannedStep, SampleVisit
 class ShortestFirst:
     """Each step has `num_samples` samples, from a share of the shortest samples that grows epoch by epoch.
 
-    Epoch e visits the shortest samples once each. Their fraction is `share` + (1 - `share`) e / `num_epochs`, and 1
-    from epoch `num_epochs` on (curriculum learning, Bengio et al. 2009). Lengths are those of the epoch's augmented
-    views. If two samples are equally long, the first one counts as shorter. The last step of an epoch may have fewer
-    samples.
+    Epoch e visits the shortest samples once each. Their fraction is `share` + (1 - `share`) e / `curriculum_epochs`,
+    and 1 from epoch `curriculum_epochs` on (curriculum learning, Bengio et al. 2009). Lengths are those of the epoch's
+    augmented views. If two samples are equally long, the first one counts as shorter. The last step of an epoch may
+    have fewer samples.
     """
 
-    def __init__(self, num_samples: int, share: float | int, num_epochs: int, seed: int) -> None:
+    def __init__(self, num_samples: int, share: float | int, curriculum_epochs: int, seed: int) -> None:
         if not is_number(share) or not 0 < share <= 1:
             raise InputError(f"sampler.share={share}: expected a number above 0, at most 1.")
-        if type(num_epochs) is not int or num_epochs < 1:
-            raise InputError(f"sampler.num_epochs={num_epochs}: expected a whole number, 1 or more.")
+        if type(curriculum_epochs) is not int or curriculum_epochs < 1:
+            raise InputError(f"sampler.curriculum_epochs={curriculum_epochs}: expected a whole number, 1 or more.")
         self.share = share
-        self.num_epochs = num_epochs
+        self.curriculum_epochs = curriculum_epochs
         self.fixed_samples = FixedSamples(num_samples, seed)
 
     def epoch(
@@ -36,6 +36,6 @@ class ShortestFirst:
     ) -> list[PlannedStep]:
         """Return the steps of one epoch over `indices`. They depend only on the seed, the epoch and the lengths."""
         by_length = sorted(indices, key=lambda index: num_tokens(SampleVisit(epoch, index)))
-        share = self.share + (1 - self.share) * min(1, epoch / self.num_epochs)
+        share = self.share + (1 - self.share) * min(1, epoch / self.curriculum_epochs)
         shortest = by_length[: max(1, round(share * len(by_length)))]
         return self.fixed_samples.epoch(epoch, sorted(shortest), num_tokens, cost, name)

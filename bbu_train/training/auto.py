@@ -22,6 +22,7 @@ from bbu_train.runs.settings import (
     PRECISION,
     THREADS,
 )
+from bbu_train.runtime.screen import Section
 from bbu_train.training.machine import Machine
 
 ATTENTION = "model.attention"
@@ -87,15 +88,15 @@ def apply(cfg: DictConfig, chosen: Mapping[str, Setting]) -> DictConfig:
     return applied
 
 
-def describe(machine: Machine, chosen: Mapping[str, Setting]) -> str:
-    """Return one line: what auto took on this machine, and why; then what was given."""
+def section(machine: Machine, chosen: Mapping[str, Setting]) -> Section:
+    """Return what auto took on this machine, and why; then what was given."""
     taken = [f"{key}={_as_text(each.value)} ({each.reason})" for key, each in chosen.items() if each.given == AUTO]
     given = [f"{key}={_as_text(each.value)}" for key, each in chosen.items() if each.given != AUTO]
     memory = f", {machine.total_bytes / 2**30:.1f} GiB" if machine.total_bytes else ""
     cores = f"{machine.num_free_cores} of {machine.num_cores} cores free" if machine.is_here else "cores as here"
-    parts = [", ".join(taken)] if taken else []
-    parts += [f"given: {', '.join(given)}"] if given else []
-    return f"auto on {machine.name}{memory}, {cores}: {'; '.join(parts)}"
+    lines = [f"on {machine.name}{memory}, {cores}", *([", ".join(taken)] if taken else [])]
+    lines += [f"given: {', '.join(given)}"] if given else []
+    return Section("auto", lines)
 
 
 def problems(cfg: DictConfig) -> Iterator[str]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count, is_number
+from bbu_train.runs.length import check_epochs, decided_by_epochs, undecisive_key
 from bbu_train.runs.settings import AUTO_SETTINGS
 from bbu_train.training import auto
 
@@ -21,6 +22,7 @@ MINIMUMS = {
     "seed": 0,
     "steps": 0,
     "log_every": 1,
+    "log_lines_seconds": 1,
     "eval_every": 1,
     "save_every": 1,
     "eval_batch_size": 1,
@@ -70,9 +72,16 @@ def check(cfg: DictConfig) -> None:
 
 def _counts(cfg: DictConfig) -> Iterator[str]:
     """Yield every key of MINIMUMS that is no whole number, or too small. OPTIONAL keys may be null, meaning never."""
+    if decided_by_epochs(cfg):
+        check_epochs(cfg.epochs)
+    undecisive = undecisive_key(cfg)
     for key, minimum in MINIMUMS.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
-        if value is not _ABSENT and not (value is None and key in OPTIONAL) and not is_count(value, minimum):
+        if (
+            value is not _ABSENT
+            and not (value is None and key in (*OPTIONAL, undecisive))
+            and not is_count(value, minimum)
+        ):
             null = ", or null for never" if key in OPTIONAL else ""
             yield f"{key}={_as_text(value)}: expected a whole number of at least {minimum}{null}"
 

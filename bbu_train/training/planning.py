@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
 from bbu_train.types.samples import PlannedStep, SampleVisit
@@ -48,13 +49,18 @@ def in_order(source: Source, num_samples: int) -> list[PlannedStep]:
 
 
 def plan_run(
-    sampler: Sampler, train: Source, num_steps: int, validation: Source, eval_batch_size: int, max_positions: int
+    sampler: Sampler,
+    train: Source,
+    length: int | Fraction,
+    validation: Source,
+    eval_batch_size: int,
+    max_positions: int,
 ) -> tuple["StepPlan", list[PlannedStep]]:
     """Plan the steps of a run, and the batches of an evaluation. Raises TooLong for long samples of both together."""
     errors: list[TooLong] = []
     plan, evaluation_steps = None, []
     try:
-        plan = StepPlan(sampler, train, num_steps)
+        plan = StepPlan(sampler, train, length)
     except TooLong as error:
         errors.append(error)
     try:
@@ -73,26 +79,38 @@ def plan_run(
 class StepPlan:
     """Every step of a run, planned one epoch at a time, so that memory holds one epoch at most.
 
+    `length` is the number of steps, or the Fraction of epochs: of a part of an epoch, its steps are rounded up.
+
     The constructor plans every epoch once and keeps only its number of steps. This lets a resumed run jump to the epoch
     of its next step. It also finds a sample that becomes too long with the teachers of a later epoch before the model
     loads, not hours later. Planning takes tens of microseconds a sample, or about a hundred with augmentation; training
     takes milliseconds.
     """
 
-    def __init__(self, sampler: Sampler, source: Source, num_steps: int):
+    def __init__(self, sampler: Sampler, source: Source, length: int | Fraction):
         self.sampler = sampler
         self.source = source
-        self.num_steps = num_steps
+        self.length = length
         self.most_samples = 0  # of a step
         self._steps_by_epoch: list[int] = []
-        while sum(self._steps_by_epoch) < num_steps:
-            epoch = len(self._steps_by_epoch)
-            try:
-                steps = self._plan_epoch(epoch, _indices_within_limit(source, epoch))
-            except TooLong as error:
-                raise self._in_all_epochs(error, epoch) from None
-            self._steps_by_epoch.append(len(steps))
-            self.most_samples = max(self.most_samples, *(sum(map(len, step)) for step in steps))
+        if isinstance(length, Fraction):
+            while len(self._steps_by_epoch) < length:
+                self._count_next_epoch()
+            *whole, last = self._steps_by_epoch
+            self.num_steps = sum(whole) + math.ceil((length - len(whole)) * last)
+        else:
+            self.num_steps = length
+            while sum(self._steps_by_epoch) < length:
+                self._count_next_epoch()
+
+    def _count_next_epoch(self) -> None:
+        epoch = len(self._steps_by_epoch)
+        try:
+            steps = self._plan_epoch(epoch, _indices_within_limit(self.source, epoch))
+        except TooLong as error:
+            raise self._in_all_epochs(error, epoch) from None
+        self._steps_by_epoch.append(len(steps))
+        self.most_samples = max(self.most_samples, *(sum(map(len, step)) for step in steps))
 
     def starting_at(self, first: int) -> Iterator[PlannedStep]:
         """Yield the steps from number `first` on. A step does not depend on `first`, so a resumed run repeats none."""
@@ -117,10 +135,21 @@ class StepPlan:
             steps = self.sampler.epoch(epoch, everything, cut_length, self.source.cost, self.source.name)
         except TooLong as narrower:  # the limit of a row is below that of a sample
             return self._in_all_epochs(narrower, epoch)
-        num_epochs = math.ceil((self.num_steps - sum(self._steps_by_epoch)) / len(steps))
+        if isinstance(self.length, Fraction):
+            num_epochs = math.ceil(self.length) - epoch
+        else:
+            num_epochs = math.ceil((self.length - sum(self._steps_by_epoch)) / len(steps))
         visits = [SampleVisit(each, i) for each in range(epoch, epoch + num_epochs) for i in everything]
         lengths = {visit: length for visit in visits if (length := self.source.num_tokens(visit)) > error.limit}
         return TooLong.of_visits(error.key, error.limit, lengths, self.source.name)
+
+    def epoch_at(self, step: int) -> float:
+        """Return how many epochs are done after `step` steps, such as 2.5."""
+        for epoch, num_steps in enumerate(self._steps_by_epoch):
+            if step < num_steps:
+                return epoch + step / num_steps
+            step -= num_steps
+        return float(len(self._steps_by_epoch))
 
     def _plan_epoch(self, epoch: int, indices: Sequence[int]) -> list[PlannedStep]:
         return self.sampler.epoch(epoch, indices, self.source.num_tokens, self.source.cost, self.source.name)

@@ -62,8 +62,6 @@ class Recovery:
         self.learnt = distributed.broadcast_from_main(LearntLayout.read(folder, self.device))
         self.asked = engine.num_micro_batches, max((len(row) for (row,) in inputs.evaluation_steps), default=1)
         engine.num_micro_batches = self.learnt.num_micro_batches(engine.num_micro_batches)
-        if self.learnt.summary() is not None:
-            log.info("As this run has learnt: %s", self.learnt.summary())
         self._repeated: set[int] = set()  # the numbers of micro-batches that were tried again without a change
 
     def batches_from(self, step: int) -> StepBatches:

@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.summary import paths_with_first, summarize
 from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems, listed
+from bbu_train.runs.length import decided_by_epochs
 from bbu_train.runs.settings import AUTO
 from bbu_train.runtime import distributed
 from bbu_train.runtime.compile_cache import CompileCache
@@ -32,10 +34,14 @@ CLASS_METRIC = "eval/ap50/"
 
 @dataclass(frozen=True)
 class RunData:
-    """The samples of a run, and what they are in numbers: `DataSummary` as a dict, empty on ranks other than 0."""
+    """The samples of a run, and what they are in numbers: `DataSummary` as a dict, and its lines on the first screen.
+
+    Both are empty on ranks other than 0.
+    """
 
     splits: Splits
     summary: Mapping[str, Any]
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,12 @@ class RunInputs:
     """What a run needs before its model is built.
 
     `plan` has every training step, `evaluation_steps` the batches of one evaluation, in order. See `RunData` for
-    `data_summary`.
+    `data_summary` and `data_lines`.
     """
 
     data: Splits
     data_summary: Mapping[str, Any]
+    data_lines: Sequence[str]
     builder: ConversationBuilder
     collator: Collator
     train: SampleSource
@@ -57,7 +64,7 @@ class RunInputs:
 
 
 def load_data(data_cfg: DictConfig) -> RunData:
-    """Read the data set of a config, and log what was read and what is suspicious in it.
+    """Read the data set of a config, and log what is suspicious in it.
 
     Raises InputError, or Hydra's InstantiationException from it.
     """
@@ -68,14 +75,16 @@ def load_data(data_cfg: DictConfig) -> RunData:
     splits.teachers.check_pool(splits.train, splits.validation, len({first_path[each.path] for each in splits.pool}))
     summary = summarize(splits, first_path)
     root = data_cfg.get("root") or data_cfg.get("source", {}).get("root", "data")
-    log.info("%s: %s", root, summary.line())
     for warning in find_suspicions(splits, first_path):
         log.warning("%s: %s", root, warning)
-    return RunData(splits, summary.as_dict())
+    return RunData(splits, summary.as_dict(), [f"in {root}", *summary.lines()])
 
 
 def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | None = None) -> RunInputs:
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
+
+    If `cfg.epochs` decides the length of the run, `cfg.steps` is set to its number of steps: it follows from the data
+    and the sampler, so all ranks, and a run that goes on, find the same number.
 
     `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. `num_ranks` is that of the
     run, if it is not this one. Raises InputError, or Hydra's InstantiationException from it.
@@ -93,13 +102,17 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | Non
     check_max_tokens(collator.max_tokens, preprocessing.max_positions)
     train, validation = loader.sources(data, build(cfg.augmentation), builder, preprocessing.cost, collator)
     plan, evaluation_steps = planning.plan_run(
-        build(cfg.sampler), train, cfg.steps, validation, cfg.eval_batch_size, preprocessing.max_positions
+        build(cfg.sampler), train, planned_length(cfg), validation, cfg.eval_batch_size, preprocessing.max_positions
     )
+    cfg.steps = plan.num_steps
+    if decided_by_epochs(cfg):
+        config_checks.check(cfg)  # once more, for values that depend on the number of steps
     check_num_micro_batches(plan, cfg.engine.num_micro_batches, num_ranks or distributed.world_size())
     warn_of_small_steps(plan, len(data.train), cfg.sampler.get("num_samples"))
     return RunInputs(
         data=data,
         data_summary=loaded.summary,
+        data_lines=loaded.lines,
         builder=builder,
         collator=collator,
         train=train,
@@ -115,6 +128,11 @@ def compile_cache(cfg: DictConfig, device: torch.device) -> CompileCache:
     choices = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
     choices |= {"checkpointing": cfg.engine.gradient_checkpointing, "is_alone": distributed.world_size() == 1}
     return CompileCache(Path(cfg.outputs), choices, device)
+
+
+def planned_length(cfg: DictConfig) -> int | Fraction:
+    """Return the length of a run for its StepPlan. 0.1 epochs are exactly a tenth."""
+    return Fraction(str(cfg.epochs)) if decided_by_epochs(cfg) else cfg.steps
 
 
 def check_head_is_trained(cfg: DictConfig) -> None:

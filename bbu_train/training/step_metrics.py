@@ -115,10 +115,3 @@ def _memory_bytes(device: torch.device) -> dict[str, int]:
         }
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts KiB, macOS bytes
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-
-
-def progress_text(row: dict[str, float]) -> str:
-    """Return the main losses of a row for the progress bar. Auxiliary losses show in the total only."""
-    labels = {"loss/total": "total", "loss/teacher_lm": "teacher", "loss/student_lm": "student", "loss/bbox_l1": "l1"}
-    labels |= {"loss/bbox_giou": "giou", "loss/objectness": "obj", "loss/caption": "cap"}
-    return " ".join(f"{label} {row[name]:.3g}" for name, label in labels.items() if name in row)

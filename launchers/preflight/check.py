@@ -2,7 +2,7 @@
 
 Composing the cells (cells.py) has checked their configs. Here: model weights exist; then one child process that imports
 torch checks the values of each config, the data of each data config and the parameter groups of each model, head and
-optimizer, and computes what a training step requires (child.py).
+optimizer, computes what a training step requires, and counts the steps of runs whose epochs are given (child.py).
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -18,6 +19,7 @@ from bbu_train.errors import InputError, all_problems
 from bbu_train.model import weights
 from bbu_train.runs import config_keys
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs.length import EPOCHS, decided_by_epochs
 from bbu_train.runtime import preemption
 from launchers.cells import Cell
 
@@ -49,25 +51,21 @@ class CheckAborted(InputError):
     """The check itself did not finish, which says nothing about the cells."""
 
 
-def check_cells(cells: Sequence[Cell], groups_without_estimate: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
+def check_cells(
+    cells: Sequence[Cell], groups_without_estimate: Sequence[Sequence[int]], known_steps: dict[str, int]
+) -> dict[int, dict[str, float]]:
     """Raise one InputError that names every problem, each with the cells that have it.
 
     Without problems, return {cell number: requirements of a training step} (see `child.compute_requirements`) for all
     cells in `groups_without_estimate`. These are groups of cell numbers; the cells of a group have equal requirements,
-    so they are computed once.
+    so they are computed once. `known_steps` gets what `with_steps` reads.
     """
     for checkpoint, kind in sorted({(cell.cfg.model.checkpoint, cell.cfg.model.weights) for cell in cells}, key=str):
         if checkpoint is not None:
             weights.require(checkpoint, kind)
-    answers = _run_child(cells, {**group_for_checks(cells), "requirements": groups_without_estimate})
-    problems = [
-        indent(f"{_name_cells(cells, answer['cells'])}: {answer['problem']}", "    ").strip()
-        for answer in answers
-        if "problem" in answer
-    ]
-    if problems:
-        raise all_problems("The sweep", problems, "Nothing was started.")
-    return {number: answer["requirements"] for answer in answers for number in answer["cells"]}
+    answers = _run_checks(cells, {**group_for_checks(cells), "requirements": groups_without_estimate}, known_steps)
+    required = [answer for answer in answers if "requirements" in answer]
+    return {number: answer["requirements"] for answer in required for number in answer["cells"]}
 
 
 def group_for_checks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
@@ -78,18 +76,63 @@ def group_for_checks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
     return {check: _group_equal(configs, each) for check, each in keys.items()}
 
 
+def with_steps(cell: Cell, known_steps: dict[str, int]) -> Cell:
+    """Return the cell with the number of steps of its epochs in `cfg.steps`; a cell without epochs as it is.
+
+    `known_steps` has the numbers that were counted before, and gets this one. Raises InputError as `check_cells`.
+    """
+    if not decided_by_epochs(cell.cfg):
+        return cell
+    key = _steps_key(cell)
+    if key not in known_steps:
+        _run_checks([cell], {}, known_steps)
+    cfg = cell.cfg.copy()
+    cfg.steps = known_steps[key]
+    return replace(cell, cfg=cfg)
+
+
+def _steps_key(cell: Cell) -> str:
+    """Return a text that is equal for cells whose epochs have equal steps. What is too long varies with seeds."""
+    return _shared_values(cell.values, (*DATA_KEYS, EPOCHS), ())
+
+
+def _run_checks(
+    cells: Sequence[Cell], checks: Mapping[str, Sequence[Sequence[int]]], known_steps: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Return the answers to `checks`; without a problem, `known_steps` then has the steps of all cells with epochs."""
+    uncounted: dict[str, list[int]] = {}
+    for number, cell in enumerate(cells):
+        if decided_by_epochs(cell.cfg) and (key := _steps_key(cell)) not in known_steps:
+            uncounted.setdefault(key, []).append(number)
+    answers = _run_child(cells, {**checks, "num_steps": [*uncounted.values()]})
+    problems = [
+        indent(f"{_name_cells(cells, answer['cells'])}: {answer['problem']}", "    ").strip()
+        for answer in answers
+        if "problem" in answer
+    ]
+    if problems:
+        raise all_problems("The sweep", problems, "Nothing was started.")
+    counted = [answer for answer in answers if "num_steps" in answer]
+    known_steps |= {_steps_key(cells[answer["cells"][0]]): answer["num_steps"] for answer in counted}
+    return answers
+
+
 def _group_equal(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[int]]:
-    """Return the numbers of the configs, grouped by what they have under `keys`."""
+    """Return the numbers of the configs, grouped by what they have under `keys`, seeds aside."""
     groups: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
-        leaves = {
-            key: _simplify_rate(key, value)
-            for key, value in config_keys.leaves(config)
-            if any(key == owner or key.startswith(f"{owner}.") for owner in keys)
-            and key not in (*SEED_KEYS, "checkpoint.folder")
-        }
-        groups.setdefault(json.dumps(leaves, sort_keys=True, default=str), []).append(number)
+        groups.setdefault(_shared_values(config, keys, (*SEED_KEYS, "checkpoint.folder")), []).append(number)
     return list(groups.values())
+
+
+def _shared_values(config: Mapping[str, Any], keys: Sequence[str], ignored: Sequence[str]) -> str:
+    """Return a text that is equal for configs with the same values under `keys`."""
+    leaves = {
+        key: _simplify_rate(key, value)
+        for key, value in config_keys.leaves(config)
+        if any(key == owner or key.startswith(f"{owner}.") for owner in keys) and key not in ignored
+    }
+    return json.dumps(leaves, sort_keys=True, default=str)
 
 
 def _simplify_rate(key: str, value: Any) -> Any:

@@ -1,9 +1,9 @@
 """The checks of a sweep that need torch, in a process of their own: `python -m launchers.preflight.child`.
 
-It reads from stdin a list of `{"check": name, "config": path, "cells": [...]}`, where the name is "values", "data",
-"parameter_groups" or "requirements"; the checks of values come first. It prints a line of JSON for each problem,
-`{"cells": [...], "problem": text}`; if there is none, one for each
-"requirements", `{"cells": [...], "requirements": {...}}`.
+It reads from stdin a list of `{"check": name, "config": path, "cells": [...]}`; the names are "values", which come
+first, "data", "parameter_groups", "requirements" and "num_steps". It prints a line of JSON for each problem,
+`{"cells": [...], "problem": text}`; if there is none, one for each "requirements" and "num_steps",
+`{"cells": [...], "requirements": {...}}`.
 """
 
 import json
@@ -56,6 +56,11 @@ def _num_ranks(cfg: DictConfig) -> int:
     return cfg.cluster.nodes * cfg.cluster.tasks_per_node
 
 
+def count_steps(cfg: DictConfig) -> int:
+    """Return the number of steps of a run whose epochs are given."""
+    return check_data(cfg).plan.num_steps
+
+
 def main() -> None:
     tasks = json.load(sys.stdin)
     answers: list[dict[str, Any]] = []
@@ -65,7 +70,8 @@ def main() -> None:
             answers.append(problem)
             wrong.update(task["cells"] if task["check"] == "values" else ())
     if not answers:
-        answers = [_answer(task, compute_requirements) for task in tasks if task["check"] == "requirements"]
+        results = {"requirements": compute_requirements, "num_steps": count_steps}
+        answers = [_answer(task, results[task["check"]]) for task in tasks if task["check"] in results]
     for answer in answers:
         print(json.dumps(answer))
 

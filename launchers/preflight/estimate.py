@@ -23,7 +23,7 @@ from launchers.cells import Cell
 MAX_RUNS = 50  # finished runs to read, the newest first
 NUM_WARMUP_STEPS = 2  # first steps of a run, which are slower than the others
 SEED_KEYS = ("seed", "sampler.seed", "data.teachers.seed", "data.seed", "augmentation.seed")
-IGNORED_KEYS = (*SEED_KEYS, "steps", "schedule", "average.num_steps", "loss", "model.learning_rates")
+IGNORED_KEYS = (*SEED_KEYS, "steps", "epochs", "schedule", "average.num_steps", "loss", "model.learning_rates")
 CLUSTER_KEYS = ("cluster.partition", "cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 
 

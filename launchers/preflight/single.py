@@ -11,7 +11,8 @@ from bbu_train.model import weights
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.identity import experiment_name
 from bbu_train.runs.resume import resolve_run
-from bbu_train.runtime import logs
+from bbu_train.runtime import logs, screen
+from bbu_train.runtime.screen import Section
 from launchers import ranks
 from launchers.cells import Cell
 from launchers.preflight import estimate
@@ -43,11 +44,10 @@ def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     machine = named_machine(card) if card else this_machine(here)
     environment = run_folder.read_environment(cfg.folder) if cfg.run is not None else {}
     known = forecast(cfg, machine, cfg.cluster.nodes * cfg.cluster.tasks_per_node, environment)
-    for line in known.lines():
-        print(line)
     cell = Cell((), {str(group): str(choice) for group, choice in choices.items()}, cfg)
     finished = None if card else estimate.from_finished_runs([cell])[0]
     expected = finished or estimate.from_requirements(cell, known.flops_per_step(), known.num_bytes())
     text = estimate.format_estimates([cell], [expected]).splitlines()[0].partition(": ")[2]
-    print("time     ", text.removeprefix("time "))
+    time = Section("time", [text.removeprefix("time ")])
+    print(screen.as_text([*known.sections(cfg), time], max_lines=sys.maxsize))
     sys.stdout.flush()

@@ -22,6 +22,7 @@ from bbu_train.cli import overrides
 from bbu_train.errors import InputError
 from bbu_train.metrics import direction
 from bbu_train.runs import config_keys, identity
+from bbu_train.runs.length import choose_length
 from launchers.cells import Cell, add_config_sweep, compose, first_values, is_search_key
 
 if TYPE_CHECKING:
@@ -32,13 +33,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchCommand:
-    """Hydra's options, the overrides of the runs, the composed settings of the search, and conf/ with its loader."""
+    """Hydra's options, the overrides of the runs, the composed config, and conf/ with its loader.
+
+    `config.steps` is null until the steps of given epochs are counted.
+    """
 
     options: tuple[str, ...]
     overrides: tuple[Override, ...]
-    settings: DictConfig
+    config: DictConfig
     folder: Path
     loader: ConfigLoaderImpl
+
+    @property
+    def settings(self) -> DictConfig:
+        """The settings of the search."""
+        return self.config.search
 
     @cached_property
     def searched(self) -> dict[str, Override]:
@@ -93,11 +102,13 @@ def read_search_command(arguments: Sequence[str], folder: Path) -> SearchCommand
     hydra_options = {"--config-dir": flags.config_dir, "--config-name": flags.config_name}
     options = [word for option, value in hydra_options.items() if value is not None for word in (option, value)]
     of_runs = tuple(override for override in given if not is_search_key(override.key_or_group))
-    return SearchCommand(("-m", *options), of_runs, _check_settings(cfg), folder, loader)
+    choose_length(cfg, [override.key_or_group for override in given])
+    _check_settings(cfg)
+    return SearchCommand(("-m", *options), of_runs, cfg, folder, loader)
 
 
-def _check_settings(cfg: DictConfig) -> DictConfig:
-    """Return the settings of the search, with `mode` filled in from the metric."""
+def _check_settings(cfg: DictConfig) -> None:
+    """Check the settings of the search, and fill in `mode` from the metric."""
     settings = cfg.search
     problems = [
         f"search.{key}={settings[key]}: {key} is a whole number, {minimum} or more."
@@ -115,13 +126,16 @@ def _check_settings(cfg: DictConfig) -> DictConfig:
         )
     config_keys.refuse(problems)
     settings.mode = settings.mode or direction.usual_mode(str(settings.metric))
-    return settings
 
 
 def create_study(command: SearchCommand) -> Study:
-    """Return the search's study without any trial."""
+    """Return the search's study without any trial. It prunes none while the steps of given epochs are not counted."""
+    from optuna.pruners import NopPruner
+
     from launchers.search.study import Study
 
     settings = command.settings
-    sampler, pruner = (instantiate(settings[part], _convert_="all") for part in ("sampler", "pruner"))
+    sampler = instantiate(settings.sampler, _convert_="all")
+    is_counted = command.config.steps is not None
+    pruner = instantiate(settings.pruner, _convert_="all") if is_counted else NopPruner()
     return Study(command.space, sampler, pruner, settings.seed, settings.mode)

@@ -23,7 +23,7 @@ from launchers.cells import Cell
 from launchers.job_states import RetryTransient
 from launchers.ledger import RESTARTABLE, Ledger, State
 from launchers.lock import locked
-from launchers.preflight.check import CheckAborted, check_cells, group_for_checks
+from launchers.preflight.check import CheckAborted, check_cells, group_for_checks, with_steps
 from launchers.protocol import SearchLauncher
 from launchers.search.command import read_search_command
 from launchers.search.source import TrialSource
@@ -43,10 +43,13 @@ class Controller:
         os.chdir(record["started_in"])
         command = read_search_command(record["arguments"], config_folder())
         assert command is not None, "the command of a search asks for a search"
+        if command.config.steps is None:
+            command.config.steps = cfg.steps  # of the epochs of the first trial
         self.command, self.settings = command, command.settings
         self.launcher: SearchLauncher = instantiate(cfg.launchers, _convert_="all")
         self.source = TrialSource(command, ledger)
         self.checked = [Cell((), {}, cfg)]  # the first trial was checked before the search started
+        self.known_steps: dict[str, int] = {}
         self.running: list[TrialRun] = []
         self.values: dict[str, float] = {}
         self.num_without_metric = 0
@@ -69,7 +72,14 @@ class Controller:
         self._print_best()
 
     def _start(self, trial_run: TrialRun, cell: Cell, pool: ThreadPoolExecutor) -> None:
-        problem = self._check(cell)
+        problem = None
+        try:
+            self._check(cell)
+            cell = with_steps(cell, self.known_steps)
+        except CheckAborted:
+            raise
+        except InputError as error:
+            problem = str(error)
         with locked(self.ledger.folder):
             trial_run.record()  # first: without trial.json the run would not belong to the search
             self.ledger.add([cell])
@@ -79,19 +89,12 @@ class Controller:
         if not problem:
             trial_run.starting = pool.submit(self.launcher.start, self.ledger, [trial_run.run], RESTARTABLE)
 
-    def _check(self, cell: Cell) -> str | None:
-        """Return what the preflight checks find wrong. They are skipped for a cell like one that has passed them."""
+    def _check(self, cell: Cell) -> None:
+        """Check a cell as a sweep is checked, unless it is like one that has passed."""
         groups = [numbers for groups in group_for_checks([*self.checked, cell]).values() for numbers in groups]
-        if [len(self.checked)] not in groups:
-            return None
-        try:
-            check_cells([cell], groups_without_estimate=[])
-        except CheckAborted:
-            raise
-        except InputError as error:
-            return str(error)
-        self.checked.append(cell)
-        return None
+        if [len(self.checked)] in groups:
+            check_cells([cell], [], self.known_steps)
+            self.checked.append(cell)
 
     def _poll(self) -> None:
         """Read what all running trials have done since the last poll.

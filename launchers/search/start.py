@@ -23,7 +23,7 @@ from launchers.cells import Cell
 from launchers.ledger import Attempt, Ledger
 from launchers.lock import locked
 from launchers.preflight import estimate
-from launchers.preflight.check import check_cells
+from launchers.preflight.check import check_cells, with_steps
 from launchers.protocol import Launcher, SearchLauncher
 from launchers.search.command import SearchCommand, create_study
 from launchers.search.trials import read_trials
@@ -42,7 +42,12 @@ def launch_search(command: SearchCommand, arguments: Sequence[str]) -> int:
     with locked(ledger.folder):
         _refuse_conflicts(ledger, command, first)  # before the slow check, and again after it
     (known,) = estimate.from_finished_runs([first])
-    requirements = check_cells([first], estimate.group_without_estimate([first], [known]))
+    known_steps: dict[str, int] = {}
+    requirements = check_cells([first], estimate.group_without_estimate([first], [known]), known_steps)
+    first = with_steps(first, known_steps)
+    if command.config.steps is None:
+        command.config.steps = first.cfg.steps
+        create_study(command)  # its pruner may need the number of steps
     expected = known or estimate.from_requirements(first, **requirements[0])
     num_trials = command.settings.num_trials
     text = estimate.format_estimates([first] * num_trials, [expected] * num_trials)

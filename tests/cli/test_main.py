@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from bbu_train.cli import main as command_line
-from bbu_train.errors import InputError, Preempted
+from bbu_train.errors import InputError, Interrupted, Preempted
 from bbu_train.runs import folder as run_folder
 from launchers.cells import compose
 
@@ -28,6 +28,7 @@ CONF = {
           - override hydra/job_logging: none
         seed: 17
         steps: 120
+        epochs: null
         about: null
         debug: false
         num_workers: 0
@@ -48,6 +49,7 @@ CONF = {
     "tracker/jsonl.yaml": "{jsonl: {folder: '${folder}'}}",
     "experiment/smoke.yaml": "# @package _global_\nsteps: 2\n",
     "experiment/headless.yaml": "# @package _global_\ndefaults:\n  - override /head: none\n",
+    "experiment/long.yaml": "# @package _global_\nsteps: 5\nepochs: 2\n",
     "experiment/misspelt.yaml": "# @package _global_\nstepps: 2\nseed: many\n",
 }
 
@@ -147,7 +149,18 @@ def test_a_misspelt_key_is_refused_with_the_nearest_and_with_what_exists(command
 
 
 def test_a_key_without_its_path_is_refused_with_the_whole_keys(command):
-    assert "Did you mean optimizer.groups.llm.lr or optimizer.groups.vision.lr?" in refused(command, "lr=1e-5")
+    assert "Did you mean optimizer.groups.llm.pattern or optimizer.groups.vision.pattern?" in refused(
+        command, "pattern=x"
+    )
+
+
+@pytest.mark.parametrize("typed", ["lr=1e-5", "+optimizer.lr=1", "-m learning-rate=1,2", "--lr 1e-5", "--lr=1e-5"])
+def test_a_usual_name_of_a_key_is_answered_with_the_key(command, typed):
+    assert "The key for learning rate is optimizer.groups.vision.lr: likewise" in refused(command, *typed.split())
+
+
+def test_a_usual_name_of_a_choice_is_answered_with_the_choice(command):
+    assert "head=LM is no choice. Did you mean none? " in refused(command, "-m", "head=detr,LM")
 
 
 def test_a_key_of_another_choice_is_unknown(command):
@@ -266,6 +279,7 @@ def test_keys_that_nothing_reads_in_an_experiments_file_are_refused(command):
     says = refused(command, "experiment=misspelt")
     assert "Did you mean steps" in says
     assert "seed is a number" in says
+    assert "epochs=2 and steps=5: both say how long a run is" in refused(command, "experiment=long")
 
 
 def test_experiments_of_a_folder_of_ones_own_are_choices(command, tmp_path):
@@ -309,8 +323,15 @@ def test_the_traceback_of_the_users_error_is_shown_on_demand(command, monkeypatc
     assert "Traceback" in command(task=fail(InputError("no box")))[1]
 
 
-def test_an_interrupt_is_one_line(command):
-    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "interrupted\n")
+def test_an_interrupt_is_one_line_with_what_goes_on(command, tmp_path):
+    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "Interrupted. Give the same command again to go on.\n")
+    (tmp_path / "config.yaml").touch()
+    code, says, _ = command(task=fail(Interrupted(7, 4, str(tmp_path), ["num_workers=2", "data.root=/a b"])))
+    assert code == 130
+    assert says == (
+        "Interrupted after step 7; the newest checkpoint is that of step 4. To go on: python -m bbu_train "
+        f"resume={tmp_path} num_workers=2 'data.root=/a b'\n"
+    )
 
 
 def test_a_resumed_run_brings_its_choices(command, tmp_path):
@@ -374,19 +395,20 @@ def test_missing_weights_are_said_before_torch_is_imported(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def asked_to_end(folder, step):
+def asked_to_end(folder, step, name="SIGTERM"):
     def task(cfg, given):
-        raise Preempted(step, "SIGTERM", str(folder))
+        raise Preempted(step, name, str(folder))
 
     return task
 
 
-def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(command, tmp_path):
+@pytest.mark.parametrize(("name", "expected"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(command, tmp_path, name, expected):
     (tmp_path / "config.yaml").touch()
-    code, says, _ = command(task=asked_to_end(tmp_path, 7))
-    assert code == 75
+    code, says, _ = command(task=asked_to_end(tmp_path, 7, name))
+    assert code == expected
     assert says == (
-        f"SIGTERM ended the run after step 7, which is saved. To go on: python -m bbu_train resume={tmp_path}\n"
+        f"{name} ended the run after step 7, which is saved. To go on: python -m bbu_train resume={tmp_path}\n"
     )
 
 

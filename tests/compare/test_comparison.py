@@ -180,6 +180,17 @@ def test_keys_that_only_refer_to_another_key_are_left_out(outputs):
     assert list(compare_runs(outputs).ranking[0].settings) == ["steps"]
 
 
+def test_a_sweep_of_epochs_is_compared_by_them_and_trained_again_with_them(outputs):
+    """Runs of different epochs have different steps, which only follow from them."""
+    for epochs, steps in ((1, 60), (2, 120)):
+        folder = add_run(outputs, [f"epochs={epochs}", f"steps={steps}"], 0.4 + epochs / 100, last_step=steps)
+        sweeps.record(folder, command=["bbu_train", f"epochs={epochs}", "eval_every=20"])
+    comparison = compare_runs(outputs)
+    assert [list(candidate.settings.items()) for candidate in comparison.ranking] == [[("epochs", 2)], [("epochs", 1)]]
+    command, removed = training_command(comparison.ranking[0])
+    assert (command, removed) == ("python -m bbu_train epochs=2 seed=17", [])
+
+
 def test_a_config_group_replaces_the_keys_that_its_choice_determines(outputs):
     for choice, weight in (("packed", 1), ("standard", 1), ("packed", 2)):
         folder = add_run(outputs, [f"collator={choice}", f"{GIOU}={weight}"], 0.4 + weight / 100)

@@ -58,21 +58,23 @@ def test_repeated_pictures_are_those_of_the_same_bytes_under_any_name(data):
     assert result.num_in_both == 2
 
 
-def test_a_summary_is_one_line_and_json(data):
+def test_a_summary_is_a_line_for_each_split_and_json(data):
     result = summarize(data)
-    line = result.line()
-    assert "\n" not in line
-    for part in (
-        "train 4 pictures with 4 objects of 2 classes (screw 2, label 2), smallest box 10 x 20, largest 30 x 40 pixels",
-        ", 1 without an object, 1 unannotated, 1 repeated, 1 fixed teacher, 2 objects dropped: zero area; validation",
-        "2 pictures in both; not used: object/pose, folder, path, source",
-    ):
-        assert part in line
+    train, validation, *both = result.lines()
+    assert train == (
+        "train: 4 pictures with 4 objects of 2 classes (screw 2, label 2), smallest box 10 x 20, largest 30 x 40 pixels"
+        ", 1 without an object, 1 unannotated, 1 repeated, 1 fixed teacher, 2 objects dropped: zero area"
+    )
+    assert validation.startswith("validation: ")
+    assert both == [
+        "2 pictures in both",
+        "not used: object/pose, folder, path, source (more: environment.json)",
+    ]
     assert json.loads(json.dumps(result.as_dict()))["splits"]["train"]["num_objects_by_class"]["screw"] == 2
 
 
 def test_names_of_any_length_and_with_control_characters_stay_on_one_short_line(picture, splits):
     long = picture("a.bmp", ((0, 0, 9, 9), "x" * 500), ((0, 0, 9, 9), "two\nlines"), content=1)
-    line = summarize(splits([long], [])).line()
+    line = summarize(splits([long], [])).lines()[0]
     assert "x" * 37 + "... 1" in line
     assert "two\\x0alines 1" in line

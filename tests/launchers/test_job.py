@@ -104,6 +104,13 @@ def test_a_preempted_job_requeues_itself_at_most_max_requeues_times(attempt, mon
     assert (end.name, end.reason, end.has_live_job) == ("preempted", reason, False)
 
 
+def test_a_job_whose_run_saved_a_step_after_an_interrupt_is_cancelled(attempt, monkeypatch, scontrol_commands):
+    run(attempt, monkeypatch, raises(Preempted(5, "SIGINT", "folder")))
+    end = attempt.state(lambda job: "COMPLETED")
+    assert (end.name, end.reason) == ("cancelled", "interrupted by hand; saved at step 5")
+    assert scontrol_commands() == []
+
+
 def test_a_cancelled_job_does_not_requeue_itself(attempt, monkeypatch, scontrol_commands):
     def cancelled_while_training(cfg):
         attempt.write("cancelled", reason="by hand")

@@ -71,7 +71,7 @@ def test_a_sweep_runs_two_at_a_time_and_the_same_command_again_runs_only_what_is
     assert done.returncode == 1, done.stderr
     assert "1 done, 1 failed" in done.stdout
 
-    def check_cells(cells, groups_without_estimate):
+    def check_cells(cells, groups_without_estimate, known_steps):
         assert groups_without_estimate == [], "the finished run tells what the new one takes"
         return {}
 
@@ -95,12 +95,17 @@ def send_signal(ledger: Ledger) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def press_ctrl_c(ledger: Ledger) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def cancel(ledger: Ledger) -> None:
     main(["cancel", str(ledger.folder.parent)])
 
 
 @pytest.mark.parametrize(
-    ("ask", "code", "state"), [(send_signal, os.EX_TEMPFAIL, "preempted"), (cancel, 1, "cancelled")]
+    ("ask", "code", "state"),
+    [(send_signal, os.EX_TEMPFAIL, "preempted"), (press_ctrl_c, 130, "preempted"), (cancel, 1, "cancelled")],
 )
 def test_a_sweep_that_is_asked_to_end_ends_its_runs_and_starts_no_further_one(
     tmp_path, own_process, monkeypatch, ask, code, state

@@ -123,7 +123,7 @@ def test_a_terminal_shows_a_live_table_until_ctrl_c_which_ends_no_run(sweep):
     watching, terminal = start_in_terminal(sweep, "resume")
     text = read_until(terminal, "1 queued")
     watching.send_signal(signal.SIGINT)
-    text += read_until(terminal, "interrupted")
+    text += read_until(terminal, "To end them")
     assert watching.wait(60) == 130
     assert f"the runs continue. To end them: python -m launchers cancel {sweep.outputs}" in text
     (job,) = sweep.jobs()

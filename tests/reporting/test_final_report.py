@@ -59,7 +59,8 @@ def test_a_loss_that_some_steps_lack_begins_where_it_is_first_defined(tmp_path):
         {"step": 3, "eval/loss/student_lm": 1.5, "eval/loss/total": 1.5, "eval/ap": 0.5},  # by an earlier process
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = final_report.summarize(tmp_path, [], [], 1, None, None).splitlines()
+    lines = final_report.summarize(tmp_path, [], [], 1, {"memory": None, "time": "start 1 s"}, None).splitlines()
+    assert lines[-2:] == ["time    start 1 s", f"run     {tmp_path}"]
     table = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("loss/")}
     assert table == {
         "loss/student_lm": ["3.0000", "1.0000"],

@@ -16,6 +16,8 @@ def config(**changes) -> DictConfig:
         {
             "seed": 17,
             "steps": 120,
+            "epochs": None,
+            "schedule": {"num_steps": "${steps}"},
             "optimizer": {"groups": {"llm": {"lr": 1e-5}}, "betas": [0.9, 0.95]},
             "data": {"root": "${outputs}/made", "cache": "${outputs}/cache", "seed": "${seed}"},
             "tracker": {"jsonl": {"folder": "${folder}"}},
@@ -99,6 +101,13 @@ def test_a_resumed_run_keeps_what_was_noted_of_it():
     assert settled(["sweep=a", "run=b", "seed=3", "num_workers=4"]).about.overrides == ["seed=3"]
 
 
+def test_going_on_once_more_needs_the_values_that_going_on_was_given():
+    folder = made("seed=3", "num_workers=1")
+    assert settled(["sweep=c", "run=d", "num_workers=1"]).about.go_on == []
+    for words in (f"resume={folder}",), ("sweep=a", "run=b", "seed=3"):
+        assert settled([*words, "num_workers=4"]).about.go_on == ["num_workers=4"]
+
+
 # ---- identity and names ----
 
 
@@ -108,6 +117,7 @@ def test_a_resumed_run_keeps_what_was_noted_of_it():
         {"run": "x", "sweep": "y", "resume": "z", "outputs": "/elsewhere"},
         {"num_workers": 4},
         {"save_every": 1},
+        {"log_lines_seconds": 5},
         {"tracker.jsonl.folder": "/x"},
         {"data.root": "/moved"},
         {"steps": 120.0},
@@ -352,3 +362,52 @@ def test_other_errors_stay_what_they_are(error, tmp_path):
     with pytest.raises(type(error)) as caught, run_folder.built_by_this_code(tmp_path):
         raise error
     assert caught.value is error
+
+
+# ---- the length of a run ----
+
+
+def test_epochs_take_the_place_of_steps_and_the_identity_holds_what_was_given():
+    cfg = settled(["epochs=3"])
+    assert (cfg.epochs, cfg.steps) == (3, None)
+    assert cfg.about.overrides == ["epochs=3"]
+    values = identity.result_values(cfg)
+    assert values["epochs"] == 3
+    assert not {"steps", "schedule.num_steps"} & values.keys()
+    cfg.steps = 450  # counted
+    assert identity.result_values(cfg) == values
+    assert identity.result_values(config()).items() >= {("steps", 120), ("schedule.num_steps", 120)}
+    assert "epochs" not in identity.result_values(config())
+    assert identity.run_identity(cfg) not in {identity.run_identity(config(steps=steps)) for steps in (120, 450)}
+
+
+def test_the_command_wins_over_an_experiment_and_cannot_give_both_lengths():
+    cfg = resume.resolve_run(config(epochs=3, steps=7), "own", ["steps=7"], False)
+    assert (cfg.epochs, cfg.steps) == (None, 7)
+    cfg = resume.resolve_run(config(epochs=3, steps=None), "own", [], False)
+    assert (cfg.epochs, cfg.steps) == (3, None)
+    with pytest.raises(InputError, match=r"epochs=3 and steps=7: .* Give one of them"):
+        settled(["steps=7", "epochs=3"])
+    with pytest.raises(InputError, match="steps=null and epochs=null: a run needs a length"):
+        settled(["steps=null"])
+    assert settled(["steps=null", "epochs=0.5"]).epochs == 0.5
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "many", "true", ".inf"])
+def test_epochs_that_no_run_can_have_are_refused(epochs):
+    with pytest.raises(InputError, match="expected a number above 0, such as 3 or 0.5"):
+        settled([f"epochs={epochs}"])
+
+
+def test_a_run_keeps_its_epochs_and_their_steps_and_takes_no_other_length():
+    cfg = settled(["sweep=a", "run=b", "epochs=3"])
+    cfg.steps = 450
+    run_folder.create(cfg.folder, cfg, {})
+    for again in (["sweep=a", "run=b", "epochs=3"], [f"resume={cfg.folder}"], [f"resume={cfg.folder}", "epochs=3.0"]):
+        resumed = settled(again)
+        assert (resumed.epochs, resumed.steps, resumed.schedule.num_steps) == (3, 450, 450)
+    for other in (["sweep=a", "run=b", "steps=450"], [f"resume={cfg.folder}", "steps=450"]):
+        with pytest.raises(InputError, match="epochs is 3 in the run and absent in this command"):
+            settled(other)
+    with pytest.raises(InputError, match="epochs is 3 in the run and 4 in this command"):
+        settled([f"resume={cfg.folder}", "epochs=4"])

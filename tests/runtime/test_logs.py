@@ -1,5 +1,4 @@
 import logging
-import sys
 
 import pytest
 
@@ -17,27 +16,8 @@ def stderr(capsys):
     root.handlers, root.level = handlers, level
 
 
-def test_a_terminal_shows_the_start_of_a_run_and_warnings_only_beside_the_bar(stderr, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    logs.start(is_main=True)
-    log.info("what was read")
-    logs.make_room_for_progress_bar()
-    log.info("step 3")
-    log.warning("suspicious")
-    assert stderr() == "what was read\nwarning: suspicious\n"
-
-
-def test_a_file_gets_every_message(stderr, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    logs.start(is_main=True)
-    logs.make_room_for_progress_bar()
-    log.info("step 3")
-    assert stderr() == "step 3\n"
-
-
 def test_what_all_ranks_log_is_shown_once(stderr):
     logs.start(is_main=False)
-    logs.make_room_for_progress_bar()
     log.warning("suspicious")
     log.error("broken")
     assert stderr() == "error: broken\n"
@@ -45,9 +25,19 @@ def test_what_all_ranks_log_is_shown_once(stderr):
 
 def test_messages_before_a_run_has_a_folder_reach_its_log(stderr, tmp_path):
     logs.start(is_main=True)
-    logs.keep_until_file()
     log.debug("early")
+    logs.start(is_main=True)
+    log.warning("%s", "suspicious")
+    assert logs.kept_warnings() == ["suspicious"]
     logs.to_file(tmp_path)
     log.debug("late")
     lines = (tmp_path / "train.log").read_text().splitlines()
-    assert [line.rpartition(": ")[2] for line in lines] == ["early", "late"]
+    assert [line.rpartition(": ")[2] for line in lines] == ["early", "suspicious", "late"]
+
+
+def test_a_run_does_not_keep_the_messages_of_one_that_ended_before_it_had_a_folder(stderr, tmp_path):
+    logs.start(is_main=True)
+    log.warning("of the first")
+    logs.forget_kept()
+    logs.start(is_main=True)
+    assert logs.kept_warnings() == []

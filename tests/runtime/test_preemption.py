@@ -18,7 +18,7 @@ from forked import run_ranks, start_program
 from whole_runs import assert_equal_runs, command, leave_out_plots, rows, run_here
 
 from bbu_train.checkpoint.local import LocalCheckpoints
-from bbu_train.errors import Preempted
+from bbu_train.errors import Interrupted, Preempted
 from bbu_train.runtime import preemption
 
 STEP = "bbu_train.training.recovery.train_step"  # called once in each step
@@ -74,7 +74,7 @@ def interrupted_run(run, run_until_signal, outputs, empty_store):
     shutil.copy(empty_store, outputs / "asked.db")
     overrides = "asked", *OFTEN, "tracker=mlflow", f"tracker.mlflow.uri=sqlite:///{outputs}/asked.db"
     ended = [run_until_signal(EVALUATION_BATCH, 1, *overrides), run_until_signal(STEP, 2, *overrides)]
-    ended.append(run_until_signal(EVALUATION_BATCH, 1, *overrides))
+    ended.append(run_until_signal(EVALUATION_BATCH, 1, *overrides, number=signal.SIGINT))
     observed = {"steps logged": [row["step"] for row in rows(outputs / "smoke" / "asked")]}
     [stored] = mlflow_runs(outputs)[1]
     observed["in MLflow"] = stored.info.status, stored.data.tags["state"]
@@ -89,7 +89,7 @@ def manifest(folder, step):
 
 def test_a_run_that_was_asked_to_end_several_times_equals_an_uninterrupted_one(run, interrupted_run):
     (folder, observed), uninterrupted = interrupted_run, run("never-asked", *OFTEN)
-    assert observed["ended"] == [(0, "SIGUSR2"), (2, "SIGUSR2"), (4, "SIGUSR2"), (6, "SIGTERM")]
+    assert observed["ended"] == [(0, "SIGUSR2"), (2, "SIGUSR2"), (4, "SIGINT"), (6, "SIGTERM")]
     assert_equal_runs(folder, uninterrupted)
     assert manifest(folder, 3)["metrics"] == manifest(uninterrupted, 3)["metrics"] == {}, "it was not evaluated"
     assert "eval/loss/total" in manifest(folder, 4)["metrics"], (
@@ -123,6 +123,40 @@ def test_a_step_that_is_saved_already_is_not_saved_again(run_until_signal, monke
     monkeypatch.setattr(LocalCheckpoints, "save", record)
     assert run_until_signal(STEP, 3, "saved-before", "eval_every=null").step == 3
     assert saved == [3]
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(run, monkeypatch):
+    original = pkgutil.resolve_name(STEP)
+
+    def interrupted_in_the_second_step(step, *arguments):
+        for _ in range(2 if arguments and step_is_second(arguments) else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(step, *arguments)
+
+    calls = []
+
+    def step_is_second(arguments):
+        calls.append(arguments)
+        return len(calls) == 2
+
+    monkeypatch.setattr(STEP, interrupted_in_the_second_step)
+    with pytest.raises(Interrupted, match=r"Interrupted after step 1; no step is saved\."):
+        run("interrupted-twice", "eval_every=null", "save_every=null")
+    preemption._received.clear()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_torchrun_sends_on_is_no_second_ctrl_c(monkeypatch, capfd):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    now = [0.0]
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
+    with preemption.interrupts_set_flag("it ends after this step"), pytest.raises(KeyboardInterrupt):
+        for now[0] in (0.0, 1.0, 3.0):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert preemption.signal_name() == "SIGINT"
+    assert now[0] == 3.0
+    assert capfd.readouterr().err == "\nit ends after this step\n"
+    preemption._received.clear()
 
 
 # Processes

@@ -16,8 +16,8 @@ def unused(draw):
     raise AssertionError("only lengths are needed")
 
 
-def visits(epoch, share=0.1, num_epochs=4, seed=17):
-    steps = ShortestFirst(8, share, num_epochs, seed).epoch(epoch, INDICES, num_tokens, unused, unused)
+def visits(epoch, share=0.1, curriculum_epochs=4, seed=17):
+    steps = ShortestFirst(8, share, curriculum_epochs, seed).epoch(epoch, INDICES, num_tokens, unused, unused)
     return [draw for step in steps for row in step for draw in row]
 
 
@@ -55,10 +55,10 @@ def test_an_invalid_share_is_refused(share):
         ShortestFirst(8, share, 4, 17)
 
 
-@pytest.mark.parametrize("num_epochs", [0, -1])
-def test_an_invalid_number_of_epochs_is_refused(num_epochs):
-    with pytest.raises(InputError, match=f"sampler.num_epochs={num_epochs}"):
-        ShortestFirst(8, 0.1, num_epochs, 17)
+@pytest.mark.parametrize("curriculum_epochs", [0, -1])
+def test_an_invalid_number_of_epochs_is_refused(curriculum_epochs):
+    with pytest.raises(InputError, match=f"sampler.curriculum_epochs={curriculum_epochs}"):
+        ShortestFirst(8, 0.1, curriculum_epochs, 17)
 
 
 def test_a_step_without_samples_is_refused():

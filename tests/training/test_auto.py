@@ -91,14 +91,12 @@ def test_a_run_does_not_go_on_in_another_precision(config):
     auto.settings(config("model=qwen25vl3b", "engine.precision=bf16"), CPU, recorded(cfg, H200))
 
 
-def test_one_line_says_what_auto_took_and_why(config):
+def test_a_section_says_what_auto_took_and_why(config):
     cfg = config("model=qwen25vl3b", "threads=3")
-    line = auto.describe(H200, auto.settings(cfg, H200, {}))
-    assert "\n" not in line
-    assert line.startswith(
-        "auto on NVIDIA H200, 140.0 GiB, 16 of 16 cores free: engine.precision=bf16 (float32 masters)"
-    )
-    assert line.endswith("; given: threads=3")
+    machine, taken, given = auto.section(H200, auto.settings(cfg, H200, {})).lines
+    assert machine == "on NVIDIA H200, 140.0 GiB, 16 of 16 cores free"
+    assert taken.startswith("engine.precision=bf16 (float32 masters), ")
+    assert given == "given: threads=3"
 
 
 @pytest.mark.parametrize("overrides", [["model.attention=varlen"], ["model.attention=flash_attention_2"]])

@@ -1,11 +1,14 @@
 """What `--check` says of a run: numbers that the run itself logs, on this machine or for a card that is not here."""
 
+import re
+
 import pytest
 from hydra.errors import InstantiationException
 
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
+from bbu_train.runtime import screen
 from bbu_train.training import setup
 from bbu_train.training.forecast import forecast
 from bbu_train.training.machine import cpu, named_machine
@@ -18,34 +21,35 @@ def foresee(config, samples):
     def foresee(machine, *overrides):
         teachers = TeacherDraw(0, 0, 0, seed=1, validation_seed=1)
         loaded = setup.RunData(Splits(samples, samples, teachers, {}), {})
-        return forecast(config(*SMALL, *overrides), machine, 1, {}, loaded)
+        cfg = config(*SMALL, *overrides)
+        known = forecast(cfg, machine, 1, {}, loaded)
+        return known, screen.as_text(known.sections(cfg))
 
     return foresee
 
 
 def test_the_plan_the_groups_and_the_settings_are_said(foresee, make_model, samples):
-    known = foresee(cpu(4, 3))
-    text = "\n".join(known.lines())
+    known, text = foresee(cpu(4, 3))
     assert f"3 steps: {3 * 2 / len(samples):,.1f} epochs of {len(samples)} samples; a step has " in text
     num_weights = sum(p.numel() for p in known.prediction.outline.model.backbone.model.visual.blocks.parameters())
     assert num_weights > 0
-    assert "vision: " in text
-    assert "auto on the CPU, 3 of 4 cores free" in text
+    assert "auto    on the CPU, 3 of 4 cores free" in text
     assert "not planned on a CPU" in text
     assert all(p.device.type == "meta" for p in known.prediction.outline.model.parameters())
 
 
 def test_the_weights_of_all_groups_are_those_of_the_model(foresee):
-    known = foresee(cpu(1, 1), "optimizer.groups.vision.lr=0")
-    counts = [int(line.split(": ")[1].split(" ")[0].replace(",", "")) for line in known.lines() if " weights" in line]
-    assert sum(counts) == sum(p.numel() for p in known.prediction.outline.model.parameters())
-    assert "frozen: " in "\n".join(known.lines())
+    known, text = foresee(cpu(1, 1), "optimizer.groups.vision.lr=0")
+    rows = [line.split() for line in text.splitlines() if re.match(r" +\w+ +[\d,]+  (rate|frozen)", line)]
+    counts = {row[0]: int(row[1].replace(",", "")) for row in rows}
+    assert sum(counts.values()) == sum(p.numel() for p in known.prediction.outline.model.parameters())
+    assert {row[0]: row[2:] for row in rows}["vision"] == ["frozen"]
+    assert {row[0]: row[2:] for row in rows}["llm"][0] == "rate"
 
 
 def test_memory_is_planned_for_a_card_that_is_not_here(foresee):
-    known = foresee(named_machine("h100"), "model.compile=true")
-    text = "\n".join(known.lines())
-    assert "memory    on h100: 78.2 GiB are there" in text
+    known, text = foresee(named_machine("h100"), "model.compile=true")
+    assert "memory  on h100: 78.2 GiB are there" in text
     assert "none x 1" not in text  # nothing was left out: the tiny model fits
     assert known.settings["engine.gradient_checkpointing"].value == "none"
     assert known.num_bytes() == known.planned.candidates[0].prediction.peak
@@ -71,7 +75,7 @@ def test_faults_are_reported_from_the_cheapest_to_find_to_the_dearest(foresee):
 
 
 def test_the_operations_of_a_step_are_those_of_the_model(foresee, make_model):
-    on_cpu, on_gpu = foresee(cpu(1, 1)), foresee(named_machine("24"))
+    (on_cpu, _), (on_gpu, _) = foresee(cpu(1, 1)), foresee(named_machine("24"))
     assert on_cpu.flops_per_step() == on_gpu.flops_per_step() > 0
 
 

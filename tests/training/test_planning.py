@@ -1,14 +1,17 @@
 import gc
 import logging
+import math
 import re
 import weakref
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 
 from bbu_train.errors import InputError
 from bbu_train.runtime.seeds import generator
 from bbu_train.sampler.fixed_samples import FixedSamples
+from bbu_train.sampler.shortest_first import ShortestFirst
 from bbu_train.sampler.token_budget import TokenBudget
 from bbu_train.training import planning
 from bbu_train.training.loader import SampleSource
@@ -72,6 +75,23 @@ def test_a_plan_that_is_taken_up_at_any_step_goes_on_as_if_it_had_never_stopped(
     whole = planned(sampler, make_source(), 11)
     for first in range(12):
         assert planned(sampler, make_source(), 11, first) == whole[first:]
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, ShortestFirst(2, 0.5, 3, 17)])
+def test_a_plan_of_epochs_has_their_steps_and_rounds_a_part_of_one_up(make_source, sampler):
+    source = make_source()
+    lengths = [
+        len(sampler.epoch(epoch, source.indices_within_limit(epoch), source.num_tokens, source.cost, source.name))
+        for epoch in range(4)
+    ]
+    for epochs in ("4", "1", "2.5", "0.1", "3.999"):
+        whole, rest = divmod(Fraction(epochs), 1)
+        num_steps = sum(lengths[:whole]) + (math.ceil(rest * lengths[whole]) if rest else 0)
+        plan = planning.StepPlan(sampler, source, Fraction(epochs))
+        assert plan.num_steps == num_steps
+        assert list(plan.starting_at(0)) == planned(sampler, source, num_steps)
+        assert plan.epoch_at(num_steps) >= float(Fraction(epochs))
+    assert plan.epoch_at(0) == 0
 
 
 class Watched:

@@ -8,9 +8,11 @@ import pytest
 from forked import run_command
 
 from bbu_train.errors import InputError
+from bbu_train.runs import identity
 from launchers.cells import compose
+from launchers.ledger import Ledger
 from launchers.preflight import check
-from launchers.preflight.check import check_cells, group_for_checks
+from launchers.preflight.check import check_cells, group_for_checks, with_steps
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 SMALL_DATA = ("data.num_train=8", "data.num_validation=2")
@@ -25,7 +27,7 @@ def _forked_child(monkeypatch):
 def error_of(folder: Path, *overrides: str) -> str:
     cells = compose(["-m", "hydra/launcher=local", f"outputs={folder}", *SMALL_DATA, *overrides], CONF)
     with pytest.raises(InputError) as error:
-        check_cells(cells, groups_without_estimate=[])
+        check_cells(cells, [], {})
     return str(error.value)
 
 
@@ -69,3 +71,18 @@ def test_cells_that_differ_only_in_rates_or_seeds_are_checked_once(tmp_path):
     assert values == [[0, 1, 2], [3, 4, 5]]
     assert data == [[0, 1, 2, 3, 4, 5]]
     assert parameter_groups == [[0, 1, 3, 4], [2, 5]]
+
+
+def test_the_epochs_of_a_sweep_are_counted_in_steps_for_every_cell_and_its_ledger(tmp_path):
+    """An experiment's steps do not count beside epochs. The seed may change what a row has, so it is counted apart."""
+    swept = ("epochs=1,0.5,3", "seed=1,2", "experiment=smoke", "sampler.num_samples=4", "schedule.num_warmup_steps=1")
+    cells = compose(["-m", "hydra/launcher=local", f"outputs={tmp_path}", *SMALL_DATA, *swept], CONF)
+    assert {cell.cfg.steps for cell in cells} == {None}
+    known_steps = {}
+    assert check_cells(cells, [], known_steps) == {}
+    assert len(known_steps) == 6
+    counted = [with_steps(cell, known_steps) for cell in cells]
+    assert [(cell.cfg.steps, cell.cfg.schedule.num_steps) for cell in counted] == [(n, n) for n in (2, 2, 1, 1, 6, 6)]
+    entries = Ledger(tmp_path / "ledger").add(counted)
+    assert [entry.cell["steps"] for entry in entries] == [2, 2, 1, 1, 6, 6]
+    assert [cell.cfg.run for cell in counted] == [identity.run_identity(entry.config()) for entry in entries]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import NopPruner
 
 from bbu_train.cli import overrides
 from bbu_train.errors import InputError
@@ -111,3 +112,11 @@ def test_an_experiment_can_define_a_space_and_a_search(tmp_path):
     cell = command.cell({"loss.weights.giou": 2.5})
     assert (cell.cfg.steps, cell.cfg.loss.weights.giou, cell.cfg.get("search")) == (3, 2.5, None)
     assert not any(group.startswith("search") for group in cell.choices)
+
+
+def test_a_pruner_that_needs_the_number_of_steps_gets_that_of_the_epochs():
+    words = ["-m", "hydra/launcher=local", "search=tpe", "search/pruner=hyperband", "seed=1,2", "epochs=2"]
+    command = read_search_command(words, CONF)
+    assert isinstance(create_study(command).optuna_study.pruner, NopPruner)
+    command.config.steps = 300
+    assert create_study(command).optuna_study.pruner._max_resource == 300

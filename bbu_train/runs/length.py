@@ -1,0 +1,52 @@
+"""The length of a run: a number of `steps`, or of `epochs`, which become steps once the data is read.
+
+A config names both keys, and one of them decides: `epochs` if it is not null, else `steps`. Where epochs decide,
+`training.setup.prepare` sets `steps` to their number, and a run's config.yaml holds both. No torch is needed here.
+"""
+
+from collections.abc import Collection
+
+from omegaconf import DictConfig, OmegaConf
+
+from bbu_train.errors import InputError
+from bbu_train.ops.numbers import is_number
+
+STEPS, EPOCHS = "steps", "epochs"
+
+
+def decided_by_epochs(cfg: DictConfig) -> bool:
+    """Whether the number of steps follows from `epochs`. Configs of older runs lack that key."""
+    return OmegaConf.select(cfg, EPOCHS) is not None
+
+
+def undecisive_key(cfg: DictConfig) -> str:
+    """Return the one of STEPS and EPOCHS that does not decide the length."""
+    return STEPS if decided_by_epochs(cfg) else EPOCHS
+
+
+def choose_length(cfg: DictConfig, given_keys: Collection[str]) -> None:
+    """Set the key that does not decide the length to null: what the command gives wins over an experiment's file.
+
+    `given_keys` are those of the command. Raises InputError if it gives both, or if nothing decides.
+    """
+    epochs, steps = OmegaConf.select(cfg, EPOCHS), OmegaConf.select(cfg, STEPS)
+    if STEPS in given_keys and steps is not None and epochs is not None:
+        if EPOCHS in given_keys:
+            raise InputError(
+                f"epochs={epochs} and steps={steps}: both say how long the run is. Give one of them; epochs are turned "
+                "into steps once the data is read."
+            )
+        cfg.epochs = epochs = None
+    if epochs is not None:
+        check_epochs(epochs)
+        cfg.steps = None
+    elif steps is None:
+        raise InputError("steps=null and epochs=null: a run needs a length. Give steps=..., or epochs=... .")
+
+
+def check_epochs(epochs: object) -> None:
+    """Raise InputError if this is no number of epochs that a run can have."""
+    if not is_number(epochs) or not epochs > 0:
+        raise InputError(
+            f"epochs={epochs}: expected a number above 0, such as 3 or 0.5. To evaluate without training, give steps=0."
+        )
