@@ -18,6 +18,7 @@ from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
+from bbu_train.runtime.wording import count_of
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import device_settings, first_screen, fit, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress, Saver
@@ -191,7 +192,8 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
             predictions = evaluate_average()
         display.close()
         if distributed.is_main():
-            notes = {"memory": recovery.learnt.summary(), "time": display.time_spent()}
+            length = f"{count_of(at.step, 'step')}, {inputs.plan.epoch_at(at.step):.2f} epochs"
+            notes = {"length": length, "memory": recovery.learnt.summary(), "time": display.time_spent()}
             _report(cfg, inputs, at, predictions or [], trackers, notes)
         state = "done"
     except BaseException as error:

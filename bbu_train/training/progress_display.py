@@ -68,6 +68,7 @@ class ProgressDisplay:
         self._row = row or self._row
         if row:
             self.bar.set_postfix_str(_losses(row), refresh=False)
+        self.bar.set_description_str(f"epoch {epoch:.2f}", refresh=False)
         self.bar.update()
         self._say(lambda: self._line(step, epoch), is_due=step == self.num_steps)
 

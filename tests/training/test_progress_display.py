@@ -69,7 +69,9 @@ def test_beside_a_bar_the_lines_are_for_the_file_alone(lines, capsys):
     run.display.close()
     assert lines() == ["step 2: validation loss 2, AP50 0.5"]
     assert len(lines(logging.DEBUG)) == 1
-    assert "student 1.5" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "epoch 0.10: " in shown
+    assert "student 1.5" in shown
 
 
 def test_other_ranks_say_nothing(lines):

@@ -1,3 +1,4 @@
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -5,7 +6,7 @@ import pytest
 from PIL import Image
 
 from bbu_train.errors import InputError
-from bbu_train.training import setup
+from bbu_train.training import config_checks, setup
 from bbu_train.types.samples import Sample
 
 
@@ -84,3 +85,12 @@ def test_copies_in_the_pool_of_teachers_count_once_before_the_model_loads(config
     one_teacher = "data.teachers.num_teachers=1", "data.teachers.num_validation_teachers=0"
     with pytest.raises(InputError, match=r"(?s)holds 1 different picture: .*num_teachers=1 needs 2"):
         setup.load_data(config("data=jsonl", f"data.root={tmp_path}", *one_teacher).data)
+
+
+def test_the_length_of_a_run_is_exact_in_epochs_and_needs_no_steps_then(config):
+    assert math.ceil(0.28 * 25) == 8
+    assert setup.planned_length(config("epochs=0.28", "steps=null")) * 25 == 7
+    assert setup.planned_length(config("steps=9")) == 9
+    config_checks.check(config("epochs=0.28", "steps=null"))
+    with pytest.raises(InputError, match="steps=null: expected a whole number of at least 0"):
+        config_checks.check(config("steps=null"))
