@@ -70,6 +70,7 @@ def arguments(conf) -> Callable[..., list[str]]:
     """A function from a sampler and overrides to the arguments of a search of two trials of four steps."""
     options = ("-m", "--config-dir", str(conf), "hydra/launcher=formula", "tracker=jsonl")
     small = ("search.num_trials=2", "search.poll_seconds=0.02", "steps=4", "eval_every=1", "sweep=s")
+    small += ("schedule.num_warmup_steps=1",)
     return lambda sampler, *overrides: [*options, f"search={sampler}", *small, *overrides]
 
 
@@ -307,7 +308,9 @@ def test_real_runs_continue_without_their_controller_and_a_poor_one_is_pruned(tm
 def test_a_trial_is_the_run_that_its_overrides_compose_alone(arguments, config):
     command = read_search_command(arguments("random", "head=none,detr", f"{WEIGHT}=interval(1,5)"), ROOT / "conf")
     cell = command.cell({"head": "none", WEIGHT: 2.5})
-    alone = config("head=none", f"{WEIGHT}=2.5", "steps=4", "eval_every=1", "tracker=jsonl")
+    alone = config(
+        "head=none", f"{WEIGHT}=2.5", "steps=4", "schedule.num_warmup_steps=1", "eval_every=1", "tracker=jsonl"
+    )
     assert cell.cfg.about.identity == run_identity(alone)
     assert cell.cfg.about.title == "head=none giou=2.5"
     assert not any("search" in text for text in cell.overrides)
