@@ -63,7 +63,11 @@ def check_cells(
     for checkpoint, kind in sorted({(cell.cfg.model.checkpoint, cell.cfg.model.weights) for cell in cells}, key=str):
         if checkpoint is not None:
             weights.require(checkpoint, kind)
-    answers = _run_checks(cells, {**group_for_checks(cells), "requirements": groups_without_estimate}, known_steps)
+    answers = _run_checks(
+        cells,
+        {"values": group_by_values(cells), **group_for_checks(cells), "requirements": groups_without_estimate},
+        known_steps,
+    )
     required = [answer for answer in answers if "requirements" in answer]
     return {number: answer["requirements"] for answer in required for number in answer["cells"]}
 
@@ -71,9 +75,17 @@ def check_cells(
 def group_for_checks(cells: Sequence[Cell]) -> dict[str, list[list[int]]]:
     """Return groups of cell numbers for each check. A group's cells are equal for it, so only the first is checked."""
     configs = [cell.values for cell in cells]
-    value_keys = [str(key) for key in configs[0] if key not in NO_VALUE_KEYS]
-    keys = {"values": value_keys, "data": DATA_KEYS, "parameter_groups": GROUP_KEYS}
-    return {check: _group_equal(configs, each) for check, each in keys.items()}
+    return {"data": _group_equal(configs, DATA_KEYS), "parameter_groups": _group_equal(configs, GROUP_KEYS)}
+
+
+def group_by_values(cells: Sequence[Cell]) -> list[list[int]]:
+    """Return the groups of the check of single values. It takes milliseconds, so every cell of a sweep has it.
+
+    A trial of a search has new values each time, and a process for its check alone would take seconds: its run refuses
+    them itself, before its model loads.
+    """
+    keys = [str(key) for key in cells[0].values if key not in NO_VALUE_KEYS]
+    return _group_equal([cell.values for cell in cells], keys)
 
 
 def with_steps(cell: Cell, known_steps: dict[str, int]) -> Cell:

@@ -12,7 +12,7 @@ from bbu_train.runs import identity
 from launchers.cells import compose
 from launchers.ledger import Ledger
 from launchers.preflight import check
-from launchers.preflight.check import check_cells, group_for_checks, with_steps
+from launchers.preflight.check import check_cells, group_by_values, group_for_checks, with_steps
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 SMALL_DATA = ("data.num_train=8", "data.num_validation=2")
@@ -67,8 +67,8 @@ def test_missing_weights_are_reported_first(tmp_path):
 
 def test_cells_that_differ_only_in_rates_or_seeds_are_checked_once(tmp_path):
     cells = compose(["-m", "hydra/launcher=local", "seed=1,2", "optimizer.groups.llm.lr=1e-3,2e-3,0"], CONF)
-    values, data, parameter_groups = group_for_checks(cells).values()
-    assert values == [[0, 1, 2], [3, 4, 5]]
+    data, parameter_groups = group_for_checks(cells).values()
+    assert group_by_values(cells) == [[0, 1, 2], [3, 4, 5]]
     assert data == [[0, 1, 2, 3, 4, 5]]
     assert parameter_groups == [[0, 1, 3, 4], [2, 5]]
 
