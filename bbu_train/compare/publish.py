@@ -38,15 +38,15 @@ def publish(comparison: Comparison, sweep: str, folder: Path) -> str:
 
 
 def _note(comparison: Comparison, folder: Path, experiment_id: str, run_id: str) -> str:
-    """Return what the parent's page shows, in Markdown: summary, leaderboard, plots, and links to page and cells."""
+    """Return what the parent's page shows, in Markdown: leaderboard, summary, plots, and links to page and cells."""
     page = artifact_page(experiment_id, run_id, f"{FOLDER}/{report.PAGE}")
     plots = [
         f"{caption}:\n\n![{caption}](get-artifact?path={quote(f'{FOLDER}/{name}', safe='')}&run_uuid={run_id})"
         for name, caption in report.CAPTIONS.items()
         if (folder / name).exists()
     ]
-    before = ["  \n".join(comparison.summary), f"[The whole comparison]({page})"]
-    after = [*plots, sweep_note(experiment_id)]
+    before = [f"[The whole comparison]({page})"]  # first, with the leaderboard, because MLflow folds what is below
+    after = ["  \n".join(comparison.summary), *plots, sweep_note(experiment_id)]
     for num_rows in range(MAX_ROWS, 0, -1):  # keys and names of runs may be long
         note = "\n\n".join([*before, _first_rows(comparison.leaderboard, num_rows), *after])
         if len(note) <= MAX_NOTE_CHARACTERS:

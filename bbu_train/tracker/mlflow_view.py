@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 KIND = "mlflow.experimentKind", "custom_model_development"
 """Without this tag MLflow shows the experiment as a language-model application, with judges and prompts."""
+TRAINING = "workflowType=machine_learning"  # in an address: the view for training runs
 VIEW_NAME = "bbu_train"
 VIEW = f"mlflow.sharedViewState.{VIEW_NAME}"
 """The experiment's tag with the state of a page, which an address asks for by name (`viewStateShareKey`)."""
@@ -23,13 +24,12 @@ def runs_page(address: str, experiment_id: str) -> str:
 
     `address` is that of the server, or empty for a link within MLflow's pages.
     """
-    state = f"workflowType=machine_learning&viewStateShareKey={VIEW_NAME}"
-    return f"{address}#/experiments/{experiment_id}/runs?{state}"
+    return f"{address}#/experiments/{experiment_id}/runs?{TRAINING}&viewStateShareKey={VIEW_NAME}"
 
 
 def artifact_page(experiment_id: str, run_id: str, path: str) -> str:
     """Return the link, within MLflow's pages, that shows an artifact of a run."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}"
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?{TRAINING}"
 
 
 def prepare_view(
