@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from bbu_train.runs import folder as run_folder
 from bbu_train.tracker.mlflow import UNSENT
@@ -21,7 +22,7 @@ def replay(folders: Sequence[str]) -> int:
     for folder in run_folders:
         cfg = run_folder.load(folder)
         tracker = instantiate(cfg.tracker.mlflow, _convert_="all")
-        is_sent = tracker.replay()
+        is_sent = tracker.replay(OmegaConf.to_container(cfg, resolve=True))
         num_failed += not is_sent
         print(f"{folder}: {'sent' if is_sent else tracker.uploader.failure}", flush=True)
     if not run_folders:

@@ -37,6 +37,7 @@ def mlflow_arguments(outputs: Path, run: str = "run", **changes: Any) -> dict[st
         "title": None,
         "identity": "a1b2c3d4",
         "overrides": ["loss.weights.giou=2", "data.note=a=b"],
+        "columns": ["eval/ap50", "loss/total"],
         "flush_values": 1000,
         "flush_seconds": 3600,
         "wait_seconds": 60,
@@ -47,11 +48,14 @@ def make_run(outputs: Path, run: str = "run", **changes: Any) -> TrackedRun:
     return TrackedRun(Jsonl(outputs / "sweep" / run), Mlflow(**mlflow_arguments(outputs, run, **changes)))
 
 
-def begin(outputs: Path, step: int = 0, **changes: Any) -> TrackedRun:
+CONFIG = {"seed": 17, "loss": {"weights": {"giou": 2.0}}, "data": {"note": "a=b"}}
+
+
+def begin(outputs: Path, step: int = 0, config: dict[str, Any] = CONFIG, **changes: Any) -> TrackedRun:
     """Make a run and open its trackers; with `step`, resume it."""
     tracked = make_run(outputs, **changes)
     for tracker in tracked:
-        tracker.open({}, step)
+        tracker.open(config, step)
     return tracked
 
 

@@ -52,7 +52,7 @@ def compare(cfg: DictConfig) -> None:
     result = comparison.compare(Path(cfg.outputs).expanduser(), cfg.sweep, cfg.metric, cfg.mode, cfg.at)
     folder = report.write_report(result)  # before printing, which ends early if nobody reads the pipe to its end
     print("\n".join([*_lines(result, cfg.top), "", f"page    {folder / report.PAGE}"]), flush=True)
-    if message := publish.publish([scored.run for scored in result.scored], cfg.sweep, folder):
+    if message := publish.publish(result, cfg.sweep, folder):
         print(f"MLflow  {message}")
 
 

@@ -102,7 +102,7 @@ def summarize(
             lines.append(f"{name:24}{values[0]:12.4f}{values[1]:12.4f}{values[2]:18.4f}")
     lines += ["", *(f"{label:8}{note}" for label, note in notes.items() if note), f"run     {folder}"]
     if mlflow_command:
-        lines.append(f"MLflow  {mlflow_command}")
+        lines.append("MLflow  " + mlflow_command.replace("\n", "\n        "))
     return "\n".join(lines)
 
 

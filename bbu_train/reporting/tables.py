@@ -36,6 +36,13 @@ def as_text(table: Table) -> str:
     return "\n".join([*texts, *([table.note] if table.note else [])])
 
 
+def as_markdown(table: Table) -> str:
+    """Return the table in Markdown, as GitHub and MLflow show it."""
+    rows = [table.header, ["---"] * len(table.header), *([format_number(value) for value in row] for row in table.rows)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([*lines, *(["", table.note] if table.note else [])])
+
+
 def _pad(text: str, width: int, to_right: bool) -> str:
     padding = " " * (width - _display_width(text))
     return padding + text if to_right else text + padding

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bbu_train.runtime.atomic_write import atomic_write
+from bbu_train.tracker.mlflow_parameters import parameters_of
 from bbu_train.tracker.mlflow_run import RunUploader
 from bbu_train.tracker.mlflow_store import absolute_uri, silence_mlflow
+from bbu_train.tracker.mlflow_view import runs_page
 
 UNSENT = "mlflow_unsent.json"
+LOCAL_ADDRESS = "http://127.0.0.1:5000/"  # of `mlflow ui`
 LOGGER = logging.getLogger(__name__)
 
 
@@ -40,6 +43,7 @@ class Mlflow:
         title: str | None,
         identity: str | None,
         overrides: Sequence[str],
+        columns: Sequence[str],
         flush_values: int,
         flush_seconds: float,
         wait_seconds: float,
@@ -57,23 +61,31 @@ class Mlflow:
             sweep=sweep if in_sweep else None,
             name=title or run,
             tags={} if identity is None else {"identity": identity},
-            parameters=dict(override.split("=", 1) for override in overrides),
+            columns=columns,
+            swept=[override.partition("=")[0].lstrip("+~") for override in overrides],
             retry_seconds=flush_seconds,
         )
         self.thread = UploadThread(self.uploader, flush_seconds)
 
     @property
     def command(self) -> str:
-        """The command that shows the runs, valid in any folder and environment; for a server, its address."""
+        """The command that shows the runs, valid in any folder and environment, and below it the page to open.
+
+        For a server it is the page alone. The page is that of this run's experiment, if the store has answered.
+        """
+        address = f"{self.uri}/" if self.uri.startswith("http") else LOCAL_ADDRESS
+        experiment_id = self.uploader.experiment_id
+        page = address if experiment_id is None else runs_page(address, experiment_id)
         if self.uri.startswith("http"):
-            return self.uri
-        return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.uri])
+            return page
+        return f"{shlex.join([sys.executable, '-m', 'mlflow', 'ui', '--backend-store-uri', self.uri])}\n{page}"
 
     def open(self, config: dict[str, Any], step: int) -> None:
         """Connect to the store. MLflow is imported here, because in the thread it would slow down the first steps."""
         silence_mlflow()
         import mlflow  # noqa: F401
 
+        self.uploader.parameters = parameters_of(config, self.folder)
         self.uploader.files = [self.folder / "config.yaml", *self._unsent_files()]
         self.thread.start()
         self.thread.flush()
@@ -96,6 +108,7 @@ class Mlflow:
     def close(self, state: str) -> None:
         """Send what is left. It is recorded in a file first, so that a kill while it is being sent loses nothing."""
         self.uploader.ending = ending = state, int(1000 * time.time())
+        self.uploader.files.append(self.folder / "train.log")
         files = [os.path.relpath(file, self.folder) for file in list(self.uploader.files)]
         atomic_write(self.folder / UNSENT, json.dumps({"ending": ending, "files": files}))
         self.thread.close()
@@ -111,9 +124,10 @@ class Mlflow:
             shlex.quote(str(self.folder)),
         )
 
-    def replay(self) -> bool:
+    def replay(self, config: dict[str, Any]) -> bool:
         """Send what an ended run left unsent, and return whether MLflow has all of it now. Waits for the store."""
         silence_mlflow()
+        self.uploader.parameters = parameters_of(config, self.folder)
         unsent = json.loads((self.folder / UNSENT).read_text())
         state, time_ms = unsent["ending"]
         self.uploader.ending = state, time_ms

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from bbu_train.tracker.mlflow_sweep import (
     find_or_create_run,
     update_parent_status,
 )
+from bbu_train.tracker.mlflow_view import COLOR, prepare_view, take_color
 
 if TYPE_CHECKING:
     import mlflow
@@ -58,7 +59,8 @@ class RunUploader:
         sweep: str | None,
         name: str,
         tags: Mapping[str, str],
-        parameters: Mapping[str, str],
+        columns: Sequence[str],
+        swept: Collection[str],
         retry_seconds: float,
     ) -> None:
         self.folder = folder
@@ -68,10 +70,13 @@ class RunUploader:
         self.sweep = sweep
         self.name = name
         self.tags = tags
-        self.parameters = parameters
+        self.columns = columns
+        self.swept = swept
+        self.parameters: Mapping[str, str] = {}  # set before the first `send`
         self.retry_seconds = self.retry_delay = retry_seconds
         self.next_try = 0.0
         self.client: mlflow.MlflowClient | None = None
+        self.experiment_id: str | None = None  # known from the first time that the store answers
         self.failure: str | None = None  # why the last try failed
         self.offset = 0  # in metrics.jsonl; everything before it is in the store
         self.files: list[Path] = []
@@ -138,10 +143,13 @@ class RunUploader:
         client = open_client(self.uri)
         with exclusive_access(self.uri):
             self.experiment_id = find_or_create_experiment(client, self.experiment, self.artifacts)
+            prepare_view(client, self.experiment_id, self.columns, [valid_name(key) for key in self.swept])
             run = find_or_create_run(
                 client, self.experiment_id, self._read_or_create_key(), self.name, {"state": "running"}
             )
-        self.run_id = run.info.run_id
+            self.run_id = run.info.run_id
+            if COLOR not in run.data.tags:
+                client.set_tag(self.run_id, COLOR, take_color(client, self.experiment_id))
         self.offset = 0  # it may be a new run, if somebody deleted the first
         with no_fork(self.uri):
             if self.ending is None:

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
+from bbu_train.tracker.mlflow_view import KIND
+
 if TYPE_CHECKING:
     import mlflow
 
@@ -28,9 +30,6 @@ QUIET_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; MLflow's defaults are 120 seconds and 7 retries
 }
 """MLflow reads these variables when it is imported. Its messages would break the progress bar."""
-
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Without this tag MLflow shows the experiment as a language-model application, with judges and prompts."""
 
 _fork_lock = threading.RLock()
 # A process that is forked in the middle of a client's call would inherit half of it, so forks wait for its end.
@@ -146,7 +145,7 @@ def find_or_create_experiment(client: "mlflow.MlflowClient", name: str, artifact
     if experiment is None:
         try:
             location = artifacts and artifacts.as_uri()
-            return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+            return client.create_experiment(name, artifact_location=location, tags=dict([KIND]))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

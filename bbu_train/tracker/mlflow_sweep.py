@@ -4,6 +4,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from bbu_train.tracker.mlflow_store import exclusive_access
+from bbu_train.tracker.mlflow_view import runs_page
 
 if TYPE_CHECKING:
     import mlflow
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 PARENT = "mlflow.parentRunId"
 KEY = "mlflow.bbu_train.key"  # MLflow's pages hide tags with the prefix mlflow.
+NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -21,18 +23,15 @@ def find_or_create_parent(client: "mlflow.MlflowClient", experiment_id: str, swe
     """
     key = f"sweep-{hashlib.sha256(sweep.encode()).hexdigest()[:16]}"  # a filter cannot quote every name
     with exclusive_access(client.tracking_uri):
-        tags = {"sweep": sweep, "mlflow.source.name": "bbu_train", "mlflow.note.content": _note(experiment_id)}
+        note = f"{sweep_note(experiment_id)}\n\n`python -m bbu_train.compare sweep={sweep}` adds the leaderboard here."
+        tags = {"sweep": sweep, "mlflow.source.name": "bbu_train", NOTE: note}
         return find_or_create_run(client, experiment_id, key, sweep, tags).info.run_id
 
 
-def _note(experiment_id: str) -> str:
-    """Return links to all cells. MLflow shows a sweep collapsed, without curves, unless it is sorted by a metric."""
-    sorted_runs = f"#/experiments/{experiment_id}/runs?orderByKey=metrics.%60eval%2Fap50%60&orderByAsc=false"
-    return (
-        f"The cells of this sweep, best `eval/ap50` first: [curves]({sorted_runs}&compareRunsMode=CHART), "
-        f"[table]({sorted_runs}). Parameters are the overrides of the command; "
-        "the whole config is `config.yaml` among the artifacts."
-    )
+def sweep_note(experiment_id: str) -> str:
+    """Return links to all cells, in Markdown."""
+    page = runs_page("", experiment_id)
+    return f"The cells of this sweep: [table]({page}), [curves]({page}&compareRunsMode=CHART)."
 
 
 def find_or_create_run(

@@ -49,5 +49,5 @@ class Trackers:
 
     @property
     def mlflow_command(self) -> str | None:
-        """The command that opens this run in MLflow, if MLflow is among the trackers."""
+        """The command and the page that show this run in MLflow, a line each, if MLflow is among the trackers."""
         return getattr(self.trackers.get("mlflow"), "command", None)

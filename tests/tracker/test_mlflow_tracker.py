@@ -11,7 +11,7 @@ import time
 
 from filelock import FileLock
 from forked import processes
-from tracked_runs import becomes_true, begin, count_points, expected_points, log_forever, make_run, read_points
+from tracked_runs import becomes_true, begin, count_points, expected_points, log_forever, read_points
 
 from bbu_train.tracker.jsonl import read_rows
 from bbu_train.tracker.mlflow_store import absolute_uri, no_fork, open_client
@@ -21,6 +21,7 @@ def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
     tracked = begin(outputs)
     for step in range(1, 6):
         tracked.log(step)
+    (tracked.mlflow.folder / "train.log").write_text("done")
     outputs_file = outputs / "losses.png"
     outputs_file.write_bytes(b"picture")
     tracked.mlflow.artifact(outputs_file)
@@ -31,10 +32,10 @@ def test_a_finished_run_has_every_point_its_config_and_its_files(outputs):
     tracked.mlflow.close("done")
     run = tracked.stored()
     assert read_points(outputs) == expected_points(range(1, 6))
-    assert run.data.params == {"loss.weights.giou": "2", "data.note": "a=b"}
+    assert run.data.params == {"seed": "17", "loss.weights.giou": "2", "data.note": "a=b"}
     assert (run.info.status, run.info.run_name, run.data.tags["state"]) == ("FINISHED", "run", "done")
     artifacts = tracked.mlflow.uploader.client.list_artifacts(run.info.run_id)
-    assert [file.path for file in artifacts] == ["gallery", "losses.png"]
+    assert [file.path for file in artifacts] == ["gallery", "losses.png", "train.log"]
     assert (outputs / "mlflow-artifacts" / run.info.run_id / "artifacts/gallery/step-1.jpg").is_file()
     assert len(list((outputs / "mlflow-artifacts").rglob("losses.png"))) == 1
 
@@ -135,19 +136,26 @@ def test_many_steps_are_sent_in_batches_that_the_store_accepts(outputs):
 
 
 def test_parameters_that_mlflow_would_refuse_are_truncated_and_renamed(outputs):
-    overrides = [f"many.key{number}={number}" for number in range(250)]
-    tracked = begin(outputs, overrides=[*overrides, f"long={'x' * 9000}", "^head\\.=1", "/a/=2"])
+    many = {f"key{number}": number for number in range(250)}
+    tracked = begin(outputs, config={"many": many, "long": "x" * 9000, "^head\\.": 1, "/a/": 2})
     parameters = tracked.stored().data.params
     assert len(parameters) == 253
     assert len(parameters["long"]) == 6000
     assert "9000 characters" in parameters["long"]
 
 
-def test_the_command_works_in_any_folder(outputs):
-    tracker = make_run(outputs).mlflow
+def test_the_command_works_in_any_folder_and_the_page_is_that_of_the_runs_experiment(outputs):
+    open_client(absolute_uri(f"sqlite:///{outputs}/mlflow.db")).create_experiment("another one")
+    tracked = begin(outputs)
+    command, page = tracked.mlflow.command.splitlines()
     quoted = f"{outputs}".replace("?", "%3F").replace("%20", "%2520")
-    assert tracker.command == f"{sys.executable} -m mlflow ui --backend-store-uri 'sqlite:///{quoted}/mlflow.db'"
+    assert command == f"{sys.executable} -m mlflow ui --backend-store-uri 'sqlite:///{quoted}/mlflow.db'"
     assert str(outputs).startswith("/")
+    experiment = tracked.stored().info.experiment_id
+    assert page.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?")
+    address, view = page.split("/#/")[0], page.partition("viewStateShareKey=")[2]
+    assert address == "http://127.0.0.1:5000"
+    assert f"mlflow.sharedViewState.{view}" in tracked.mlflow.uploader.client.get_experiment(experiment).tags
 
 
 def test_everything_lies_inside_outputs_whatever_its_name(tmp_path):
