@@ -13,7 +13,7 @@ import pytest
 import torch
 from forked import run_program, start_program
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from whole_runs import CACHE, GALLERIES, command, leave_out_plots, logged, rows, weights
+from whole_runs import CACHE, GALLERIES, OTHER_CHOICES, command, leave_out_plots, logged, rows, weights
 
 from bbu_train.errors import InputError
 
@@ -200,11 +200,7 @@ def test_the_losses_of_every_component_are_logged(uninterrupted):
 
 
 def test_the_other_choices_of_every_group_run_too(run):
-    folder = run(
-        *("others", "head=none", "loss=language", "sampler=token_budget", "sampler.max_row_tokens=1024"),
-        *("optimizer=adamw_uniform", "schedule=constant", "schedule.num_warmup_steps=0", "collator=standard"),
-        *("conversation=chinese", "data.language=chinese", "data.teachers.num_validation_teachers=2"),
-    )
+    folder = run("others", *OTHER_CHOICES)
     first, *_, last = [row["loss/student_lm"] for row in rows(folder) if "loss/total" in row]
     assert last < first
     assert not (folder / "overlay.png").exists()

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli.main import close_stdout, report_error
 from bbu_train.errors import InputError, all_problems
-from bbu_train.ops.numbers import is_count
+from bbu_train.ops.numbers import is_count, is_number
 from bbu_train.runs import names
 from bbu_train.runs.config_keys import leaves, type_problem
 from bbu_train.runtime import environment
@@ -97,7 +97,7 @@ def missing_values(values: DictConfig, required: Mapping[str, str]) -> list[str]
     return [f"Say {key}=..., {what}." for key, what in required.items() if not values[key]]
 
 
-def wrong_choices(values: DictConfig, choices: Mapping[str, Sequence[str | None]]) -> list[str]:
+def wrong_choices(values: Mapping[str, Any], choices: Mapping[str, Sequence[str | None]]) -> list[str]:
     """Return a problem for each value that is none of its key's choices. None among them makes a key optional."""
     names = {key: [name for name in options if name is not None] for key, options in choices.items()}
     return [
@@ -107,12 +107,21 @@ def wrong_choices(values: DictConfig, choices: Mapping[str, Sequence[str | None]
     ]
 
 
-def wrong_counts(values: DictConfig, minimum: Mapping[str, int]) -> list[str]:
+def wrong_counts(values: Mapping[str, Any], minimum: Mapping[str, int]) -> list[str]:
     """Return a problem for each value that is no whole number of at least the `minimum` of its key."""
     return [
         f"{key}={values[key]}: {key} is a whole number of at least {limit}."
         for key, limit in minimum.items()
         if not is_count(values[key], limit)
+    ]
+
+
+def wrong_thresholds(values: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each value that is neither None nor a number from 0 to 1."""
+    return [
+        f"{key}={value}: {key} is a number from 0 to 1."
+        for key, value in values.items()
+        if value is not None and not (is_number(value) and 0 <= value <= 1)
     ]
 
 

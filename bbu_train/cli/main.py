@@ -115,7 +115,7 @@ def report_error(error: Exception) -> int:
     if code == 1 or os.environ.get("BBU_FULL_ERROR") == "1":
         traceback.print_exception(error)
     if code == 2:
-        print(f"error: {_cause(error)}", file=sys.stderr, flush=True)
+        print(f"error: {cause_of(error)}", file=sys.stderr, flush=True)
     if isinstance(error, Preempted) and os.environ.get("RANK", "0") == "0":
         print(f"{error} {_how_to_go_on(error)}", file=sys.stderr, flush=True)
     return code
@@ -124,7 +124,7 @@ def report_error(error: Exception) -> int:
 def exit_code(error: Exception) -> int:
     if isinstance(error, Preempted):
         return os.EX_TEMPFAIL  # 75: try again
-    return 2 if isinstance(_cause(error), InputError) else 1
+    return 2 if isinstance(cause_of(error), InputError) else 1
 
 
 def _how_to_go_on(error: Preempted) -> str:
@@ -135,7 +135,7 @@ def _how_to_go_on(error: Preempted) -> str:
     return f"To go on: python -m bbu_train {shlex.quote(f'resume={error.folder}')}"
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """Return the error of a component's constructor, which `instantiate` wraps."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description, has_text
+from bbu_train.data.annotations import (
+    LabelledObject,
+    PictureChecker,
+    Reading,
+    clean_description,
+    has_text,
+    is_unicode,
+)
 from bbu_train.data.boxes import Box
 from bbu_train.data.findings import Action, Finding
 from bbu_train.data.same_bytes import first_with_same_bytes
@@ -15,6 +22,8 @@ from bbu_train.runtime.wording import cut
 from bbu_train.types.samples import Object, Picture, Sample
 
 PICTURE_KEYS = ("images", "objects")
+SCORE = "score"
+"""Predicted objects have it: it is counted as not used."""
 
 
 def _stem(key: str) -> str:
@@ -33,6 +42,7 @@ class LineReader:
         self.folder = folder
         self.checker = checker
         self.findings: list[Finding] = []
+        self.num_scores = 0
 
     def read(self, text: bytes) -> Reading:
         value = self._parse(text)
@@ -45,6 +55,8 @@ class LineReader:
                     self._report(self.where, f"unknown key {_quote([key])}, which is nearly {_quote([known])}")
         elif value is not None:
             student, teachers = self._read_student_and_teachers(value)
+        if self.num_scores:
+            unused |= {f"objects/{SCORE}": self.num_scores}
         return Reading(Sample(self.where, student, teachers) if student else None, self.findings, unused)
 
     def _parse(self, text: bytes) -> dict[str, Any] | None:
@@ -102,12 +114,15 @@ class LineReader:
         return self.checker.check(where, self.folder / images[0], readable, self.findings)
 
     def _read_object(self, where: str, label: str, value: object) -> LabelledObject | None:
+        if isinstance(value, dict) and SCORE in value:
+            self.num_scores += 1
+            value = {key: each for key, each in value.items() if key != SCORE}
         if not self._has_keys(f"{where} {label}", value, ("bbox_2d", "desc"), allow_further=False):
             return None
         description, is_text = value["desc"], isinstance(value["desc"], str)
         if not is_text or not has_text(clean_description(description)):
             self._report(f"{where} {label}", f'"desc" must be text that is not blank, found {_show(description)}')
-        elif not _is_unicode(description):
+        elif not is_unicode(description):
             self._report(f"{where} {label}", f'"desc" holds half a surrogate pair: {_show(description)}')
         box = _four_numbers(value["bbox_2d"])
         if box is None:
@@ -161,10 +176,6 @@ def _as_float(number: int | float) -> float:
         return float(number)
     except OverflowError:
         return math.inf if number > 0 else -math.inf
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _quote(keys: Iterable[str]) -> str:
