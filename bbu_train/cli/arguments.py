@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.cli.main import close_stdout, report_error
 from bbu_train.errors import InputError, all_problems
-from bbu_train.ops.numbers import is_count, is_number
+from bbu_train.ops.numbers import is_count
 from bbu_train.runs import names
 from bbu_train.runs.config_keys import leaves, type_problem
 from bbu_train.runtime import environment
@@ -113,15 +113,6 @@ def wrong_counts(values: Mapping[str, Any], minimum: Mapping[str, int]) -> list[
         f"{key}={values[key]}: {key} is a whole number of at least {limit}."
         for key, limit in minimum.items()
         if not is_count(values[key], limit)
-    ]
-
-
-def wrong_thresholds(values: Mapping[str, Any]) -> list[str]:
-    """Return a problem for each value that is neither None nor a number from 0 to 1."""
-    return [
-        f"{key}={value}: {key} is a number from 0 to 1."
-        for key, value in values.items()
-        if value is not None and not (is_number(value) and 0 <= value <= 1)
     ]
 
 

@@ -66,11 +66,6 @@ def has_text(description: str) -> bool:
     return any(character not in "/\u3164" and category(character) not in UNSEEN for character in description)
 
 
-def is_unicode(text: str) -> bool:
-    """Whether `text` holds no half of a surrogate pair, which no encoding accepts."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 class PictureChecker:
     """Checks pictures and their boxes, as data.bad_boxes says:
 

@@ -7,14 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from bbu_train.data.annotations import (
-    LabelledObject,
-    PictureChecker,
-    Reading,
-    clean_description,
-    has_text,
-    is_unicode,
-)
+from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description, has_text
 from bbu_train.data.boxes import Box
 from bbu_train.data.findings import Action, Finding
 from bbu_train.data.same_bytes import first_with_same_bytes
@@ -122,7 +115,7 @@ class LineReader:
         description, is_text = value["desc"], isinstance(value["desc"], str)
         if not is_text or not has_text(clean_description(description)):
             self._report(f"{where} {label}", f'"desc" must be text that is not blank, found {_show(description)}')
-        elif not is_unicode(description):
+        elif not _is_unicode(description):
             self._report(f"{where} {label}", f'"desc" holds half a surrogate pair: {_show(description)}')
         box = _four_numbers(value["bbox_2d"])
         if box is None:
@@ -176,6 +169,10 @@ def _as_float(number: int | float) -> float:
         return float(number)
     except OverflowError:
         return math.inf if number > 0 else -math.inf
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _quote(keys: Iterable[str]) -> str:

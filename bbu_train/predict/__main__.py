@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from bbu_train.cli import arguments
+from bbu_train.ops.numbers import is_share
 from bbu_train.predict import MAX_NEW_TOKENS
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import refuse
@@ -78,7 +79,8 @@ def _validate(options: DictConfig) -> DictConfig:
     problems += arguments.wrong_checkpoint(options.checkpoint)
     minima = {"teachers": 0, "max_new_tokens": 1, "batch_size": 1}
     problems += arguments.wrong_counts(options, minima)
-    problems += arguments.wrong_thresholds({"threshold": options.threshold})
+    if options.threshold is not None and not is_share(options.threshold):
+        problems.append(f"threshold={options.threshold}: threshold is a number from 0 to 1.")
     if options.num_workers is not None:
         problems += arguments.wrong_counts(options, {"num_workers": 0})
     refuse(problems)

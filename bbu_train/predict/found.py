@@ -47,6 +47,7 @@ class Found:
     threshold     the lowest score of the head's objects; 0 for generated ones, which are all listed
     answer        the text that the language model generated; None for the head
     is_malformed  whether some part of `answer` is not a valid object inside the picture
+    colors        of the classes in `draw`
     """
 
     image: Path | Image.Image

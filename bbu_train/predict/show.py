@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import Image
 
-from bbu_train.data.annotations import clean_description, has_text, is_unicode
+from bbu_train.data.annotations import clean_description, has_text
 from bbu_train.data.boxes import box_problem
 from bbu_train.images.overlay import ClassColors, overlay
 from bbu_train.images.sheet import add_title, make_sheet
@@ -50,8 +50,15 @@ def _object_row(found: FoundObject) -> dict[str, Any]:
 
 def _is_usable(row: dict[str, Any]) -> bool:
     """Whether data=jsonl reads an object: its box still has an area after rounding, and its description can be seen."""
-    description = clean_description(row["desc"])
-    return box_problem(tuple(row["bbox_2d"]), None) is None and has_text(description) and is_unicode(description)
+    return box_problem(tuple(row["bbox_2d"]), None) is None and _is_description(row["desc"])
+
+
+def _is_description(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return has_text(clean_description(text))
 
 
 def draw_predictions(predictions: PicturePredictions, threshold: float, colors: ClassColors) -> Image.Image:

@@ -16,6 +16,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, all_problems
 from bbu_train.images.files import UnreadablePicture
 from bbu_train.images.overlay import ClassColors
+from bbu_train.ops.numbers import is_share
 from bbu_train.predict import MAX_NEW_TOKENS
 from bbu_train.predict.found import Found, generated_objects, objects_of_head, on_disk
 from bbu_train.predict.pictures import build_samples, find_pictures
@@ -101,7 +102,8 @@ class TrainedModel:
         Boxes are in pixels of the upright picture: turned as its EXIF orientation says. Raises InputError that names
         every picture that cannot be read.
         """
-        _refuse(arguments.wrong_thresholds({"threshold": threshold}))
+        if threshold is not None and not is_share(threshold):
+            raise InputError(f"threshold={threshold}: threshold is a number from 0 to 1.")
         return self._find("head", images, threshold, teachers, MAX_NEW_TOKENS, batch_size, num_workers)
 
     def generate(

@@ -1,7 +1,6 @@
 """A trained run: its config, one of its checkpoints, its data, and its model, which loads only when asked for."""
 
 import logging
-import shlex
 from functools import partial
 from pathlib import Path
 
@@ -81,10 +80,7 @@ class TrainedRun:
                 "Take checkpoint=last."
             )
         if saved is None:
-            raise InputError(
-                f"There is no complete checkpoint in {checkpoints.folder}. Go on with the run until it saves one: "
-                f"python -m bbu_train resume={shlex.quote(self.folder)}"
-            )
+            raise InputError(f"There is no checkpoint in {checkpoints.folder}. The run saves every save_every steps.")
         return saved
 
     @property

@@ -145,7 +145,7 @@ def change(old, new):
     ("damage", "options", "message"),
     [
         (shutil.rmtree, {}, "no such folder"),
-        (remove_checkpoints, {"checkpoint": "last"}, "no complete checkpoint in .* bbu_train resume="),
+        (remove_checkpoints, {"checkpoint": "last"}, "There is no checkpoint in"),
         (cut_weights, {"checkpoint": "last"}, "step 6 is damaged: .* it has .* bytes, expected"),
         (
             change("num_queries: 20", "num_queries: 21"),
