@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():
             sources, num_parts = (inputs.train, inputs.validation), engine.num_micro_batches
-            trackers.publish([first_samples.write_page(folder, *sources, inputs.collator, inputs.plan, num_parts)])
+            trackers.publish(first_samples.write(folder, *sources, inputs.collator, inputs.plan, num_parts))
         gc.collect()
         gc.freeze()  # keeps the collector from scanning the model and the data again in the middle of a step
         if cfg.profile and at.step < cfg.steps and distributed.is_main():
@@ -199,7 +199,7 @@ def _train(cfg: DictConfig, device: torch.device) -> None:  # noqa: PLR0912, PLR
             predictions = evaluate_average()
         bar.close()
         if distributed.is_main():
-            _report(cfg, inputs, at, predictions or [], trackers, recovery.learnt.summary())
+            _report(cfg, inputs, at, predictions or [], criterion.weights, trackers, recovery.learnt.summary())
         state = "done"
     except BaseException as error:
         restart.wait_if_called()  # another rank ran out of memory, and left this one in an exchange
@@ -229,12 +229,13 @@ def _report(
     inputs: RunInputs,
     at: Progress,
     predictions: list[tuple[Picture, Prediction]],
+    weights: dict[str, float],
     trackers: Trackers,
     learnt: str | None,
 ) -> None:
-    """Draw the losses and some validation pictures, and print the table of the run."""
+    """Draw the losses, the rates and some validation pictures, and print the table of the run."""
     folder = Path(cfg.folder)
-    trackers.publish(final_report.write_plots(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
+    trackers.publish(final_report.write_plots(folder, predictions, at.metrics, weights))
     pictures = [picture for picture, _ in predictions]
     print(final_report.summarize(folder, inputs.data.pool, pictures, cfg.seed, learnt, trackers.mlflow_command))
 

@@ -41,7 +41,7 @@ def test_a_run_that_fails_before_its_first_step_closes_what_it_has_opened(run, m
         monkeypatch.setenv(name, str(value))
     closed = []
     monkeypatch.setattr("bbu_train.tracker.jsonl.Jsonl.close", lambda self, state: closed.append(state))
-    monkeypatch.setattr("bbu_train.reporting.first_samples.write_page", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("bbu_train.reporting.first_samples.write", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("fails", "head=none")
     assert closed == ["failed"]
@@ -176,8 +176,8 @@ def test_two_ranks_take_the_same_steps_as_one(outputs, run, launch, cache, reque
 
 def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "samples.html"}
-    assert names >= {"losses.png", "overlay.png"}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "samples.html", "train_samples.jpg"}
+    assert names >= {"losses.png", "rates.png", "overlay.png"}
     assert [path.name for path in sorted((uninterrupted / "gallery").iterdir())] == GALLERIES
 
 

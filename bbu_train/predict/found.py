@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bbu_train.images.colors import ClassColors
 from bbu_train.images.files import to_upright
-from bbu_train.images.overlay import ClassColors, overlay
+from bbu_train.images.overlay import full_size_sheet, prediction_panel
+from bbu_train.runtime.file_names import printable
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Object, Picture, class_of
 
@@ -70,7 +72,9 @@ class Found:
         objects = None if truth is None else tuple(Object(_as_box(box), description) for box, description in truth)
         with on_disk([self.image]) as [path]:
             picture = Picture(path, self.width, self.height, objects)
-            return overlay(picture, prediction, self.threshold, self.colors)
+            name = printable(path.name) if isinstance(self.image, Path) else "image"
+            panel = prediction_panel(picture, prediction, self.threshold, self.colors, name)
+            return full_size_sheet([panel], self.colors)
 
 
 def objects_of_head(prediction: Prediction, threshold: float) -> tuple[FoundObject, ...]:

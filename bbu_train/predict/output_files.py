@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bbu_train.images.overlay import ClassColors
+from bbu_train.images.colors import ClassColors
 from bbu_train.predict.routes import Predictor
 from bbu_train.predict.show import draw_predictions, to_row
 from bbu_train.runtime.file_names import short_name

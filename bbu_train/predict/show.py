@@ -6,8 +6,8 @@ from PIL import Image
 
 from bbu_train.data.annotations import clean_description, has_text
 from bbu_train.data.boxes import box_problem
-from bbu_train.images.overlay import ClassColors, overlay
-from bbu_train.images.sheet import add_title, make_sheet
+from bbu_train.images.colors import ClassColors
+from bbu_train.images.overlay import full_size_sheet, prediction_panel
 from bbu_train.predict.found import FoundObject, generated_objects, objects_of_head
 from bbu_train.predict.routes import PicturePredictions
 
@@ -68,9 +68,9 @@ def draw_predictions(predictions: PicturePredictions, threshold: float, colors: 
     """
     picture, panels = predictions.sample.student, []
     if predictions.head is not None:
-        panels.append(add_title(overlay(picture, predictions.head, threshold, colors), "head"))
+        panels.append(prediction_panel(picture, predictions.head, threshold, colors, "head"))
     if predictions.generated is not None:
         is_malformed = predictions.generated.is_malformed
         title = "generated (malformed: readable objects only)" if is_malformed else "generated"
-        panels.append(add_title(overlay(picture, predictions.generated.prediction, 0.0, colors), title))
-    return make_sheet(panels, columns=2)
+        panels.append(prediction_panel(picture, predictions.generated.prediction, 0.0, colors, title))
+    return full_size_sheet(panels, colors)

@@ -14,8 +14,8 @@ from bbu_train.cli import arguments
 from bbu_train.cli.main import cause_of
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, all_problems
+from bbu_train.images.colors import ClassColors
 from bbu_train.images.files import UnreadablePicture
-from bbu_train.images.overlay import ClassColors
 from bbu_train.ops.numbers import is_share
 from bbu_train.predict import MAX_NEW_TOKENS
 from bbu_train.predict.found import Found, generated_objects, objects_of_head, on_disk

@@ -10,7 +10,7 @@ from torch import nn
 
 from bbu_train.data.annotations import PictureChecker
 from bbu_train.data.jsonl_line import LineReader
-from bbu_train.images.overlay import COLORS, ClassColors
+from bbu_train.images.colors import COLORS, ClassColors
 from bbu_train.metrics.picture_bounds import clip_to_picture
 from bbu_train.ops import boxes
 from bbu_train.predict.routes import PicturePredictions, Predictor
