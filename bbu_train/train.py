@@ -146,7 +146,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():
             sources, num_parts = (inputs.train, inputs.validation), engine.num_micro_batches
-            trackers.publish([first_samples.write_page(folder, *sources, inputs.collator, inputs.plan, num_parts)])
+            trackers.publish(first_samples.write(folder, *sources, inputs.collator, inputs.plan, num_parts))
         gc.collect()
         gc.freeze()  # keeps the collector from scanning the model and the data again in the middle of a step
         if cfg.profile and at.step < cfg.steps and distributed.is_main():
@@ -194,7 +194,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
         if distributed.is_main():
             length = f"{count_of(at.step, 'step')}, {inputs.plan.epoch_at(at.step):.2f} epochs"
             notes = {"length": length, "memory": recovery.learnt.summary(), "time": display.time_spent()}
-            _report(cfg, inputs, at, predictions or [], trackers, notes)
+            _report(cfg, inputs, at, predictions or [], criterion.weights, trackers, notes)
         state = "done"
     except BaseException as error:
         restart.wait_if_called()  # another rank ran out of memory, and left this one in an exchange
@@ -226,12 +226,13 @@ def _report(
     inputs: RunInputs,
     at: Progress,
     predictions: list[tuple[Picture, Prediction]],
+    weights: dict[str, float],
     trackers: Trackers,
     notes: Mapping[str, str | None],
 ) -> None:
-    """Draw the losses and some validation pictures, and print the table of the run."""
+    """Draw the losses, the rates and some validation pictures, and print the table of the run."""
     folder = Path(cfg.folder)
-    trackers.publish(final_report.write_plots(folder, predictions, at.metrics.get("eval/f1_threshold", 0.5)))
+    trackers.publish(final_report.write_plots(folder, predictions, at.metrics, weights))
     pictures = [picture for picture, _ in predictions]
     print(final_report.summarize(folder, inputs.data.pool, pictures, cfg.seed, notes, trackers.mlflow_command))
 

@@ -32,7 +32,7 @@ TIMED = {  # parts of bbu_train.train, by the names of its functions; "a.b": fun
     "prepare": "data and plan",
     "step_metrics.peak_flops": "rate of a large product",
     "progress.restore": "restore",
-    "first_samples.write_page": "page of the first samples",
+    "first_samples.write": "page of the first samples",
     "fit.predict": "prediction of memory",
     "fit.try_out": "trial of the largest micro-batches",
     "evaluate": "evaluation at step 0",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from forked import run_program, start_program
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from whole_runs import CACHE, GALLERIES, command, leave_out_plots, logged, rows, weights
+from whole_runs import CACHE, GALLERIES, OTHER_CHOICES, command, leave_out_plots, logged, rows, weights
 
 from bbu_train.errors import InputError
 
@@ -41,7 +41,7 @@ def test_a_run_that_fails_before_its_first_step_closes_what_it_has_opened(run, m
         monkeypatch.setenv(name, str(value))
     closed = []
     monkeypatch.setattr("bbu_train.tracker.jsonl.Jsonl.close", lambda self, state: closed.append(state))
-    monkeypatch.setattr("bbu_train.reporting.first_samples.write_page", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("bbu_train.reporting.first_samples.write", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("fails", "head=none")
     assert closed == ["failed"]
@@ -176,8 +176,8 @@ def test_two_ranks_take_the_same_steps_as_one(outputs, run, launch, cache, reque
 
 def test_a_run_leaves_its_config_its_log_and_pictures(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "samples.html"}
-    assert names >= {"losses.png", "overlay.png"}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "train.log", "samples.html", "train_samples.jpg"}
+    assert names >= {"losses.png", "rates.png", "overlay.png"}
     assert [path.name for path in sorted((uninterrupted / "gallery").iterdir())] == GALLERIES
 
 
@@ -213,11 +213,7 @@ def test_the_losses_of_every_component_are_logged(uninterrupted):
 
 
 def test_the_other_choices_of_every_group_run_too(run):
-    folder = run(
-        *("others", "head=none", "loss=language", "sampler=token_budget", "sampler.max_row_tokens=1024"),
-        *("optimizer=adamw_uniform", "schedule=constant", "schedule.num_warmup_steps=0", "collator=standard"),
-        *("conversation=chinese", "data.language=chinese", "data.teachers.num_validation_teachers=2"),
-    )
+    folder = run("others", *OTHER_CHOICES)
     first, *_, last = [row["loss/student_lm"] for row in rows(folder) if "loss/total" in row]
     assert last < first
     assert not (folder / "overlay.png").exists()

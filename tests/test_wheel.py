@@ -13,7 +13,7 @@ def test_an_installed_wheel_finds_its_configs(tmp_path):
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    assert (tmp_path / "site/launchers/job.py").is_file()
+    assert all((tmp_path / "site" / name).is_file() for name in ("launchers/job.py", "bbu_train/py.typed"))
     templates = {path.relative_to(ROOT) for path in (ROOT / "bbu_train").rglob("*.j2")}
     assert templates
     assert all((tmp_path / "site" / template).is_file() for template in templates)

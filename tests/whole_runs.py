@@ -13,6 +13,12 @@ SMALL_DATA = ["data.num_train=24", "data.num_validation=4", "data.width=112", "d
 SMALL_DATA += ["eval_every=3", "gallery=1"]
 # Smaller than the features of all teacher pictures, so that some are evicted.
 CACHE = ["optimizer.groups.vision.lr=0", "model.teacher_cache_gib=0.0001"]
+OTHER_CHOICES = [
+    *("head=none", "loss=language", "sampler=token_budget", "sampler.max_row_tokens=1024"),
+    *("optimizer=adamw_uniform", "schedule=constant", "schedule.num_warmup_steps=0", "collator=standard"),
+    *("conversation=chinese", "data.language=chinese", "data.teachers.num_validation_teachers=2"),
+]
+"""Of the run "others", which has no head."""
 GALLERIES = [f"step-0000000{step}.jpg" for step in (0, 3, 6)]
 SMALL_HEAD = ["head.num_queries=20", "head.d_model=64", "head.num_caption_layers=1", "head.max_caption_tokens=12"]
 

@@ -98,7 +98,7 @@ def missing_values(values: DictConfig, required: Mapping[str, str]) -> list[str]
     return [f"Say {key}=..., {what}." for key, what in required.items() if not values[key]]
 
 
-def wrong_choices(values: DictConfig, choices: Mapping[str, Sequence[str | None]]) -> list[str]:
+def wrong_choices(values: Mapping[str, Any], choices: Mapping[str, Sequence[str | None]]) -> list[str]:
     """Return a problem for each value that is none of its key's choices. None among them makes a key optional."""
     names = {key: [name for name in options if name is not None] for key, options in choices.items()}
     return [
@@ -108,7 +108,7 @@ def wrong_choices(values: DictConfig, choices: Mapping[str, Sequence[str | None]
     ]
 
 
-def wrong_counts(values: DictConfig, minimum: Mapping[str, int]) -> list[str]:
+def wrong_counts(values: Mapping[str, Any], minimum: Mapping[str, int]) -> list[str]:
     """Return a problem for each value that is no whole number of at least the `minimum` of its key."""
     return [
         f"{key}={values[key]}: {key} is a whole number of at least {limit}."

@@ -122,7 +122,7 @@ def report_error(error: Exception) -> int:
     if code == 1 or os.environ.get("BBU_FULL_ERROR") == "1":
         traceback.print_exception(error)
     if code == 2:
-        print(f"error: {_cause(error)}", file=sys.stderr, flush=True)
+        print(f"error: {cause_of(error)}", file=sys.stderr, flush=True)
     if isinstance(error, Preempted) and os.environ.get("RANK", "0") == "0":
         print(f"{error} {_how_to_go_on(error)}", file=sys.stderr, flush=True)
     return code
@@ -141,7 +141,7 @@ def report_interrupt(error: KeyboardInterrupt) -> None:
 def exit_code(error: Exception) -> int:
     if isinstance(error, Preempted):
         return error.exit_code
-    return 2 if isinstance(_cause(error), InputError) else 1
+    return 2 if isinstance(cause_of(error), InputError) else 1
 
 
 def _how_to_go_on(error: Preempted | Interrupted) -> str:
@@ -152,7 +152,7 @@ def _how_to_go_on(error: Preempted | Interrupted) -> str:
     return f"To go on: {run_folder.command_to_go_on(error.folder, error.go_on)}"
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """Return the error of a component's constructor, which `instantiate` wraps."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from bbu_train.compare.axis_scales import AxisScale, metric_scale, setting_scale
 from bbu_train.compare.candidates import Candidate, short_names, swept_keys
 from bbu_train.compare.formatting import abbreviate
-from bbu_train.reporting.loss_plot import WINDOWS_PER_RUN
+from bbu_train.reporting.curves import COLORS, MAX_MARKED, as_series
 
 DPI = 110
 GREY, DARK_GREY = "#9ca3af", "#374151"
-COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a16207", "#db2777")
 MAX_COLORED = len(COLORS)
 
 
@@ -85,7 +84,7 @@ def plot_curves(candidates: Sequence[Candidate], metric: str, path: Path) -> Non
         steps, means, stds = _over_seeds(candidate, metric)
         settings = ", ".join(f"{name} {abbreviate(candidate.settings[key], 40)}" for key, name in keys.items())
         axes.fill_between(steps, means - stds, means + stds, color=color, alpha=0.13, linewidth=0)
-        marker = "o" if len(steps) <= 40 else None
+        marker = "o" if len(steps) <= MAX_MARKED else None
         label = f"{candidate.rank}.  {settings or 'all runs'}  (n = {len(candidate.runs)})"
         axes.plot(steps, means, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
     handles, labels = axes.get_legend_handles_labels()
@@ -102,21 +101,12 @@ def plot_curves(candidates: Sequence[Candidate], metric: str, path: Path) -> Non
 
 def _over_seeds(candidate: Candidate, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return steps, means and standard deviations over a candidate's runs; 0 where only one run has the step."""
-    by_step: dict[int, list[float]] = {}
+    by_step: dict[float, list[float]] = {}
     for run in candidate.runs:
         points = [point for point in run.run.series[metric] if math.isfinite(point[1])]
-        for step, value in _smooth(points):
+        for step, value in zip(*as_series(points).smooth(), strict=True):
             by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
     means = [float(np.mean(by_step[step])) for step in steps]
     stds = [float(np.std(by_step[step], ddof=1)) if len(by_step[step]) > 1 else 0.0 for step in steps]
     return np.array(steps), np.array(means), np.array(stds)
-
-
-def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return the moving average of a long series, with the window of a run's losses.png; a short one as it is."""
-    window = len(points) // WINDOWS_PER_RUN
-    if window < 2:
-        return points
-    means = np.convolve([value for _, value in points], np.ones(window) / window, mode="valid").tolist()
-    return [(step, mean) for (step, _), mean in zip(points[window // 2 :], means, strict=False)]

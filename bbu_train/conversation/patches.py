@@ -1,8 +1,9 @@
-"""Cutting a picture into the patches of bytes that the vision tower reads, without torchvision."""
+"""Cutting a picture into the patches of bytes that the vision tower reads, and back, without torchvision."""
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -49,3 +50,18 @@ def read_patches(picture: Picture, picture_format: PictureFormat) -> UInt8[Tenso
         rows = np.frombuffer(resized.tobytes("raw", name), row).reshape(blocks[0], merge, patch, blocks[1], merge)
         patches[:, :, :, :, channel] = rows.transpose(0, 3, 1, 4, 2)
     return torch.from_numpy(patches.view(np.uint8).reshape(-1, 3 * patch * patch))
+
+
+def to_images(
+    patches: UInt8[Tensor, "patches 588"], grid_thw: Int[Tensor, "pictures 3"], picture_format: PictureFormat
+) -> list[Image.Image]:
+    """Return the pictures that `read_patches` cut into `patches`, one after the other: its inverse, bit for bit."""
+    patch, merge = picture_format.patch_size, picture_format.merge_size
+    images, start = [], 0
+    for _, rows, columns in grid_thw.tolist():
+        part = patches[start : start + rows * columns].numpy()
+        start += rows * columns
+        blocks = part.reshape(rows // merge, columns // merge, merge, merge, 3, patch, patch)
+        pixels = blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
+        images.append(Image.fromarray(np.ascontiguousarray(pixels)))
+    return images

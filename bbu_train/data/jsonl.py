@@ -6,7 +6,8 @@
 "images" holds one path, absolute or relative to the root. An object is {"bbox_2d": [x1, y1, x2, y2], "desc":
 "type/property/extra"}, in absolute pixels of the upright (EXIF-applied) picture. The first form fixes the teachers; an
 empty list means none. The second form leaves them to be drawn from the pool. Its further keys are ignored, except one
-that is nearly a known key, such as "image" or "Objects": that is an error.
+that is nearly a known key, such as "image" or "Objects": that is an error. An object may have a "score", which is not
+used: predictions are data too.
 """
 
 import codecs

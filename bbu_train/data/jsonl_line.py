@@ -16,6 +16,8 @@ from bbu_train.runtime.wording import cut
 from bbu_train.types.samples import Object, Picture, Sample
 
 PICTURE_KEYS = ("images", "objects")
+SCORE = "score"
+"""Predicted objects have it: it is counted as not used."""
 
 
 def _stem(key: str) -> str:
@@ -34,6 +36,7 @@ class LineReader:
         self.folder = folder
         self.checker = checker
         self.findings: list[Finding] = []
+        self.num_scores = 0
 
     def read(self, text: bytes) -> Reading:
         value = self._parse(text)
@@ -48,6 +51,8 @@ class LineReader:
                     )
         elif value is not None:
             student, teachers = self._read_student_and_teachers(value)
+        if self.num_scores:
+            unused |= {f"objects/{SCORE}": self.num_scores}
         return Reading(Sample(self.where, student, teachers) if student else None, self.findings, unused)
 
     def _parse(self, text: bytes) -> dict[str, Any] | None:
@@ -107,6 +112,9 @@ class LineReader:
         return self.checker.check(where, self.folder / images[0], readable, self.findings)
 
     def _read_object(self, where: str, label: str, value: object) -> LabelledObject | None:
+        if isinstance(value, dict) and SCORE in value:
+            self.num_scores += 1
+            value = {key: each for key, each in value.items() if key != SCORE}
         if not self._has_keys(f"{where} {label}", value, ("bbox_2d", "desc"), allow_further=False):
             return None
         description, is_text = value["desc"], isinstance(value["desc"], str)

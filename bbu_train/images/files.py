@@ -89,9 +89,23 @@ def open_upright(path: Path) -> Image.Image:
     Transparent pixels become white, as in image viewers. 16-bit greys keep their high byte. Raises UnreadablePicture.
     """
     with _open(path) as image:
-        image.load()  # also finds an orientation that comes after the pixels of a PNG
-        transpose = TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
-        return _to_rgb(image if transpose is None else image.transpose(transpose))
+        return _to_upright(image)
+
+
+def to_upright(image: Image.Image, name: str) -> Image.Image:
+    """Do with an image in memory what `open_upright` does with a file; `name` stands for it in messages.
+
+    The orientation is that of its EXIF, if it still has one. Raises UnreadablePicture.
+    """
+    with _explained(name):
+        _check_greys(image, name)
+        return _to_upright(image)
+
+
+def _to_upright(image: Image.Image) -> Image.Image:
+    image.load()  # also finds an orientation that comes after the pixels of a PNG
+    transpose = TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
+    return _to_rgb(image if transpose is None else image.transpose(transpose))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -105,12 +119,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
+    # Without a file name Pillow maps no file into memory, where it takes the sides of a turned TIFF the wrong way.
+    with _explained(path), path.open("rb") as file, Image.open(file) as image:
+        _check_greys(image, path)
+        yield image
+
+
+def _check_greys(image: Image.Image, path: Path | str) -> None:
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise UnreadablePicture(f"{path}: 32 bits for each grey; expected 8 or 16")
+
+
+@contextmanager
+def _explained(path: Path | str) -> Iterator[None]:
+    """Turn what Pillow raises for the picture at `path` into UnreadablePicture."""
     try:
-        # Without a file name Pillow maps no file into memory, where it takes the sides of a turned TIFF the wrong way.
-        with path.open("rb") as file, Image.open(file) as image:
-            if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-                raise UnreadablePicture(f"{path}: 32 bits for each grey; expected 8 or 16")
-            yield image
+        yield
     except Image.DecompressionBombError as error:
         raise UnreadablePicture(f"{path}: {error}") from None
     except UnreadablePicture:

@@ -2,13 +2,16 @@
 
 import functools
 import logging
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import ImageFont
 
 CHINESE = "机柜设备"  # simplified Chinese: fonts that only cover Japanese or traditional Chinese lack some of these
+
+CJK = "[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 
 PREFERRED = ("notosanscjk", "notosanssc", "sourcehansans", "wqy-zenhei", "wqy", "pingfang", "msyh")
 """Beginnings of the file names of legible sans-serif fonts, the best first. Any other font with Chinese comes after."""
@@ -24,37 +27,39 @@ def font(size: int, text: str) -> ImageFont.FreeTypeFont:
     """Return a font of `size` pixels that can draw `text`.
 
     Latin text always gets Pillow's own font, so it looks the same on every machine. Other text gets an installed
-    Chinese font. If there is none, its characters become empty boxes, and `WARNING` is logged once.
+    Chinese font. If there is none, its characters become empty boxes. `check` reports that, for the data's texts: what
+    an untrained model writes has characters of any kind.
     """
-    path = None if _is_latin(text) else cjk_font_file()
-    return _load(path, size)
+    return _load(None if _is_latin(text) else _installed_cjk_font(), size)
 
 
-@functools.cache
+def check(texts: Iterable[str]) -> None:
+    """Log `WARNING`, once in this process, if one of the data's texts has Chinese characters and no font has."""
+    if any(map(_has_cjk, texts)):
+        cjk_font_file()
+
+
 def cjk_font_file() -> Path | None:
-    """Return the best installed font file with Chinese characters, or None after logging `WARNING`.
+    """Return the best installed font file with Chinese characters. If there is none, log `WARNING` once.
 
     The first face of the file must have the characters, because Pillow and matplotlib draw with that one; a collection
     (.ttc) may have more faces.
     """
-    from matplotlib import font_manager  # here because it takes half a second, and few texts need it
-
-    # Not fontManager.ttflist: it is read from a cache, which lacks the fonts that were installed later.
-    paths = sorted(map(Path, font_manager.findSystemFonts()), key=_preference)
-    path = next(filter(_has_chinese, paths), None)
+    path = _installed_cjk_font()
     if path is None:
-        logging.getLogger(__name__).warning(WARNING)
+        _warn_once()
     return path
 
 
 def use_in_plots(texts: Sequence[str]) -> None:
-    """Let matplotlib fall back to the font of `cjk_font_file` if one of `texts` needs it.
+    """Let matplotlib fall back to an installed Chinese font if one of `texts`, which are the user's, needs it.
 
     If there is none, matplotlib's own warning for every missing character is silenced: `WARNING` says it once.
     """
     if all(map(_is_latin, texts)):
         return
-    if (path := cjk_font_file()) is None:
+    check(texts)
+    if (path := _installed_cjk_font()) is None:
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         return
     from matplotlib import font_manager, rcParams
@@ -64,12 +69,31 @@ def use_in_plots(texts: Sequence[str]) -> None:
     rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()]
 
 
+@functools.cache
+def _installed_cjk_font() -> Path | None:
+    from matplotlib import font_manager  # here because it takes half a second, and few texts need it
+
+    # Not fontManager.ttflist: it is read from a cache, which lacks the fonts that were installed later.
+    paths = sorted(map(Path, font_manager.findSystemFonts()), key=_preference)
+    return next(filter(_has_chinese, paths), None)
+
+
+@functools.cache
+def _warn_once() -> None:
+    logging.getLogger(__name__).warning(WARNING)
+
+
 def _is_latin(text: str) -> bool:
     """Whether Pillow's own font has glyphs for `text`: they end with Latin Extended-B.
 
     U+FFFD, which stands for bytes that are no text, is a box in every font.
     """
     return all(character <= "\u024f" or character == "\ufffd" for character in text)
+
+
+def _has_cjk(text: str) -> bool:
+    """Whether `text` has a Chinese, Japanese or Korean character, or a full-width form."""
+    return re.search(CJK, text) is not None
 
 
 def _has_chinese(path: Path) -> bool:

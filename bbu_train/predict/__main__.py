@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from bbu_train.cli import arguments
-from bbu_train.ops.numbers import is_number
+from bbu_train.ops.numbers import is_share
+from bbu_train.predict import MAX_NEW_TOKENS
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.config_keys import refuse
 from bbu_train.runtime import logs
@@ -20,8 +21,10 @@ Detects and describes the objects in pictures with a trained model, by one or bo
   head       the detection head predicts boxes, each with a description
   generated  the language model generates boxes and descriptions as JSON
 
-Writes predictions.jsonl, with one line per picture, and a copy of each picture with its boxes drawn on it.
-Coordinates are pixels of the upright original. Pictures of the run's own data also show their true boxes.
+Writes predictions.jsonl, with one line per picture, and a copy of each picture with its boxes drawn on it. With both
+routes it holds the objects of the head, and generated.jsonl those of the language model. Either file is a data set:
+data=jsonl data.train=<file> trains on it. Coordinates are pixels of the upright original. Pictures of the run's own
+data also show their true boxes. From Python: bbu_train.load.
 
   key                 default                   meaning
   run                 required                  run folder, such as outputs/default/20260101-120000-abcdef01
@@ -54,7 +57,7 @@ DEFAULTS = {
     "route": "both",
     "teachers": 0,
     "threshold": None,
-    "max_new_tokens": 2048,
+    "max_new_tokens": MAX_NEW_TOKENS,
     "batch_size": 8,
     "num_workers": None,
     "truth": True,
@@ -76,7 +79,7 @@ def _validate(options: DictConfig) -> DictConfig:
     problems += arguments.wrong_checkpoint(options.checkpoint)
     minima = {"teachers": 0, "max_new_tokens": 1, "batch_size": 1}
     problems += arguments.wrong_counts(options, minima)
-    if options.threshold is not None and not (is_number(options.threshold) and 0 <= options.threshold <= 1):
+    if options.threshold is not None and not is_share(options.threshold):
         problems.append(f"threshold={options.threshold}: threshold is a number from 0 to 1.")
     if options.num_workers is not None:
         problems += arguments.wrong_counts(options, {"num_workers": 0})
@@ -94,6 +97,7 @@ def predict(options: DictConfig) -> None:
     folder = run_folder.on_disk(options.run)
     out = arguments.new_folder(options.out or str(folder / "predictions" / time.strftime("%Y%m%d-%H%M%S")))
     run = TrainedRun(str(folder), options.checkpoint, options.route, options.teachers)
+    run.use_its_threads()
     run.take_data_from(options.data.root)
     paths = find_pictures(options.images)
     samples = build_samples(paths, run.picture_format, run.load_data(options.truth), options.teachers)

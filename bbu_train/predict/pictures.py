@@ -58,10 +58,15 @@ def _is_hidden(path: Path) -> bool:
 
 
 def build_samples(
-    paths: Sequence[Path], picture_format: PictureFormat, data: Splits | None, num_teachers: int
+    paths: Sequence[Path],
+    picture_format: PictureFormat,
+    data: Splits | None,
+    num_teachers: int,
+    names: Sequence[str] | None = None,
 ) -> list[Sample]:
     """Return each picture as the student of a sample, with its true objects if `data` has the picture.
 
+    Samples are called by `names`, or by their paths if there are none; teachers are drawn by this name.
     Teachers are drawn from the training pictures by data.teachers.validation_seed, also where the data fixes others.
     `num_teachers` above 0 needs `data`. Each picture is decoded, so that none stops the prediction halfway. Raises
     InputError that lists every picture that cannot be read or has a shape that the model does not accept.
@@ -69,16 +74,16 @@ def build_samples(
     assert data is not None or num_teachers == 0
     known = {} if data is None else {each.student.path.resolve(): each for each in (*data.train, *data.validation)}
     samples, problems = [], []
-    for path in paths:
+    for name, path in zip(names or [printable(str(path)) for path in paths], paths, strict=True):
         try:
             size = open_upright(path).size
-            sample = known.get(path.resolve()) or Sample(printable(str(path)), Picture(path, *size, None), None)
+            sample = known.get(path.resolve()) or Sample(name, Picture(path, *size, None), None)
             resized_size(sample.student, picture_format)
         except (UnreadablePicture, InputError) as error:
             problems.append(printable(str(error)))
             continue
         teachers = data.with_validation_teachers(sample, num_teachers).teachers if data else ()
-        samples.append(Sample(printable(str(path)), sample.student, teachers))
+        samples.append(Sample(name, sample.student, teachers))
     if problems:
         fix = "Repair these files, or name a folder or pattern without them."
         raise all_problems("Pictures to predict", problems, fix)

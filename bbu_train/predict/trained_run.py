@@ -31,17 +31,24 @@ ROUTES = {"both": ("head", "generated"), "head": ("head",), "generated": ("gener
 class TrainedRun:
     """The run in `folder` with the checkpoint to use.
 
-    `checkpoint` is "best", "last" or a step; `route` is a key of ROUTES. Raises InputError if the run has no such
-    checkpoint, or no head although the route needs one.
+    `checkpoint` is "best", "last" or a step; `route` is a key of ROUTES; without a `device` it is a GPU, if there is
+    one. Raises InputError if the run has no such checkpoint, or no head although the route needs one.
     """
 
-    def __init__(self, folder: str, checkpoint: str | int, route: str, num_teachers: int):
+    def __init__(
+        self,
+        folder: str,
+        checkpoint: str | int,
+        route: str,
+        num_teachers: int,
+        device: torch.device | None = None,
+    ):
         self.folder = folder
         cfg = run_folder.load(folder)
         # These settings only make training fast on its machine; predictions stay the same up to rounding.
         cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = AUTO, False, 0
         cfg.engine.precision = auto.recorded(run_folder.read_environment(folder), PRECISION) or cfg.engine.precision
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.cfg = cfg = auto.apply(cfg, auto.settings(cfg, this_machine(self.device), {}))
         cfg.data.teachers.num_validation_teachers = num_teachers
         self.routes = ROUTES[route]
@@ -116,14 +123,17 @@ class TrainedRun:
         warn_if_changed(self.cfg, Path(self.cfg.folder))
         return data
 
+    def use_its_threads(self) -> None:
+        """Let torch compute with as many CPU threads as the run says."""
+        torch.set_num_threads(self.cfg.threads)
+
     def load_predictor(self, max_new_tokens: int) -> Predictor:
-        """Load the model with the checkpoint's weights, on the GPU if there is one.
+        """Load the model with the checkpoint's weights, on the run's `device`.
 
         Raises InputError if a route needs the head and the run did not train it.
         """
         cfg = self.cfg
         weights = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
-        torch.set_num_threads(cfg.threads)
         device = self.device
         with run_folder.built_by_this_code(self.folder):
             model = build(cfg.model.network)(device=device, head=build(cfg.head))

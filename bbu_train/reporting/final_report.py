@@ -4,34 +4,41 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bbu_train.images.overlay import ClassColors, overlay
-from bbu_train.images.sheet import add_title, make_sheet
+from PIL import Image
+
+from bbu_train.images.colors import ClassColors
+from bbu_train.images.overlay import prediction_panel, prediction_sheet
 from bbu_train.metrics.constant_boxes import constant_predictions
 from bbu_train.metrics.detection import detection_metrics
 from bbu_train.reporting.loss_plot import plot_losses
+from bbu_train.reporting.rate_plot import plot_rates
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime.file_names import printable
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
 
 NUM_OVERLAYS = 6
-GALLERY_SIZE = 900  # pixels of a picture's longer side, so that the galleries of many evaluations take little disk
 NUM_CONSTANT_BOXES = 100
 
 
-def write_plots(folder: Path, predictions: Sequence[tuple[Picture, Prediction]], threshold: float) -> list[Path]:
-    """Write losses.png into the run's folder, and overlay.png if there are predictions. Return their paths.
+def write_plots(
+    folder: Path,
+    predictions: Sequence[tuple[Picture, Prediction]],
+    metrics: Mapping[str, float],
+    weights: Mapping[str, float],
+) -> list[Path]:
+    """Write losses.png and rates.png into the run's folder, and overlay.png if there are predictions. Return the paths.
 
-    `predictions` are those of all validation pictures; the first NUM_OVERLAYS are drawn. Classes have the colours that
-    they have in the galleries.
+    `predictions` are those of all validation pictures; the first NUM_OVERLAYS are drawn, as in a gallery. `metrics` are
+    those of their evaluation. `weights` are the weights of the losses in the total.
     """
-    paths = [folder / "losses.png"]
-    plot_losses(folder / "metrics.jsonl", paths[0])
+    paths = [folder / "losses.png", folder / "rates.png"]
+    plot_losses(folder / "metrics.jsonl", paths[0], weights)
+    plot_rates(folder / "metrics.jsonl", paths[1])
     if predictions:
-        colors = ClassColors(run_folder.classes(folder))
-        overlays = [overlay(*pair, threshold, colors) for pair in predictions[:NUM_OVERLAYS]]
         paths.append(folder / "overlay.png")
-        make_sheet(overlays, columns=3).save(paths[1])
+        title = _title("Validation pictures", metrics)
+        _sheet(folder, predictions[:NUM_OVERLAYS], metrics, title).save(paths[-1])
     return paths
 
 
@@ -44,29 +51,41 @@ def write_gallery(
 ) -> list[Path]:
     """Write gallery/step-<step>.jpg, a sheet of pictures with their predicted boxes. Return its path, if written.
 
-    `predictions` are those of all validation pictures; the first `num_pictures` are drawn. The classes of the run's
-    data have the same colours in all galleries and in `predict`. Boxes with at least the threshold of the best F1 are
-    drawn. While F1 is 0, each picture shows as many of its best-scored boxes as it has objects. A repeated evaluation
-    of the step overwrites the file.
+    `predictions` are those of all validation pictures; the first `num_pictures` are drawn. A repeated evaluation of the
+    step overwrites the file.
     """
     if not predictions or not num_pictures:
         return []
-    colors, images = ClassColors(run_folder.classes(folder)), []
-    for picture, prediction in predictions[:num_pictures]:
+    path = folder / "gallery" / f"step-{step:08d}.jpg"
+    path.parent.mkdir(exist_ok=True)
+    sheet = _sheet(folder, predictions[:num_pictures], metrics, _title(f"Step {step}", metrics))
+    sheet.save(path, quality=90)
+    return [path]
+
+
+def _title(beginning: str, metrics: Mapping[str, float]) -> str:
+    labels = {"eval/ap50": "AP50", "eval/f1": "F1"}
+    return ", ".join(
+        [beginning, *(f"{label} {metrics[name]:.3f}" for name, label in labels.items() if name in metrics)]
+    )
+
+
+def _sheet(
+    folder: Path, predictions: Sequence[tuple[Picture, Prediction]], metrics: Mapping[str, float], title: str
+) -> Image.Image:
+    """Draw predicted boxes with at least the threshold of the best F1.
+
+    While F1 is 0, each picture shows as many of its best-scored boxes as it has objects. The classes of the run's data
+    have the same colours in all sheets and in `predict`.
+    """
+    colors, panels = ClassColors(run_folder.classes(folder)), []
+    for picture, prediction in predictions:
         threshold = metrics.get("eval/f1_threshold", 0.5)
         if metrics.get("eval/f1") == 0:
             best_scores = sorted(prediction.scores, reverse=True)[: len(picture.objects or ())]
             threshold = float(min(best_scores, default=1))
-        image = add_title(overlay(picture, prediction, threshold, colors), printable(picture.path.name))
-        image.thumbnail((GALLERY_SIZE, GALLERY_SIZE))
-        images.append(image)
-    labels = {"eval/ap50": "AP50", "eval/f1": "F1"}
-    scores = [f"{label} {metrics[name]:.3f}" for name, label in labels.items() if name in metrics]
-    path = folder / "gallery" / f"step-{step:08d}.jpg"
-    path.parent.mkdir(exist_ok=True)
-    title = ", ".join([f"step {step}", *scores])
-    add_title(make_sheet(images, columns=2), title).save(path, quality=90)
-    return [path]
+        panels.append(prediction_panel(picture, prediction, threshold, colors, printable(picture.path.name)))
+    return prediction_sheet(panels, colors, title)
 
 
 def summarize(

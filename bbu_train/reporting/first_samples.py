@@ -1,7 +1,8 @@
-"""The model's first input, for a person to check before hours of training: samples.html, and an excerpt in train.log.
+"""The model's first input, for a person to check before hours of training.
 
-Both show the first training and the first validation conversation, decoded from their tokens, and how the samples of
-the first step are laid out in rows.
+samples.html, and an excerpt in train.log, show the first training and the first validation conversation, decoded from
+their tokens, and how the samples of the first step are laid out in rows. train_samples.jpg shows the pictures of the
+first step. All pictures are put together from the patches that the model is given.
 """
 
 import logging
@@ -12,16 +13,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bbu_train.conversation.text import PlainTextTokenizer
-from bbu_train.reporting import html_page
+from bbu_train.images.colors import ClassColors
+from bbu_train.images.sheet import Panel
+from bbu_train.reporting import html_page, shown_pictures
+from bbu_train.runs import folder as run_folder
 from bbu_train.runtime import distributed
 from bbu_train.training import loader
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.batch import Batch, Encoded
-from bbu_train.types.samples import Role, SampleVisit
+from bbu_train.types.samples import PlannedStep, Role, SampleVisit
 
 log = logging.getLogger(__name__)
-NAME = "samples.html"
+PAGE, SHEET = "samples.html", "train_samples.jpg"
 TEMPLATE = html_page.TEMPLATES / "first_samples.html.j2"
+MAX_PICTURES = 16  # in train_samples.jpg, and for each conversation of samples.html
+QUALITY = 85  # of train_samples.jpg
 MAX_LOGGED_CHARACTERS = 300  # of a piece of text in train.log
 ROLE_NAMES = {Role.NONE: "prompt", Role.TEACHER: "teacher", Role.STUDENT: "student"}
 
@@ -46,16 +52,52 @@ class Segment(NamedTuple):
     num_tokens: int
 
 
-def write_page(
+def write(
     folder: Path,
     source: loader.SampleSource,
     validation: loader.SampleSource,
     collator: Callable[[Sequence[Encoded]], Batch],
     plan: StepPlan,
     num_micro_batches: int,
-) -> Path:
-    """Write samples.html into the run's folder and return its path. The rows are those of this rank."""
+) -> list[Path]:
+    """Write samples.html and train_samples.jpg into the run's folder and return their paths.
+
+    The rows of the page are those of this rank; the sheet begins with the first samples of all ranks.
+    """
     step = next(plan.starting_at(0))
+    colors = ClassColors(run_folder.classes(folder))
+    _write_page(folder / PAGE, source, validation, collator, step, num_micro_batches, colors)
+    _write_sheet(folder / SHEET, source, [visit for row in step for visit in row], colors)
+    return [folder / PAGE, folder / SHEET]
+
+
+def _write_sheet(path: Path, source: loader.SampleSource, visits: Sequence[SampleVisit], colors: ClassColors) -> None:
+    """Draw the first MAX_PICTURES pictures of a step's samples."""
+    panels: list[Panel] = []
+    num_samples = 0
+    while num_samples < len(visits) and len(panels) < MAX_PICTURES:
+        panels += _panels_of(source, source.encode(visits[num_samples]), colors)
+        num_samples += 1
+    shown = f"the first {num_samples} of {len(visits)} samples" if num_samples < len(visits) else "all samples"
+    title = f"First training step, as the model sees it: {shown}, {min(len(panels), MAX_PICTURES)} pictures"
+    shown_pictures.sheet(panels[:MAX_PICTURES], colors, title).save(path, quality=QUALITY)
+
+
+def _panels_of(source: loader.SampleSource, encoded: Encoded, colors: ClassColors) -> list[Panel]:
+    builder = source.builder
+    return shown_pictures.panels_of(encoded, builder.picture_format, builder.tokenizer, colors)
+
+
+def _write_page(
+    path: Path,
+    source: loader.SampleSource,
+    validation: loader.SampleSource,
+    collator: Callable[[Sequence[Encoded]], Batch],
+    step: PlannedStep,
+    num_micro_batches: int,
+    colors: ClassColors,
+) -> None:
+    """Write samples.html, and its excerpt to the log."""
     rank, num_ranks = distributed.rank(), distributed.world_size()
     tokenizer = source.builder.tokenizer
     first = {
@@ -65,23 +107,32 @@ def write_page(
     conversations = {
         f"{title}: {encoded.sample_id}": list(pieces(encoded, tokenizer)) for title, encoded in first.items()
     }
+    pictures = [_panels_of(source, encoded, colors)[-MAX_PICTURES:] for encoded in first.values()]
     micro_batches = next(loader.batches(source, collator, [step], num_micro_batches, rank, num_ranks, 0))
     layout = [row for batch in micro_batches for row in rows(batch)]
     layout_title = f"First step on rank {rank} of {num_ranks}: {_describe_layout(layout)}"
     log.debug("%s", "\n".join([*_excerpts(conversations), layout_title, *map(_describe_row, layout)]))
     page = html_page.render(
         TEMPLATE,
-        title=f"{folder.name}: first samples",
-        heading=f"First samples of {folder.name}",
+        title=f"{path.parent.name}: first samples",
+        heading=f"First samples of {path.parent.name}",
         conversations=[
-            {"title": title, "pieces": conversation, "token_counts": _token_counts(conversation)}
-            for title, conversation in conversations.items()
+            {"title": title, "pieces": _with_pictures(conversation, panels), "tokens": _token_counts(conversation)}
+            for (title, conversation), panels in zip(conversations.items(), pictures, strict=True)
         ],
         layout={"title": layout_title, "rows": list(map(_row_values, layout))},
     )
-    path = folder / NAME
     path.write_text(page, encoding="utf-8")
-    return path
+
+
+def _with_pictures(conversation: Sequence[Piece], panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    """Return the pieces with the last pictures of a conversation, from the end on: none for a piece of text."""
+    remaining, shown = list(panels), []
+    for piece in reversed(conversation):
+        panel = remaining.pop() if piece.kind == "image" and remaining else None
+        picture = {} if panel is None else shown_pictures.as_values(panel)
+        shown.append(piece._asdict() | {"role_name": piece.role_name, "picture": picture})
+    return shown[::-1]
 
 
 def pieces(encoded: Encoded, tokenizer: PlainTextTokenizer) -> Iterator[Piece]:

@@ -1,72 +1,105 @@
 """The plot of every loss of a run over its steps."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from bbu_train.reporting.curves import BLACK, COLORS, GREY, Series, draw_line, finish, legend_beside, read_series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WINDOWS_PER_RUN = 40
-"""The moving average has a window of a run's number of points divided by this; a window below 2 averages nothing."""
+TOTAL = "loss/total"
+MEANINGS = {
+    TOTAL: "what training minimises: the sum of weight x loss",
+    "loss/teacher_lm": "cross entropy per answer token of teachers",
+    "loss/student_lm": "cross entropy per answer token of students",
+    "loss/caption": "cross entropy per token of a description",
+    "bbox_l1": "L1 distance of matched boxes, per object",
+    "bbox_giou": "1 - GIoU of matched boxes, per object",
+    "objectness": "object or not, summed over a picture",
+    "loss/denoising_objectness": "noised true boxes: object or not, per object",
+}
+"""What each loss is, by its name, or by its end."""
+PARTS = {"loss/aux_": "earlier layers: ", "loss/denoising_": "noised true boxes: ", "loss/dense_": "image tokens: "}
+"""Of which predictions of the head a loss is, by its beginning; of the last layer's queries otherwise."""
+WIDTH, LEFT, LEGEND, TOP_HEIGHT, PANEL_HEIGHT, NUM_COLUMNS = 14, 0.7, 4.7, 4.3, 2.9, 3  # inches, except the last
 
 
-def plot_losses(metrics_path: Path, image_path: Path) -> None:
-    """Plot each `loss/*` of metrics.jsonl over the steps in axes of its own, with its `eval/loss/*` as dots.
+def plot_losses(metrics_path: Path, image_path: Path, weights: Mapping[str, float]) -> None:
+    """Plot what the total is made of, then each `loss/*` of metrics.jsonl in axes of its own.
 
-    A run of many steps is shown by its moving average, with the single steps behind it in a lighter tone.
+    `weights` has the weight of each loss in the total, by its name without "loss/". A run of many steps is shown by its
+    moving average; in the axes of one loss, the single steps are behind it in a lighter tone, and its `eval/loss/*` are
+    dots. Values that are not finite are gaps, and counted.
     """
     from matplotlib.figure import Figure
 
-    with metrics_path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    names = dict.fromkeys(name.removeprefix("eval/") for row in rows for name in row)
-    names = [name for name in names if name.startswith("loss/")]
-    num_columns = min(3, max(1, len(names)))
-    num_rows = max(1, math.ceil(len(names) / num_columns))
-    width, height = 12, 1.2 + 2.7 * num_rows  # inches
-    figure = Figure(figsize=(width, height), dpi=100)
-    # Fixed margins in inches: matplotlib's automatic layout measures every text and doubles the time of the plot.
-    figure.subplots_adjust(
-        left=0.6 / width, right=1 - 0.2 / width, bottom=0.6 / height, top=1 - 0.8 / height, wspace=0.18, hspace=0.5
+    series = read_series(metrics_path)
+    names = dict.fromkeys(name.removeprefix("eval/") for name in series)
+    names = sorted((name for name in names if name.startswith("loss/")), key=lambda name: name != TOTAL)
+    num_rows = math.ceil(len(names) / NUM_COLUMNS)
+    height = TOP_HEIGHT + PANEL_HEIGHT * num_rows
+    figure = Figure(figsize=(WIDTH, height), dpi=100)
+    # Fixed places in inches: matplotlib's automatic layout measures every text and doubles the time of the plot.
+    whole = figure.add_axes(
+        (LEFT / WIDTH, 1 - (TOP_HEIGHT - 0.7) / height, 1 - (LEFT + LEGEND) / WIDTH, (TOP_HEIGHT - 1.2) / height)
     )
-    all_axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).flat)
-    for axes, name in zip(all_axes, names, strict=False):
-        _plot_loss(axes, name, _series(rows, name), _series(rows, "eval/" + name))
-    for axes in all_axes[len(names) :]:
-        axes.set_visible(False)
-    if names:
-        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False)
+    _plot_contributions(whole, series, weights)
+    column_width = (WIDTH - LEFT + 0.4) / NUM_COLUMNS
+    for number, name in enumerate(names):
+        row, column = divmod(number, NUM_COLUMNS)
+        bottom = height - TOP_HEIGHT - (row + 1) * PANEL_HEIGHT + 0.6
+        left, size = LEFT + column * column_width, (column_width - 0.6, PANEL_HEIGHT - 1.2)
+        axes = figure.add_axes((left / WIDTH, bottom / height, size[0] / WIDTH, size[1] / height))
+        _plot_loss(axes, name, series, weights.get(name.removeprefix("loss/")))
     figure.savefig(image_path)
 
 
-def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and values. The texts "NaN" and "Infinity" are read as numbers too, and drawn as gaps."""
-    points = np.array([(row["step"], float(row[name])) for row in rows if name in row]).reshape(-1, 2)
-    return points[:, 0], np.where(np.isfinite(points[:, 1]), points[:, 1], np.nan)
+def _plot_contributions(axes: "Axes", series: Mapping[str, Series], weights: Mapping[str, float]) -> None:
+    """Plot weight times loss of each component, the largest first, and their sum."""
+    parts = {}
+    for name, weight in weights.items():
+        if weight and (loss := series.get(f"loss/{name}")) is not None:
+            parts[f"{weight:g} x loss/{name}"] = Series(loss.steps, weight * loss.values).smooth()
+    ends = {name: part.last() for name, part in parts.items()}
+    whole = np.nansum(list(ends.values()))
+    if TOTAL in series:
+        draw_line(axes, total := series[TOTAL].smooth(), 0, f"{total.last():.3g}  {TOTAL}", BLACK)
+    for number, name in enumerate(sorted(parts, key=lambda name: -np.nan_to_num(ends[name]))):
+        share = f"{ends[name] / whole:.0%}" if whole and math.isfinite(ends[name]) else "-"
+        draw_line(axes, parts[name], number, f"{ends[name]:.3g}  {share}  {name}")
+    finish(axes, "What the total is made of: weight x loss of each component")
+    if axes.lines:
+        legend_beside(axes, "at the end, share of the total, component")
 
 
-def _plot_loss(
-    axes: "Axes", name: str, training: tuple[np.ndarray, np.ndarray], evaluation: tuple[np.ndarray, np.ndarray]
-) -> None:
-    steps, values = training
-    window = len(values) // WINDOWS_PER_RUN
-    if window < 2:
-        axes.plot(steps, values, color="#2563eb", linewidth=1.6, label="training")
-    else:
-        means = np.convolve(values, np.ones(window) / window, mode="valid")
-        centers = steps[window // 2 :][: len(means)]
-        axes.plot(steps, values, color="#2563eb", linewidth=0.8, alpha=0.35, label="training, every step logged")
-        axes.plot(centers, means, color="#2563eb", linewidth=1.8, label=f"mean of {window} steps")
-    axes.plot(*evaluation, "o", color="#ea580c", markersize=6, label="evaluation")
-    axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
-    if len(values):
-        axes.set_title(f"{values[0]:.3g} \u2192 {values[-1]:.3g}", loc="right", fontsize=10, color="#555555")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=10, labelbottom=True)
-    axes.set_xlabel("step", fontsize=10)
+def _plot_loss(axes: "Axes", name: str, series: Mapping[str, Series], weight: float | None) -> None:
+    """Plot one loss without its weight, with its evaluations."""
+    notes = [meaning(name), "" if weight is None else f"weight {weight:g}"]
+    if (training := series.get(name)) is not None:
+        smooth = training.smooth()
+        if smooth is not training:
+            axes.plot(*training, color=COLORS[0], linewidth=0.8, alpha=0.35)
+        draw_line(axes, smooth, 0, "training")
+        gaps = f" ({training.num_gaps} not finite)" if training.num_gaps else ""
+        values = f"{training.values[0]:.3g} to {training.values[-1]:.3g}{gaps}"
+        axes.set_title(values, loc="right", fontsize=9.5, color=GREY, pad=20)
+    if (evaluation := series.get("eval/" + name)) is not None:
+        axes.plot(*evaluation, "o", color=COLORS[1], markersize=6, label="evaluation")
+    finish(axes, name)
+    axes.text(0, 1.03, "; ".join(filter(None, notes)), transform=axes.transAxes, fontsize=8.5, color=GREY)
+    if name == TOTAL:
+        axes.legend(loc="upper right", fontsize=9, framealpha=0.7)
+
+
+def meaning(name: str) -> str:
+    """Return what a loss is, in a few words; "" if it is not known."""
+    if name in MEANINGS:
+        return MEANINGS[name]
+    prefix = next((prefix for prefix in PARTS if name.startswith(prefix)), "loss/")
+    term = MEANINGS.get(name.removeprefix(prefix), "")
+    return term and PARTS.get(prefix, "") + term

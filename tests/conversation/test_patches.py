@@ -6,7 +6,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu_train.conversation.patches import read_patches, resized_size
+from bbu_train.conversation.patches import read_patches, resized_size, to_images
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Picture, PictureFormat
 
@@ -86,3 +86,11 @@ def test_a_patch_holds_channel_row_and_column_in_that_order(tmp_path):
     for patch, (top, left) in zip(patches, corners, strict=False):
         square = pixels[top : top + 14, left : left + 14].transpose(2, 0, 1)
         assert patch.tolist() == square.flatten().tolist()
+
+
+def test_pictures_come_back_from_their_patches_bit_for_bit(make_picture):
+    pictures = [make_picture("noise", *size) for size in ((112, 84), (56, 140))]
+    patches = [read_patches(picture, FORMAT) for picture in pictures]
+    grid = torch.tensor([(1, 6, 8), (1, 10, 4)])
+    for picture, image in zip(pictures, to_images(torch.cat(patches), grid, FORMAT), strict=True):
+        assert image.tobytes() == Image.open(picture.path).tobytes()

@@ -61,6 +61,15 @@ def test_further_keys_of_flat_lines_are_counted_as_unused(root):
     assert [each.unused_elements for each in counts.values()] == [{"id": 2, "site": 1}, {}]
 
 
+def test_the_score_of_a_predicted_object_is_not_used_and_any_other_key_is_an_error(root):
+    write(root, {"images": ["a.png"], "objects": [SCREW | {"score": 0.9}, SCREW]})
+    splits = load(root)
+    assert splits.train[0].student.objects == (Object((1.0, 2.0, 3.0, 4.0), "screw/m4"),) * 2
+    assert splits.reader_counts["train"].unused_elements == {"objects/score": 1}
+    write(root, {"images": ["a.png"], "objects": [SCREW | {"scores": 0.9}]})
+    assert 'unknown key "scores"' in message(root)
+
+
 @pytest.mark.parametrize("key", ["Objects", "object", "image", "teacher", "Students", "IMAGES "])
 def test_a_further_key_that_is_nearly_a_known_one_is_an_error(root, key):
     write(root, GOOD | {key: []})

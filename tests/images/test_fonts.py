@@ -20,13 +20,17 @@ CHINESE = fonts.CHINESE + "标签"
 def install(monkeypatch):
     """A function that makes the given files the only fonts of this machine."""
 
+    def forget():
+        fonts._installed_cjk_font.cache_clear()
+        fonts._warn_once.cache_clear()
+
     def install(*paths):
         monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path) for path in paths])
-        fonts.cjk_font_file.cache_clear()
+        forget()
 
     yield install
     monkeypatch.undo()
-    fonts.cjk_font_file.cache_clear()
+    forget()
 
 
 def write_font(path, characters):
@@ -76,11 +80,14 @@ def test_latin_text_gets_the_same_font_whatever_is_installed(install, tmp_path, 
     assert ink("BBU 12") == bare
 
 
-def test_a_missing_chinese_font_is_reported_once_with_the_way_to_get_one(install, caplog):
+def test_a_missing_chinese_font_is_reported_once_for_the_datas_texts_with_the_way_to_get_one(install, caplog):
     install()
     with caplog.at_level(logging.WARNING):
-        fonts.font(20, "机柜")
-        fonts.font(30, "标签")
+        fonts.font(20, "机柜")  # as an untrained model may write
+        fonts.check(["bbu/zte", "Grüße", "кабель", "\ufffd"])
+        assert not caplog.records
+        fonts.check(["bbu", "机柜"])
+        fonts.check(["标签"])
     assert len(caplog.records) == 1
     assert "apt-get install fonts-noto-cjk" in caplog.text
 
@@ -141,7 +148,7 @@ def test_the_most_legible_family_and_its_regular_weight_are_chosen(install, tmp_
 
 
 def test_a_real_chinese_font_is_found_and_drawn():
-    fonts.cjk_font_file.cache_clear()
+    fonts._installed_cjk_font.cache_clear()
     if fonts.cjk_font_file() is None:
         pytest.skip("no Chinese font is installed (apt-get install fonts-wqy-zenhei)")
     assert ink("机柜") != ink("标签")

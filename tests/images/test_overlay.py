@@ -1,29 +1,42 @@
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
+from scored import prediction
 
-from bbu_train.images.overlay import COLORS, ClassColors, overlay
-from bbu_train.images.sheet import add_title, make_sheet
-from bbu_train.reporting.loss_plot import plot_losses
-from bbu_train.types.outputs import Prediction
+from bbu_train.images import fonts, marks
+from bbu_train.images.colors import COLORS, DARK, UNKNOWN, WHITE, ClassColors
+from bbu_train.images.marks import Mark, draw_marks
+from bbu_train.images.overlay import CELL, full_size_sheet, prediction_panel, prediction_sheet
+from bbu_train.images.sheet import (
+    Entry,
+    Panel,
+    cell_size,
+    class_entries,
+    draw_panel,
+    full_size,
+    make_sheet,
+    num_columns,
+)
 from bbu_train.types.samples import Object, Picture
 
-GREY = (90, 90, 90)
+BACKGROUND = (90, 90, 90)
+CLASSES = [f"class{number}" for number in range(7)]
 
 
 @pytest.fixture
 def picture(tmp_path):
-    path = tmp_path / "grey.png"
-    Image.new("RGB", (200, 150), GREY).save(path)
-    return Picture(path, 200, 150, (Object((20.0, 30.0, 120.0, 130.0), "螺丝/符合要求"),))
+    return make(tmp_path / "grey.png", (200, 150), Object((20.0, 30.0, 120.0, 130.0), "螺丝/符合要求"))
 
 
-def predict(*objects):
-    """Return the prediction of some (box, score, description)."""
-    boxes, scores, descriptions = zip(*objects, strict=True) if objects else ((), (), ())
-    return Prediction(np.array(boxes, dtype=float).reshape(-1, 4), np.array(scores, dtype=float), descriptions)
+def make(path, size, *objects):
+    Image.new("RGB", size, BACKGROUND).save(path)
+    return Picture(path, *size, objects)
+
+
+def drawn(picture, boxes, threshold=0.5, classes=()):
+    """A prediction drawn alone on its picture, 4 times as large as the picture, without caption and legend."""
+    panel = prediction_panel(picture, boxes, threshold, ClassColors(classes), "a.jpg")
+    return draw_panel(panel, full_size(panel.image), 1)
 
 
 def colors_in(image, box=None):
@@ -31,120 +44,144 @@ def colors_in(image, box=None):
     return {color for _, color in part.getcolors(part.width * part.height)}
 
 
-def test_a_small_picture_is_enlarged_by_a_whole_number_and_gets_a_legend(picture):
-    image = overlay(picture, predict(), 0.5, ClassColors(()))
-    assert image.width == 800
-    assert 600 < image.height < 700
-    assert image.getpixel((300, 300)) == GREY
+def test_a_small_picture_is_enlarged_by_a_whole_number(picture):
+    image = drawn(picture, prediction())
+    assert image.size == (800, 600)
+    assert image.getpixel((300, 300)) == BACKGROUND
 
 
 def test_true_boxes_are_white_dashes_where_the_object_is(picture):
-    edge = overlay(picture, predict(), 0.5, ClassColors(())).crop(
-        (470, 130, 490, 500)
-    )  # the right side of the box, enlarged 4 times
-    columns = [x for x in range(edge.width) if (255, 255, 255) in colors_in(edge, (x, 0, x + 1, edge.height))]
+    edge = drawn(picture, prediction()).crop((470, 130, 490, 500))  # the right side of the box, enlarged 4 times
+    columns = [x for x in range(edge.width) if WHITE in colors_in(edge, (x, 0, x + 1, edge.height))]
     assert columns
     assert all(abs(470 + x - 480) <= 2 for x in columns)
+    rows = [y for y in range(edge.height) if WHITE in colors_in(edge, (0, y, edge.width, y + 1))]
+    assert 0.3 < len(rows) / edge.height < 0.7
 
 
 def test_a_prediction_is_drawn_in_a_color_if_its_score_reaches_the_threshold(picture):
     below, reached = ((10, 10, 60, 60), 0.4, "bbu"), ((130, 20, 190, 140), 0.5, "label")
-    image = overlay(picture, predict(below, reached), 0.5, ClassColors(()))
+    image = drawn(picture, prediction(below, reached))
     assert image.getpixel((520, 300)) in COLORS
-    assert image.getpixel((40, 140)) == GREY
-
-
-def test_classes_of_one_picture_have_different_colors(picture):
-    names = [f"class{number}" for number in range(7)]
-    objects = [((10 + 25 * i, 10, 20 + 25 * i, 100), 0.9, name) for i, name in enumerate(names)]
-    image = overlay(picture, predict(*objects), 0.5, ClassColors(names))
-    assert len({image.getpixel((40 + 100 * i, 300)) for i in range(7)}) == 7
+    assert image.getpixel((40, 140)) == BACKGROUND
 
 
 def test_a_class_keeps_its_color_in_all_pictures_whatever_else_is_drawn_and_first(picture):
-    names = [f"class{number}" for number in range(7)]
-    colors, drawn = ClassColors(names[:4]), {}
-    for first in range(7):  # each picture has other classes, in another order, the last three unknown before
-        shown = (names[first:] + names[:first])[:3]
-        objects = [((10 + 50 * i, 10, 40 + 50 * i, 100), 0.9, name) for i, name in enumerate(shown)]
-        image = overlay(picture, predict(*objects), 0.5, colors)
+    colors, seen = ClassColors(CLASSES), {}
+    for first in range(7):
+        shown = (CLASSES[first:] + CLASSES[:first])[:3]
+        boxes = [((10 + 50 * i, 10, 40 + 50 * i, 100), 0.9, name) for i, name in enumerate(shown)]
+        image = drawn(picture, prediction(*boxes), classes=CLASSES)
         for i, name in enumerate(shown):
-            assert drawn.setdefault(name, pixel := image.getpixel((40 + 200 * i, 300))) == pixel
-    assert len({drawn[name] for name in names[:4]}) == 4
-    assert [ClassColors(names[3::-1])[name] for name in names[:4]] == [drawn[name] for name in names[:4]]
+            assert seen.setdefault(name, pixel := image.getpixel((40 + 200 * i, 300))) == pixel == colors[name]
+    assert len(set(seen.values())) == 7
+    assert [ClassColors(CLASSES[::-1])[name] for name in CLASSES] == [seen[name] for name in CLASSES]
+
+
+def test_a_class_that_the_data_lacks_has_a_color_and_a_legend_of_its_own():
+    assert ClassColors(CLASSES)["s//"] == UNKNOWN
+    assert ClassColors(())["s//"] in COLORS
+    marks = [Mark((0, 0, 9, 9), name, name, COLORS[0], False) for name in ("class1", "s//", "?")]
+    entries = class_entries([Panel(Image.new("RGB", (9, 9)), marks, "", None)], ClassColors(CLASSES))
+    assert [entry.text for entry in entries] == ["class1", "no class of the data"]
 
 
 def test_more_classes_than_colors_share_them():
-    colors = ClassColors(f"class{number}" for number in range(30))
-    first = [colors[f"class{number}"] for number in range(30)]
-    assert set(first) == set(COLORS)
-    assert [colors[f"class{number}"] for number in range(30)] == first
+    names = [f"class{number}" for number in range(30)]
+    colors = ClassColors(names)
+    assert {colors[name] for name in names} == set(COLORS)
+    marks = [Mark((0, 0, 9, 9), name, name, COLORS[0], False) for name in names]
+    entries = class_entries([Panel(Image.new("RGB", (9, 9)), marks, "", None)], colors)
+    assert [entry.text for entry in entries[-2:]] == ["class19", "and 18 more"]
 
 
 def test_boxes_outside_or_inside_out_and_unannotated_pictures_are_drawn(picture):
     unannotated = Picture(picture.path, 200, 150, None)
-    image = overlay(
-        unannotated, predict(((-50, -50, 900, 20), 0.9, "a"), ((90, 90, 50, 50), 0.9, "b")), 0.5, ClassColors(())
-    )
+    image = drawn(unannotated, prediction(((-50, -50, 900, 20), 0.9, "a"), ((90, 90, 50, 50), 0.9, "b")))
     assert len(colors_in(image) & set(COLORS)) == 2
 
 
-def test_a_title_stands_above_the_picture(picture):
-    image = overlay(picture, predict(), 0.5, ClassColors(()))
-    sheet = add_title(image, "generated: 螺丝")
-    assert sheet.width == image.width
-    strip = sheet.height - image.height
-    assert len(colors_in(sheet, (0, 0, sheet.width, strip))) > 2
-    assert sheet.crop((0, strip, *sheet.size)).tobytes() == image.tobytes()
+def test_the_caption_counts_boxes_and_says_whether_the_picture_is_annotated(picture):
+    found = prediction(((10, 10, 60, 60), 0.7, "bbu"))
+    captions = [
+        prediction_panel(Picture(picture.path, 200, 150, objects), found, threshold, ClassColors(()), "a.jpg").caption
+        for objects, threshold in ((picture.objects, 0.5), ((), 0.0), (None, 0.9))
+    ]
+    assert captions == [
+        "a.jpg: 1 true, 1 predicted with a score of 0.50 or more",
+        "a.jpg: 0 true, 1 predicted",
+        "a.jpg: not annotated, 0 predicted with a score of 0.90 or more",
+    ]
 
 
-def test_the_legend_counts_true_boxes_only_of_annotated_pictures(picture):
-    unannotated = Picture(picture.path, 200, 150, None)
-    empty = Picture(picture.path, 200, 150, ())
-    assert (
-        overlay(unannotated, predict(), 0.5, ClassColors(())).tobytes()
-        != overlay(empty, predict(), 0.5, ClassColors(())).tobytes()
-    )
+@pytest.mark.parametrize("size", [(224, 168), (40, 40), (900, 30), (30, 900)], ids=str)
+def test_no_label_covers_another_or_leaves_the_drawing(monkeypatch, size):
+    random = np.random.default_rng(0)
+    corners = np.sort(random.random((60, 2, 2)), axis=1) * size
+    texts = [f"a long label {i}" * (i % 3 + 1) for i in range(60)]
+    labels = [Mark(tuple(box.ravel()), text, "a", COLORS[0], False) for box, text in zip(corners, texts, strict=True)]
+    image, places = Image.new("RGB", size), []
+    place_of = marks._free_place
+    monkeypatch.setattr(marks, "_free_place", lambda *arguments: places.append(place_of(*arguments)) or places[-1])
+    cell = full_size(image)
+    draw_panel(Panel(image, labels, "", None), cell, 1)
+    kept = [place for place in places if place]
+    assert len(kept) > 4
+    assert np.min(kept) >= 0
+    assert (np.array(kept)[:, 2:] <= cell).all()
+    assert not any(marks._overlap(a, b) for i, a in enumerate(kept) for b in kept[:i])
 
 
-def test_a_long_legend_takes_more_lines(picture):
+def test_whatever_an_untrained_model_writes_can_be_drawn_and_is_no_reason_to_install_a_font(
+    picture, caplog, monkeypatch
+):
+    monkeypatch.setattr(fonts, "_installed_cjk_font", lambda: None)
+    fonts._warn_once.cache_clear()
+    english = Picture(picture.path, 200, 150, (Object((1.0, 1.0, 9.0, 9.0), "bbu"),))
+    texts = ["", "\n", "two\nlines\t\x00", "long" * 500, "\ufffd\u0e01\U0001f600机柜", *map(str, range(40))]
+    found = prediction(*(((5, 5, 90, 90), 0.9, text) for text in texts))
+    panels = [prediction_panel(english, found, 0.5, ClassColors(["bbu"]), "a.jpg")]
+    assert full_size_sheet(panels, ClassColors(["bbu"])).height < 900
+    assert not caplog.records
+    prediction_panel(picture, found, 0.5, ClassColors(()), "a.jpg")
+    assert [record.message for record in caplog.records] == [fonts.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("number", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 3), (7, 4), (8, 4), (9, 3), (12, 4), (16, 4)]
+)
+def test_a_grid_has_as_few_empty_cells_as_can_be(number, columns):
+    assert num_columns(number) == columns
+
+
+def test_all_cells_of_a_sheet_are_equal_whatever_the_shapes_of_the_pictures(tmp_path):
+    sizes = (200, 150), (40, 40), (2000, 40), (40, 2000), (210, 150), (220, 170)
+    pictures = [make(tmp_path / f"{size}.png", size) for size in sizes]
+    panels = [prediction_panel(each, prediction(), 0.5, ClassColors(()), each.path.name) for each in pictures]
+    width, height = cell_size(panels, CELL)
+    assert (width, round(width / height, 1)) == (CELL, 1.3)
+    sheet = prediction_sheet(panels, ClassColors(()), "")
+    assert abs(sheet.width - 3 * CELL) < 80
+    assert abs(sheet.height - 2 * height) < 150
+    middles = [(sheet.width * (2 * column + 1) // 6, 41 + height // 2) for column in range(3)]
+    assert [sheet.getpixel(middle) for middle in middles] == [BACKGROUND] * 3
+
+
+def test_the_border_of_a_panel_is_where_the_sheet_shows_it_and_a_long_legend_takes_more_lines():
+    panel = Panel(Image.new("RGB", (80, 60), BACKGROUND), [], "caption " * 90, COLORS[0])
+    short = make_sheet([panel], (400, 300), "a title " * 90, [Entry("short", WHITE, True)], 1)
     names = [f"a class with a long name, number {number}" for number in range(8)]
-    many = overlay(picture, predict(*(((1, 1, 9, 9), 0.9, name) for name in names)), 0.5, ClassColors(()))
-    assert many.height > overlay(picture, predict(), 0.5, ClassColors(())).height + 20
+    long = make_sheet([panel], (400, 300), "a title " * 90, [Entry(name, COLORS[0], None) for name in names], 1)
+    assert long.width == short.width < 440
+    assert long.height > short.height + 100
+    assert COLORS[0] in colors_in(short)
+    assert DARK in colors_in(short)
 
 
-def test_whatever_an_untrained_model_writes_can_be_drawn(picture):
-    texts = ["", "\n", "two\nlines\t\x00", "long" * 500, "\ufffd\u0e01\U0001f600", *map(str, range(40))]
-    image = overlay(picture, predict(*(((5, 5, 90, 90), 0.9, text) for text in texts)), 0.5, ClassColors(()))
-    assert image.height < 900
+def test_where_there_are_many_marks_lines_are_thinner():
+    def painted(count):
+        image = Image.new("RGB", (300, 300))
+        draw_marks(ImageDraw.Draw(image), [Mark((50, 50, 250, 250), "", "", COLORS[0], False)] * count, 1)
+        return np.sum(np.any(np.asarray(image)[100:200, 60:240] != 0, axis=-1)), np.sum(np.asarray(image)[150] != 0)
 
-
-def test_a_sheet_has_a_cell_for_each_picture():
-    images = [Image.new("RGB", (100, 50), color) for color in ("red", "lime", "blue")]
-    sheet = make_sheet(images, columns=2)
-    assert sheet.size == (2 * 112 + 12, 2 * 62 + 12)
-    assert [sheet.getpixel(at) for at in ((60, 37), (172, 37), (60, 99))] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    assert sheet.getpixel((172, 99)) == (255, 255, 255)
-
-
-def plot(folder, rows):
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plot_losses(folder / "metrics.jsonl", folder / "losses.png")
-    with Image.open(folder / "losses.png") as image:
-        return image.convert("RGB")
-
-
-def test_losses_are_drawn_as_lines_and_evaluations_as_dots(tmp_path):
-    rows = [{"step": step, "loss/total": 5.0 / step, "lr/llm": 1e-5} for step in range(1, 200)]
-    training = plot(tmp_path, rows)
-    assert training.width == 1200
-    both = plot(tmp_path, [*rows, {"step": 100, "eval/loss/total": 3.0, "eval/ap": 0.1}])
-    line, dot = (37, 99, 235), (234, 88, 12)
-    assert line in colors_in(training)
-    assert np.sum(np.all(np.asarray(both) == dot, axis=-1)) > np.sum(np.all(np.asarray(training) == dot, axis=-1))
-
-
-def test_each_loss_has_a_panel_and_values_that_are_not_finite_are_gaps(tmp_path):
-    one = plot(tmp_path, [{"step": 1, "loss/total": 1.0}, {"step": 2, "loss/total": "NaN"}])
-    rows = [{"step": 1} | {f"loss/{name}": "Infinity" for name in "abcdefg"}]
-    assert plot(tmp_path, rows).height > 2 * one.height
+    assert painted(60)[1] < painted(1)[1]

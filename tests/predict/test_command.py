@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bbu_train.data import jsonl
+from bbu_train.data.teachers import TeacherDraw
 from bbu_train.predict.__main__ import DEFAULTS, main
 from bbu_train.train import train
 
@@ -44,31 +46,50 @@ def run_command(capsys, *words):
     return code, capsys.readouterr().err
 
 
-def rows(folder):
-    return [json.loads(row) for row in (folder / "predictions.jsonl").read_text().splitlines()]
+def rows(folder, name="predictions.jsonl"):
+    return [json.loads(row) for row in (folder / name).read_text().splitlines()]
+
+
+def all_objects(row):
+    return [*row["objects"], *row["unusable"]]
 
 
 def test_each_picture_gets_a_line_and_a_drawing(run, pictures, tmp_path):
     assert main([f"run={run}", f"images={pictures}", "max_new_tokens=4", "threshold=0", f"out={tmp_path}/new"]) == 0
-    lines = rows(tmp_path / "new")
+    lines, generated = rows(tmp_path / "new"), rows(tmp_path / "new", "generated.jsonl")
     assert [(row["width"], row["height"]) for row in lines[1:3]] == [(200, 300), (64, 64)]
-    assert ["true" in row for row in lines] == [True, False, False, False, False]
-    assert [row["picture"] for row in lines[1:]] == sorted(map(str, pictures.iterdir()))[1:]
-    assert all(len(row["head"]["objects"]) == 12 and row["generated"]["is_malformed"] is True for row in lines)
+    assert ["true_objects" in row for row in lines] == [True, False, False, False, False]
+    assert [row["images"] for row in lines[1:]] == [[str(path)] for path in sorted(pictures.iterdir())[1:]]
+    assert all(len(all_objects(row)) == 12 for row in lines)
+    assert [(row["images"], row["drawn"]) for row in lines] == [(row["images"], row["drawn"]) for row in generated]
+    assert all(row["is_malformed"] is True for row in generated)
     for row in lines:
         assert len(row["drawn"].encode()) <= 100
         with Image.open(tmp_path / "new" / row["drawn"]) as drawing:
             assert drawing.width > 1000
 
 
+def test_both_files_are_data_sets_whatever_was_predicted(run, pictures, tmp_path):
+    assert main([f"run={run}", f"images={pictures}", "max_new_tokens=4", "threshold=0", f"out={tmp_path}"]) == 0
+    teachers = TeacherDraw(teacher_ratio=0, num_teachers=0, num_validation_teachers=0, seed=1, validation_seed=1)
+    data = jsonl.load(tmp_path, "predictions.jsonl", "generated.jsonl", "error", teachers)
+    for samples, name in ((data.train, "predictions.jsonl"), (data.validation, "generated.jsonl")):
+        assert [len(sample.student.objects) for sample in samples] == [
+            len(row["objects"]) for row in rows(tmp_path, name)
+        ]
+        assert [sample.student.path.resolve() for sample in samples] == [
+            path.resolve() for path in sorted(pictures.iterdir())
+        ]
+
+
 def test_batches_and_single_pictures_with_teachers_give_the_same(run, pictures, tmp_path):
     words = [f"run={run}", f"images={pictures}/*", "max_new_tokens=4", "threshold=0", "teachers=1", "route=head"]
     assert main([*words, f"out={tmp_path}/together"]) == main([*words, "batch_size=1", f"out={tmp_path}/apart"]) == 0
     together, apart = rows(tmp_path / "together"), rows(tmp_path / "apart")
-    assert all(len(row["teachers"]) == 1 for row in together)
+    assert all(len(row["teacher_images"]) == 1 for row in together)
     for row, other in zip(together, apart, strict=True):
-        assert row["teachers"] == other["teachers"]
-        for a, b in zip(row["head"]["objects"], other["head"]["objects"], strict=True):
+        assert row["teacher_images"] == other["teacher_images"]
+        for a, b in zip(all_objects(row), all_objects(other), strict=True):
             assert a["bbox_2d"] == pytest.approx(b["bbox_2d"], abs=0.05)
 
 
@@ -79,7 +100,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
     (moved / "config.yaml").write_text(stored.replace("num_train: 6", "num_train: 0"))  # now the data cannot be built
     words = [f"run={moved}", f"images={pictures}/a-known.jpg", "max_new_tokens=1", "checkpoint=1"]
     assert main([*words, f"out={tmp_path}/new"]) == 0
-    assert "true" not in rows(tmp_path / "new")[0]
+    assert "true_objects" not in rows(tmp_path / "new")[0]
     code, error = run_command(capsys, *words, "teachers=1")
     assert (code, "num_train=0" in error) == (2, True)
 

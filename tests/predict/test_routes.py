@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -7,12 +8,15 @@ import torch
 from scored import picture, prediction
 from torch import nn
 
-from bbu_train.images.overlay import COLORS, ClassColors
+from bbu_train.data.annotations import PictureChecker
+from bbu_train.data.jsonl_line import LineReader
+from bbu_train.images.colors import COLORS, ClassColors
 from bbu_train.metrics.picture_bounds import clip_to_picture
 from bbu_train.ops import boxes
-from bbu_train.predict.routes import Predictor
+from bbu_train.predict.routes import PicturePredictions, Predictor
 from bbu_train.predict.show import draw_predictions, to_row
 from bbu_train.training import validation
+from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Object, Picture, Sample
 
 
@@ -40,6 +44,10 @@ def predict(predictor, samples):
     return predictor(group, prompts)
 
 
+def described(row):
+    return [each["desc"] for each in (*row["objects"], *row["unusable"])]
+
+
 def test_the_head_predicts_what_it_predicts_in_validation(make_predictor, samples, encoded, collate, builder):
     predictor = make_predictor("head", "generated")
     with torch.no_grad():
@@ -54,37 +62,36 @@ def test_the_head_predicts_what_it_predicts_in_validation(make_predictor, sample
 
 def test_a_route_alone_predicts_what_it_predicts_with_the_other(make_predictor, samples):
     predictor = make_predictor("head", "generated")
-    together = [to_row(predictions, 0.0) for predictions in predict(predictor, samples)]
+    together = predict(predictor, samples)
     for route in ("head", "generated"):
-        alone = [to_row(predictions, 0.0) for predictions in predict(replace(predictor, routes=(route,)), samples)]
-        for row, other in zip(alone, together, strict=True):
-            assert {"head", "generated"} & set(row) == {route}
-            assert row[route].keys() == other[route].keys()
-            labels = [each["label"] for each in row[route]["objects"]]
-            assert labels == [each["label"] for each in other[route]["objects"]]
+        for one, both in zip(predict(replace(predictor, routes=(route,)), samples), together, strict=True):
+            assert (one.head is None, one.generated is None) == (route != "head", route != "generated")
+            row, other = to_row(one, route, 0.0), to_row(both, route, 0.0)
+            assert row.keys() == other.keys()
+            assert described(row) == described(other)
 
 
 def test_an_untrained_model_is_malformed_and_is_still_drawn(make_predictor, samples):
     [predictions] = predict(make_predictor("head", "generated"), samples[:1])
-    row = to_row(predictions, 1.0)
-    assert row["head"]["objects"] == row["generated"]["objects"] == []
-    assert row["generated"]["is_malformed"] is True
-    assert len(row["true"]) == 3
-    assert len(row["teachers"]) == 2
+    head, generated = (to_row(predictions, route, 1.0) for route in ("head", "generated"))
+    assert head["objects"] == head["unusable"] == generated["objects"] == generated["unusable"] == []
+    assert generated["is_malformed"] is True
+    for row in (head, generated):
+        assert (len(row["true_objects"]), len(row["teacher_images"])) == (3, 2)
     assert draw_predictions(predictions, 1.0, ClassColors(())).width > 1600
 
 
 def test_the_heads_boxes_lie_inside_the_picture_and_are_sorted_by_score(make_predictor, make_picture):
     picture = make_picture("unknown", 300, 200)
     sample = Sample("x", Picture(picture.path, 300, 200, None), ())
-    row = to_row(predict(make_predictor("head"), [sample])[0], 0.0)
-    corners = np.array([each["bbox_2d"] for each in row["head"]["objects"]])
+    row = to_row(predict(make_predictor("head"), [sample])[0], "head", 0.0)
+    objects = row["objects"] or row["unusable"]
+    corners = np.array([each["bbox_2d"] for each in objects])
     assert len(corners) == 12
     assert ((corners >= 0) & (corners <= [300, 200, 300, 200])).all()
-    scores = [each["score"] for each in row["head"]["objects"]]
+    scores = [each["score"] for each in objects]
     assert scores == sorted(scores, reverse=True)
-    assert "true" not in row
-    assert "generated" not in row
+    assert not {"true_objects", "answer"} & row.keys()
 
 
 def test_a_generated_answer_has_boxes_in_original_pixels_and_the_colours_of_its_classes(
@@ -94,15 +101,29 @@ def test_a_generated_answer_has_boxes_in_original_pixels_and_the_colours_of_its_
     picture = make_picture("chinese", 448, 336, *boxes)
     generate_truth(picture, 0.5)
     (predictions,) = predict(make_predictor("generated"), [Sample("x", picture, ())])
-    row = to_row(predictions, 0.5)
-    assert [each["label"] for each in row["generated"]["objects"]] == ["螺丝/符合要求", "机柜空间/空"]
-    assert [each["class"] for each in row["generated"]["objects"]] == ["螺丝", "机柜空间"]
-    assert [each["score"] for each in row["generated"]["objects"]] == [0.5, 0.5]
-    for each, (box, _) in zip(row["generated"]["objects"], boxes, strict=True):
+    row = to_row(predictions, "generated", 0.5)
+    assert [each["desc"] for each in row["objects"]] == ["螺丝/符合要求", "机柜空间/空"]
+    assert [each["score"] for each in row["objects"]] == [0.5, 0.5]
+    for each, (box, _) in zip(row["objects"], boxes, strict=True):
         assert each["bbox_2d"] == pytest.approx(box, abs=2)
-    assert row["generated"]["is_malformed"] is False
+    assert row["is_malformed"] is False
     pixels = np.unique(np.asarray(draw_predictions(predictions, 0.5, ClassColors(()))).reshape(-1, 3), axis=0)
     assert len(set(map(tuple, pixels.tolist())) & set(COLORS)) == 2
+
+
+def test_objects_that_no_data_set_can_hold_are_kept_apart(make_picture, tmp_path):
+    picture = make_picture("found", 60, 40)
+    good = [((1, 2, 30, 20), "screw/m4"), ((0, 0, 60, 40), "机柜空间/空 ")]
+    bad = [((1, 2, 3, 4), ""), ((1, 2, 3, 4), " / "), ((1, 2, 3, 4), "\ud83d"), ((1, 2, 1.001, 4), "screw")]
+    boxes = np.array([box for box, _ in good + bad], dtype=float)
+    found = Prediction(boxes, np.linspace(0.9, 0.4, 6), tuple(text for _, text in good + bad))
+    row = to_row(PicturePredictions(Sample("x", picture, ()), found, None), "head", 0.0)
+    assert [(tuple(each["bbox_2d"]), each["desc"]) for each in row["objects"]] == good
+    assert [each["desc"] for each in row["unusable"]] == [text for _, text in bad]
+    line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    reading = LineReader("predictions.jsonl:1", tmp_path, PictureChecker("error")).read(line)
+    assert reading.findings == []
+    assert [each.box_xyxy for each in reading.sample.student.objects] == [box for box, _ in good]
 
 
 def test_every_prediction_lies_inside_its_picture_before_it_is_scored(
@@ -135,6 +156,6 @@ def test_300_objects_are_listed_and_drawn(make_predictor, make_picture, generate
     crowded = make_picture("crowded", 224, 168, *((box, f"class{i % 20}") for i, box in enumerate(boxes)))
     generate_truth(crowded, 1.0)
     (predictions,) = predict(make_predictor("generated"), [Sample("x", crowded, ())])
-    assert len(to_row(predictions, 0.5)["generated"]["objects"]) == 300
+    assert len(to_row(predictions, "generated", 0.5)["objects"]) == 300
     assert draw_predictions(predictions, 0.5, ClassColors(())).height < 1200
     assert Object(boxes[0], "class0") in crowded.objects

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from scored import prediction
 
-from bbu_train.images.overlay import COLORS
+from bbu_train.images.colors import COLORS
 from bbu_train.reporting import final_report
 from bbu_train.types.samples import Object, Picture
 
@@ -35,7 +35,7 @@ def test_a_gallery_is_one_small_file_per_step_that_a_repeated_evaluation_overwri
     assert path == tmp_path / "gallery/step-00000030.jpg"
     assert len(overlay_colors(path)) == 2
     with Image.open(path) as sheet:
-        assert max(sheet.size) < 2.5 * final_report.GALLERY_SIZE
+        assert max(sheet.size) < 1500
     assert final_report.write_gallery(tmp_path, 30, [(picture, boxes)] * 2, 2, metrics) == [path]
     assert path.read_bytes() == first
 
@@ -68,5 +68,13 @@ def test_a_loss_that_some_steps_lack_begins_where_it_is_first_defined(tmp_path):
         "loss/total": ["3.0000", "nan"],
     }
     assert "validation" not in "".join(lines)
-    final_report.write_plots(tmp_path, [], 0.5)
-    assert (tmp_path / "losses.png").stat().st_size > 10_000
+
+
+def test_the_plots_at_the_end_are_losses_rates_and_as_many_boxes_as_the_gallery_has(picture, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/total": 3.0, "lr/llm": 0.1}\n')
+    boxes = prediction(((500, 300, 900, 700), 0.2, "label"), ((200, 100, 400, 600), 0.1, "bbu"))
+    metrics = {"eval/f1_threshold": 1.0, "eval/f1": 0.0}
+    paths = final_report.write_plots(tmp_path, [(picture, boxes)], metrics, {"student_lm": 1.0})
+    assert [path.name for path in paths] == ["losses.png", "rates.png", "overlay.png"]
+    assert len(overlay_colors(paths[-1])) == 1
+    assert final_report.write_plots(tmp_path, [], {}, {}) == paths[:2]

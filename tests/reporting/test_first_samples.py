@@ -1,15 +1,23 @@
+import base64
+import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from bbu_train.collator.packed import PackedCollator
 from bbu_train.collator.standard import PaddedCollator
-from bbu_train.reporting import first_samples
+from bbu_train.conversation.pixels import read_pixels
+from bbu_train.images.colors import ClassColors
+from bbu_train.reporting import first_samples, shown_pictures
 from bbu_train.sampler.fixed_samples import FixedSamples
 from bbu_train.training import loader, planning
-from bbu_train.types.samples import Role, Sample
+from bbu_train.types.samples import Object, Role, Sample, View
 
 EVIL = "</pre><script>alert(1)</script> & <|im_end|>\"' &amp; 螺丝/错误"
+
+BLANK = Image.new("RGB", (8, 8))
 
 
 class Page(HTMLParser):
@@ -18,10 +26,14 @@ class Page(HTMLParser):
     def __init__(self):
         super().__init__()
         self.tags, self.open, self.texts, self.conversations, self.is_in_pre = [], [], {}, [], False
+        self.captions, self.pictures = [], []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        if tag != "meta":
+        self.captions += [value for name, value in attributes if name == "data-caption"]
+        if tag == "img":
+            self.pictures.append(dict(attributes)["src"])
+        elif tag != "meta":
             self.open.append(dict(attributes).get("class"))
         if tag == "pre":
             self.conversations.append("")
@@ -62,9 +74,10 @@ def write_page(sources, preprocessing, tmp_path, caplog):
         caplog.set_level("DEBUG", logger="bbu_train.reporting.first_samples")
         folder = tmp_path / "<script>alert(2)\"'"
         folder.mkdir()
-        path = first_samples.write_page(folder, *sources, collator, plan, 1)
+        paths = first_samples.write(folder, *sources, collator, plan, 1)
+        assert [path.name for path in paths] == ["samples.html", "train_samples.jpg"]
         page = Page()
-        page.feed(path.read_text(encoding="utf-8"))
+        page.feed(paths[0].read_text(encoding="utf-8"))
         return page, caplog.text
 
     return write
@@ -87,6 +100,60 @@ def test_the_page_shows_exactly_the_pieces_of_a_conversation(write_page, builder
     texts = (f"{piece.num_tokens} image tokens" if piece.kind == "image" else piece.text for piece in pieces)
     assert len(page.conversations) == 2
     assert page.conversations[1] == "".join(texts)
+
+
+def test_the_page_shows_each_picture_of_the_conversations_where_its_tokens_are(write_page):
+    page, _ = write_page("packed")
+    assert page.captions == [
+        "teacher 1, 84 x 56 pixels, 1 object: train.jsonl:1 <b>",
+        "student, 84 x 56 pixels, 1 object: train.jsonl:1 <b>",
+        "student, 84 x 56 pixels, 1 object: validation.jsonl:1",
+    ]
+    header, _, data = page.pictures[0].partition(",")
+    assert header == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (560, 373)
+
+
+def test_the_panels_show_the_patches_and_the_targets_that_the_model_is_given(builder, make_picture):
+    view = View(112, 84, (0, 0, 84, 84), True, False, 1.5, 1, 1)
+    rack = make_picture("rack", 112, 84, ((10, 10, 60, 40), "bbu/huawei"))
+    student = replace(rack, width=84, view=view, objects=(Object((24.0, 10.0, 74.0, 40.0), "bbu/huawei"),))
+    bare, unknown = make_picture("bare", 56, 56), replace(rack, objects=None)
+    shown = []
+    for sample, teachers, with_answer in (
+        (Sample("a", student, ()), (bare, rack), True),
+        (Sample("b", bare, ()), (), True),
+        (Sample("c", unknown, ()), (), False),
+    ):
+        encoded = builder.encode(builder.converse(sample, teachers, with_answer))
+        shown += shown_pictures.panels_of(encoded, builder.picture_format, builder.tokenizer, ClassColors(["bbu"]))
+    assert [panel.caption for panel in shown] == [
+        "teacher 1, 56 x 56 pixels, no objects: a",
+        "teacher 2, 112 x 84 pixels, 1 object: a",
+        "student, 84 x 84 pixels, 1 object: a",
+        "student, 56 x 56 pixels, no objects: b",
+        "student, 112 x 84 pixels, not annotated: c",
+    ]
+    assert shown[2].image.tobytes() == read_pixels(student, 84, 84).tobytes()
+    assert [panel.border for panel in shown[:3]] == [shown_pictures.TEACHER] * 2 + [shown_pictures.STUDENT]
+    for panel, box in zip(shown[1:3], ((10, 10, 60, 40), (24, 10, 74, 40)), strict=True):
+        [mark] = panel.marks
+        assert mark.box_xyxy == pytest.approx(box, abs=1e-3)
+        assert (mark.text, mark.class_name, mark.is_dashed) == ("bbu/huawei", "bbu", True)
+
+
+def test_the_sheet_has_the_first_pictures_of_a_step_and_says_what_it_leaves_out(sources, tmp_path, monkeypatch):
+    titles, counts = [], []
+    monkeypatch.setattr(
+        shown_pictures, "sheet", lambda panels, _, title: titles.append(title) or counts.append(len(panels)) or BLANK
+    )
+    visits = [planning.SampleVisit(0, index % 2) for index in range(30)]
+    for number in (3, 30):
+        first_samples._write_sheet(tmp_path / "sheet.jpg", sources[0], visits[:number], ClassColors(()))
+    assert counts == [5, 16]
+    assert titles[0].endswith("all samples, 5 pictures")
+    assert titles[1].endswith("the first 11 of 30 samples, 16 pictures")
 
 
 def test_pieces_are_the_whole_conversation_with_pictures_as_counts(builder, sources):
