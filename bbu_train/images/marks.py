@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ SMALLEST = 11  # pixels: smaller letters cannot be read
 CROWD = 20  # more marks than these are drawn with thinner lines and smaller letters
 MAX_LENGTH = 40  # characters of a label; a model in its first steps may write far more
 MAX_SHARE = 0.6  # of the drawing's width that a label may take
+MAX_COVERED = 0.25  # of the drawing's area that all labels together may take, or no picture would be left
+NARROW = 6  # heights of a label: where a side of the picture is shorter, its labels stand beside it
 
 
 class Mark(NamedTuple):
@@ -43,16 +45,17 @@ class Mark(NamedTuple):
         return self._replace(box_xyxy=(left + scale * x1, top + scale * y1, left + scale * x2, top + scale * y2))
 
 
-def draw_marks(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], unit: float) -> None:
-    """Draw the boxes, dashed ones first, then as many labels as have a place, in the order of `marks`.
+def draw_marks(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], picture: Box, unit: float) -> None:
+    """Draw the boxes, dashed ones first, then labels in the order of `marks`, until they cover `MAX_COVERED`.
 
-    No label covers another one or leaves the drawing. Lines and letters become smaller where there are many marks, down
-    to 0.6 of their size.
+    `picture` is where the picture lies in the drawing. No label covers another one or leaves the drawing, and those of
+    a narrow picture stand beside it. Lines and letters become smaller where there are many marks, down to 0.6 of their
+    size.
     """
     unit *= min(1, max(0.6, math.sqrt(CROWD / max(1, len(marks)))))
     for mark in sorted(marks, key=lambda mark: not mark.is_dashed):
         (draw_dashed if mark.is_dashed else draw_solid)(draw, mark.box_xyxy, mark.color, unit)
-    _draw_labels(draw, marks, unit)
+    _draw_labels(draw, marks, picture, unit)
 
 
 def draw_solid(draw: ImageDraw.ImageDraw, box: Box, color: Color, unit: float) -> None:
@@ -90,34 +93,52 @@ def fit(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
     return text[: length - 1] + "..."
 
 
-def _draw_labels(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], unit: float) -> None:
+def _draw_labels(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], picture: Box, unit: float) -> None:
     size, pad = max(SMALLEST, round(LETTERS * unit)), max(1, round(2 * unit))
-    occupied: list[Box] = []
+    height = round(size * 1.2) + 2 * pad
+    places: list[Box] = []
     for mark in marks:
         letters = font(size, mark.text)
         text = fit(mark.text, letters, MAX_SHARE * draw.im.size[0])
-        place = _free_place(
-            mark.box_xyxy, letters.getlength(text) + 2 * pad, size * 1.2 + 2 * pad, draw.im.size, occupied
-        )
+        width = letters.getlength(text) + 2 * pad
+        corners = _corners(mark.box_xyxy, picture, width, height)
+        place = _free_place(corners, width, height, draw.im.size, places)
         if place is None:
             continue
-        occupied.append(place)
+        places.append(place)
+        if len(places) > 1 and sum(map(_area, places)) > MAX_COVERED * draw.im.size[0] * draw.im.size[1]:
+            break
         background = DARK if mark.color == WHITE else mark.color
-        draw.rectangle(place, fill=background)
+        draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=background)
         middle = (place[1] + place[3]) / 2
         draw.text((place[0] + pad, middle), text, font=letters, fill=text_color(background), anchor="lm")
 
 
-def _free_place(box: Box, width: float, height: float, size: tuple[int, int], occupied: Sequence[Box]) -> Box | None:
-    """Return a rectangle at a corner of the box, within a drawing of `size`, that covers no occupied one; else None."""
+def _corners(box: Box, picture: Box, width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Yield the upper left corners that suit a label of a box, the best first."""
     x1, y1, x2, y2 = _sorted(box)
-    for y in (y1 - height, y2, y1, y2 - height):
-        for x in (x1, x2 - width):
-            left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-            place = left, top, left + width, top + height
-            if not any(_overlap(place, other) for other in occupied):
-                return place
+    left, top, right, bottom = picture
+    if bottom - top < NARROW * height:
+        yield from ((x, y) for y in (top - height, bottom) for x in (x1, x2 - width))
+    elif right - left < NARROW * height:
+        yield from ((x, y) for x in (right, left - width) for y in (y1, y2 - height))
+    yield from ((x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width))
+
+
+def _free_place(
+    corners: Iterable[tuple[float, float]], width: float, height: float, size: tuple[int, int], places: Sequence[Box]
+) -> Box | None:
+    """Return the first rectangle, moved into a drawing of `size`, that covers no other one; None if there is none."""
+    for x, y in corners:
+        left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+        place = left, top, left + width, top + height
+        if not any(_overlap(place, other) for other in places):
+            return place
     return None
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _sorted(box: Box) -> Box:

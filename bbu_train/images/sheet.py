@@ -74,7 +74,8 @@ def draw_panel(panel: Panel, cell: tuple[int, int], unit: float) -> Image.Image:
     left, top = (cell[0] - size[0]) // 2, (cell[1] - size[1]) // 2
     drawing = Image.new("RGB", cell, GREY)
     drawing.paste(panel.image.resize(size, Image.Resampling.BICUBIC), (left, top))
-    draw_marks(ImageDraw.Draw(drawing), [mark.moved(scale, left, top) for mark in panel.marks], unit)
+    marks = [mark.moved(scale, left, top) for mark in panel.marks]
+    draw_marks(ImageDraw.Draw(drawing), marks, (left, top, left + size[0], top + size[1]), unit)
     return drawing
 
 

@@ -44,7 +44,7 @@ def panels_of(
         if is_student and not encoded.annotated:
             count = "not annotated"
         role = "student" if is_student else f"teacher {number}"
-        caption = f"{role}, {image.width} x {image.height} pixels, {count}: {encoded.sample_id}"
+        caption = f"{role}, {count}: {encoded.sample_id}, {image.width} x {image.height} pixels"
         panels.append(Panel(image, _marks(objects, colors), caption, STUDENT if is_student else TEACHER))
     return panels
 

@@ -125,11 +125,26 @@ def test_no_label_covers_another_or_leaves_the_drawing(monkeypatch, size):
     monkeypatch.setattr(marks, "_free_place", lambda *arguments: places.append(place_of(*arguments)) or places[-1])
     cell = full_size(image)
     draw_panel(Panel(image, labels, "", None), cell, 1)
-    kept = [place for place in places if place]
+    kept = np.array([place for place in places if place])
     assert len(kept) > 4
-    assert np.min(kept) >= 0
-    assert (np.array(kept)[:, 2:] <= cell).all()
+    assert kept.min() >= 0
+    assert (kept[:, 2:] <= cell).all()
     assert not any(marks._overlap(a, b) for i, a in enumerate(kept) for b in kept[:i])
+    drawn = kept[:-1]  # the last one is too many
+    assert np.prod(drawn[:, 2:] - drawn[:, :2], axis=1).sum() <= marks.MAX_COVERED * np.prod(cell)
+
+
+@pytest.mark.parametrize("size", [(900, 30), (30, 900)], ids=str)
+def test_the_label_of_a_narrow_picture_stands_beside_it(size):
+    image = Image.new("RGB", size, BACKGROUND)
+    mark = Mark((10, 10, 20, 20), "bbu", "bbu", COLORS[0], True)
+    bare, labelled = (
+        np.asarray(draw_panel(Panel(image, [mark._replace(text=text)], "", None), full_size(image), 1))
+        for text in ("bbu", "bbu 2")
+    )
+    rows, columns = np.nonzero((bare != labelled).any(axis=-1))
+    picture = (bare == BACKGROUND).all(axis=-1)
+    assert not picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].any()
 
 
 def test_whatever_an_untrained_model_writes_can_be_drawn_and_is_no_reason_to_install_a_font(
@@ -181,7 +196,9 @@ def test_the_border_of_a_panel_is_where_the_sheet_shows_it_and_a_long_legend_tak
 def test_where_there_are_many_marks_lines_are_thinner():
     def painted(count):
         image = Image.new("RGB", (300, 300))
-        draw_marks(ImageDraw.Draw(image), [Mark((50, 50, 250, 250), "", "", COLORS[0], False)] * count, 1)
+        draw_marks(
+            ImageDraw.Draw(image), [Mark((50, 50, 250, 250), "", "", COLORS[0], False)] * count, (0, 0, 300, 300), 1
+        )
         return np.sum(np.any(np.asarray(image)[100:200, 60:240] != 0, axis=-1)), np.sum(np.asarray(image)[150] != 0)
 
     assert painted(60)[1] < painted(1)[1]

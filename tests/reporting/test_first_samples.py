@@ -105,9 +105,9 @@ def test_the_page_shows_exactly_the_pieces_of_a_conversation(write_page, builder
 def test_the_page_shows_each_picture_of_the_conversations_where_its_tokens_are(write_page):
     page, _ = write_page("packed")
     assert page.captions == [
-        "teacher 1, 84 x 56 pixels, 1 object: train.jsonl:1 <b>",
-        "student, 84 x 56 pixels, 1 object: train.jsonl:1 <b>",
-        "student, 84 x 56 pixels, 1 object: validation.jsonl:1",
+        "teacher 1, 1 object: train.jsonl:1 <b>, 84 x 56 pixels",
+        "student, 1 object: train.jsonl:1 <b>, 84 x 56 pixels",
+        "student, 1 object: validation.jsonl:1, 84 x 56 pixels",
     ]
     header, _, data = page.pictures[0].partition(",")
     assert header == "data:image/jpeg;base64"
@@ -129,11 +129,11 @@ def test_the_panels_show_the_patches_and_the_targets_that_the_model_is_given(bui
         encoded = builder.encode(builder.converse(sample, teachers, with_answer))
         shown += shown_pictures.panels_of(encoded, builder.picture_format, builder.tokenizer, ClassColors(["bbu"]))
     assert [panel.caption for panel in shown] == [
-        "teacher 1, 56 x 56 pixels, no objects: a",
-        "teacher 2, 112 x 84 pixels, 1 object: a",
-        "student, 84 x 84 pixels, 1 object: a",
-        "student, 56 x 56 pixels, no objects: b",
-        "student, 112 x 84 pixels, not annotated: c",
+        "teacher 1, no objects: a, 56 x 56 pixels",
+        "teacher 2, 1 object: a, 112 x 84 pixels",
+        "student, 1 object: a, 84 x 84 pixels",
+        "student, no objects: b, 56 x 56 pixels",
+        "student, not annotated: c, 112 x 84 pixels",
     ]
     assert shown[2].image.tobytes() == read_pixels(student, 84, 84).tobytes()
     assert [panel.border for panel in shown[:3]] == [shown_pictures.TEACHER] * 2 + [shown_pictures.STUDENT]
