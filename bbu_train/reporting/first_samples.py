@@ -26,7 +26,8 @@ from bbu_train.types.samples import PlannedStep, Role, SampleVisit
 log = logging.getLogger(__name__)
 PAGE, SHEET = "samples.html", "train_samples.jpg"
 TEMPLATE = html_page.TEMPLATES / "first_samples.html.j2"
-MAX_PICTURES = 16  # in train_samples.jpg, and for each conversation of samples.html
+MAX_PICTURES = 16  # in train_samples.jpg
+MAX_EMBEDDED = 8  # pictures of each conversation in samples.html, the last ones, so that the page stays below 2 MB
 QUALITY = 85  # of train_samples.jpg
 MAX_LOGGED_CHARACTERS = 300  # of a piece of text in train.log
 ROLE_NAMES = {Role.NONE: "prompt", Role.TEACHER: "teacher", Role.STUDENT: "student"}
@@ -107,7 +108,7 @@ def _write_page(
     conversations = {
         f"{title}: {encoded.sample_id}": list(pieces(encoded, tokenizer)) for title, encoded in first.items()
     }
-    pictures = [_panels_of(source, encoded, colors)[-MAX_PICTURES:] for encoded in first.values()]
+    pictures = [_panels_of(source, encoded, colors)[-MAX_EMBEDDED:] for encoded in first.values()]
     micro_batches = next(loader.batches(source, collator, [step], num_micro_batches, rank, num_ranks, 0))
     layout = [row for batch in micro_batches for row in rows(batch)]
     layout_title = f"First step on rank {rank} of {num_ranks}: {_describe_layout(layout)}"
