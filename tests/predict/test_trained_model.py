@@ -8,19 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from whole_runs import OTHER_CHOICES
 
 import bbu_train
 from bbu_train.errors import InputError
 from bbu_train.predict.__main__ import main
+from bbu_train.training.setup import build
 
 
 @pytest.fixture(scope="module")
 def pictures(uninterrupted, tmp_path_factory):
     """Three files: a validation picture of the run, one that EXIF turns, and one of greys with transparency."""
     folder = tmp_path_factory.mktemp("pictures")
-    known = min(uninterrupted.parents[1].glob("data/*/*/pictures/validation*"))
+    known = build(OmegaConf.load(uninterrupted / "config.yaml").data).validation[0].student.path
     (folder / "a-known.jpg").symlink_to(known)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -9,9 +9,10 @@ log = logging.getLogger("bbu_train.test")
 
 @pytest.fixture
 def stderr(capsys):
-    """A function that returns what was written to stderr. The root logger is restored afterwards."""
+    """A function that returns what was written to stderr. No message is kept; the root logger is restored later."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    logs.forget_kept()
     yield lambda: capsys.readouterr().err
     root.handlers, root.level = handlers, level
 
