@@ -105,6 +105,9 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     is_periodic = cfg.save_every is not None and cfg.save_every < cfg.steps - at.step
     grace_seconds = cfg.cluster.grace_seconds if "SLURM_JOB_ID" in os.environ else None
     saver = Saver(checkpoints, optimizer, average, is_periodic, grace_seconds)
+    display = ProgressDisplay(
+        cfg.steps, at.step, cfg.log_lines_seconds, began, distributed.is_main(), has_bar=sys.stderr.isatty()
+    )
 
     def save() -> None:
         with display.spending("saving"):
@@ -140,9 +143,6 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
 
     # ---- The loop ----
     state, predictions, profiler = "failed", None, None
-    display = ProgressDisplay(
-        cfg.steps, at.step, cfg.log_lines_seconds, began, distributed.is_main(), has_bar=sys.stderr.isatty()
-    )
     try:
         if at.step == 0 and cfg.steps > 0 and distributed.is_main():
             sources, num_parts = (inputs.train, inputs.validation), engine.num_micro_batches

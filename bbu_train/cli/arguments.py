@@ -19,8 +19,9 @@ from bbu_train.cli.main import close_stdout, report_error
 from bbu_train.errors import INTERRUPTED, InputError, all_problems
 from bbu_train.ops.numbers import is_count
 from bbu_train.runs import names, usual_names
-from bbu_train.runs.config_keys import leaves, type_problem
+from bbu_train.runs.config_keys import type_problem
 from bbu_train.runtime import environment
+from bbu_train.runtime.nested import leaves
 from bbu_train.runtime.writable import require_writable
 
 # Characters that YAML takes as escapes only; lone surrogates stand for bytes that are no UTF-8.

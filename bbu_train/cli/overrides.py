@@ -19,6 +19,7 @@ from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity, usual_names
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.length import EPOCHS, STEPS
+from bbu_train.runtime.nested import leaves
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -189,8 +190,8 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
         and (group == "hydra/launcher" or not group.startswith("hydra/"))
     ]
     plain = _compose(loader, name, without)
-    known, problems = dict(config_keys.leaves(plain)), []
-    for key, value in config_keys.leaves(config):
+    known, problems = dict(leaves(plain)), []
+    for key, value in leaves(config):
         if key.startswith(("hydra.", *(f"{mapping}." for mapping in config_keys.OPEN_MAPPINGS))):
             continue
         if key not in known:

@@ -17,6 +17,7 @@ from bbu_train.runs import config_keys, identity
 from bbu_train.runs.length import STEPS, decided_by_epochs
 from bbu_train.runs.names import hydra_text
 from bbu_train.runtime.config_folder import config_folder
+from bbu_train.runtime.nested import leaves
 
 
 def training_command(candidate: Candidate) -> tuple[str, list[str]]:
@@ -92,7 +93,7 @@ def _compose(words: Sequence[str]) -> DictConfig | None:
 
 def _differences(run: SweepRun, composed: DictConfig) -> tuple[dict[str, str], list[str]]:
     """Return overrides, by key, that turn `composed` into the run's config; and the run's keys that no longer exist."""
-    values = dict(config_keys.leaves(OmegaConf.to_container(composed, resolve=False)))
+    values = dict(leaves(OmegaConf.to_container(composed, resolve=False)))
     words, removed_keys = {}, []
     for key, value in run.unresolved_values.items():
         is_counted = key == STEPS and decided_by_epochs(run.config)

@@ -15,8 +15,8 @@ from bbu_train.compare import ledger
 from bbu_train.errors import InputError, listed
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
-from bbu_train.runs.config_keys import leaves
 from bbu_train.runs.names import folder_name
+from bbu_train.runtime.nested import leaves
 from bbu_train.tracker.jsonl import read_rows
 
 EVALUATION = "eval/"

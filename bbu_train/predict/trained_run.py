@@ -15,10 +15,10 @@ from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, listed
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs.config_keys import leaves
 from bbu_train.runs.data_fingerprint import OUTPUTS, warn_if_changed
 from bbu_train.runs.identity import is_data_root
 from bbu_train.runs.settings import AUTO, PRECISION
+from bbu_train.runtime.nested import leaves
 from bbu_train.training import auto, untrained_head
 from bbu_train.training.machine import this_machine
 from bbu_train.training.setup import build

@@ -15,6 +15,7 @@ from bbu_train.images.colors import ClassColors, Color
 from bbu_train.images.marks import Mark, shorten
 from bbu_train.images.sheet import Entry, Panel, cell_size, class_entries, draw_panel, full_size, make_sheet
 from bbu_train.ops import boxes
+from bbu_train.runtime.wording import count_of
 from bbu_train.types.batch import Encoded
 from bbu_train.types.samples import PictureFormat, Role, class_of
 
@@ -40,7 +41,7 @@ def panels_of(
     panels = []
     for number, (image, objects) in enumerate(zip([*teachers, student], labels, strict=True), start=1):
         is_student = number == len(labels)
-        count = f"{len(objects)} object{'s' if len(objects) != 1 else ''}" if objects else "no objects"
+        count = count_of(len(objects), "object") if objects else "no objects"
         if is_student and not encoded.annotated:
             count = "not annotated"
         role = "student" if is_student else f"teacher {number}"

@@ -4,7 +4,7 @@ Hydra on its own accepts `+typo=1`, recommends `+` for every misspelt key, and l
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from antlr4.error.Errors import LexerNoViableAltException
@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import usual_names
 from bbu_train.runs.settings import AUTO, AUTO_SETTINGS
+from bbu_train.runtime.nested import leaves
 
 OPEN_MAPPINGS = ("optimizer.groups",)
 """Mappings in which users name the entries: `+` may add an entry, and `~` may remove one."""
@@ -70,15 +71,6 @@ def choices(override: Override) -> list[str]:
 def plain(value: Any) -> Any:
     """Return the text of a quoted string; any other value as it is."""
     return value.text if isinstance(value, QuotedString) else value
-
-
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of everything in a mapping. Lists and empty mappings count as values."""
-    if isinstance(config, Mapping) and (config or not prefix):
-        for name, value in config.items():
-            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, config
 
 
 def problems_of(override: Override, config: Mapping[str, Any], group_choices: Mapping[str, Any]) -> list[str]:

@@ -23,11 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError
 from bbu_train.runs import data_fingerprint
-from bbu_train.runs.config_keys import leaves
 from bbu_train.runs.identity import DATA
 from bbu_train.runs.names import folder_name
 from bbu_train.runtime.atomic_write import atomic_write, make_folder
 from bbu_train.runtime.git import git_commit
+from bbu_train.runtime.nested import leaves
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"

@@ -14,9 +14,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError, shorten
-from bbu_train.runs.config_keys import leaves
 from bbu_train.runs.length import undecisive_key
 from bbu_train.runs.settings import ROUNDING_ONLY_KEYS, THREADS, threads_change_result
+from bbu_train.runtime.nested import leaves
 
 LOCATION_KEYS = ("outputs", "sweep", "run", "folder")
 NEUTRAL_KEYS = (

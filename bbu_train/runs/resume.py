@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs.config_keys import choices, leaves, parse
+from bbu_train.runs.config_keys import choices, parse
 from bbu_train.runs.data_fingerprint import fingerprint, refuse_changed
 from bbu_train.runs.identity import (
     DATA,
@@ -30,6 +30,7 @@ from bbu_train.runs.identity import (
 from bbu_train.runs.length import EPOCHS, STEPS, choose_length
 from bbu_train.runs.names import check_name, folder_name
 from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_change_result
+from bbu_train.runtime.nested import leaves
 from bbu_train.runtime.writable import require_writable
 
 log = logging.getLogger(__name__)

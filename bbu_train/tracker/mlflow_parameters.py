@@ -1,9 +1,11 @@
 """The parameters of a run in MLflow: the choice of every config group, and every value of the resolved config."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from bbu_train.runtime.nested import leaves
 
 RECORD_KEYS = ("about", "tracker")
 """Keys of the config that say how the run is recorded, not what it does; they have no parameters."""
@@ -17,18 +19,9 @@ def parameters_of(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """
     environment = folder / "environment.json"
     choices = json.loads(environment.read_text(encoding="utf-8")).get("choices", {}) if environment.exists() else {}
-    values = {key: value for key, value in _leaves(config) if key.split(".")[0] not in RECORD_KEYS}
+    values = {key: value for key, value in leaves(config) if key.split(".")[0] not in RECORD_KEYS}
     recorded = {key: choice for key, choice in choices.items() if key not in RECORD_KEYS}
     return {key: _text(value) for key, value in (values | recorded).items()}
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of everything in a mapping. Lists and empty mappings count as values."""
-    if isinstance(value, Mapping) and (value or not prefix):
-        for name, below in value.items():
-            yield from _leaves(below, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
 
 
 def _text(value: Any) -> str:

@@ -44,38 +44,14 @@ def show(
     peak: PeakFlops,
     learnt: str | None,
 ) -> None:
-    """Make the run's folder, or note there that the run goes on, and show the sections. See `sections`.
+    """Make the folder of a run that begins, or goes on, after `step`, or note there that it goes on; show the sections.
 
-    environment.json has the sections in full, train.log what is shown. From now on train.log has all messages.
+    environment.json has the sections in full, train.log what is shown. From now on train.log has all messages. Rank 0
+    alone calls this. `learnt` says what the run took when it ran out of memory, if it did.
     """
     folder = Path(cfg.folder)
-    shown = sections(cfg, step, inputs, chosen, model, optimizer, peak, learnt)
-    facts = {"settings": {key: asdict(setting) for key, setting in chosen.settings.items()}}
-    facts["start"] = screen.as_dict(shown)
-    if (folder / run_folder.CONFIG).exists():
-        run_folder.add_to_environment(folder, step, facts)
-    else:
-        run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
-    logs.to_file(folder)
-    log.info("\n%s\n", screen.as_text(shown))
-
-
-def sections(
-    cfg: DictConfig,
-    step: int,
-    inputs: RunInputs,
-    chosen: DeviceSettings,
-    model: GroundingModel,
-    optimizer: MixedAdamW,
-    peak: PeakFlops,
-    learnt: str | None,
-) -> list[Section]:
-    """Return all that the first screen of a run says: it begins, or goes on, after `step`. Rank 0 alone needs it.
-
-    `learnt` says what the run took when it ran out of memory, if it did.
-    """
     values = {key: chosen.settings[key].value for key in (CHECKPOINTING, MICRO_BATCHES)}
-    return [
+    sections = [
         run_section(cfg, step, distributed.world_size()),
         choices_section(cfg),
         Section("data", inputs.data_lines),
@@ -87,6 +63,14 @@ def sections(
         time_section(inputs, model, cfg.steps - step, peak.matmul),
         warnings_section(logs.kept_warnings(), cfg.about.go_on),
     ]
+    facts = {"settings": {key: asdict(setting) for key, setting in chosen.settings.items()}}
+    facts["start"] = screen.as_dict(sections)
+    if (folder / run_folder.CONFIG).exists():
+        run_folder.add_to_environment(folder, step, facts)
+    else:
+        run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
+    logs.to_file(folder)
+    log.info("\n%s\n", screen.as_text(sections))
 
 
 def run_section(cfg: DictConfig, step: int, num_ranks: int) -> Section:
@@ -156,7 +140,7 @@ def parts_sections(cfg: DictConfig) -> list[Section]:
 
 
 def _values(part: Mapping[Any, Any]) -> str:
-    """Return the numbers of a part of the config. What `auto` decides is said elsewhere."""
+    """Return the numbers of a part of the config, without those that `auto` may decide: another section has them."""
     return " ".join(
         f"{key}={value:g}"
         for key, value in part.items()

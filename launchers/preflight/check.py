@@ -17,10 +17,10 @@ from typing import Any
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.model import weights
-from bbu_train.runs import config_keys
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.length import EPOCHS, decided_by_epochs
 from bbu_train.runtime import preemption
+from bbu_train.runtime.nested import leaves
 from launchers.cells import Cell
 
 DATA_KEYS = (
@@ -139,12 +139,12 @@ def _group_equal(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> l
 
 def _shared_values(config: Mapping[str, Any], keys: Sequence[str], ignored: Sequence[str]) -> str:
     """Return a text that is equal for configs with the same values under `keys`."""
-    leaves = {
+    values = {
         key: _simplify_rate(key, value)
-        for key, value in config_keys.leaves(config)
+        for key, value in leaves(config)
         if any(key == owner or key.startswith(f"{owner}.") for owner in keys) and key not in ignored
     }
-    return json.dumps(leaves, sort_keys=True, default=str)
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _simplify_rate(key: str, value: Any) -> Any:

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from bbu_train.runs import config_keys, identity, settings
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs import identity, settings
+from bbu_train.runtime.nested import leaves
 from bbu_train.tracker.jsonl import read_rows
 from launchers.cells import Cell
 
@@ -93,7 +94,7 @@ def shape_key(values: Mapping[str, Any]) -> str:
     """
     kept = {
         key: bool(value) if key.endswith(".lr") else value
-        for key, value in config_keys.leaves(values)
+        for key, value in leaves(values)
         if key in (*CLUSTER_KEYS, *settings.ROUNDING_ONLY_KEYS, settings.DEVICE)
         or not (identity.is_neutral(key) or key.endswith((".root", ".cache")) or _is_under(key, IGNORED_KEYS))
     }

@@ -12,8 +12,9 @@ from bbu_train.compare import __main__ as compare
 from bbu_train.errors import InputError
 from bbu_train.evaluate import __main__ as evaluate
 from bbu_train.predict import __main__ as predict
-from bbu_train.runs import config_keys, usual_names
+from bbu_train.runs import usual_names
 from bbu_train.runs.usual_names import KNOBS, choice_of, knob_of
+from bbu_train.runtime.nested import leaves
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -29,7 +30,7 @@ def test_every_key_and_choice_that_an_answer_names_exists(config, knob):
     for group, choice in choices:
         content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
         parts.append(content if "/" in group else {group: content})  # a launcher's file sets keys of the whole config
-    known = {name for part in parts for name, _ in config_keys.leaves(part)}
+    known = {name for part in parts for name, _ in leaves(part)}
     for key in {text.partition("=")[0] for text in named} - {group for group, _ in choices}:
         assert any(f"{name}.".startswith(f"{key}.") for name in known), key
 
