@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bbu_train.compare import ledger
 from bbu_train.errors import InputError, listed
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs import identity
+from bbu_train.runs import identity, length
 from bbu_train.runs.names import folder_name
 from bbu_train.runtime.nested import leaves
 from bbu_train.tracker.jsonl import read_rows
@@ -159,6 +159,8 @@ def _reason_unfinished(run: SweepRun, path: Path, status: str | None) -> str | N
     steps = int(run.config.steps)
     last = _last_step(run.series)
     evaluated = _last_step({name: points for name, points in run.series.items() if name.startswith(EVALUATION)})
+    if length.ENDED_EARLY in run.series:
+        return None
     if last >= steps and (evaluated >= steps or run.config.get("eval_every") is None):
         return None
     where = f"at step {last} of {steps}" if last < steps else f"before the evaluation of its last step, {steps}"

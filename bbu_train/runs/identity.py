@@ -30,6 +30,8 @@ NEUTRAL_KEYS = (
 A value that refers to one of them, such as `${outputs}/data`, is neutral too. So are the roots of data sets: what the
 identity has of the data is DATA, which is the same wherever the same data lies.
 """
+STOPPING = "stopping."
+"""What ends a run early counts even where it refers to a neutral key: there `eval_every` decides the last step."""
 DATA = "about.data"
 """The fingerprint of the data that the run reads (`data_fingerprint`)."""
 
@@ -86,6 +88,7 @@ def result_values(cfg: DictConfig) -> dict[str, Any]:
         key: value
         for key, value in resolved.items()
         if (key == DATA and value is not None)
+        or key.startswith(STOPPING)
         or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key), undecisive))
     }
 

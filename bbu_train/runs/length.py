@@ -12,6 +12,8 @@ from bbu_train.errors import InputError
 from bbu_train.ops.numbers import is_number
 
 STEPS, EPOCHS = "steps", "epochs"
+ENDED_EARLY = "stopping/ended"
+"""The metric, of value 1, by which metrics.jsonl says that a run ended before its last step (conf/stopping)."""
 
 
 def decided_by_epochs(cfg: DictConfig) -> bool:

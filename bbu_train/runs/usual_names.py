@@ -227,6 +227,12 @@ KNOBS = (
         "ema use_ema ema_decay model_ema model_ema_decay with_ema",
     ),
     Knob(
+        "early stopping",
+        "`stopping=patience`",
+        "and `stopping.patience`, in evaluations",
+        "early_stopping early_stop earlystopping patience early_stopping_patience es_patience",
+    ),
+    Knob(
         "loss weights",
         "`loss.weights`",
         "one for each loss, such as `loss.weights.giou`",
@@ -252,6 +258,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("cosine", "cosinewithwarmup", "cosineannealing"), "warmup_cosine"),
         "constantwithwarmup": "constant",
     },
+    "stopping": {"earlystopping": "patience", "early": "patience", "never": "none"},
     "engine": dict.fromkeys(("torchrun", "accelerate", "native", "plain", "distributeddataparallel"), "ddp"),
     "tracker": {"none": "jsonl", "json": "jsonl"},
 }

@@ -26,6 +26,7 @@ from bbu_train.training.fit import LayoutPlan
 from bbu_train.training.layout import Layout
 from bbu_train.training.machine import Machine
 from bbu_train.training.memory import GIB
+from bbu_train.training.protocols import Stopping
 from bbu_train.training.setup import RunInputs
 from bbu_train.training.step_metrics import PeakFlops
 from bbu_train.types.samples import PlannedStep
@@ -41,6 +42,7 @@ def show(
     chosen: DeviceSettings,
     model: GroundingModel,
     optimizer: MixedAdamW,
+    stopping: Stopping,
     peak: PeakFlops,
     learnt: str | None,
 ) -> None:
@@ -52,13 +54,13 @@ def show(
     folder = Path(cfg.folder)
     values = {key: chosen.settings[key].value for key in (CHECKPOINTING, MICRO_BATCHES)}
     sections = [
-        run_section(cfg, step, distributed.world_size()),
+        run_section(cfg, step, distributed.world_size(), stopping.reason),
         choices_section(cfg),
         Section("data", inputs.data_lines),
         model_section(cfg, model, optimizer),
         *parts_sections(cfg),
         auto.section(chosen.machine, chosen.settings),
-        plan_section(cfg, inputs),
+        plan_section(cfg, inputs, stopping.rule),
         memory_section(chosen.machine, chosen.planned, Layout(values[CHECKPOINTING], values[MICRO_BATCHES]), learnt),
         time_section(inputs, model, cfg.steps - step, peak.matmul),
         warnings_section(logs.kept_warnings(), cfg.about.go_on),
@@ -73,8 +75,11 @@ def show(
     log.info("\n%s\n", screen.as_text(sections))
 
 
-def run_section(cfg: DictConfig, step: int, num_ranks: int) -> Section:
-    """Return where the run lies, what it does, and the command that goes on with it."""
+def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | None) -> Section:
+    """Return where the run lies, what it does, and the command that goes on with it.
+
+    `ended_early` is why it ended before its last step, if it did.
+    """
     names = [
         f"the whole name of this {key}: {name}"
         for key in ("sweep", "run")
@@ -82,6 +87,8 @@ def run_section(cfg: DictConfig, step: int, num_ranks: int) -> Section:
     ]
     if step == 0:
         what = f"new, to train {count_of(cfg.steps, 'step')}"
+    elif ended_early is not None:
+        what = f"ended at step {step:,} of {cfg.steps:,} already: {ended_early}"
     elif step < cfg.steps:
         what = f"goes on from step {step:,} to {cfg.steps:,}"
     else:
@@ -148,8 +155,8 @@ def _values(part: Mapping[Any, Any]) -> str:
     )
 
 
-def plan_section(cfg: DictConfig, inputs: RunInputs) -> Section:
-    """Return steps and epochs, what a step holds, and how often the run evaluates and saves."""
+def plan_section(cfg: DictConfig, inputs: RunInputs, stopping_rule: str | None) -> Section:
+    """Return steps and epochs, what a step holds, how often the run evaluates and saves, and when it ends early."""
     steps = list(islice(inputs.plan.starting_at(0), NUM_PLANNED_STEPS))
     if not steps:
         return Section("plan", ["no steps: the run evaluates alone"])
@@ -167,7 +174,7 @@ def plan_section(cfg: DictConfig, inputs: RunInputs) -> Section:
             f"{count_of(cfg.steps, 'step')}: {inputs.plan.epoch_at(cfg.steps):,.1f} epochs of "
             f"{count_of(len(inputs.data.train), 'sample')}; a step has {_range(samples)} samples and {_range(tokens)} "
             f"tokens{counted}",
-            ", ".join(often),
+            ", ".join([*often, *filter(None, [stopping_rule])]),
         ],
     )
 

@@ -36,6 +36,7 @@ DATA_KEYS = (
     "cluster.nodes",
     "cluster.tasks_per_node",
     "checkpoint.best_metric",
+    "stopping",
 )
 GROUP_KEYS = ("model", "head", "optimizer")
 NO_VALUE_KEYS = ("about", "folder", "optimizer", "outputs", "resume", "run", "sweep", "tracker")
