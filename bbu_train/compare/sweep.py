@@ -183,7 +183,7 @@ def _last_error(log: Path) -> str | None:
         return None
     text = log.read_text(encoding="utf-8", errors="replace")
     stopped = re.search(r"stopped at step \d+\n(?!.*stopped at step)(.*)", text, re.DOTALL)
-    if stopped is None or re.search(r": from step \d+ to \d+\n", stopped.group(1)):
+    if stopped is None or run_folder.RESUMED in stopped.group(1):
         return None
     errors = re.findall(r"^(?!Traceback)[\w.]+(?:: .*)?$", stopped.group(1), re.MULTILINE)
     return errors[-1] if errors else None

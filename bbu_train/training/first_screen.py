@@ -90,7 +90,7 @@ def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | N
     elif ended_early is not None:
         what = f"ended at step {step:,} of {cfg.steps:,} already: {ended_early}"
     elif step < cfg.steps:
-        what = f"goes on from step {step:,} to {cfg.steps:,}"
+        what = f"{run_folder.RESUMED} {step:,} to {cfg.steps:,}"
     else:
         what = f"all {count_of(cfg.steps, 'step')} are done already"
     processes = "" if num_ranks == 1 else f", in {num_ranks} processes"
