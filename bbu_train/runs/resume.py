@@ -135,6 +135,7 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
         "run": "${run}",
         "in_sweep": in_sweep,
         "title": title or None,
+        "left_out": OmegaConf.to_container(OmegaConf.select(cfg, "about.left_out") or OmegaConf.create({})),
         "go_on": [],
         "overrides": [f"{key}={text}" for key, text in texts.items()],
     }
