@@ -1,8 +1,8 @@
 """What an experiment's file ties to a choice, and how it falls with that choice.
 
-The values below a config group in the file of an experiment (`augmentation: {top_bottom: 0.5}`) suit the choice that the
-experiment makes in that group, or the default choice if it makes none. Where a config has another choice there, they are
-left out, and `about.left_out` says so. A group without a default choice, such as `search`, ties nothing.
+The values below a config group in an experiment's file (`augmentation: {top_bottom: 0.5}`) suit the choice that the
+experiment makes in that group, or the default choice if it makes none. Where a config has another choice there, they
+are left out, and `about.left_out` says so. A group without a default choice, such as `search`, ties nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bbu_train.runs.settings import LEFT_OUT
 from bbu_train.runtime.nested import leaves
 
 EXPERIMENT = "experiment/"
-LEFT_OUT = "about.left_out"
 
 
 class ExperimentLoader(ConfigLoaderImpl):

@@ -15,11 +15,12 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bbu_train.cli.experiments import LEFT_OUT, ExperimentLoader
+from bbu_train.cli.experiments import ExperimentLoader
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity, usual_names
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.length import EPOCHS, STEPS
+from bbu_train.runs.settings import LEFT_OUT
 from bbu_train.runtime.nested import leaves
 
 VERSION_BASE = "1.3"

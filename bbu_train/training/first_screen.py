@@ -16,7 +16,8 @@ from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.optimizer.groups import members_by_group, parameters_by_group
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs.settings import CHECKPOINTING, MICRO_BATCHES
+from bbu_train.runs.length import FULL_WARMUP, WARMUP
+from bbu_train.runs.settings import CHECKPOINTING, LEFT_OUT, MICRO_BATCHES
 from bbu_train.runtime import distributed, logs, screen
 from bbu_train.runtime.screen import Section, table
 from bbu_train.runtime.wording import count_of, duration
@@ -222,9 +223,13 @@ def warnings_section(cfg: DictConfig, warnings: Sequence[str]) -> Section:
 
 
 def changed_lines(cfg: DictConfig) -> list[str]:
-    """Say which values of the experiment are left out, because they suit a choice that the command replaced.
-
-    Configs of older runs have no such notes.
+    """Say which values of the experiment are left out, because they suit a choice that the command replaced, and
+    whether the warm-up was shortened. Configs of older runs have no such notes.
     """
-    left_out = OmegaConf.select(cfg, "about.left_out") or {}
-    return [f"the experiment's values for another choice are left out: {each}" for each in left_out.values()]
+    left_out = OmegaConf.select(cfg, LEFT_OUT) or {}
+    lines = [f"left out of the experiment: {'; '.join(left_out.values())}"] if left_out else []
+    if (full := OmegaConf.select(cfg, FULL_WARMUP)) is not None:
+        lines.append(
+            f"{WARMUP}={full} does not fit into {count_of(cfg.steps, 'step')}, so it is {cfg.schedule.num_warmup_steps}"
+        )
+    return lines
