@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError, shorten
-from bbu_train.runs.length import undecisive_key
+from bbu_train.runs.length import FULL_WARMUP, WARMUP, undecisive_key
 from bbu_train.runs.settings import ROUNDING_ONLY_KEYS, THREADS, threads_change_result
 from bbu_train.runtime.nested import leaves
 
@@ -78,11 +78,13 @@ def result_values(cfg: DictConfig) -> dict[str, Any]:
     """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted.
 
     The length of a run is what was given: of `epochs` and `steps` the one that decides, and nothing that follows from
-    the other.
+    the other. A warm-up that was shortened to fit is the one before.
     """
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
     undecisive = undecisive_key(cfg)
+    if (full_warmup := OmegaConf.select(cfg, FULL_WARMUP)) is not None:
+        resolved[WARMUP] = full_warmup
     ignored = (undecisive,) if threads_change_result(cfg) else (undecisive, THREADS)
     return {
         key: value

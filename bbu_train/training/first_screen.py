@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bbu_train.collator.sizes import sizes
@@ -16,7 +16,8 @@ from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.optimizer.groups import members_by_group, parameters_by_group
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs.settings import CHECKPOINTING, MICRO_BATCHES
+from bbu_train.runs.length import FULL_WARMUP, WARMUP
+from bbu_train.runs.settings import CHECKPOINTING, LEFT_OUT, MICRO_BATCHES
 from bbu_train.runtime import distributed, logs, screen
 from bbu_train.runtime.screen import Section, table
 from bbu_train.runtime.wording import count_of, duration
@@ -63,7 +64,7 @@ def show(
         plan_section(cfg, inputs, stopping.rule),
         memory_section(chosen.machine, chosen.planned, Layout(values[CHECKPOINTING], values[MICRO_BATCHES]), learnt),
         time_section(inputs, model, cfg.steps - step, peak.matmul),
-        warnings_section(logs.kept_warnings(), cfg.about.go_on),
+        warnings_section(cfg, logs.kept_warnings()),
     ]
     facts = {"settings": {key: asdict(setting) for key, setting in chosen.settings.items()}}
     facts["start"] = screen.as_dict(sections)
@@ -218,8 +219,24 @@ def mean_flops(inputs: RunInputs, model: GroundingModel, num_steps: int) -> floa
     return model.training_flops(sizes(encoded, inputs.builder.picture_format)) / len(steps)
 
 
-def warnings_section(warnings: Sequence[str], go_on: Sequence[str]) -> Section:
-    """Return how many warnings came before, and what a command that goes on with the run gave anew."""
+def warnings_section(cfg: DictConfig, warnings: Sequence[str]) -> Section:
+    """Return how many warnings came before, what differs from the files that were chosen, and what a command that goes
+    on with the run gave anew."""
     counted = f"{count_of(len(warnings), 'warning')}, above" if warnings else "nothing"
+    changed = changed_lines(cfg)
+    go_on = cfg.about.go_on
     given = [f"given for going on, beside config.yaml: {' '.join(go_on)}"] if go_on else []
-    return Section("unusual", [counted, *given], warnings)
+    return Section("unusual", [*([] if changed and not warnings else [counted]), *changed, *given], warnings)
+
+
+def changed_lines(cfg: DictConfig) -> list[str]:
+    """Say which values of the experiment are left out, because they suit a choice that the command replaced, and
+    whether the warm-up was shortened. Configs of older runs have no such notes.
+    """
+    left_out = OmegaConf.select(cfg, LEFT_OUT) or {}
+    lines = [f"left out of the experiment: {'; '.join(left_out.values())}"] if left_out else []
+    if (full := OmegaConf.select(cfg, FULL_WARMUP)) is not None:
+        lines.append(
+            f"{WARMUP}={full} does not fit into {count_of(cfg.steps, 'step')}, so it is {cfg.schedule.num_warmup_steps}"
+        )
+    return lines

@@ -49,6 +49,7 @@ class Forecast:
             auto.section(self.machine, self.settings),
             first_screen.plan_section(cfg, self.inputs, build(cfg.stopping).rule),
             Section("memory", memory),
+            Section("unusual", first_screen.changed_lines(cfg)),
         ]
 
     def _memory_lines(self, planned: fit.LayoutPlan) -> Iterator[str]:

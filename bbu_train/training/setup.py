@@ -17,7 +17,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.summary import paths_with_first, summarize
 from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems, listed
-from bbu_train.runs.length import decided_by_epochs
+from bbu_train.runs.length import decided_by_epochs, shorten_warmup
 from bbu_train.runs.settings import AUTO
 from bbu_train.runtime import distributed
 from bbu_train.runtime.compile_cache import CompileCache
@@ -109,6 +109,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | Non
     )
     cfg.steps = plan.num_steps
     if decided_by_epochs(cfg):
+        shorten_warmup(cfg, [text.partition("=")[0] for text in cfg.about.get("overrides") or []])
         config_checks.check(cfg)  # once more, for values that depend on the number of steps
     check_num_micro_batches(plan, cfg.engine.num_micro_batches, num_ranks or distributed.world_size())
     warn_of_small_steps(plan, len(data.train), cfg.sampler.get("num_samples"))
