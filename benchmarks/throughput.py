@@ -5,8 +5,8 @@
 All train on the standard workload (workload.py) with random weights of the true shape. Each contender has its own
 process. The peers (peers.py) train on the steps that are counted for bbu_train. Contenders:
 
-plain      the command `python -m bbu_train model=qwen25vl3b collator=packed`: every setting is what auto takes. Only
-           random weights and the data are added, and nothing is evaluated or saved
+plain      the command `python -m bbu_train model=qwen25vl3b collator=packed head=detr loss=joint`: every setting is
+           what auto takes. Only random weights and the data are added, and nothing is evaluated or saved
 bbu_train  3B shape, bfloat16 compute over float32 master weights, the `detr` head and all six losses, tuned by hand
 plain_79   plain with the memory that a card of 80 GB has; likewise plain_47 and plain_23.5. The limit is set by
            torch.cuda.set_per_process_memory_fraction: the card keeps its speed

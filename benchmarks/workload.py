@@ -2,7 +2,7 @@
 
 A step has 8 samples. A sample has a system turn of 60 tokens, then 0, 1 or 2 teacher turns (probability 0.30, 0.35,
 0.35) and the student's turn. A turn is one picture of 644 x 476 pixels (391 image tokens), a question of 12 tokens, and
-an answer with 28 tokens per object, for 1 + Exponential(mean 11) objects, at most 40.
+an answer with 28 tokens per object, for 1 + Exponential(mean 11) objects, at most 40. The head is `detr`.
 """
 
 import json
@@ -22,6 +22,8 @@ NUM_SYSTEM_TOKENS, NUM_QUESTION_TOKENS, NUM_OBJECT_TOKENS = 60, 12, 28
 FILLER = "q"  # no merge of the tokenizer covers this letter, so each one is a token
 
 OVERRIDES = (
+    "head=detr",
+    "loss=joint",
     "data=jsonl",
     "data.teachers.teacher_ratio=0.7",
     "data.teachers.num_teachers=[1,2]",
