@@ -19,7 +19,7 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runs.length import ENDED_EARLY
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
-from bbu_train.runtime.wording import count_of
+from bbu_train.runtime.wording import count_of, rounded
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import device_settings, first_screen, fit, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress, Saver
@@ -203,7 +203,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
             predictions = evaluate_average()
         display.close()
         if distributed.is_main():
-            length = f"{count_of(at.step, 'step')}, {inputs.plan.epoch_at(at.step):.2f} epochs"
+            length = f"{count_of(at.step, 'step')}, {rounded(inputs.plan.epoch_at(at.step))} epochs"
             notes = {
                 "length": length,
                 "stopped": stopping.reason,

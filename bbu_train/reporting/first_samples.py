@@ -18,6 +18,7 @@ from bbu_train.images.sheet import Panel
 from bbu_train.reporting import html_page, shown_pictures
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime import distributed
+from bbu_train.runtime.wording import count_of
 from bbu_train.training import loader
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.batch import Batch, Encoded
@@ -195,7 +196,8 @@ def _describe_layout(layout: Sequence[Sequence[Segment]]) -> str:
     num_samples = sum(segment.sample is not None for segment in segments)
     num_tokens = sum(segment.num_tokens for segment in segments)
     return (
-        f"{num_samples} samples in {len(layout)} rows, {num_tokens} tokens in all, {_share_filled(segments):.1%} filled"
+        f"{count_of(num_samples, 'sample')} in {count_of(len(layout), 'row')}, {num_tokens} tokens in all, "
+        f"{_share_filled(segments):.1%} filled"
     )
 
 
