@@ -40,11 +40,11 @@ def test_the_plan_the_groups_and_the_settings_are_said(foresee, make_model, samp
 
 def test_the_weights_of_all_groups_are_those_of_the_model(foresee):
     known, text = foresee(cpu(1, 1), "optimizer.groups.vision.lr=0")
-    rows = [line.split() for line in text.splitlines() if re.match(r" +\w+ +[\d,]+  (rate|frozen)", line)]
+    rows = [line.split() for line in text.splitlines() if re.match(r" +\w+ +[\d,]+  (lr|frozen)", line)]
     counts = {row[0]: int(row[1].replace(",", "")) for row in rows}
     assert sum(counts.values()) == sum(p.numel() for p in known.prediction.outline.model.parameters())
     assert {row[0]: row[2:] for row in rows}["vision"] == ["frozen"]
-    assert {row[0]: row[2:] for row in rows}["llm"][0] == "rate"
+    assert {row[0]: row[2:] for row in rows}["llm"][0] == "lr"
 
 
 def test_memory_is_planned_for_a_card_that_is_not_here(foresee):
