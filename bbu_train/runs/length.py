@@ -26,8 +26,8 @@ def decided_by_epochs(cfg: DictConfig) -> bool:
     return OmegaConf.select(cfg, EPOCHS) is not None
 
 
-def undecisive_key(cfg: DictConfig) -> str:
-    """Return the one of STEPS and EPOCHS that does not decide the length."""
+def derived_key(cfg: DictConfig) -> str:
+    """Return the one of STEPS and EPOCHS that follows from the other."""
     return STEPS if decided_by_epochs(cfg) else EPOCHS
 
 

@@ -45,16 +45,6 @@ def as_dict(sections: Sequence[Section]) -> dict[str, list[str]]:
     return {section.heading: [*section.lines, *section.more] for section in sections if section.lines}
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a line for each row, with aligned columns: numbers to the right, other texts to the left."""
-    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(_pad, row, columns)).rstrip() for row in rows]
-
-
-def _pad(text: str, width: int) -> str:
-    return text.rjust(width) if text[:1].isdigit() else text.ljust(width)
-
-
 def _wrap(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]

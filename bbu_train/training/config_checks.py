@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count, is_number
-from bbu_train.runs.length import problems_of_length, undecisive_key
+from bbu_train.runs.length import derived_key, problems_of_length
 from bbu_train.runs.settings import AUTO_SETTINGS
 from bbu_train.training import auto
 
@@ -73,12 +73,12 @@ def check(cfg: DictConfig) -> None:
 def _counts(cfg: DictConfig) -> Iterator[str]:
     """Yield every key of MINIMUMS that is no whole number, or too small. OPTIONAL keys may be null, meaning never."""
     yield from problems_of_length(cfg)
-    undecisive = undecisive_key(cfg)
+    derived = derived_key(cfg)
     for key, minimum in MINIMUMS.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if (
             value is not _ABSENT
-            and not (value is None and key in (*OPTIONAL, undecisive))
+            and not (value is None and key in (*OPTIONAL, derived))
             and not is_count(value, minimum)
         ):
             null = ", or null for never" if key in OPTIONAL else ""

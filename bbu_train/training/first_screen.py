@@ -19,7 +19,8 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runs.length import FULL_WARMUP, WARMUP
 from bbu_train.runs.settings import CHECKPOINTING, LEFT_OUT, MICRO_BATCHES
 from bbu_train.runtime import distributed, logs, screen
-from bbu_train.runtime.screen import Section, table
+from bbu_train.runtime.columns import aligned
+from bbu_train.runtime.screen import Section
 from bbu_train.runtime.wording import count_of, duration, rounded
 from bbu_train.training import auto
 from bbu_train.training.device_settings import DeviceSettings
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 NUM_PLANNED_STEPS = 100  # first steps whose samples and tokens are counted
 
 
-def show(
+def sections(
     cfg: DictConfig,
     step: int,
     inputs: RunInputs,
@@ -46,15 +47,13 @@ def show(
     stopping: Stopping,
     peak: PeakFlops,
     learnt: str | None,
-) -> None:
-    """Make the folder of a run that begins, or goes on, after `step`, or note there that it goes on; show the sections.
+) -> list[Section]:
+    """Return the sections of a run that begins, or is resumed, after `step`.
 
-    environment.json has the sections in full, train.log what is shown. From now on train.log has all messages. Rank 0
-    alone calls this. `learnt` says what the run took when it ran out of memory, if it did.
+    `learnt` says what the run took when it ran out of memory, if it did.
     """
-    folder = Path(cfg.folder)
     values = {key: chosen.settings[key].value for key in (CHECKPOINTING, MICRO_BATCHES)}
-    sections = [
+    return [
         run_section(cfg, step, distributed.world_size(), stopping.reason),
         choices_section(cfg),
         Section("data", inputs.data_lines),
@@ -66,14 +65,23 @@ def show(
         time_section(inputs, model, cfg.steps - step, peak.matmul),
         warnings_section(cfg, logs.kept_warnings()),
     ]
+
+
+def open_folder(cfg: DictConfig, step: int, inputs: RunInputs, chosen: DeviceSettings, shown: list[Section]) -> None:
+    """Make the folder of a run that begins, or note there that it is resumed after `step`; log the sections.
+
+    environment.json has the sections in full, train.log what is logged. From now on train.log has all messages. Rank 0
+    alone calls this.
+    """
+    folder = Path(cfg.folder)
     facts = {"settings": {key: asdict(setting) for key, setting in chosen.settings.items()}}
-    facts["start"] = screen.as_dict(sections)
+    facts["start"] = screen.as_dict(shown)
     if (folder / run_folder.CONFIG).exists():
         run_folder.add_to_environment(folder, step, facts)
     else:
         run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
     logs.to_file(folder)
-    log.info("\n%s\n", screen.as_text(sections))
+    log.info("\n%s\n", screen.as_text(shown))
 
 
 def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | None) -> Section:
@@ -101,7 +109,7 @@ def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | N
 
 
 def choices_section(cfg: DictConfig) -> Section:
-    """Return the choice of each config group, as far as Hydra composed the config, and the values that were given."""
+    """Return the choice of each config group, if Hydra composed the config, and the values that were given."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     shown = [
         f"{group}={choice}"
@@ -119,7 +127,7 @@ def model_section(cfg: DictConfig, model: GroundingModel, optimizer: MixedAdamW)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [*_group_rows(cfg, model, optimizer)]
     number = f"all {total:,}" if trained == total else f"{trained:,} of {total:,}"
-    return Section("model", [f"{weights}; {number} parameters are trained", *table(rows)])
+    return Section("model", [f"{weights}; {number} parameters are trained", *aligned(rows)])
 
 
 def _group_rows(cfg: DictConfig, model: nn.Module, optimizer: MixedAdamW) -> Iterator[tuple[str, str, str]]:
