@@ -64,7 +64,7 @@ def write(
 ) -> list[Path]:
     """Write samples.html and train_samples.jpg into the run's folder and return their paths.
 
-    The rows of the page are those of this rank; the sheet begins with the first samples of all ranks.
+    The page has the rows of this rank, the sheet the first samples of the step, over all ranks.
     """
     step = next(plan.starting_at(0))
     colors = ClassColors(run_folder.classes(folder))
@@ -128,7 +128,7 @@ def _write_page(
 
 
 def _with_pictures(conversation: Sequence[Piece], panels: Sequence[Panel]) -> list[dict[str, Any]]:
-    """Return the pieces with the last pictures of a conversation, from the end on: none for a piece of text."""
+    """Return the pieces as values, each image with its panel; fewer panels go to the last images."""
     remaining, shown = list(panels), []
     for piece in reversed(conversation):
         panel = remaining.pop() if piece.kind == "image" and remaining else None

@@ -1,6 +1,6 @@
-"""The first screen of a run: sections that say what it is, printed so that they fit on one screen.
+"""The first screen of a run: sections with a heading of one word, wrapped and cut so that they fit on one screen.
 
-Whoever has something to say there returns a `Section`. Its heading is one word; each line stands for itself.
+A part of the program that has something to show there returns a `Section`.
 """
 
 import textwrap

@@ -37,7 +37,7 @@ METRIC_KEYS = ("checkpoint.best_metric", "stopping.metric")
 
 @dataclass(frozen=True)
 class RunData:
-    """The samples of a run, and what they are in numbers: `DataSummary` as a dict, and its lines on the first screen.
+    """The samples of a run, with their `DataSummary` as a dict and as the lines of the first screen.
 
     Both are empty on ranks other than 0.
     """
