@@ -176,12 +176,27 @@ def test_keys_cannot_be_added(command, prefix):
     says = refused(command, f"{prefix}typo=1")
     assert f"{prefix}typo" in says
     assert "typo is not a key" in says
-    assert "Leave it out: steps exists." in refused(command, f"{prefix}steps=3")
+    assert f"the config has steps already. Leave out the {prefix}: steps=3\n" in refused(command, f"{prefix}steps=3")
+    assert refused(command, f"{prefix}epochs=abc") == (
+        f"error: {prefix}epochs=abc: epochs is a number, such as 3. Leave out the {prefix}, too: the config has epochs "
+        "already.\n"
+    )
 
 
 def test_keys_and_groups_cannot_be_deleted(command):
-    assert "~steps" in refused(command, "~steps")
+    assert "~steps: steps cannot be removed. Leave out ~steps, and steps keeps its value (120)" in refused(
+        command, "~steps"
+    )
+    assert "epochs keeps its value (null)" in refused(command, "~epochs")
     assert "detr, none" in refused(command, "~head")
+
+
+@pytest.mark.parametrize(("key", "example"), [("epochs", 3), ("steps", 120), ("debug", "false")])
+def test_a_key_without_a_value_is_answered_with_one_that_works(command, key, example):
+    assert (
+        refused(command, f"{key}=")
+        == f"error: {key}= has no value. Give one, such as {key}={example}, or leave it out.\n"
+    )
 
 
 def test_a_group_of_parameters_can_be_added_and_taken_away(command):
