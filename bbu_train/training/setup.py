@@ -77,7 +77,8 @@ def load_data(data_cfg: DictConfig) -> RunData:
     first_path = paths_with_first(splits)
     splits.teachers.check_pool(splits.train, splits.validation, len({first_path[each.path] for each in splits.pool}))
     summary = summarize(splits, first_path)
-    root = data_cfg.get("root") or data_cfg.get("source", {}).get("root", "data")
+    source = data_cfg.get("source", data_cfg)
+    root = source.get("root") or source.get("train", "data")
     for warning in find_suspicions(splits, first_path):
         log.warning("%s: %s", root, warning)
     return RunData(splits, summary.as_dict(), [f"in {root}", *summary.lines()])
