@@ -33,6 +33,8 @@ from bbu_train.training.step_metrics import PeakFlops
 from bbu_train.types.samples import PlannedStep
 
 log = logging.getLogger(__name__)
+LONGER = "A longer run is a new one: give more steps, and not this run's name or folder."
+"""What to do with a run that is finished."""
 NUM_PLANNED_STEPS = 100  # first steps whose samples and tokens are counted
 
 
@@ -47,7 +49,7 @@ def show(
     peak: PeakFlops,
     learnt: str | None,
 ) -> None:
-    """Make the folder of a run that begins, or goes on, after `step`, or note there that it goes on; show the sections.
+    """Make the folder of a run that begins, or note there that it is resumed after `step`; show the sections.
 
     environment.json has the sections in full, train.log what is shown. From now on train.log has all messages. Rank 0
     alone calls this. `learnt` says what the run took when it ran out of memory, if it did.
@@ -77,7 +79,7 @@ def show(
 
 
 def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | None) -> Section:
-    """Return where the run lies, what it does, and the command that goes on with it.
+    """Return where the run lies, what it does, and the command that resumes it.
 
     `ended_early` is why it ended before its last step, if it did.
     """
@@ -93,10 +95,11 @@ def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | N
     elif step < cfg.steps:
         what = f"{run_folder.RESUMED} {step:,} to {cfg.steps:,}"
     else:
-        what = f"all {count_of(cfg.steps, 'step')} are done already"
+        what = f"all {count_of(cfg.steps, 'step')} are done already. {LONGER}"
     processes = "" if num_ranks == 1 else f", in {num_ranks} processes"
     has_ended = step == cfg.steps or ended_early is not None
-    command = [] if has_ended else [f"to resume it: {run_folder.command_to_go_on(cfg.folder, cfg.about.go_on)}"]
+    resume = run_folder.resume_command(cfg.folder, cfg.about.resume_overrides)
+    command = [] if has_ended else [f"to resume it: {resume}"]
     return Section("run", [str(cfg.folder), *names, what + processes, *command])
 
 
@@ -226,12 +229,12 @@ def mean_flops(inputs: RunInputs, model: GroundingModel, num_steps: int) -> floa
 
 
 def warnings_section(cfg: DictConfig, warnings: Sequence[str]) -> Section:
-    """Return how many warnings came before, what differs from the files that were chosen, and what a command that goes
-    on with the run gave anew."""
+    """Return how many warnings came before, what differs from the files that were chosen, and what a command that
+    resumes the run gave anew."""
     counted = f"{count_of(len(warnings), 'warning')}, above" if warnings else "nothing"
     changed = changed_lines(cfg)
-    go_on = cfg.about.go_on
-    given = [f"given by this command, and not in config.yaml: {' '.join(go_on)}"] if go_on else []
+    overrides = cfg.about.resume_overrides
+    given = [f"given by this command, and not in config.yaml: {' '.join(overrides)}"] if overrides else []
     return Section("unusual", [*([] if changed and not warnings else [counted]), *changed, *given], warnings)
 
 

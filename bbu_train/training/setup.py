@@ -88,7 +88,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | Non
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
 
     If `cfg.epochs` decides the length of the run, `cfg.steps` is set to its number of steps: it follows from the data
-    and the sampler, so all ranks, and a run that goes on, find the same number.
+    and the sampler, so all ranks, and a resumed run, find the same number.
 
     `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. `num_ranks` is that of the
     run, if it is not this one. Raises InputError, or Hydra's InstantiationException from it.

@@ -343,12 +343,12 @@ def test_the_traceback_of_the_users_error_is_shown_on_demand(command, monkeypatc
 
 
 def test_an_interrupt_is_one_line_with_what_goes_on(command, tmp_path):
-    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "Interrupted. Give the same command again to go on.\n")
+    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "Interrupted. Give the same command again.\n")
     (tmp_path / "config.yaml").touch()
     code, says, _ = command(task=fail(Interrupted(7, 4, str(tmp_path), ["num_workers=2", "data.root=/a b"])))
     assert code == 130
     assert says == (
-        "Interrupted after step 7; the newest checkpoint is that of step 4. To go on: python -m bbu_train "
+        "Interrupted after step 7; the newest checkpoint is that of step 4. To resume: python -m bbu_train "
         f"resume={tmp_path} num_workers=2 'data.root=/a b'\n"
     )
 
@@ -422,18 +422,24 @@ def asked_to_end(folder, step, name="SIGTERM"):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("SIGTERM", 75), ("SIGINT", 130)])
-def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(command, tmp_path, name, expected):
+def test_a_run_that_was_asked_to_end_says_how_to_resume_with_a_code_of_its_own(command, tmp_path, name, expected):
     (tmp_path / "config.yaml").touch()
     code, says, _ = command(task=asked_to_end(tmp_path, 7, name))
     assert code == expected
     assert says == (
-        f"{name} ended the run after step 7, which is saved. To go on: python -m bbu_train resume={tmp_path}\n"
+        f"{'Ctrl-C' if name == 'SIGINT' else name} ended the run after step 7, which is saved. To resume: python -m "
+        f"bbu_train resume={tmp_path}\n"
     )
 
 
-def test_a_run_that_has_no_folder_yet_goes_on_by_the_same_command(command, tmp_path):
-    says = command(task=asked_to_end(tmp_path / "none", 0))[1]
-    assert says.endswith("before its first step. Nothing was written: give the same command again.\n")
+@pytest.mark.parametrize("folder", ["none", None])
+def test_a_run_that_has_no_folder_yet_is_started_again_by_the_same_command(command, tmp_path, folder):
+    def task(cfg, given):
+        raise Preempted(0, "SIGTERM", folder and str(tmp_path / folder))
+
+    assert command(task=task)[1] == (
+        "SIGTERM ended the run before its first step: nothing was trained. To start again, give the same command.\n"
+    )
 
 
 def test_only_the_first_of_several_ranks_says_that_it_was_asked_to_end(command, tmp_path, monkeypatch):
