@@ -3,6 +3,7 @@
 from bbu_train.runtime import preemption
 
 if __name__ == "__main__":
+    preemption.hold_interrupts()
     preemption.install()  # before the slow imports: a signal that arrives during them must not kill the process
 
 import os  # noqa: E402

@@ -33,7 +33,7 @@ from bbu_train.errors import (
 )
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.names import quote_typed
-from bbu_train.runtime import environment
+from bbu_train.runtime import environment, preemption
 
 Task = Callable[[DictConfig, Sequence[str]], None]
 """Runs a config, given the overrides that the user typed."""
@@ -59,6 +59,7 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
     environment.set_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     try:
+        preemption.release_interrupts()
         words, card = _take_check_option(sys.argv[1:])
         words = [quote_typed(word) for word in overrides.options_first(words)]
         sys.argv[1:], added = overrides.add_choices_of_resumed_run(words)

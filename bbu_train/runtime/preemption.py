@@ -43,6 +43,19 @@ def install() -> None:
         _received.append(name)
 
 
+def hold_interrupts() -> None:
+    """Let Ctrl-C set the flag until `release_interrupts`: during imports it would print a traceback."""
+    signal.signal(signal.SIGINT, _on_signal)
+
+
+def release_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, and raise it now if it came meanwhile."""
+    if signal.getsignal(signal.SIGINT) is _on_signal:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if "SIGINT" in _received:
+            raise KeyboardInterrupt
+
+
 def hand_over() -> None:
     """Let the process that replaces this one by exec know of a signal that this one got."""
     if (name := signal_name()) is not None:

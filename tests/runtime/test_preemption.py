@@ -220,13 +220,25 @@ def test_two_signals_to_every_process_of_a_job_end_it_with_a_saved_step_and_no_w
     assert_equal_runs(run(folder.name), uninterrupted)
 
 
-def test_a_signal_before_torch_is_imported_ends_the_whole_sweep_and_leaves_no_folder(outputs):
-    arguments = [argument for argument in command(outputs, "none") if argument != "run=none"]
-    job = start(*arguments, "-m", "seed=1,2", "sweep=early")
+def start_and_signal(number, *arguments):
+    """Start a program, and send it a signal as soon as it handles signals."""
+    job = start(*arguments)
     sigusr2_bit = 1 << (signal.SIGUSR2 - 1)
     status = Path(f"/proc/{job.pid}/status")
     wait_until(lambda: int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & sigusr2_bit, "it has a handler")
-    job.send_signal(signal.SIGUSR2)
+    job.send_signal(number)
+    return job
+
+
+def test_ctrl_c_during_the_imports_is_one_line(outputs):
+    job = start_and_signal(signal.SIGINT, *command(outputs, "none"))
+    assert job.communicate(timeout=60)[1] == "Interrupted. Give the same command again.\n"
+    assert job.returncode == 130
+
+
+def test_a_signal_before_torch_is_imported_ends_the_whole_sweep_and_leaves_no_folder(outputs):
+    arguments = [argument for argument in command(outputs, "none") if argument != "run=none"]
+    job = start_and_signal(signal.SIGUSR2, *arguments, "-m", "seed=1,2", "sweep=early")
     stderr = job.communicate(timeout=60)[1]
     assert job.returncode == os.EX_TEMPFAIL, stderr
     message = "SIGUSR2 ended the sweep: nothing was started. The same command resumes it."
