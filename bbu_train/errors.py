@@ -8,27 +8,32 @@ INTERRUPTED = 128 + 2
 
 
 class InputError(ValueError):
-    """The user's data, config or command is wrong: the message says what, where, what was expected and what to do.
+    """The user's data, config or command is wrong. The message says what is wrong, where, what was expected, and what
+    to do.
 
-    The command line prints it without a traceback and exits with 2. Any other exception is a defect of the program: it
-    keeps its traceback, and the command exits with 1.
+    The command line prints it without a traceback and exits with 2. Any other Exception is a defect of the program: the
+    command line prints its traceback and exits with 1.
     """
 
 
-class Preempted(Exception):
-    """A signal ended the run at a point from which it can go on: nothing failed and nothing is lost.
+class Preempted(BaseException):
+    """A signal ended the run at a point from which it can be resumed: nothing failed and nothing is lost.
 
-    `step` is the last step, which is saved; at 0 there was nothing to save. `signal` is the signal's name, `folder` the
-    run's folder, which may not exist yet. `go_on` has the overrides of this command that going on needs again.
+    step       the last step, which is saved; 0: no step was made
+    signal     the name of the signal
+    folder     that of the run, which may not exist yet; None: it is not known yet
+    overrides  those of this command that the command which resumes the run must repeat
+
+    It is no Exception, as KeyboardInterrupt is none: code that handles any Exception of its own must not handle this.
     """
 
-    def __init__(self, step: int, signal: str, folder: str, go_on: Sequence[str] = ()):
-        where = f"after step {step}, which is saved" if step else "before its first step"
-        super().__init__(f"{signal} ended the run {where}.")
+    def __init__(self, step: int, signal: str, folder: str | None, overrides: Sequence[str] = ()):
+        where = f"after step {step}, which is saved" if step else "before its first step: nothing was trained"
+        super().__init__(f"{_shown(signal)} ended the run {where}.")
         self.step = step
         self.signal = signal
         self.folder = folder
-        self.go_on = go_on
+        self.overrides = overrides
 
     @property
     def exit_code(self) -> int:
@@ -37,22 +42,30 @@ class Preempted(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended the run at once, after `step`. `saved_at` is the step of its newest checkpoint, 0 without one."""
+    """Ctrl-C ended the run at once, after `step`. `saved_at` is the step of its newest checkpoint, 0 without one.
 
-    def __init__(self, step: int, saved_at: int, folder: str, go_on: Sequence[str]):
+    `folder` and `overrides` are those of `Preempted`.
+    """
+
+    def __init__(self, step: int, saved_at: int, folder: str, overrides: Sequence[str]):
+        where = f"after step {step}" if step else "before the first step"
         saved = f"the newest checkpoint is that of step {saved_at}" if saved_at else "no step is saved"
-        super().__init__(f"Interrupted after step {step}; {saved}.")
+        super().__init__(f"Interrupted {where}; {saved if step else 'nothing was trained'}.")
         self.folder = folder
-        self.go_on = go_on
+        self.overrides = overrides
 
 
 class SweepPreempted(Preempted):
-    """A signal ended a sweep or a search: it starts no further run, and the same command goes on with it."""
+    """A signal ended a sweep or a search, which the same command resumes. `outcome` says what became of its runs."""
 
-    def __init__(self, signal: str):
-        Exception.__init__(self, f"{signal} ended the sweep: it starts no further run.")
+    def __init__(self, signal: str, outcome: str = "it starts no further run"):
+        BaseException.__init__(self, f"{_shown(signal)} ended the sweep: {outcome}.")
         self.step = 0
         self.signal = signal
+
+
+def _shown(signal: str) -> str:
+    return "Ctrl-C" if signal == "SIGINT" else signal
 
 
 MAX_SHOWN = 10

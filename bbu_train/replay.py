@@ -1,7 +1,7 @@
 """`python -m bbu_train.replay <folder> ...`: send to MLflow what it missed of runs that ended while it was down.
 
 A folder is a run's, or one above: `outputs/lr_groups`, `outputs`. A run that was killed is not included, because it
-could not record how it ended: `resume=<folder>` goes on with it and sends what is missing.
+could not record how it ended: `resume=<folder>` resumes it and sends what is missing.
 """
 
 import sys

@@ -23,7 +23,7 @@ from bbu_train.runtime.wording import count_of, rounded
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import device_settings, first_screen, fit, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress, Saver
-from bbu_train.training.progress_display import ProgressDisplay
+from bbu_train.training.progress_display import Activity, ProgressDisplay
 from bbu_train.training.recovery import Recovery
 from bbu_train.training.setup import RunInputs, build, compile_cache, prepare
 from bbu_train.training.step import step_totals
@@ -31,7 +31,6 @@ from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
 
 log = logging.getLogger(__name__)
-NOTICE = "Ctrl-C: the run ends after this step and saves it. Ctrl-C again ends it at once."
 STATES = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
 """How a run ended, by the exception that ended it; any other one means "failed"."""
 
@@ -64,6 +63,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     checkpoints = build(cfg.checkpoint)
     saved = checkpoints.latest()
     at = Progress(saved.step, saved.step) if saved else Progress(0, 0)
+    interrupts.enter_context(preemption.signals_raise(lambda name: preempted_by(name, at.step, cfg)))
     raise_if_asked_to_end(at.step, cfg)
 
     # ---- Everything that needs no model: data, prompts, and the plan of every step ----
@@ -96,13 +96,15 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
         chosen.settings.update(fit.settings_of(cfg, *fit.try_out(planned, trial)))
     raise_if_asked_to_end(at.step, cfg)  # before the folder exists: a run that has not begun leaves none
 
-    # ---- The run's folder: from here on Ctrl-C saves the run, before there is nothing to save ----
-    interrupts.enter_context(preemption.interrupts_set_flag(NOTICE if distributed.is_main() else ""))
+    # ---- The run's folder: from here on a signal sets a flag, and the run ends where it can be saved ----
+    activity = Activity("start")
+    interrupts.enter_context(preemption.signals_set_flag(activity.notice if distributed.is_main() else lambda: ""))
     recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
     if distributed.is_main():
         learnt = recovery.learnt.summary()
         shown = first_screen.sections(cfg, at.step, inputs, chosen, model, optimizer, stopping, peak, learnt)
         first_screen.open_folder(cfg, at.step, inputs, chosen, shown)
+    first_step = at.step
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
     trackers.publish([folder / run_folder.ENVIRONMENT])
@@ -111,7 +113,8 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     grace_seconds = cfg.cluster.grace_seconds if "SLURM_JOB_ID" in os.environ else None
     saver = Saver(checkpoints, optimizer, average, is_periodic, grace_seconds)
     display = ProgressDisplay(
-        cfg.steps, at.step, cfg.log_lines_seconds, began, distributed.is_main(), has_bar=sys.stderr.isatty()
+        *(cfg.steps, at.step, cfg.log_lines_seconds, began, activity, distributed.is_main()),
+        has_bar=sys.stderr.isatty(),
     )
 
     def save() -> None:
@@ -172,6 +175,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
             if at.step > 0:
                 save()  # or a kill before the next save would repeat this evaluation and log its row twice
 
+        activity.name = "training"
         while at.step < cfg.steps and not stopping.reason:
             step_began = time.perf_counter()
             sample_ids, micro_batches = next(batches)
@@ -203,11 +207,14 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
         # A run that resumed after its last step evaluates again, because predictions are not saved.
         if predictions is None and cfg.eval_every is not None:
             predictions = evaluate_average()
+        activity.name = "report"
         display.close()
         if distributed.is_main():
             length = f"{count_of(at.step, 'step')}, {rounded(inputs.plan.epoch_at(at.step))} epochs"
+            was_finished = at.step == first_step > 0
             notes = {
                 "length": length,
+                "done": f"before: nothing was trained this time. {first_screen.LONGER}" if was_finished else None,
                 "stopped": stopping.reason,
                 "memory": recovery.learnt.summary(),
                 "time": display.time_spent(),
@@ -219,7 +226,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
         state = STATES.get(type(error), "failed")
         log.debug("stopped at step %d", at.step, exc_info=True)
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(at.step, at.saved_at, str(folder), cfg.about.go_on) from None
+            raise Interrupted(at.step, at.saved_at, str(folder), cfg.about.resume_overrides) from None
         raise
     finally:
         if profiler:
@@ -236,7 +243,11 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
 def raise_if_asked_to_end(step: int, cfg: DictConfig) -> None:
     """Raise Preempted on all ranks if a signal asked any of them to end. All ranks must call this together."""
     if signal_name := next(filter(None, distributed.gather(preemption.signal_name())), None):
-        raise Preempted(step, signal_name, str(cfg.folder), cfg.about.go_on)
+        raise preempted_by(signal_name, step, cfg)
+
+
+def preempted_by(signal_name: str, step: int, cfg: DictConfig) -> Preempted:
+    return Preempted(step, signal_name, str(cfg.folder), cfg.about.resume_overrides)
 
 
 def _report(

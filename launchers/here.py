@@ -5,7 +5,6 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from bbu_train.cli import main as command_line
-from bbu_train.errors import Interrupted
 from launchers import job_states, ranks
 from launchers.job import Job
 from launchers.ledger import Attempt, Entry, Ledger
@@ -25,7 +24,7 @@ class Here:
         """Any ledger will do."""
 
     def start(self, ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> int:
-        """Train `runs` in order, and return the first failure's exit code.
+        """Train `runs` in order, and return the exit code: 1 if a run failed.
 
         A run is skipped if, when its turn comes, its state is not one of `states`, because another command has started
         it.
@@ -37,19 +36,25 @@ class Here:
                 continue
             try:
                 preempted = Job(str(attempt.folder))()
-            except Interrupted as error:
-                raise KeyboardInterrupt(f"{error} The same command goes on with the sweep.") from None
+            except KeyboardInterrupt as error:
+                text = str(error) or "Interrupted before the first step; nothing was trained."
+                raise KeyboardInterrupt(f"{_name(attempt)}: {text} The same command resumes the sweep.") from None
             except Exception as error:
-                overrides = Entry(attempt.entry_folder).cell["overrides"]
-                print(f"{' '.join(text for text in overrides if not text.startswith('hydra/'))}:", file=sys.stderr)
-                failure = command_line.report_error(error)
-                code = code or failure
+                print(f"{_name(attempt)}:", file=sys.stderr)
+                command_line.report_error(error)
+                code = 1
             else:
                 if preempted is not None:
                     if ranks.is_main():
-                        print(preempted, file=sys.stderr)
+                        print(f"{_name(attempt)}: {preempted}", file=sys.stderr)
                     return preempted.exit_code
         return code
+
+
+def _name(attempt: Attempt) -> str:
+    """Return the overrides of a run, by which its user knows it."""
+    overrides = Entry(attempt.entry_folder).cell["overrides"]
+    return " ".join(text for text in overrides if not text.startswith("hydra/"))
 
 
 def _claim(ledger: Ledger, run: str, states: Collection[str]) -> Attempt | None:

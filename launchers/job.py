@@ -21,7 +21,8 @@ from hydra.conf import HydraConf  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 
-from bbu_train.errors import Preempted  # noqa: E402
+from bbu_train.cli.main import report_error, report_interrupt  # noqa: E402
+from bbu_train.errors import INTERRUPTED, Preempted  # noqa: E402
 from bbu_train.runs.data_fingerprint import refuse_changed  # noqa: E402
 from launchers import job_states, ranks  # noqa: E402
 from launchers.ledger import Attempt, Entry, Ledger  # noqa: E402
@@ -54,8 +55,8 @@ class Job:
             if is_main:
                 _record_preemption(attempt, job, preempted, entry.config())
             return preempted
-        except KeyboardInterrupt:
-            attempt.write("cancelled", reason="interrupted by hand")
+        except KeyboardInterrupt as interrupt:
+            attempt.write("cancelled", reason=str(interrupt) or "interrupted by hand before the first step")
             raise
         except BaseException as error:
             attempt.fail(job, traceback.format_exc(), _summarize(error))
@@ -101,9 +102,10 @@ def _train(entry: Entry, cfg: DictConfig) -> None:
     cfg = cfg.copy()
     with open_dict(cfg):
         del cfg["launchers"]
-    refuse_changed(cfg, Path(cfg.folder))  # the data may have changed while the job waited, or since it was preempted
+    with preemption.signals_raise(lambda name: Preempted(0, name, cfg.folder)):
+        refuse_changed(cfg, Path(cfg.folder))  # the data may have changed while the job waited
 
-    from bbu_train.train import train
+        from bbu_train.train import train
 
     train(cfg)
 
@@ -140,5 +142,11 @@ def _summarize(error: BaseException) -> str:
 
 if __name__ == "__main__":
     sweep = Path(sys.argv[1]).parents[2]  # `_train` changes the arguments
-    if (ended := Job(sys.argv[1])()) is not None:
-        print(f"{ended} To go on: python -m launchers resume {shlex.quote(str(sweep))}", file=sys.stderr)
+    try:
+        if (ended := Job(sys.argv[1])()) is not None:
+            print(f"{ended} To resume: python -m launchers resume {shlex.quote(str(sweep))}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        report_interrupt(interrupt)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sys.exit(report_error(error))

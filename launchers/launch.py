@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from bbu_train.errors import INTERRUPTED, InputError, all_problems
+from bbu_train.errors import INTERRUPTED, InputError, SweepPreempted, all_problems
 from bbu_train.runtime import preemption
 from launchers import ranks
 from launchers.cells import Cell, compose, notes, warmup_conflicts
@@ -19,7 +19,7 @@ from launchers.preflight import estimate
 from launchers.preflight.check import check_cells, with_steps
 from launchers.protocol import Launcher
 from launchers.search.command import read_search_command
-from launchers.search.start import launch_search
+from launchers.search.start import check_search, start_search
 from launchers.status import read_statuses
 from launchers.watch import show_runs, watch_runs
 
@@ -33,24 +33,27 @@ def launch(arguments: Sequence[str], folder: Path, only_checks: bool = False) ->
 
     The same command again resumes the sweep. Failed runs need `launchers retry --failed`.
     """
-    preemption.uninstall()
-    if (search := read_search_command(arguments, folder)) is not None:
-        _refuse_torchrun()
-        if only_checks:
-            raise InputError("--check: a search draws its cells as it goes. Check one of them without -m.")
-        return launch_search(search, arguments)
-    cells = compose(arguments, folder)
-    if only_checks:
-        _refuse_torchrun()
-        _check(cells)
-        return 0
-    launcher: Launcher = instantiate(cells[0].cfg.launchers, _convert_="all")
-    _install_signal_handlers([launcher])
-    if not launcher.works_under_torchrun:
-        _refuse_torchrun()
-    ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
-    launcher.check(ledger)
-    runs = ranks.decide_on_main(partial(_check_and_record, ledger, cells))
+    with preemption.signals_raise(partial(SweepPreempted, outcome="nothing was started")):
+        if (search := read_search_command(arguments, folder)) is not None:
+            _refuse_torchrun()
+            if only_checks:
+                raise InputError("--check: a search draws its cells as it goes. Check one of them without -m.")
+            checked = check_search(search)
+        else:
+            cells = compose(arguments, folder)
+            if only_checks:
+                _refuse_torchrun()
+                _check(cells)
+                return 0
+            launcher: Launcher = instantiate(cells[0].cfg.launchers, _convert_="all")
+            if not launcher.works_under_torchrun:
+                _refuse_torchrun()
+            ledger = Ledger(Path(cells[0].cfg.folder).parent / "ledger")
+            launcher.check(ledger)
+            runs = ranks.decide_on_main(partial(_check_and_record, ledger, cells))
+    if search is not None:
+        _handle_signals([])
+        return start_search(*checked, arguments)
     return start_runs(ledger, runs, RESTARTABLE)
 
 
@@ -68,7 +71,7 @@ def start_runs(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> 
     launchers: dict[str, Launcher] = {
         config: instantiate(json.loads(config), _convert_="all") for config in runs_by_launcher
     }
-    _install_signal_handlers(launchers.values())
+    _handle_signals(launchers.values())
     code = 0
     for config, startable in runs_by_launcher.items():
         if startable and code not in ENDED_BY_SIGNAL:
@@ -76,7 +79,7 @@ def start_runs(ledger: Ledger, runs: Sequence[str], states: Collection[str]) -> 
     if not ranks.is_main():
         return code
     if code in ENDED_BY_SIGNAL:
-        print("The sweep ends here. The same command continues it.", file=sys.stderr, flush=True)
+        print("The sweep ends here. The same command resumes it.", file=sys.stderr, flush=True)
     elif any(launcher.wait for launcher in launchers.values()):
         return max(code, watch_runs(ledger, runs))
     show_runs(ledger, runs)
@@ -108,9 +111,12 @@ def _check(cells: Sequence[Cell]) -> list[Cell]:
     return cells
 
 
-def _install_signal_handlers(launchers: Iterable[Launcher]) -> None:
+def _handle_signals(launchers: Iterable[Launcher]) -> None:
+    """Let a signal end this process at once, if none of the launchers handles signals."""
     if any(launcher.handles_signals for launcher in launchers):
         preemption.install()
+    else:
+        preemption.uninstall()
 
 
 def _refuse_torchrun() -> None:

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -21,7 +22,9 @@ from launchers.status import read_statuses
 Result = TypeVar("Result")
 
 LOG = "log.txt"
-NOTICE = "Ctrl-C: each run ends after its step and saves it. Ctrl-C again ends them at once."
+NOTICE = (
+    "Ctrl-C: no more runs start; those that train end after their step and save it. Ctrl-C again ends them at once."
+)
 SIGNAL_POLL_SECONDS = 0.5  # how often a thread that waits looks for a signal
 
 
@@ -53,7 +56,7 @@ class Local:
         No further run starts once a run is cancelled or a signal asks a run or this process to end.
         """
         pool, is_over = ThreadPoolExecutor(self.num_parallel), threading.Event()
-        with preemption.interrupts_set_flag(NOTICE):
+        with _ending_runs(ledger):
             try:
                 running = [pool.submit(self._run, ledger, run, states, is_over) for run in runs]
                 end_states = [_wait_for_result(future) for future in running]
@@ -66,7 +69,7 @@ class Local:
     def start_controller(self, attempt: Attempt, ledger: Ledger, cluster: Mapping[str, Any]) -> None:
         """Run the controller in this process until a signal asks it to end. `cluster` is not used."""
         preemption.install()
-        with preemption.interrupts_set_flag(NOTICE):
+        with _ending_runs(ledger):
             preempted = Job(str(attempt.folder)).run()
         if preempted is not None:
             raise preempted
@@ -92,6 +95,24 @@ class Local:
         finally:
             if gpu is not None:
                 self.free_gpus.put(gpu)
+
+
+@contextmanager
+def _ending_runs(ledger: Ledger) -> Iterator[None]:
+    """Let the first Ctrl-C set the flag. A second one raises KeyboardInterrupt, which says where it ended each run."""
+    before = {entry.run: entry.newest_attempt() for entry in ledger.entries()}
+    try:
+        with preemption.signals_set_flag(lambda: NOTICE):
+            yield
+    except KeyboardInterrupt:
+        ended = []
+        for status in read_statuses(ledger):
+            attempt, earlier = status.entry.newest_attempt(), before.get(status.entry.run)
+            is_new = attempt is not None and (earlier is None or attempt.number > earlier.number)
+            if is_new and status.state.name in ("cancelled", "preempted", "lost"):
+                ended.append(f"\n  {status.entry.run}: {status.state.reason}")
+        text = f"Interrupted: the runs that were under way have ended.{''.join(ended)}\n"
+        raise KeyboardInterrupt(f"{text}The same command resumes the sweep.") from None
 
 
 def _wait_for_result(future: Future[Result]) -> Result:

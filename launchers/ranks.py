@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from bbu_train.cli.main import exit_code
+from bbu_train.errors import Preempted
 
 Decision = TypeVar("Decision")
 
@@ -35,7 +36,7 @@ def decide_on_main(decide: Callable[[], Decision]) -> Decision:
             return decision
         try:
             decision = decide()
-        except Exception as error:
+        except (Exception, Preempted) as error:
             distributed.broadcast_from_main((None, exit_code(error)))
             raise
         return distributed.broadcast_from_main((decision, 0))[0]

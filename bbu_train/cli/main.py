@@ -33,7 +33,7 @@ from bbu_train.errors import (
 )
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.names import quote_typed
-from bbu_train.runtime import environment
+from bbu_train.runtime import environment, preemption
 
 Task = Callable[[DictConfig, Sequence[str]], None]
 """Runs a config, given the overrides that the user typed."""
@@ -53,12 +53,13 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
     With CHECK_OPTION, which Hydra does not know, `check` takes the place of `task`, and a sweep is only checked.
 
     0: done, or help was shown. 1: a defect of the program, with its traceback. 2: a mistake of the user, in one message
-    without a traceback (`BBU_FULL_ERROR=1` adds it). 75: a signal ended the run, and the message says how to go on.
-    130: Ctrl-C ended the run, and the message says how to go on.
+    without a traceback (`BBU_FULL_ERROR=1` adds it). 75: a signal ended the run, and the message says how to resume it.
+    130: Ctrl-C ended the run, and the message says how to resume it.
     """
     environment.set_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints exceptions itself and exits with 1
     try:
+        preemption.release_interrupts()
         words, card = _take_check_option(sys.argv[1:])
         words = [quote_typed(word) for word in overrides.options_first(words)]
         sys.argv[1:], added = overrides.add_choices_of_resumed_run(words)
@@ -75,6 +76,8 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
     except KeyboardInterrupt as error:
         report_interrupt(error)
         return INTERRUPTED
+    except Preempted as error:
+        return report_error(error)
     except Exception as error:
         return report_error(_as_input_error(error))
     return 0
@@ -126,13 +129,13 @@ def _reporting(task: Task, added: Sequence[str]) -> Callable[[DictConfig], None]
         try:
             with run_folder.built_by_this_code(resumed) if resumed else nullcontext():
                 task(cfg, typed)
-        except Exception as error:
+        except (Exception, Preempted) as error:
             raise SystemExit(report_error(error)) from error
 
     return reporting
 
 
-def report_error(error: Exception) -> int:
+def report_error(error: Exception | Preempted) -> int:
     """Print what went wrong to stderr, and return the exit code."""
     code = exit_code(error)
     if code == 1 or os.environ.get("BBU_FULL_ERROR") == "1":
@@ -140,32 +143,32 @@ def report_error(error: Exception) -> int:
     if code == 2:
         print(f"error: {cause_of(error)}", file=sys.stderr, flush=True)
     if isinstance(error, Preempted) and os.environ.get("RANK", "0") == "0":
-        print(f"{error} {_how_to_go_on(error)}", file=sys.stderr, flush=True)
+        print(f"{error} {_how_to_resume(error)}", file=sys.stderr, flush=True)
     return code
 
 
 def report_interrupt(error: KeyboardInterrupt) -> None:
-    """Print to stderr what Ctrl-C has ended at once, and how to go on: the text of the error, if it has one."""
+    """Print to stderr what Ctrl-C has ended at once, and how to resume it: the text of the error, if it has one."""
     if os.environ.get("RANK", "0") != "0":
         return
-    text = str(error) or "Interrupted. Give the same command again to go on."
+    text = str(error) or "Interrupted. Give the same command again."
     if isinstance(error, Interrupted):
-        text = f"{error} {_how_to_go_on(error)}"
+        text = f"{error} {_how_to_resume(error)}"
     print(text, file=sys.stderr, flush=True)
 
 
-def exit_code(error: Exception) -> int:
+def exit_code(error: Exception | Preempted) -> int:
     if isinstance(error, Preempted):
         return error.exit_code
     return 2 if isinstance(cause_of(error), InputError) else 1
 
 
-def _how_to_go_on(error: Preempted | Interrupted) -> str:
+def _how_to_resume(error: Preempted | Interrupted) -> str:
     if isinstance(error, SweepPreempted):
-        return "The same command goes on with it."
-    if not (Path(error.folder) / run_folder.CONFIG).exists():
-        return "Nothing was written: give the same command again."
-    return f"To go on: {run_folder.command_to_go_on(error.folder, error.go_on)}"
+        return "The same command resumes it."
+    if error.folder is None or not (Path(error.folder) / run_folder.CONFIG).exists():
+        return "To start again, give the same command."
+    return f"To resume: {run_folder.resume_command(error.folder, error.overrides)}"
 
 
 def cause_of(error: BaseException) -> BaseException:

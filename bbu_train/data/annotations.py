@@ -23,6 +23,8 @@ from bbu_train.types.samples import Object, Picture, Sample
 NUM_THREADS = 8  # reading headers waits for the disk or the network; more threads only wait for each other
 CHUNK_SIZE = 32  # lines or files that a thread takes at a time
 BAD_BOXES = ("error", "drop", "clip")
+NO_ROOT = Path()
+"""Takes the place of data.root if that is not set. Relative paths are then refused."""
 
 # Blanks, and characters without width that editors and tools leave behind, such as a byte order mark.
 BLANKS = r"[\s\u200b\u200e\u200f\u2060\ufeff]*"
@@ -145,6 +147,22 @@ def check_root(root: str | Path | None, contents: str, data_format: str) -> Path
     return folder
 
 
+def root_of(root: str | Path | None, train: str, validation: str) -> Path:
+    """Return the folder in which relative paths of data=jsonl begin: data.root, or NO_ROOT if it is not set and both
+    files are absolute.
+
+    Raises InputError if it is needed and not set, or if there is no such folder.
+    """
+    if not root and all(file_under(NO_ROOT, name).is_absolute() for name in (train, validation)):
+        return NO_ROOT
+    return check_root(root, f"{train} and {validation}", "jsonl")
+
+
+def file_under(folder: Path, name: str) -> Path:
+    """Return the path of a split's file: absolute, in the home folder (~), or relative to `folder`."""
+    return folder / Path(name).expanduser()
+
+
 def _folders_near(missing: Path) -> str:
     """Name the folders in the last part of a path that there is, those with names like the missing one first."""
     parent = next(folder for folder in missing.absolute().parents if folder.is_dir())
@@ -166,7 +184,8 @@ def split_problem(folder: Path, key: str, name: str, path: Path) -> str | None:
         hint = f" There are: {listed(beside)}." if beside else ""
         if path.parent == folder and (folder / "JPEGImages").is_dir():
             hint += " The folder looks like one for data=voc."
-        reason = f"{path} cannot be read ({error.strerror}); it is looked for under data.root={folder}."
+        under = f"; it is looked for under data.root={folder}" if path.is_relative_to(folder) else ""
+        reason = f"{path} cannot be read ({error.strerror}){under}."
         return f"data.{key}={name}: {reason}{hint}"
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bbu_train.data.annotations import check_root, split_problem
+from bbu_train.data.annotations import check_root, file_under, root_of, split_problem
 from bbu_train.data.encodings import codec_of
 from bbu_train.data.findings import describe_format
 from bbu_train.data.voc_annotation import parse
@@ -26,8 +26,8 @@ IMAGES = re.compile(rb'"images"\s*:\s*\[\s*"([^"\\]*)"\s*\]')
 
 def jsonl(*, root: str | None, train: str, validation: str, **_values: Any) -> DataFiles:
     """See `jsonl.load`. An annotation is a line; its pictures are those of the student and of fixed teachers."""
-    folder = check_root(root, f"{train} and {validation}", "jsonl")
-    paths = {key: folder / name for key, name in _splits(train, validation)}
+    folder = root_of(root, train, validation)
+    paths = {key: file_under(folder, name) for key, name in _splits(train, validation)}
     _check_splits("jsonl", folder, paths, train, validation)
     splits = {key: partial(_lines, path) for key, path in paths.items()}
     return DataFiles(folder, splits, tuple(paths.values()), listed=())

@@ -1,21 +1,11 @@
-"""Reading annotated pictures from JSON Lines: one sample per line, in one of two forms:
-
-    {"teachers": [{"images": [...], "objects": [...]}, ...], "student": {"images": [...], "objects": [...]}}
-    {"images": [...], "objects": [...], ...}
-
-"images" holds one path, absolute or relative to the root. An object is {"bbox_2d": [x1, y1, x2, y2], "desc":
-"type/property/extra"}, in absolute pixels of the upright (EXIF-applied) picture. The first form fixes the teachers; an
-empty list means none. The second form leaves them to be drawn from the pool. Its further keys are ignored, except one
-that is nearly a known key, such as "image" or "Objects": that is an error. An object may have a "score", which is not
-used: predictions are data too.
-"""
+"""Reading annotated pictures from JSON Lines, one sample per line. conf/data/jsonl.yaml describes the format."""
 
 import codecs
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bbu_train.data.annotations import PictureChecker, Reading, check_root, read_all, split_problem
+from bbu_train.data.annotations import PictureChecker, Reading, file_under, read_all, root_of, split_problem
 from bbu_train.data.findings import Action, Finding, raise_or_log
 from bbu_train.data.jsonl_line import LineReader
 from bbu_train.data.splits import Splits, splits_of
@@ -26,13 +16,14 @@ MAX_FIRST_LINE = 1000  # bytes that tell the format
 
 
 def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, teachers: TeacherDraw) -> Splits:
-    """Read the files `train` and `validation` under `root`. Sample ids are "<file name>:<line>".
+    """Read the files `train` and `validation` under `root`, which may be None if both are absolute, as well as the
+    pictures that they name. Sample ids are "<file name>:<line>".
 
     A box is bad if it is outside its picture, inverted, of zero area, not finite or not four numbers. `bad_boxes` says
     what happens to it: see `PictureChecker`. Raises InputError with all problems of both files.
     """
     checker = PictureChecker(bad_boxes)
-    folder = check_root(root, f"{train} and {validation}", "jsonl")
+    folder = root_of(root, train, validation)
     readings = {
         "train": _read_file(folder, "train", train, checker),
         "validation": _read_file(folder, "validation", validation, checker),
@@ -44,7 +35,7 @@ def load(root: str | Path | None, train: str, validation: str, bad_boxes: str, t
 
 
 def _read_file(folder: Path, key: str, name: str, checker: PictureChecker) -> list[Reading]:
-    path = folder / name
+    path = file_under(folder, name)
     if (problem := split_problem(folder, key, name, path)) is not None:
         return [_error(problem, "files of splits")]
     if (problem := _format_problem(path)) is not None:

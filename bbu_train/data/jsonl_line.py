@@ -1,4 +1,4 @@
-"""One line of a JSON Lines file of annotated pictures; `jsonl` states its two forms."""
+"""One line of a JSON Lines file of annotated pictures, in the format of conf/data/jsonl.yaml."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from bbu_train.data.annotations import LabelledObject, PictureChecker, Reading, clean_description, has_text
+from bbu_train.data.annotations import NO_ROOT, LabelledObject, PictureChecker, Reading, clean_description, has_text
 from bbu_train.data.boxes import Box
 from bbu_train.data.findings import Action, Finding
 from bbu_train.data.same_bytes import first_with_same_bytes
@@ -17,7 +17,7 @@ from bbu_train.types.samples import Object, Picture, Sample
 
 PICTURE_KEYS = ("images", "objects")
 SCORE = "score"
-"""Predicted objects have it: it is counted as not used."""
+"""The key of a predicted object that is not used, but counted."""
 
 
 def _stem(key: str) -> str:
@@ -25,11 +25,15 @@ def _stem(key: str) -> str:
 
 
 KEY_OF_STEM = {_stem(key): key for key in (*PICTURE_KEYS, "student", "teachers")}
-"""The keys of a line by their stems: a further key of such a stem is a slip."""
+"""The keys of a line by their stems. Another key with one of these stems is a typing error."""
 
 
 class LineReader:
-    """Reads one line and collects its findings. `where` names the line, such as "train.jsonl:12"."""
+    """Reads one line and collects its findings.
+
+    `where` names the line, such as "train.jsonl:12". Relative picture paths begin in `folder`; with NO_ROOT they are
+    refused.
+    """
 
     def __init__(self, where: str, folder: Path, checker: PictureChecker) -> None:
         self.where = where
@@ -100,6 +104,10 @@ class LineReader:
         images, objects = entry["images"], entry["objects"]
         if not (isinstance(images, list) and len(images) == 1 and isinstance(images[0], str) and images[0].strip()):
             self._report(where, "not a list of one path", f'"images" must be a list of one path, found {_show(images)}')
+            images = None
+        elif self.folder == NO_ROOT and not Path(images[0]).is_absolute():
+            text = f"the path {_show(images[0])} is relative: give the folder where it begins, data.root=/path"
+            self._report(where, "relative paths without data.root", text)
             images = None
         if not isinstance(objects, list):
             text = f'"objects" must be a list, empty if there are none, found {_show(objects)}'

@@ -82,7 +82,7 @@ class TrainedRun:
         if saved is None:
             every = "only with save_every=<steps>" if (given := self.cfg.save_every) is None else f"every {given} steps"
             raise InputError(
-                f"There is no checkpoint in {checkpoints.folder}: the run saves {every}. Go on with it: python -m "
+                f"There is no checkpoint in {checkpoints.folder}: the run saves {every}. Resume it: python -m "
                 f"bbu_train resume={self.folder}"
             )
         return saved

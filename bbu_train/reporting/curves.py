@@ -1,12 +1,13 @@
 """Curves over the steps of a run: reading, smoothing and drawing them."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from bbu_train.tracker.jsonl import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,9 +54,7 @@ class Series(NamedTuple):
 def read_series(metrics_path: Path) -> dict[str, Series]:
     """Return each metric of metrics.jsonl. The texts "NaN" and "Infinity" are read as numbers too."""
     points: dict[str, list[tuple[float, float]]] = {}
-    with metrics_path.open(encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = list(map(json.loads, file))
-    for row in rows:
+    for _, row in read_rows(metrics_path):
         for name, value in row.items():
             points.setdefault(name, []).append((row["step"], float(value)))
     return {name: as_series(pairs) for name, pairs in points.items()}

@@ -1,6 +1,5 @@
 """The results that a person looks at: a gallery per evaluation; plots and a summary when the run has ended."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from bbu_train.reporting.loss_plot import plot_losses
 from bbu_train.reporting.rate_plot import plot_rates
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime.file_names import printable
+from bbu_train.tracker.jsonl import read_rows
 from bbu_train.types.outputs import Prediction
 from bbu_train.types.samples import Picture
 
@@ -101,8 +101,7 @@ def summarize(
     `notes` are lines by their label, such as "time"; one that is None is left out. The scores stand beside those of
     constant boxes, a baseline that does not look at the picture.
     """
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    series = _values_by_name(rows)
+    series = _values_by_name([row for _, row in read_rows(folder / "metrics.jsonl")])
     losses = [name for name in series if name.startswith("loss/") and name != "loss/total"]
     lines = ["", f"{'':24}{'first':>12}{'last':>12}"]
     # A step without teachers, say, has no loss/teacher_lm: its first value is that of the first step that has one.

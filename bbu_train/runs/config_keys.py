@@ -14,11 +14,14 @@ from hydra.errors import HydraException
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import usual_names
+from bbu_train.runs.length import EPOCHS
 from bbu_train.runs.settings import AUTO, AUTO_SETTINGS
 from bbu_train.runtime.nested import leaves
 
 OPEN_MAPPINGS = ("optimizer.groups",)
 """Mappings in which users name the entries: `+` may add an entry, and `~` may remove one."""
+NUMBERS_OR_NULL = {EPOCHS: 3}
+"""Keys that are null in conf/, each with a number that it may be."""
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -99,8 +102,7 @@ def _problems_of_addition(override: Override, config: Mapping[str, Any], group_c
     sign = text.removesuffix(key)
     owner = next((mapping for mapping in OPEN_MAPPINGS if key.startswith(f"{mapping}.")), None)
     if owner is None:
-        remedy = f"Leave it out: {key} exists." if exists else unknown_key(key, config, group_choices)
-        return [f"{text}: {sign} works only under {', '.join(OPEN_MAPPINGS)}. {remedy}"]
+        return [_sign_on_fixed_key(override, sign, config, group_choices)]
     if override.is_delete():
         return [] if exists else [unknown_key(key, config, group_choices)]
     if exists:
@@ -118,10 +120,28 @@ def _problems_of_addition(override: Override, config: Mapping[str, Any], group_c
     return []
 
 
+def _sign_on_fixed_key(
+    override: Override, sign: str, config: Mapping[str, Any], group_choices: Mapping[str, Any]
+) -> str:
+    """Say what to give in place of `+key=...` or `~key`, where the keys are fixed."""
+    key, text = override.key_or_group, override.get_key_element()
+    exists, default = _look_up(config, key)
+    if not exists:
+        return f"{text}: {sign} works only under {', '.join(OPEN_MAPPINGS)}. {unknown_key(key, config, group_choices)}"
+    if override.is_delete():
+        value = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+        kept = f" ({value})" if isinstance(value, str | int | float) else ""
+        return f"{text}: {key} cannot be removed. Leave out {text}, and {key} keeps its value{kept}, or give {key}=..."
+    if override.is_sweep_override() or not (wrong := type_problem(key, default, override.value())):
+        line = str(override.input_line)
+        return f"{line}: the config has {key} already. Leave out the {sign}: {line.removeprefix(sign)}"
+    return f"{sign}{wrong} Leave out the {sign}, too: the config has {key} already."
+
+
 def _problems_of_value(
     key: str, default: Any, value: Any, config: Mapping[str, Any], group_choices: Mapping[str, Any]
 ) -> list[str]:
-    """Check a value against the type of its default. A default of null or text allows any value."""
+    """Check a value against the type of its default. Text allows any value, and so does null but in NUMBERS_OR_NULL."""
     if value is None or is_interpolation(value) or is_interpolation(default):
         return []
     if isinstance(default, Mapping):
@@ -149,7 +169,8 @@ def type_problem(key: str, default: Any, value: Any) -> str | None:
 
     Where a number is the default, a list is accepted too, such as a range. AUTO_SETTINGS may also be "auto".
     """
-    if value is None or is_interpolation(value):
+    default = NUMBERS_OR_NULL.get(key, default)
+    if value is None or is_interpolation(value) or not (key in AUTO_SETTINGS or isinstance(default, int | float)):
         return None
     if key in AUTO_SETTINGS:
         example = AUTO_SETTINGS[key]
@@ -157,11 +178,12 @@ def type_problem(key: str, default: Any, value: Any) -> str | None:
             return None
         kind = "true or false" if isinstance(example, bool) else "a number" if isinstance(example, int) else "a word"
         return f"{key}={value}: {key} is auto or {kind}, such as {str(example).lower()}."
+    if value == "":
+        return f"{key}= has no value. Give one, such as {key}={str(default).lower()}, or leave it out."
     if isinstance(default, bool):
         return None if isinstance(value, bool) else f"{key}={value}: {key} is true or false."
-    if isinstance(default, int | float) and (isinstance(value, bool) or not isinstance(value, (int, float, list))):
-        return f"{key}={value}: {key} is a number, such as {default}."
-    return None
+    is_wrong = isinstance(value, bool) or not isinstance(value, (int, float, list))
+    return f"{key}={value}: {key} is a number, such as {default}." if is_wrong else None
 
 
 def is_interpolation(value: Any) -> bool:

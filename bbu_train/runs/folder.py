@@ -30,8 +30,8 @@ from bbu_train.runtime.git import git_commit
 from bbu_train.runtime.nested import leaves
 
 CONFIG = "config.yaml"
-RESUMED = "goes on from step"
-"""What train.log says of a run each time that it goes on."""
+RESUMED = "resumed from step"
+"""What train.log says of a run each time that it is resumed."""
 ENVIRONMENT = "environment.json"
 WRONG_ARGUMENTS = re.compile(
     r"missing (a|\d+) required |unexpected keyword argument|Error loading|Error locating target"
@@ -76,7 +76,7 @@ def create(folder: str | Path, cfg: DictConfig, facts: Mapping[str, Any]) -> Non
     this. Raises InputError if the folder cannot be written.
     """
     folder = Path(folder)
-    config = f"# The config of this run. To go on with it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
+    config = f"# The config of this run. To resume it: python -m bbu_train resume=<this folder>\n{as_yaml(cfg)}"
     try:
         make_folder(folder)
         _write_environment(folder, {**_environment(), **facts})
@@ -89,9 +89,9 @@ def create(folder: str | Path, cfg: DictConfig, facts: Mapping[str, Any]) -> Non
         ) from error
 
 
-def command_to_go_on(folder: str | Path, go_on: Sequence[str]) -> str:
-    """Return the command that goes on with a run, with the overrides `go_on` that config.yaml does not hold."""
-    words = " ".join(map(shlex.quote, [f"resume={folder}", *go_on]))
+def resume_command(folder: str | Path, overrides: Sequence[str]) -> str:
+    """Return the command that resumes a run, with those `overrides` that config.yaml does not hold."""
+    words = " ".join(map(shlex.quote, [f"resume={folder}", *overrides]))
     num_ranks, on_this_node = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE")
     if num_ranks == "1" or num_ranks != on_this_node:
         return f"python -m bbu_train {words}"
@@ -99,7 +99,7 @@ def command_to_go_on(folder: str | Path, go_on: Sequence[str]) -> str:
 
 
 def add_to_environment(folder: str | Path, step: int, facts: Mapping[str, Any]) -> None:
-    """Note in `environment.json` that the run goes on from `step`, with what, and by which command.
+    """Note in `environment.json` that the run is resumed from `step`, with what, and by which command.
 
     `facts` has the entries of `create` that may differ from those of the beginning, which stay. Only one rank may call
     this.

@@ -51,11 +51,15 @@ def choose_length(cfg: DictConfig, given_keys: Collection[str]) -> None:
 
 
 def problems_of_length(cfg: DictConfig) -> Iterator[str]:
-    """Yield what is wrong with the key that decides the length, but for what every count of steps must be."""
+    """Yield what is wrong with the key that decides the length, with what would work."""
     key = EPOCHS if decided_by_epochs(cfg) else STEPS
     value, most = OmegaConf.select(cfg, key), MOST[key]
     if key == EPOCHS and not (is_number(value) and value > 0):
-        yield f"epochs={value}: expected a number above 0, such as 3 or 0.5. To evaluate without training, give steps=0"
+        yield f"epochs={value}: expected a number above 0, such as 3 or 0.5; steps=0 evaluates without training"
+    elif key == STEPS and not is_count(value):
+        in_epochs = value if is_number(value) and 0 < value < 1 else "..."
+        whole = f"steps={value:.0f}" if is_number(value) and value >= 1 else "0 to evaluate without training"
+        yield f"steps={value}: expected a whole number: {whole}, or epochs={in_epochs} for a length in epochs"
     elif is_number(value) and value > most:
         yield f"{key}={value}: every step is planned before the first one, so expected at most {most:,}"
 

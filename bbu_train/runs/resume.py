@@ -1,6 +1,6 @@
-"""Which run a command means: a new one, or one that exists and goes on.
+"""Which run a command means: a new one, or an existing one that it resumes.
 
-`run=<name>` with the same values, or `resume=<folder>`, goes on with a run. The run keeps its own config; a command may
+`run=<name>` with the same values, or `resume=<folder>`, resumes a run. The run keeps its own config; a command may
 change only neutral keys (`identity.NEUTRAL_KEYS`), and the data must be the same. Nothing here writes but the cache of
 fingerprints, so every rank may call it. No torch is needed.
 """
@@ -47,7 +47,7 @@ def resolve_run(
 ) -> DictConfig:
     """Return the config of the run, with `sweep` and `run` set. For an existing run, return its stored config.
 
-    `overrides` come from the command line. In a sweep the identity names the run, so that the same sweep goes on with
+    `overrides` come from the command line. In a sweep the identity names the run, so that the same sweep resumes
     its cells; a single run may stay unnamed until `identity.new_run_name`. `swept_keys` tell the cells of the sweep
     apart; `known_data` holds the fingerprints of the cells before (`data_fingerprint.fingerprint`). Raises InputError
     for a value that cannot be resolved or that differs from the existing run's, and for data that cannot be read or
@@ -66,7 +66,7 @@ def resolve_run(
     with open_dict(cfg):
         OmegaConf.update(cfg, DEVICE, target_device(cfg))
     if cfg.resume is not None:
-        return _note_go_on(_resume_folder(cfg, given_keys), overrides)
+        return _note_overrides(_resume_folder(cfg, given_keys), overrides)
     with open_dict(cfg):
         OmegaConf.update(cfg, DATA, fingerprint(cfg, known_data))
         cfg.about = _about(cfg, overrides, in_sweep, swept_keys)
@@ -77,11 +77,11 @@ def resolve_run(
         return cfg
     _set_name(cfg, "run", cfg.run)
     exists = (Path(cfg.folder) / run_folder.CONFIG).exists()
-    return _note_go_on(_resume_name(cfg, given_keys, known_data), overrides) if exists else cfg
+    return _note_overrides(_resume_name(cfg, given_keys, known_data), overrides) if exists else cfg
 
 
-def _note_go_on(merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Note in `about.go_on` the overrides that changed a run's own values: going on once more needs them again."""
+def _note_overrides(merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Note in `about.resume_overrides` what changed values of the run itself: resuming it again needs that again."""
     elsewhere = (*LOCATION_KEYS, "resume", "hydra", "launchers", "search")
     keys = {
         text: override.key_or_group.replace("/", ".")
@@ -89,12 +89,12 @@ def _note_go_on(merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
     }
     given = [text for text, key in keys.items() if _may_change(key, merged) and key.split(".")[0] not in elsewhere]
     with open_dict(merged):
-        OmegaConf.update(merged, "about.go_on", given, merge=False)
+        OmegaConf.update(merged, "about.resume_overrides", given, merge=False)
     return merged
 
 
 def _may_change(key: str, cfg: DictConfig) -> bool:
-    """Whether a command may give a run another value of this key when it goes on."""
+    """Whether a command may give a run another value of this key when it resumes it."""
     return is_neutral(key) or (key == THREADS and not threads_change_result(cfg))
 
 
@@ -138,7 +138,7 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
         "title": title or None,
         "left_out": OmegaConf.to_container(OmegaConf.select(cfg, LEFT_OUT) or OmegaConf.create({})),
         "full_warmup": OmegaConf.select(cfg, FULL_WARMUP),
-        "go_on": [],
+        "resume_overrides": [],
         "overrides": [f"{key}={text}" for key, text in texts.items()],
     }
 

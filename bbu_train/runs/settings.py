@@ -25,7 +25,7 @@ AUTO_SETTINGS: Mapping[str, bool | int | str] = {
 }
 """A value of each setting that may be "auto"."""
 ROUNDING_ONLY_KEYS = tuple(key for key in AUTO_SETTINGS if key not in (PRECISION, THREADS))
-"""Settings that lay out the same step: they change its result by rounding at most, so a run may go on with others."""
+"""Settings that lay out the same step. They change its result by rounding at most, so a resumed run may take others."""
 DEVICE = "about.device"
 """Whether the run computes on a "cpu" or a "gpu"."""
 LEFT_OUT = "about.left_out"

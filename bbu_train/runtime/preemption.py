@@ -1,16 +1,19 @@
-"""Ending on request: SIGUSR2, SIGTERM or Ctrl-C sets a flag, which training checks wherever it can stop.
+"""Ending on request, by SIGUSR2, SIGTERM or Ctrl-C (SIGINT).
 
-SLURM sends these signals before a time limit and when it preempts a job. Until `install` is called they kill the
-process, so it is called before the slow imports, and this module does not import torch. Ctrl-C (SIGINT) sets the flag
-only while `interrupts_set_flag`; elsewhere there is nothing to save, and it raises KeyboardInterrupt as usual.
+While a run trains, a signal sets a flag, which training checks wherever it can stop and save (`signals_set_flag`).
+While a run is prepared there is nothing to save, so a signal raises an error at once (`signals_raise`). Elsewhere
+Ctrl-C raises KeyboardInterrupt as usual.
+
+SLURM sends SIGTERM and SIGUSR2 before a time limit and when it preempts a job. Until `install` is called they kill the
+process, so it is called before the slow imports, and this module does not import torch.
 """
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 from bbu_train.errors import SweepPreempted
@@ -23,20 +26,34 @@ SAME_INTERRUPT_SECONDS = 2.0
 PARENT_POLL_SECONDS = 2.0  # how often a child process checks whether its parent is alive
 
 _received: list[str] = []
+_errors: list[Callable[[str], BaseException] | None] = [None]
+"""What a signal raises, given its name; None: it sets the flag alone. The last one holds."""
 
 
 def install() -> None:
-    """Make SIGUSR2 and SIGTERM only set the flag, however often they arrive.
+    """Make SIGUSR2 and SIGTERM set the flag, however often they arrive. SIGINT keeps its behaviour.
 
-    SIGINT keeps its behaviour (`interrupts_set_flag`). Calling this function again is harmless.
-
-    The process that calls this must check the flag: otherwise only SIGKILL or SIGINT ends it.
+    The process that calls this must check the flag, or use `signals_raise`: otherwise only SIGKILL or SIGINT ends it.
+    Calling this function again is harmless.
     """
     for number in SIGNALS:
-        signal.signal(number, _set_flag)
+        signal.signal(number, _on_signal)
         signal.siginterrupt(number, False)  # restart system calls: a library's read or write is not cut short
     if (name := os.environ.pop(HANDED_OVER, None)) is not None:
         _received.append(name)
+
+
+def hold_interrupts() -> None:
+    """Let Ctrl-C set the flag until `release_interrupts`: during imports it would print a traceback."""
+    signal.signal(signal.SIGINT, _on_signal)
+
+
+def release_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, and raise it now if it came meanwhile."""
+    if signal.getsignal(signal.SIGINT) is _on_signal:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if "SIGINT" in _received:
+            raise KeyboardInterrupt
 
 
 def hand_over() -> None:
@@ -67,31 +84,50 @@ def end_sweep_if_asked() -> None:
         raise SweepPreempted(name)
 
 
-@contextmanager
-def interrupts_set_flag(notice: str) -> Iterator[None]:
-    """Let the first Ctrl-C set the flag and print `notice`, if it is not empty; a second one raises KeyboardInterrupt.
+def signals_raise(make_error: Callable[[str], BaseException]) -> AbstractContextManager[None]:
+    """Let the first signal, also one that came before, raise `make_error(name)`: what is done inside saves nothing.
 
-    Signals reach the main thread alone: elsewhere this changes nothing.
+    A second Ctrl-C raises KeyboardInterrupt. Several ranks have to end together, so there this changes nothing: they
+    check the flag, and Ctrl-C raises KeyboardInterrupt in all of them.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return nullcontext()
+    if (name := signal_name()) is not None:
+        raise make_error(name)
+    return _signals(make_error, lambda: "")
+
+
+def signals_set_flag(notice: Callable[[], str]) -> AbstractContextManager[None]:
+    """Let all signals set the flag. The first Ctrl-C prints `notice()`, if that is not empty; a second one raises
+    KeyboardInterrupt.
+    """
+    return _signals(None, notice)
+
+
+@contextmanager
+def _signals(make_error: Callable[[str], BaseException] | None, notice: Callable[[], str]) -> Iterator[None]:
+    """See `signals_raise` and `signals_set_flag`. Signals reach the main thread alone: elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     first: list[float] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not first:
             first.append(now)
-            _set_flag(number, frame)
-            if notice:
-                os.write(2, f"\n{notice}\n".encode())  # a handler may interrupt a print, so it does not print itself
+            if text := notice():
+                os.write(2, f"\n{text}\n".encode())  # a handler may interrupt a print, so it does not print itself
+            _on_signal(number, frame)
         elif "TORCHELASTIC_RUN_ID" not in os.environ or now - first[0] > SAME_INTERRUPT_SECONDS:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    _errors.append(make_error)
     try:
         yield
     finally:
+        _errors.pop()
         signal.signal(signal.SIGINT, before)
 
 
@@ -126,5 +162,8 @@ def _wait_for_end(parent: int) -> None:
             os._exit(0)
 
 
-def _set_flag(number: int, _frame: FrameType | None) -> None:
-    _received.append(signal.Signals(number).name)
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    is_first, name, make_error = not _received, signal.Signals(number).name, _errors[-1]
+    _received.append(name)
+    if is_first and make_error is not None:
+        raise make_error(name)

@@ -1,8 +1,8 @@
-"""Starting all ranks of a run again, in their own processes, when one of them cannot go on.
+"""Starting all ranks of a run again, in their own processes, when one of them runs out of memory.
 
 A rank that fails in a backward pass leaves the others in an exchange that never ends. So each rank has a thread that
 watches the store of the process group. When a rank calls for a restart, the threads of all ranks answer, and then each
-replaces its process by a new one with the same command. The new processes go on from the last checkpoint. torchrun and
+replaces its process by a new one with the same command. The new processes resume from the last checkpoint. torchrun and
 SLURM see no process end.
 """
 
@@ -56,7 +56,7 @@ def wait_if_called() -> None:
             watch.wait_for_end()
 
 
-AGAIN = "The same command goes on from the last checkpoint."
+AGAIN = "The same command resumes the run from its last checkpoint."
 NO_PROGRESS = (
     "Lower model.max_pixels or the number of teachers, take engine.gradient_checkpointing=full, or train on a larger "
     "device."

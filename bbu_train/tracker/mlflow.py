@@ -25,9 +25,10 @@ LOGGER = logging.getLogger(__name__)
 class Mlflow:
     """Send the rows of metrics.jsonl, which the JSONL tracker writes first, from a separate thread (`RunUploader`).
 
-    Only the start and the end of a run wait for the store, and for at most `wait_seconds`. A run that ends with
-    something unsent leaves <folder>/mlflow_unsent.json, which `python -m bbu_train.replay` sends. Resuming the run
-    sends the missing rows, but of the files only those that the resumed run writes again.
+    Only the start and the end of a run wait for the store, each for at most `wait_seconds`. A run that ends with
+    something unsent leaves <folder>/mlflow_unsent.json. Its rows and files are sent by `python -m bbu_train.replay`, or
+    when the run is resumed. A run that was killed leaves no such file: resuming it sends its rows, and those files that
+    it writes again.
     """
 
     def __init__(
@@ -68,16 +69,17 @@ class Mlflow:
         self.thread = UploadThread(self.uploader, flush_seconds)
 
     @property
-    def command(self) -> str:
+    def command(self) -> str | None:
         """The command that shows the runs, valid in any folder and environment, and below it the page to open.
 
-        For a server it is the page alone. The page is that of this run's experiment, if the store has answered.
+        For a server it is the page alone, and None while the server does not answer. The page is that of this run's
+        experiment, if the store has answered.
         """
-        address = f"{self.uri}/" if self.uri.startswith("http") else LOCAL_ADDRESS
         experiment_id = self.uploader.experiment_id
-        page = address if experiment_id is None else runs_page(address, experiment_id)
         if self.uri.startswith("http"):
-            return page
+            is_answering = experiment_id is not None and self.uploader.failure is None
+            return runs_page(f"{self.uri}/", experiment_id) if is_answering else None
+        page = LOCAL_ADDRESS if experiment_id is None else runs_page(LOCAL_ADDRESS, experiment_id)
         return f"{shlex.join([sys.executable, '-m', 'mlflow', 'ui', '--backend-store-uri', self.uri])}\n{page}"
 
     def open(self, config: dict[str, Any], step: int) -> None:
@@ -89,7 +91,9 @@ class Mlflow:
         self.uploader.files = [self.folder / "config.yaml", *self._unsent_files()]
         self.thread.start()
         self.thread.flush()
-        if self.thread.wait(self.wait_seconds) and self.uploader.failure is None:
+        if not self.thread.wait(self.wait_seconds):
+            LOGGER.warning("MLflow (%s) has not answered for %g s. The run continues.", self.uri, self.wait_seconds)
+        elif self.uploader.failure is None:
             (self.folder / UNSENT).unlink(missing_ok=True)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -104,8 +104,10 @@ class RunUploader:
 
     def _record_failure(self, error: Exception) -> None:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         if self.failure is None:
-            LOGGER.warning("MLflow (%s) does not answer; the run continues and tries again: %s", self.uri, reason)
+            LOGGER.warning("MLflow (%s) does not answer: %s. The run continues, and tries again.", self.uri, reason)
         LOGGER.debug("not sent", exc_info=error)
         self.failure = reason
 

@@ -3,13 +3,15 @@
 import logging
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import mlflow
 
 SQLITE = "sqlite:///"
+CONNECT_SECONDS = 3  # to reach a server: MLflow itself would wait for 20 s, twice
 LOCK_TIMEOUT_SECONDS = 120  # a process holds the lock for a few tenths of a second
 
 QUIET_ENVIRONMENT = {
@@ -110,13 +113,25 @@ def _try_to_lock(lock: FileLock, deadline: float) -> bool:
     return True
 
 
+def require_reachable(uri: str) -> None:
+    """Raise OSError if nothing listens at the address of a server. Other stores, and a proxy, are not tried."""
+    parts = urlsplit(uri)
+    ports = {"http": 80, "https": 443}
+    if parts.scheme not in ports or parts.hostname is None:
+        return
+    if parts.scheme not in getproxies() or proxy_bypass(parts.hostname):
+        address = parts.hostname, parts.port or ports[parts.scheme]
+        socket.create_connection(address, CONNECT_SECONDS).close()
+
+
 def open_client(uri: str) -> "mlflow.MlflowClient":
-    """Return a client, and create its store if it does not exist.
+    """Return a client, and create its store if it does not exist. Raises OSError if nothing listens at a server's URI.
 
     Processes that create one SQLite store at the same time would corrupt it, so they do it one at a time.
     """
     from mlflow import MlflowClient
 
+    require_reachable(uri)
     with exclusive_access(uri), _without_folder_of_quoted_path(uri):
         if (file := database(uri)) is not None:
             file.touch()  # SQLite would make it writable for its owner alone, whatever the umask is

@@ -51,7 +51,7 @@ class Setting:
 def settings(cfg: DictConfig, machine: Machine, environment: Mapping[str, Any]) -> dict[str, Setting]:
     """Return the value of every setting but those of the layout.
 
-    `environment` is the `environment.json` of the run if it goes on, else empty: its precision and, on a CPU, its
+    `environment` is the `environment.json` of the run if it is resumed, else empty: its precision and, on a CPU, its
     threads stay as they were. Raises InputError if this machine would compute in another precision.
     """
     answers = _answers(machine)
@@ -68,7 +68,7 @@ def settings(cfg: DictConfig, machine: Machine, environment: Mapping[str, Any]) 
     if stored not in (None, result[PRECISION].value):
         raise InputError(
             f"The run began with {PRECISION}={stored}, which auto took there, and here auto takes "
-            f"{result[PRECISION].value} ({result[PRECISION].reason}): its results would differ. Go on with it on a "
+            f"{result[PRECISION].value} ({result[PRECISION].reason}): its results would differ. Resume it on a "
             f"device like the first one, or start a new run with {PRECISION}={stored}."
         )
     return result

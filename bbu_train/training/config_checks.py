@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count, is_number
-from bbu_train.runs.length import derived_key, problems_of_length
+from bbu_train.runs.length import problems_of_length
 from bbu_train.runs.settings import AUTO_SETTINGS
 from bbu_train.training import auto
 
@@ -20,7 +20,6 @@ build = partial(instantiate, _convert_="all")
 
 MINIMUMS = {
     "seed": 0,
-    "steps": 0,
     "log_every": 1,
     "log_lines_seconds": 1,
     "eval_every": 1,
@@ -66,23 +65,26 @@ def check(cfg: DictConfig) -> None:
     with open_dict(copy):
         for group in COMPONENTS:
             problems += _problems_of(copy, group)
+    refuse(list(dict.fromkeys(problems)))
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise InputError with the problem alone, if there is one, or with all of them."""
+    if len(problems) == 1:
+        raise InputError(f"{problems[0].rstrip('.')}.")
     if problems:
-        raise all_problems("The config", list(dict.fromkeys(problems)), "Correct the values listed.")
+        raise all_problems("The config", problems, "Correct the values listed.")
 
 
 def _counts(cfg: DictConfig) -> Iterator[str]:
     """Yield every key of MINIMUMS that is no whole number, or too small. OPTIONAL keys may be null, meaning never."""
     yield from problems_of_length(cfg)
-    derived = derived_key(cfg)
     for key, minimum in MINIMUMS.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
-        if (
-            value is not _ABSENT
-            and not (value is None and key in (*OPTIONAL, derived))
-            and not is_count(value, minimum)
-        ):
+        if value is not _ABSENT and not (value is None and key in OPTIONAL) and not is_count(value, minimum):
             null = ", or null for never" if key in OPTIONAL else ""
-            yield f"{key}={_as_text(value)}: expected a whole number of at least {minimum}{null}"
+            example = f", such as {value:.0f}" if is_number(value) and value >= max(minimum, 1) else ""
+            yield f"{key}={_as_text(value)}: expected a whole number of at least {minimum}{example}{null}"
 
 
 def _limits(cfg: DictConfig) -> Iterator[str]:

@@ -34,6 +34,8 @@ from bbu_train.training.step_metrics import PeakFlops
 from bbu_train.types.samples import PlannedStep
 
 log = logging.getLogger(__name__)
+LONGER = "A longer run is a new one: give more steps, and not this run's name or folder."
+"""What to do with a run that is finished."""
 NUM_PLANNED_STEPS = 100  # first steps whose samples and tokens are counted
 
 
@@ -85,7 +87,7 @@ def open_folder(cfg: DictConfig, step: int, inputs: RunInputs, chosen: DeviceSet
 
 
 def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | None) -> Section:
-    """Return where the run lies, what it does, and the command that goes on with it.
+    """Return where the run lies, what it does, and the command that resumes it.
 
     `ended_early` is why it ended before its last step, if it did.
     """
@@ -101,10 +103,11 @@ def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | N
     elif step < cfg.steps:
         what = f"{run_folder.RESUMED} {step:,} to {cfg.steps:,}"
     else:
-        what = f"all {count_of(cfg.steps, 'step')} are done already"
+        what = f"all {count_of(cfg.steps, 'step')} are done already. {LONGER}"
     processes = "" if num_ranks == 1 else f", in {num_ranks} processes"
     has_ended = step == cfg.steps or ended_early is not None
-    command = [] if has_ended else [f"to resume it: {run_folder.command_to_go_on(cfg.folder, cfg.about.go_on)}"]
+    resume = run_folder.resume_command(cfg.folder, cfg.about.resume_overrides)
+    command = [] if has_ended else [f"to resume it: {resume}"]
     return Section("run", [str(cfg.folder), *names, what + processes, *command])
 
 
@@ -234,12 +237,12 @@ def mean_flops(inputs: RunInputs, model: GroundingModel, num_steps: int) -> floa
 
 
 def warnings_section(cfg: DictConfig, warnings: Sequence[str]) -> Section:
-    """Return how many warnings came before, what differs from the files that were chosen, and what a command that goes
-    on with the run gave anew."""
+    """Return how many warnings came before, what differs from the files that were chosen, and what a command that
+    resumes the run gave anew."""
     counted = f"{count_of(len(warnings), 'warning')}, above" if warnings else "nothing"
     changed = changed_lines(cfg)
-    go_on = cfg.about.go_on
-    given = [f"given by this command, and not in config.yaml: {' '.join(go_on)}"] if go_on else []
+    overrides = cfg.about.resume_overrides
+    given = [f"given by this command, and not in config.yaml: {' '.join(overrides)}"] if overrides else []
     return Section("unusual", [*([] if changed and not warnings else [counted]), *changed, *given], warnings)
 
 

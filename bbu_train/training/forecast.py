@@ -39,7 +39,10 @@ class Forecast:
     def sections(self, cfg: DictConfig) -> list[Section]:
         """Return what a user wants to know. `cfg` is that of the run."""
         outline = self.prediction.outline
-        memory = ["not planned on a CPU; --check=H100 plans it for that GPU, --check=24 for one of 24 GiB"]
+        memory = [
+            f"at least {self.num_bytes() / GIB:.3g} GiB for each process by prediction",
+            "not planned on a CPU; --check=H100 plans it for that GPU, --check=24 for one of 24 GiB",
+        ]
         if self.planned is not None:
             memory = [*self._memory_lines(self.planned)]
         return [

@@ -1,4 +1,4 @@
-"""What a run has learnt about its device's memory, kept in its folder for when it goes on."""
+"""What a run has learnt about its device's memory, kept in its folder for when it is resumed."""
 
 import json
 import math

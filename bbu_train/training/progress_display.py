@@ -20,11 +20,40 @@ SCORES = {"eval/loss/total": "loss", "eval/ap": "AP", "eval/ap50": "AP50", "eval
 CLASSLESS_SCORES = {"eval/loss/total": "loss", "eval/agnostic_ap50": "AP50 without classes"}
 
 
+AT_ONCE = "Ctrl-C again ends it at once."
+NOTICES = {
+    "start": f"Ctrl-C: the run ends before it trains. {AT_ONCE}",
+    "training": f"Ctrl-C: the run ends after this step and saves it. {AT_ONCE}",
+    "evaluation": f"Ctrl-C: the run ends after this batch of the evaluation, which is repeated on resume. {AT_ONCE}",
+    "saving": f"Ctrl-C: the run ends as soon as its step is saved. {AT_ONCE}",
+    "report": f"Ctrl-C: the run is trained, and ends as soon as its report is written. {AT_ONCE}",
+}
+"""What the first Ctrl-C is answered with, by what the run does."""
+
+
+class Activity:
+    """What the run does now, a key of NOTICES."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @contextmanager
+    def doing(self, name: str) -> Iterator[None]:
+        before, self.name = self.name, name
+        try:
+            yield
+        finally:
+            self.name = before
+
+    def notice(self) -> str:
+        return NOTICES[self.name]
+
+
 class ProgressDisplay:
     """Shows the progress on rank 0; on the other ranks `is_main` is False, and nothing is shown.
 
     With `has_bar` a bar is on the terminal, and the lines go to train.log alone. `clock` gives seconds and never goes
-    back; `started` is its time when the run began.
+    back; `started` is its time when the run began. `activity` is kept up while the run evaluates or saves.
     """
 
     def __init__(
@@ -33,12 +62,14 @@ class ProgressDisplay:
         step: int,
         line_seconds: float,
         started: float,
+        activity: Activity,
         is_main: bool,
         has_bar: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_steps = num_steps
         self.line_seconds = line_seconds
+        self.activity = activity
         self.is_main = is_main
         self.clock = clock
         self.bar = tqdm(total=num_steps, initial=step, unit="step", disable=not (is_main and has_bar))
@@ -56,7 +87,8 @@ class ProgressDisplay:
         """Count what is done inside as "evaluation" or "saving", which is left out of tokens/s and of the time left."""
         began = self.clock()
         try:
-            yield
+            with self.activity.doing(part):
+                yield
         finally:
             self._seconds[part] += self.clock() - began
 
@@ -93,8 +125,9 @@ class ProgressDisplay:
             log.info("step %s: validation %s", f"{step:,}", _scores(metrics))
 
     def time_spent(self) -> str:
-        """Say in one line where the time of the run went."""
-        parts = {"start": self._seconds["start"], "training": self._training_seconds()} | self._seconds
+        """Say in one line where the time of this process went. Training is left out if no step was made."""
+        training = {"training": self._training_seconds()} if self._recent else {}
+        parts = {"start": self._seconds["start"]} | training | self._seconds
         return ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
 
     def close(self) -> None:

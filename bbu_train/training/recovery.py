@@ -38,7 +38,7 @@ class Recovery:
     """Training steps and evaluations that are made again, in smaller parts, if the device runs out of memory.
 
     A failed attempt has changed nothing: the optimizer allocates before it writes, and the attempt's gradients are
-    discarded. What was learnt holds for the rest of the run, and is kept in `folder` for when it goes on. One of
+    discarded. What was learnt holds for the rest of the run, and is kept in `folder` for when it is resumed. One of
     several ranks cannot repeat a step alone: all of them restart from the last checkpoint (`runtime/restart.py`).
     """
 

@@ -77,7 +77,8 @@ def load_data(data_cfg: DictConfig) -> RunData:
     first_path = paths_with_first(splits)
     splits.teachers.check_pool(splits.train, splits.validation, len({first_path[each.path] for each in splits.pool}))
     summary = summarize(splits, first_path)
-    root = data_cfg.get("root") or data_cfg.get("source", {}).get("root", "data")
+    source = data_cfg.get("source", data_cfg)
+    root = source.get("root") or source.get("train", "data")
     for warning in find_suspicions(splits, first_path):
         log.warning("%s: %s", root, warning)
     return RunData(splits, summary.as_dict(), [f"in {root}", *summary.lines()])
@@ -87,7 +88,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | Non
     """Build and check all that needs no model, so that a fault in data or config is found before weights load.
 
     If `cfg.epochs` decides the length of the run, `cfg.steps` is set to its number of steps: it follows from the data
-    and the sampler, so all ranks, and a run that goes on, find the same number.
+    and the sampler, so all ranks, and a resumed run, find the same number.
 
     `loaded` is what `load_data` returns for `cfg.data`, for a caller that has it already. `num_ranks` is that of the
     run, if it is not this one. Raises InputError, or Hydra's InstantiationException from it.

@@ -6,21 +6,26 @@ first, "data", "parameter_groups", "requirements" and "num_steps". It prints a l
 `{"cells": [...], "requirements": {...}}`.
 """
 
-import json
-import sys
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+import signal
 
-from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the process that started this one
 
-from bbu_train.errors import InputError
-from bbu_train.training import auto, config_checks
-from bbu_train.training.forecast import forecast
-from bbu_train.training.machine import target_machine
-from bbu_train.training.outline import Outline, build_outline
-from bbu_train.training.setup import RunData, RunInputs, load_data, prepare
+import json  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from functools import lru_cache  # noqa: E402
+from typing import Any  # noqa: E402
+
+from hydra.errors import InstantiationException  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+from bbu_train.errors import InputError  # noqa: E402
+from bbu_train.training import auto, config_checks  # noqa: E402
+from bbu_train.training.forecast import forecast  # noqa: E402
+from bbu_train.training.machine import target_machine  # noqa: E402
+from bbu_train.training.outline import Outline, build_outline  # noqa: E402
+from bbu_train.training.setup import RunData, RunInputs, load_data, prepare  # noqa: E402
 
 
 def check_data(cfg: DictConfig) -> RunInputs:

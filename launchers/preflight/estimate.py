@@ -30,10 +30,14 @@ CLUSTER_KEYS = ("cluster.partition", "cluster.nodes", "cluster.tasks_per_node", 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes: seconds of a typical step (None: unknown), and a text with the memory and the source."""
+    """What a run takes: seconds of a typical step (None: unknown), their source, and the predicted memory.
+
+    `memory` is None if the source is a run: then `source` says what that took.
+    """
 
     step_seconds: float | None
-    text: str
+    source: str
+    memory: str | None
 
 
 def from_finished_runs(cells: Sequence[Cell]) -> list[Estimate | None]:
@@ -62,9 +66,9 @@ def from_requirements(cell: Cell, flops: float, num_bytes: float) -> Estimate:
             f"no run of this shape with more than {NUM_WARMUP_STEPS} logged steps has finished in this outputs folder, "
             "and cluster.tflops_per_gpu is null"
         )
-        return Estimate(None, f"time unknown ({reason}); {work}, {memory}.")
+        return Estimate(None, f"time unknown ({reason}); {work}", memory)
     seconds = flops / (rate * 1e12 * cluster.nodes * cluster.tasks_per_node)
-    return Estimate(seconds, f"(computed from {work} at cluster.tflops_per_gpu={rate:g}), {memory}.")
+    return Estimate(seconds, f"(computed from {work} at cluster.tflops_per_gpu={rate:g})", memory)
 
 
 def format_estimates(cells: Sequence[Cell], estimates: Sequence[Estimate]) -> str:
@@ -77,8 +81,9 @@ def format_estimates(cells: Sequence[Cell], estimates: Sequence[Estimate]) -> st
         gpu_hours += hours * cell.cfg.cluster.nodes * cell.cfg.cluster.gpus_per_node
     lines = []
     for estimate, hours in hours_by_estimate.items():
+        memory = f", {estimate.memory}" if estimate.memory else ""
         time = f"{min(hours):.2g} to {max(hours):.2g} h of training steps each " if estimate.step_seconds else ""
-        lines.append(f"{len(hours)} run{'s' if len(hours) > 1 else ''}: {time}{estimate.text}")
+        lines.append(f"{len(hours)} run{'s' if len(hours) > 1 else ''}: {time}{estimate.source}{memory}.")
     if gpu_hours or any(map(any, hours_by_estimate.values())):
         total = f"{sum(map(sum, hours_by_estimate.values())):.2g} h of jobs"
         total += f", {gpu_hours:.2g} GPU-hours" if gpu_hours else ""
@@ -121,4 +126,4 @@ def _read_finished_runs(outputs: Path) -> Iterator[tuple[str, Estimate]]:
 def _estimate_from_log(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate:
     seconds = statistics.median(row["time/step_seconds"] for row in rows[NUM_WARMUP_STEPS:])
     gib = max(row.get("memory/peak_gib", 0) for row in rows)
-    return Estimate(seconds, f"and {gib:.3g} GiB, as {name} took.")
+    return Estimate(seconds, f"and {gib:.3g} GiB, as {name} took", None)

@@ -2,16 +2,17 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bbu_train.errors import InputError
+from bbu_train.errors import InputError, Preempted
 from bbu_train.model import weights
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.identity import experiment_name
 from bbu_train.runs.resume import resolve_run
-from bbu_train.runtime import logs, screen
+from bbu_train.runtime import logs, preemption, screen
 from bbu_train.runtime.screen import Section
 from launchers import ranks
 from launchers.cells import Cell
@@ -25,6 +26,12 @@ def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     if ranks.are_several():
         raise InputError("--check needs one process: leave out torchrun, and give cluster.tasks_per_node.")
+    with preemption.signals_raise(lambda name: Preempted(0, name, None)):
+        print(_forecast(card, cfg, overrides), flush=True)
+
+
+def _forecast(card: str, cfg: DictConfig, overrides: Sequence[str]) -> str:
+    """Return what `check` prints."""
     choices = HydraConfig.get().runtime.choices
     cfg = resolve_run(cfg, experiment_name(choices.get("experiment")), overrides, in_sweep=False)
     logs.start(is_main=True)
@@ -47,7 +54,7 @@ def check(card: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     cell = Cell((), {str(group): str(choice) for group, choice in choices.items()}, cfg)
     finished = None if card else estimate.from_finished_runs([cell])[0]
     expected = finished or estimate.from_requirements(cell, known.flops_per_step(), known.num_bytes())
-    text = estimate.format_estimates([cell], [expected]).splitlines()[0].partition(": ")[2]
+    only_time = replace(expected, memory=None)  # another section has the memory
+    text = estimate.format_estimates([cell], [only_time]).splitlines()[0].partition(": ")[2]
     time = Section("time", [text.removeprefix("time ")])
-    print(screen.as_text([*known.sections(cfg), time], max_lines=sys.maxsize))
-    sys.stdout.flush()
+    return screen.as_text([*known.sections(cfg), time], max_lines=sys.maxsize)

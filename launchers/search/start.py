@@ -31,8 +31,11 @@ from launchers.status import format_table, read_statuses
 from launchers.watch import Snapshot, show, watch
 
 
-def launch_search(command: SearchCommand, arguments: Sequence[str]) -> int:
-    """Start a search or continue it; return the exit code. Nothing is started if the first trial could not run."""
+def check_search(command: SearchCommand) -> tuple[Ledger, SearchCommand, Cell]:
+    """Check the first trial of a search and print what the search will take; return what `start_search` takes.
+
+    Raises InputError if the trial could not run.
+    """
     first = command.cell(create_study(command).ask().params)
     launcher: Launcher = instantiate(first.cfg.launchers, _convert_="all")
     if not launcher.can_search:
@@ -52,11 +55,11 @@ def launch_search(command: SearchCommand, arguments: Sequence[str]) -> int:
     num_trials = command.settings.num_trials
     text = estimate.format_estimates([first] * num_trials, [expected] * num_trials)
     print(f"{num_trials} trials, if each were like the first and none pruned:\n{text}", flush=True)
-    return start_search(ledger, command, arguments, first)
+    return ledger, command, first
 
 
-def start_search(ledger: Ledger, command: SearchCommand, arguments: Sequence[str], first: Cell) -> int:
-    """Start a search whose first cell has been checked; return the exit code."""
+def start_search(ledger: Ledger, command: SearchCommand, first: Cell, arguments: Sequence[str]) -> int:
+    """Start a search whose first cell has been checked, or resume it; return the exit code."""
     with locked(ledger.folder):
         _refuse_conflicts(ledger, command, first)
         _record(ledger, command, arguments, first)

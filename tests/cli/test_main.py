@@ -176,12 +176,27 @@ def test_keys_cannot_be_added(command, prefix):
     says = refused(command, f"{prefix}typo=1")
     assert f"{prefix}typo" in says
     assert "typo is not a key" in says
-    assert "Leave it out: steps exists." in refused(command, f"{prefix}steps=3")
+    assert f"the config has steps already. Leave out the {prefix}: steps=3\n" in refused(command, f"{prefix}steps=3")
+    assert refused(command, f"{prefix}epochs=abc") == (
+        f"error: {prefix}epochs=abc: epochs is a number, such as 3. Leave out the {prefix}, too: the config has epochs "
+        "already.\n"
+    )
 
 
 def test_keys_and_groups_cannot_be_deleted(command):
-    assert "~steps" in refused(command, "~steps")
+    assert "~steps: steps cannot be removed. Leave out ~steps, and steps keeps its value (120)" in refused(
+        command, "~steps"
+    )
+    assert "epochs keeps its value (null)" in refused(command, "~epochs")
     assert "detr, none" in refused(command, "~head")
+
+
+@pytest.mark.parametrize(("key", "example"), [("epochs", 3), ("steps", 120), ("debug", "false")])
+def test_a_key_without_a_value_is_answered_with_one_that_works(command, key, example):
+    assert (
+        refused(command, f"{key}=")
+        == f"error: {key}= has no value. Give one, such as {key}={example}, or leave it out.\n"
+    )
 
 
 def test_a_group_of_parameters_can_be_added_and_taken_away(command):
@@ -328,12 +343,12 @@ def test_the_traceback_of_the_users_error_is_shown_on_demand(command, monkeypatc
 
 
 def test_an_interrupt_is_one_line_with_what_goes_on(command, tmp_path):
-    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "Interrupted. Give the same command again to go on.\n")
+    assert command(task=fail(KeyboardInterrupt()))[:2] == (130, "Interrupted. Give the same command again.\n")
     (tmp_path / "config.yaml").touch()
     code, says, _ = command(task=fail(Interrupted(7, 4, str(tmp_path), ["num_workers=2", "data.root=/a b"])))
     assert code == 130
     assert says == (
-        "Interrupted after step 7; the newest checkpoint is that of step 4. To go on: python -m bbu_train "
+        "Interrupted after step 7; the newest checkpoint is that of step 4. To resume: python -m bbu_train "
         f"resume={tmp_path} num_workers=2 'data.root=/a b'\n"
     )
 
@@ -407,18 +422,24 @@ def asked_to_end(folder, step, name="SIGTERM"):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("SIGTERM", 75), ("SIGINT", 130)])
-def test_a_run_that_was_asked_to_end_says_how_to_go_on_with_a_code_of_its_own(command, tmp_path, name, expected):
+def test_a_run_that_was_asked_to_end_says_how_to_resume_with_a_code_of_its_own(command, tmp_path, name, expected):
     (tmp_path / "config.yaml").touch()
     code, says, _ = command(task=asked_to_end(tmp_path, 7, name))
     assert code == expected
     assert says == (
-        f"{name} ended the run after step 7, which is saved. To go on: python -m bbu_train resume={tmp_path}\n"
+        f"{'Ctrl-C' if name == 'SIGINT' else name} ended the run after step 7, which is saved. To resume: python -m "
+        f"bbu_train resume={tmp_path}\n"
     )
 
 
-def test_a_run_that_has_no_folder_yet_goes_on_by_the_same_command(command, tmp_path):
-    says = command(task=asked_to_end(tmp_path / "none", 0))[1]
-    assert says.endswith("before its first step. Nothing was written: give the same command again.\n")
+@pytest.mark.parametrize("folder", ["none", None])
+def test_a_run_that_has_no_folder_yet_is_started_again_by_the_same_command(command, tmp_path, folder):
+    def task(cfg, given):
+        raise Preempted(0, "SIGTERM", folder and str(tmp_path / folder))
+
+    assert command(task=task)[1] == (
+        "SIGTERM ended the run before its first step: nothing was trained. To start again, give the same command.\n"
+    )
 
 
 def test_only_the_first_of_several_ranks_says_that_it_was_asked_to_end(command, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import ExifTags, Image
 
-from bbu_train.data import jsonl
+from bbu_train.data import files, jsonl
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Object
@@ -53,6 +53,25 @@ def test_a_flat_line_becomes_a_sample_whose_teachers_are_drawn(root):
     assert (sample.id, sample.teachers) == ("train.jsonl:1", None)
     assert (sample.student.path, sample.student.width, sample.student.height) == (root / "a.png", 8, 6)
     assert sample.student.objects == (Object((1.0, 2.0, 3.0, 4.0), "screw/m4"),)
+
+
+def test_absolute_paths_need_no_root(root):
+    """The record of the data names the pictures as the reader reads them."""
+    train, validation = str(root / "train.jsonl"), str(root / "validation.jsonl")
+    absolute = {"images": [str(root / "a.png")], "objects": [SCREW]}
+    write(root, absolute)
+    write(root, absolute, {"images": ["b.png"], "objects": []}, name="validation.jsonl")
+    with pytest.raises(InputError) as error:
+        jsonl.load(None, train, validation, "error", NO_TEACHERS)
+    assert 'validation.jsonl:2: the path "b.png" is relative: give the folder where it begins, data.root=/path' in str(
+        error.value
+    )
+    write(root, absolute, name="validation.jsonl")
+    assert jsonl.load(None, train, validation, "error", NO_TEACHERS).train[0].student.path == root / "a.png"
+    source = files.jsonl(root=None, train=train, validation=validation)
+    assert [each.pictures for each in source.splits["train"]()] == [(str(root / "a.png"),)]
+    with pytest.raises(InputError, match="data.root is not set"):
+        jsonl.load(None, train, "validation.jsonl", "error", NO_TEACHERS)
 
 
 def test_further_keys_of_flat_lines_are_counted_as_unused(root):

@@ -12,7 +12,7 @@ import whole_runs
 from forked import start_program
 
 import bbu_train.train
-from bbu_train.errors import InputError, Preempted, SweepPreempted
+from bbu_train.errors import InputError, Interrupted, Preempted, SweepPreempted
 from bbu_train.runtime import preemption
 from launchers import job_states, watch
 from launchers.__main__ import main
@@ -69,7 +69,7 @@ def states(ledger: Ledger) -> Counter[str]:
 
 def test_a_sweep_continues_after_a_failed_cell_and_names_it(sweep, trained, cells, capsys):
     trained.errors = {1: InputError("bad seed 1"), 2: RuntimeError("broken")}
-    assert start_runs(*sweep, RESTARTABLE) == 2
+    assert start_runs(*sweep, RESTARTABLE) == 1  # as with any launcher
     assert trained == [1, 2, 3]
     message = capsys.readouterr().err
     assert message.startswith(f"outputs={cells[0].cfg.outputs} sweep=s head=none seed=1:\nerror: bad seed 1\n")
@@ -103,11 +103,20 @@ def test_a_preempted_sweep_starts_no_further_run_and_continues_with_the_preempte
     assert start_runs(*sweep, RESTARTABLE) == os.EX_TEMPFAIL
     message = capsys.readouterr().err
     assert "SIGTERM ended the run after step 7" in message
-    assert message.endswith("The sweep ends here. The same command continues it.\n")
+    assert message.endswith("The sweep ends here. The same command resumes it.\n")
     assert states(sweep[0]) == {"done": 1, "preempted": 1, "missing": 1}
     trained.errors = {}
+    preemption._received.clear()  # the second command is another process
     assert start_runs(*sweep, RESTARTABLE) == 0
     assert trained == [1, 2, 2, 3]
+
+
+def test_a_second_ctrl_c_says_which_cell_it_ended_at_which_step_and_what_is_saved(sweep, trained):
+    trained.errors = {2: Interrupted(7, 4, "folder", [])}
+    text = "Interrupted after step 7; the newest checkpoint is that of step 4."
+    with pytest.raises(KeyboardInterrupt, match=f"seed=2: {text} The same command resumes the sweep.$"):
+        start_runs(*sweep, RESTARTABLE)
+    assert [status.state.reason for status in read_statuses(sweep[0]) if status.state.name == "cancelled"] == [text]
 
 
 def test_a_process_that_replaced_itself_goes_on_with_the_run_that_it_had_begun(sweep, trained, monkeypatch):

@@ -134,6 +134,21 @@ def test_a_sweep_that_is_asked_to_end_ends_its_runs_and_starts_no_further_one(
     assert states() == {state: 1, "missing": 2}
 
 
+def test_a_second_ctrl_c_says_where_it_ended_the_runs_that_were_under_way(tmp_path):
+    ledger = Ledger(tmp_path / "s/ledger")
+    command = ["-m", "hydra/launcher=local", f"outputs={tmp_path}", "sweep=s", "head=none", "seed=1,2,3"]
+    before, ended, _ = ledger.add(compose(command, ROOT / "conf"))
+    before.add_attempt().write("cancelled", reason="interrupted yesterday")
+    with pytest.raises(KeyboardInterrupt) as interrupt, local._ending_runs(ledger):
+        ended.add_attempt().write("cancelled", reason="Interrupted after step 7; no step is saved.")
+        raise KeyboardInterrupt
+    assert str(interrupt.value) == (
+        "Interrupted: the runs that were under way have ended.\n"
+        f"  {ended.run}: Interrupted after step 7; no step is saved.\n"
+        "The same command resumes the sweep."
+    )
+
+
 def test_an_unknown_sweep_is_refused_with_the_nearest_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BBU_OUTPUTS", str(tmp_path))
     (tmp_path / "rates/ledger").mkdir(parents=True)

@@ -104,9 +104,9 @@ def test_a_resumed_run_keeps_what_was_noted_of_it():
 
 def test_going_on_once_more_needs_the_values_that_going_on_was_given():
     folder = made("seed=3", "num_workers=1")
-    assert settled(["sweep=c", "run=d", "num_workers=1"]).about.go_on == []
+    assert settled(["sweep=c", "run=d", "num_workers=1"]).about.resume_overrides == []
     for words in (f"resume={folder}",), ("sweep=a", "run=b", "seed=3"):
-        assert settled([*words, "num_workers=4"]).about.go_on == ["num_workers=4"]
+        assert settled([*words, "num_workers=4"]).about.resume_overrides == ["num_workers=4"]
 
 
 # ---- identity and names ----

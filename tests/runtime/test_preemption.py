@@ -32,11 +32,11 @@ def signal_in(function, nth, number):
     """Let this process send itself a signal in the nth call of a function, named by its path."""
     original, calls = pkgutil.resolve_name(function), []
 
-    def sending(*arguments):
+    def sending(*arguments, **named):
         calls.append(arguments)
         if len(calls) == nth:
             os.kill(os.getpid(), number)
-        return original(*arguments)
+        return original(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(function, sending)
@@ -113,6 +113,17 @@ def test_the_same_mlflow_run_is_resumed_and_has_every_point_once(interrupted_run
         assert points == [(row["step"], row[metric]) for row in rows(folder) if metric in row]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("function", ["data.cabinets.synthetic.load", "model.qwen25vl.build"])
+def test_a_signal_while_a_run_is_prepared_ends_it_at_once(run_until_signal, outputs, monkeypatch, function, number):
+    """Hydra turns any Exception of a component into its own, and the checks between the phases would come later."""
+    monkeypatch.setattr("bbu_train.train.raise_if_asked_to_end", lambda step, cfg: None)
+    ended = run_until_signal(f"bbu_train.{function}", 1, "not-begun", number=number)
+    assert ended.step == 0 and str(ended).endswith("ended the run before its first step: nothing was trained.")
+    assert not (outputs / "smoke" / "not-begun").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_step_that_is_saved_already_is_not_saved_again(run_until_signal, monkeypatch):
     saved, save = [], LocalCheckpoints.save
 
@@ -150,7 +161,7 @@ def test_what_torchrun_sends_on_is_no_second_ctrl_c(monkeypatch, capfd):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     now = [0.0]
     monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
-    with preemption.interrupts_set_flag("it ends after this step"), pytest.raises(KeyboardInterrupt):
+    with preemption.signals_set_flag(lambda: "it ends after this step"), pytest.raises(KeyboardInterrupt):
         for now[0] in (0.0, 1.0, 3.0):
             os.kill(os.getpid(), signal.SIGINT)
             assert preemption.signal_name() == "SIGINT"
@@ -204,21 +215,33 @@ def test_two_signals_to_every_process_of_a_job_end_it_with_a_saved_step_and_no_w
     text = output.read_text()
     assert job.exitcode == os.EX_TEMPFAIL, text
     assert "Traceback" not in text
-    assert f"which is saved. To go on: python -m bbu_train resume={folder}" in text.splitlines()[-1]
+    assert f"which is saved. To resume: python -m bbu_train resume={folder}" in text.splitlines()[-1]
     assert not live_processes(job.pid)
     assert_equal_runs(run(folder.name), uninterrupted)
 
 
-def test_a_signal_before_torch_is_imported_ends_the_whole_sweep_and_leaves_no_folder(outputs):
-    arguments = [argument for argument in command(outputs, "none") if argument != "run=none"]
-    job = start(*arguments, "-m", "seed=1,2", "sweep=early")
+def start_and_signal(number, *arguments):
+    """Start a program, and send it a signal as soon as it handles signals."""
+    job = start(*arguments)
     sigusr2_bit = 1 << (signal.SIGUSR2 - 1)
     status = Path(f"/proc/{job.pid}/status")
     wait_until(lambda: int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & sigusr2_bit, "it has a handler")
-    job.send_signal(signal.SIGUSR2)
+    job.send_signal(number)
+    return job
+
+
+def test_ctrl_c_during_the_imports_is_one_line(outputs):
+    job = start_and_signal(signal.SIGINT, *command(outputs, "none"))
+    assert job.communicate(timeout=60)[1] == "Interrupted. Give the same command again.\n"
+    assert job.returncode == 130
+
+
+def test_a_signal_before_torch_is_imported_ends_the_whole_sweep_and_leaves_no_folder(outputs):
+    arguments = [argument for argument in command(outputs, "none") if argument != "run=none"]
+    job = start_and_signal(signal.SIGUSR2, *arguments, "-m", "seed=1,2", "sweep=early")
     stderr = job.communicate(timeout=60)[1]
     assert job.returncode == os.EX_TEMPFAIL, stderr
-    message = "SIGUSR2 ended the sweep: it starts no further run. The same command goes on with it."
+    message = "SIGUSR2 ended the sweep: nothing was started. The same command resumes it."
     assert stderr.splitlines().count(message) == 1
     assert not (outputs / "early").exists()
 

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import shutil
 import signal
+import socket
 import sqlite3
 import sys
 import threading
@@ -142,6 +143,20 @@ def test_parameters_that_mlflow_would_refuse_are_truncated_and_renamed(outputs):
     assert len(parameters) == 253
     assert len(parameters["long"]) == 6000
     assert "9000 characters" in parameters["long"]
+
+
+def test_a_server_that_does_not_answer_is_one_short_line_and_is_not_shown_as_the_place_to_look(outputs, caplog):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        began = time.monotonic()
+        tracked = begin(outputs, uri=uri, artifacts=None)
+        tracked.log(1)
+    assert time.monotonic() - began < 10
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"MLflow ({uri}) does not answer: Connection refused. The run continues, and tries again."
+    ]
+    assert tracked.mlflow.command is None
 
 
 def test_the_command_works_in_any_folder_and_the_page_is_that_of_the_runs_experiment(outputs):

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from bbu_train.training.progress_display import ProgressDisplay
+from bbu_train.training.progress_display import Activity, ProgressDisplay
 
 ROW = {"loss/total": 3.25, "loss/student_lm": 1.5, "loss/aux_bbox_l1": 9.0, "lr/llm": 1e-6, "lr/vision": 2e-6}
 
@@ -15,6 +15,7 @@ class Run:
     def __init__(self, **choices):
         self.now, self.step = 5.0, 0
         fixed = {"num_steps": 100, "step": 0, "line_seconds": 30, "started": 0.0, "is_main": True, "has_bar": False}
+        fixed["activity"] = Activity("training")
         self.display = ProgressDisplay(**fixed | choices, clock=lambda: self.now)
 
     def train(self, num_steps, row=ROW):
@@ -30,6 +31,22 @@ class Run:
                 before_batch()
                 self.now += batch_seconds
         self.display.evaluated(self.step, {"eval/loss/total": 2.0, "eval/ap50": 0.5, "eval/ap50/bbu": 0.25})
+
+
+def test_the_time_of_a_run_that_was_finished_before_has_no_training():
+    run = Run(step=100)
+    run.evaluate(10)
+    assert run.display.time_spent() == "start 5 s, evaluation 10 s, saving 0 s"
+
+
+def test_the_notice_after_ctrl_c_says_what_the_run_does_now():
+    run = Run()
+    assert "after this step and saves it" in run.display.activity.notice()
+    with run.display.spending("evaluation"):
+        assert "repeated on resume" in run.display.activity.notice()
+        with run.display.spending("saving"):
+            assert "as soon as its step is saved" in run.display.activity.notice()
+    assert "after this step and saves it" in run.display.activity.notice()
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_every_problem_of_data_and_groups_is_named_with_the_cells_that_have_it(t
 def test_a_wrong_value_that_only_some_cells_have_is_found(tmp_path):
     message = error_of(tmp_path, "loss.weights.giou=1,-1", "augmentation=none,flips")
     assert message.startswith("The sweep: 2 problems.")
-    assert "loss.weights.giou=-1 augmentation=flips: The config: 1 problem." in message
+    assert "loss.weights.giou=-1 augmentation=flips: loss.weights.giou=-1: expected a number" in message
 
 
 def test_a_cell_whose_loss_leaves_the_head_random_is_refused(tmp_path):

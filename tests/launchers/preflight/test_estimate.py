@@ -80,6 +80,6 @@ def test_without_a_rate_the_time_is_called_unknown_and_left_out_of_the_total(cel
     assert "1 run: time unknown (" in text
     assert "48 GiB for each process (predicted)" in text
     assert "GPU-hours" not in text
-    known, unknown = Estimate(36.0, "20 GiB, as s/run took."), from_requirements(cell, flops=1.0, num_bytes=1)
+    known, unknown = Estimate(36.0, "20 GiB, as s/run took", None), from_requirements(cell, flops=1.0, num_bytes=1)
     text = format_estimates([cell, cell], [known, unknown])
     assert "Total: 1.8 h of jobs, 7.2 GPU-hours, plus the unknown ones; evaluations take extra time." in text

@@ -29,7 +29,7 @@ from launchers.local import Local
 from launchers.preflight import check
 from launchers.preflight.check import CheckAborted
 from launchers.search.command import create_study, read_search_command
-from launchers.search.start import launch_search, resume_search, start_search
+from launchers.search.start import check_search, resume_search, start_search
 from launchers.search.trials import read_trials
 from launchers.status import read_statuses
 
@@ -42,7 +42,7 @@ from launchers.search.command import read_search_command
 from launchers.search.start import start_search
 from launchers.ledger import Ledger
 command = read_search_command(sys.argv[1:], Path({conf!r}))
-start_search(Ledger(Path("outputs/s/ledger").absolute()), command, sys.argv[1:], command.cell({first!r}))
+start_search(Ledger(Path("outputs/s/ledger").absolute()), command, command.cell({first!r}), sys.argv[1:])
 """
 
 
@@ -82,7 +82,7 @@ def search(arguments, ledger) -> Callable[..., int]:
         words = arguments(sampler, *overrides)
         command = read_search_command(words, ROOT / "conf")
         assert command is not None
-        return start_search(ledger, command, words, command.cell(create_study(command).ask().params))
+        return start_search(ledger, command, command.cell(create_study(command).ask().params), words)
 
     return start
 
@@ -190,7 +190,7 @@ def test_a_launcher_that_gives_trials_no_process_of_their_own_is_refused():
     command = read_search_command(arguments, ROOT / "conf")
     assert command is not None
     with pytest.raises(InputError, match="A search needs a process for each trial"):
-        launch_search(command, arguments)
+        start_search(*check_search(command), arguments)
 
 
 def test_a_second_controller_is_refused_while_the_first_is_running(search, ledger):
