@@ -1,5 +1,6 @@
 """An experiment's values for a choice fall with that choice, and only those; every choice composes with it."""
 
+import copy
 import logging
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf, _utils
 
 from bbu_train.cli import main, overrides
+from bbu_train.cli.experiments import ExperimentLoader
 from bbu_train.errors import InputError
 from bbu_train.runs.settings import LEFT_OUT
 from bbu_train.runtime.nested import leaves
@@ -23,16 +25,23 @@ EXPERIMENTS = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def read_files_by_the_c_parser():
-    """OmegaConf parses in Python, which takes most of the time here: some thousand files are read."""
-    plain = _utils.get_yaml_loader()
+def compose_once():
+    """Compose equal words once in this module, and parse files in C: some thousand files would be read."""
+    plain, compose, known = _utils.get_yaml_loader(), ExperimentLoader.load_configuration, {}
 
     class Loader(yaml.CSafeLoader):
         yaml_implicit_resolvers = plain.yaml_implicit_resolvers
         yaml_constructors = plain.yaml_constructors
 
+    def load_configuration(self, config_name, overrides, *arguments, **options):
+        key = (str(self.config_search_path), config_name, *overrides, *map(str, arguments), str(options))
+        if key not in known:
+            known[key] = compose(self, config_name, overrides, *arguments, **options)
+        return copy.deepcopy(known[key])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_utils, "get_yaml_loader", lambda: Loader)
+        patch.setattr(ExperimentLoader, "load_configuration", load_configuration)
         yield
 
 
