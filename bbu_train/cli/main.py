@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -18,6 +19,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,7 +33,9 @@ from bbu_train.errors import (
     SweepPreempted,
     shorten,
 )
+from bbu_train.runs import config_keys
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs.length import STEPS, choose_length, shorten_warmup
 from bbu_train.runs.names import quote_typed
 from bbu_train.runtime import environment, preemption
 
@@ -83,21 +87,40 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
     return 0
 
 
+class _ShownConfig(Hydra):
+    """Hydra's application that shows a config (--cfg, --info, --help) as its run starts with it."""
+
+    def compose_config(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *arguments: Any, **options: Any
+    ) -> DictConfig:
+        cfg = super().compose_config(config_name, overrides, run_mode, *arguments, **options)
+        if STEPS in cfg:  # Hydra's own help has only Hydra's part
+            given_keys = [override.key_or_group for override in config_keys.parse(overrides)]
+            choose_length(cfg, given_keys)
+            shorten_warmup(cfg, given_keys)
+        return cfg
+
+
 def _run(task: Callable[[DictConfig], None], folder: Path) -> None:
     """Run `task` with the config of `sys.argv`, or show of Hydra and the config what the options ask for.
 
-    `hydra.main` composes by a loader of its own, so a config that is run or shown (--cfg) is composed here.
+    `hydra.main` composes by a loader of its own, so a config that is run or shown is composed here.
     """
-    flags = get_args_parser().parse_args(sys.argv[1:])
+    parser = get_args_parser()
+    flags = parser.parse_args(sys.argv[1:])
     name = flags.config_name or overrides.CONFIG_NAME
-    if flags.help or flags.hydra_help or flags.info or flags.shell_completion or (flags.resolve and not flags.cfg):
+    loader = overrides.config_loader(folder, flags.config_dir)
+    shown = _ShownConfig("bbu_train", loader)
+    if flags.help:
+        shown.app_help(name, parser, flags)
+    elif flags.hydra_help or flags.shell_completion or (flags.cfg and flags.info) or (flags.resolve and not flags.cfg):
         hydra.main(version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=name)(task)()
-        return
-    application = Hydra("bbu_train", overrides.config_loader(folder, flags.config_dir))
-    if flags.cfg:
-        application.show_cfg(name, flags.overrides, flags.cfg, flags.package, flags.resolve)
+    elif flags.info:
+        shown.show_info(flags.info, name, flags.overrides)
+    elif flags.cfg:
+        shown.show_cfg(name, flags.overrides, flags.cfg, flags.package, flags.resolve)
     else:
-        application.run(name, task, flags.overrides)
+        Hydra("bbu_train", loader).run(name, task, flags.overrides)
 
 
 def _take_check_option(words: Sequence[str]) -> tuple[list[str], str | None]:

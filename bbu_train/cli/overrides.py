@@ -48,10 +48,15 @@ def check(arguments: Sequence[str], folder: Path) -> CheckedCommand:
         raise InputError("--config-path would replace all of conf/. Add a folder of your own with --config-dir.")
     if flags.shell_completion or (only_shows and not flags.overrides):  # composing a config takes a quarter of a second
         return CheckedCommand(is_sweep=False, only_shows=True)
+    if flags.multirun and (flags.cfg or flags.info):
+        raise InputError("--cfg and --info show one run: leave out -m, and give each key one value.")
     loader = config_loader(folder, flags.config_dir)
     given = config_keys.parse(flags.overrides, loader)
+    if any(override.key_or_group == "hydra.searchpath" for override in given):
+        raise InputError("hydra.searchpath: a folder with choices of your own is added by --config-dir FOLDER.")
     groups = [override for override in given if is_group(override, loader)]
     keys = [override for override in given if override not in groups]
+    config_keys.refuse(list(_chosen_twice(groups)))
     name = flags.config_name or CONFIG_NAME
     defaults = _compose(loader, name, [])["hydra"]["runtime"]["choices"] if any(map(Override.is_add, groups)) else {}
     config_keys.refuse([problem for override in groups for problem in _group_problems(override, loader, defaults)])
@@ -127,8 +132,24 @@ def _group_problems(override: Override, loader: ConfigLoaderImpl, chosen: Mappin
         return [f"{override.input_line}: {group} has a choice already. Leave out the +."]
     if isinstance(override.value(), Mapping):
         return [f"{override.input_line}: {group} is a config group. It can be: {', '.join(options)}."]
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    if any(isinstance(value, list) for value in values):
+        return [
+            f"{override.input_line}: a run has one choice of {group}. A file of your own may begin with another "
+            f"(defaults: [<choice>, _self_]); put it into FOLDER/{group} and give --config-dir FOLDER."
+        ]
     unknown = [choice for choice in config_keys.choices(override) if choice not in options]
     return [config_keys.unknown_choice(group, choice, options) for choice in unknown]
+
+
+def _chosen_twice(groups: Sequence[Override]) -> Iterator[str]:
+    """Yield a problem for each group that has several overrides, of which Hydra would take the last."""
+    lines: dict[str, list[str]] = {}
+    for override in groups:
+        lines.setdefault(override.key_or_group, []).append(str(override.input_line))
+    for group, given in lines.items():
+        if len(given) > 1:
+            yield f"{' '.join(given)}: {group} is chosen {len(given)} times. Keep one of them."
 
 
 def _combinations(groups: Sequence[Override]) -> Iterator[tuple[str, ...]]:
@@ -200,6 +221,7 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
             problems.append(config_keys.unknown_key(key, plain, choices))
         elif problem := config_keys.type_problem(key, known[key], value):
             problems.append(problem)
+    problems += config_keys.incomplete_entries(config, plain, choices)
     if config.get(EPOCHS) is not None and config[STEPS] not in (None, plain[STEPS]):
         problems.append(f"epochs={config[EPOCHS]} and steps={config[STEPS]}: both say how long a run is. Keep one.")
     return [f"experiment={experiment}: {problem}" for problem in problems]

@@ -138,6 +138,25 @@ def _sign_on_fixed_key(
     return f"{sign}{wrong} Leave out the {sign}, too: the config has {key} already."
 
 
+def incomplete_entries(
+    config: Mapping[str, Any], plain: Mapping[str, Any], group_choices: Mapping[str, Any]
+) -> list[str]:
+    """Say which entries of open mappings are neither in the `plain` config nor whole: they would change nothing."""
+    problems = []
+    for owner in OPEN_MAPPINGS:
+        known, group = _look_up(plain, owner)[1] or {}, owner.partition(".")[0]
+        fields = {str(name) for entry in known.values() if isinstance(entry, Mapping) for name in entry}
+        names, needed = ", ".join(map(str, known)), ", ".join(sorted(fields))
+        for name, entry in (_look_up(config, owner)[1] or {}).items():
+            if name not in known and isinstance(entry, Mapping) and fields - set(entry):
+                values = " ".join(f"{key}={value}" for key, value in leaves(entry, f"{owner}.{name}"))
+                problems.append(
+                    f"{values}: {group}={group_choices.get(group)} has no {name} in {owner}, which are: {names}. Take "
+                    f"another {group}; a new entry needs {needed}."
+                )
+    return problems
+
+
 def _problems_of_value(
     key: str, default: Any, value: Any, config: Mapping[str, Any], group_choices: Mapping[str, Any]
 ) -> list[str]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -67,11 +67,9 @@ def new_run_name(cfg: DictConfig) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{run_identity(cfg)}"
 
 
-def experiment_name(choice: str | Sequence[str] | None) -> str:
+def experiment_name(choice: str | None) -> str:
     """Return the name of the chosen conf/experiment/*.yaml, or "default"."""
-    if not choice:
-        return "default"
-    return (choice if isinstance(choice, str) else "+".join(choice)).replace("/", "-")
+    return choice.replace("/", "-") if choice else "default"
 
 
 def result_values(cfg: DictConfig) -> dict[str, Any]:

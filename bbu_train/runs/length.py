@@ -67,10 +67,11 @@ def problems_of_length(cfg: DictConfig) -> Iterator[str]:
 def shorten_warmup(cfg: DictConfig, given_keys: Collection[str]) -> None:
     """Shorten a warm-up that does not fit into the run to a tenth of its steps, unless the command gives it.
 
-    Nothing happens before the number of steps is known, or if the schedule does not depend on it. FULL_WARMUP keeps the
-    number that was there.
+    Nothing happens before the number of steps is known. A schedule that has a length of its own must have room for the
+    warm-up, any other the run. FULL_WARMUP keeps the number that was there.
     """
-    warmup, num_steps = OmegaConf.select(cfg, WARMUP), OmegaConf.select(cfg, "schedule.num_steps")
+    warmup = OmegaConf.select(cfg, WARMUP)
+    num_steps = OmegaConf.select(cfg, "schedule.num_steps", default=OmegaConf.select(cfg, STEPS))
     if WARMUP in given_keys or not (is_count(warmup) and is_count(num_steps, 1)) or warmup <= num_steps:
         return
     with open_dict(cfg):

@@ -27,7 +27,7 @@ from bbu_train.runs.identity import (
     result_values,
     run_identity,
 )
-from bbu_train.runs.length import EPOCHS, FULL_WARMUP, STEPS, choose_length, shorten_warmup
+from bbu_train.runs.length import EPOCHS, FULL_WARMUP, STEPS, WARMUP, choose_length, shorten_warmup
 from bbu_train.runs.names import check_name, folder_name
 from bbu_train.runs.settings import DEVICE, LEFT_OUT, THREADS, target_device, threads_change_result
 from bbu_train.runtime.nested import leaves
@@ -174,7 +174,8 @@ def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
     compared = None if "experiment" in given_keys else [*given_keys]  # an experiment's file may set any key
     if compared and {STEPS, EPOCHS} & {*compared}:  # each takes the place of the other
         compared += [STEPS, EPOCHS]
-    _refuse(_differences(stored, cfg, compared), cfg.resume, "Leave these out, or start a new run with them.")
+    differences = [*_differences(stored, cfg, compared), *_other_warmup(stored, cfg, given_keys)]
+    _refuse(differences, cfg.resume, "Leave these out, or start a new run with them.")
     merged = _merge(stored, cfg, [*given_keys, "resume"])
     refuse_changed(merged, Path(merged.folder))
     return merged
@@ -183,7 +184,8 @@ def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
 def _resume_name(cfg: DictConfig, given_keys: Sequence[str], known_data: dict[Path, str] | None) -> DictConfig:
     """Return the config of the existing run that `run=` names, with the neutral values of this command."""
     stored = _load(cfg.folder)
-    _refuse(_differences(stored, cfg, None), cfg.folder, "Give another run=<name>, or the same values.")
+    differences = [*_differences(stored, cfg, None), *_other_warmup(stored, cfg, given_keys)]
+    _refuse(differences, cfg.folder, "Give another run=<name>, or the same values.")
     merged = _merge(stored, cfg, [*given_keys, *LOCATION_KEYS])
     refuse_changed(merged, Path(merged.folder), known_data)
     return merged
@@ -224,6 +226,14 @@ def _differences(stored: DictConfig, cfg: DictConfig, keys: Sequence[str] | None
         if key not in ignored and is_compared and _differs(old, new, key) and _differs(raw_old, raw_new, key):
             differences.append(f"{key} is {_as_text(old, key)} in the run and {_as_text(new, key)} in this command")
     return differences
+
+
+def _other_warmup(stored: DictConfig, cfg: DictConfig, given_keys: Sequence[str]) -> list[str]:
+    """Describe a warm-up of the command that the run had to shorten: for the identity both are the same."""
+    if WARMUP not in given_keys or OmegaConf.select(cfg, WARMUP) != OmegaConf.select(stored, FULL_WARMUP):
+        return []
+    values = [OmegaConf.select(config, WARMUP) for config in (stored, cfg)]
+    return [f"{WARMUP} is {values[0]} in the run, which is too short for {values[1]}"]
 
 
 def _differs(values: Mapping[str, Any], others: Mapping[str, Any], key: str) -> bool:

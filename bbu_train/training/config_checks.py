@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count, is_number
-from bbu_train.runs.length import problems_of_length
+from bbu_train.runs.length import WARMUP, problems_of_length
 from bbu_train.runs.settings import AUTO_SETTINGS
 from bbu_train.training import auto
 
@@ -89,6 +89,12 @@ def _counts(cfg: DictConfig) -> Iterator[str]:
 
 def _limits(cfg: DictConfig) -> Iterator[str]:
     """Yield what is wrong with values that limit each other, or that no component checks before the model loads."""
+    warmup, has_length = OmegaConf.select(cfg, WARMUP), "num_steps" in (cfg.get("schedule") or {})
+    if is_count(warmup) and is_count(cfg.steps, 1) and warmup > cfg.steps and not has_length:
+        yield (
+            f"{WARMUP}={warmup} is above steps={cfg.steps}: the full rate would never be reached. Expected at most "
+            f"{cfg.steps}"
+        )
     if is_count(cfg.seed, MAX_SEED + 1):
         yield f"seed={cfg.seed}: expected at most {MAX_SEED}"
     low, high = cfg.model.min_pixels, cfg.model.max_pixels

@@ -111,7 +111,7 @@ def read_search_command(arguments: Sequence[str], folder: Path) -> SearchCommand
 def _check_warmup(cfg: DictConfig, given: Sequence[Override]) -> None:
     """Raise InputError if trials of different length may differ in their warm-up too, because it does not fit."""
     lengths = [each for each in given if each.key_or_group in (STEPS, EPOCHS) and each.is_sweep_override()]
-    warmup = OmegaConf.select(cfg, WARMUP) if "num_steps" in (cfg.get("schedule") or {}) else None
+    warmup = OmegaConf.select(cfg, WARMUP)
     if not lengths or not warmup or WARMUP in [each.key_or_group for each in given]:
         return
     steps = [each for each in lengths if each.key_or_group == STEPS and not each.is_interval_sweep()]

@@ -1,12 +1,17 @@
 """An experiment's values for a choice fall with that choice, and only those; every choice composes with it."""
 
+import copy
+import logging
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.types import RunMode
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, OmegaConf, _utils
 
-from bbu_train.cli import overrides
+from bbu_train.cli import main, overrides
+from bbu_train.cli.experiments import ExperimentLoader
+from bbu_train.errors import InputError
 from bbu_train.runs.settings import LEFT_OUT
 from bbu_train.runtime.nested import leaves
 from bbu_train.training import config_checks
@@ -17,6 +22,27 @@ GROUPS = [
     folder.name for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name not in ("experiment", "hydra")
 ]
 EXPERIMENTS = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compose_once():
+    """Compose equal words once in this module, and parse files in C: some thousand files would be read."""
+    plain, compose, known = _utils.get_yaml_loader(), ExperimentLoader.load_configuration, {}
+
+    class Loader(yaml.CSafeLoader):
+        yaml_implicit_resolvers = plain.yaml_implicit_resolvers
+        yaml_constructors = plain.yaml_constructors
+
+    def load_configuration(self, config_name, overrides, *arguments, **options):
+        key = (str(self.config_search_path), config_name, *overrides, *map(str, arguments), str(options))
+        if key not in known:
+            known[key] = compose(self, config_name, overrides, *arguments, **options)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_utils, "get_yaml_loader", lambda: Loader)
+        patch.setattr(ExperimentLoader, "load_configuration", load_configuration)
+        yield
 
 
 def composed(*words: str, own: Path | None = None):
@@ -118,3 +144,68 @@ def test_an_experiment_of_the_users_own_may_begin_with_another_one(tmp_path):
     assert dict(leaves(other.augmentation)).keys() == {"_target_"}
     assert (other.optimizer.weight_decay, other.steps) == (composed().optimizer.weight_decay, 7)
     assert "augmentation.left_right=0.25" in left_out(other) and "weight_decay=0.3" in left_out(other)
+
+
+@pytest.mark.parametrize("words", [["optimizer=muon"], ["model=qwen25vl7b"], ["model=tiny", "optimizer=muon"]])
+def test_what_an_experiment_is_about_stays_with_every_choice(words):
+    cfg = composed("experiment=frozen_vision", *words)
+    assert cfg.optimizer.groups.vision.lr == 0
+    assert "always" not in cfg
+    assert cfg.model.teacher_cache_gib == (8 if words == ["optimizer=muon"] else 0)  # that suits the model
+
+
+def test_a_choice_that_lacks_what_an_experiment_is_about_is_refused():
+    with pytest.raises(InputError, match=r"optimizer.groups.vision.lr=0: optimizer=adamw_uniform has no vision in"):
+        overrides.check(["experiment=frozen_vision", "optimizer=adamw_uniform"], CONF)
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "values", "said"),
+    [
+        ("search: {num_trials: 5}", [], None, "search.num_trials=5 (for a choice of search)"),
+        ("search: {num_trials: 5}", ["search=tpe"], 5, ""),
+        ("search: {pruner: {n_min_trials: 2}, num_trials: 5}", ["search=tpe"], 5, ""),
+        (
+            "search: {pruner: {n_min_trials: 2}, num_trials: 5}\ndefaults: [{override /search: random}]",
+            ["search/pruner=none"],
+            5,
+            "search.pruner.n_min_trials=2 (for search/pruner=median)",
+        ),
+        (
+            "launchers: {num_parallel: 2}\ndefaults: [{override /hydra/launcher: local}]",
+            ["hydra/launcher=slurm"],
+            None,
+            "launchers.num_parallel=2 (for hydra/launcher=local)",
+        ),
+    ],
+)
+def test_values_of_groups_without_a_usual_choice_fall_where_there_is_none(tmp_path, own, words, values, said):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{own}\n")
+    cfg = composed("experiment=mine", *words, own=tmp_path)
+    assert (OmegaConf.select(cfg, "search.num_trials"), left_out(cfg)) == (values, said)
+
+
+@pytest.mark.parametrize("options", [["--cfg", "job"], ["--info", "config"]])
+def test_what_is_shown_is_what_the_run_gets(options, monkeypatch, capsys):
+    words = ["experiment=frozen_vision", "model=qwen25vl7b", "steps=5", "optimizer=muon"]
+    monkeypatch.setattr("sys.argv", ["bbu_train", *options, *words])
+    monkeypatch.setattr(logging.root, "handlers", [])  # --info sets up a log of its own
+    assert main.run_command(None, CONF, None, None) == 0
+    shown = capsys.readouterr().out
+    assert "  num_warmup_steps: 0\n" in shown and "model.teacher_cache_gib=8 (for model=qwen25vl3b)" in shown
+    assert "always" not in shown and shown.count("lr: 0\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment=[smoke,overfit]"], "a run has one choice of experiment"),
+        (["experiment=smoke", "experiment=overfit"], "experiment is chosen 2 times"),
+        (["hydra.searchpath=[file:///x]", "experiment=mine"], "--config-dir FOLDER"),
+        (["-m", "--cfg", "job", "experiment=smoke,overfit"], "leave out -m"),
+    ],
+)
+def test_commands_that_would_lose_an_experiment_in_silence_are_refused(words, said):
+    with pytest.raises(InputError, match=said):
+        overrides.check(words, CONF)

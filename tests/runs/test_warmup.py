@@ -14,6 +14,7 @@ from launchers import cells
 from launchers.search.command import read_search_command
 
 CONF = Path(__file__).parents[2] / "conf"
+SCHEDULES = ("schedule=warmup_cosine", "schedule=constant")
 SMALL = (
     "data=synthetic",
     "sampler=fixed_samples",
@@ -32,25 +33,26 @@ def resolve(config, tmp_path):
     return resolve
 
 
-def test_a_warmup_that_does_not_fit_is_a_tenth_of_the_steps_and_one_that_fits_stays(resolve):
-    shortened, fits = resolve("steps=9", "schedule=warmup_cosine"), resolve("steps=10", "schedule=warmup_cosine")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_warmup_that_does_not_fit_is_a_tenth_of_the_steps_and_one_that_fits_stays(resolve, schedule):
+    shortened, fits = resolve("steps=9", schedule), resolve("steps=10", schedule)
     assert (shortened.schedule.num_warmup_steps, fits.schedule.num_warmup_steps) == (0, 10)
     assert first_screen.changed_lines(shortened) == [
         "schedule.num_warmup_steps=10 does not fit into 9 steps, so it is 0"
     ]
     assert first_screen.changed_lines(fits) == []
     config_checks.check(shortened)
-    assert resolve("steps=9", "schedule=constant").schedule.num_warmup_steps == 10  # it does not depend on the length
 
 
-def test_a_warmup_that_the_command_gives_is_refused_if_it_does_not_fit(resolve):
-    cfg = resolve("steps=9", "schedule=warmup_cosine", "schedule.num_warmup_steps=10")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_warmup_that_the_command_gives_is_refused_if_it_does_not_fit(resolve, schedule):
+    cfg = resolve("steps=9", schedule, "schedule.num_warmup_steps=10")
     with pytest.raises(InputError, match="Expected at most 9"):
         config_checks.check(cfg)
 
 
 @pytest.mark.parametrize("length", ["steps=2", "epochs=0.5"])
-def test_the_same_command_finds_its_run_whose_warmup_was_shortened(resolve, length):
+def test_the_same_command_finds_its_run_whose_warmup_was_shortened(config, resolve, length):
     words = ("schedule=warmup_cosine", length, *SMALL)
     cfg = resolve(*words)
     setup.prepare(cfg)
@@ -62,6 +64,10 @@ def test_the_same_command_finds_its_run_whose_warmup_was_shortened(resolve, leng
     assert again.schedule == cfg.schedule
     with pytest.raises(InputError, match="made with another config"):
         resolve(*words, "seed=3")
+    with pytest.raises(InputError, match="is 0 in the run, which is too short for 10"):
+        resolve(*words, "schedule.num_warmup_steps=10")
+    resume = [f"resume={cfg.folder}", "schedule.num_warmup_steps=0"]
+    assert resolve_run(config(*resume), "default", resume, in_sweep=False).schedule == cfg.schedule
     assert OmegaConf.load(Path(cfg.folder) / run_folder.CONFIG).schedule.num_warmup_steps == 0
 
 
