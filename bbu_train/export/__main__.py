@@ -31,9 +31,9 @@ evaluate take the folder in place of the run, and model.checkpoint=<folder> trai
   run         required  run folder, such as outputs/default/20260101-120000-abcdef01
   to          required  folder to write; it appears when it is complete
   checkpoint  best      best, last or a step number
-  dtype       bf16      bf16, as published, or fp32: of the published files. The head keeps the precision of its training
-  form        servable  servable: what is described above; bbu_train: head/ alone, with all weights, for bbu_train.load.
-                        The second is for runs with model.image_position_scale above 0, which stock models cannot do
+  dtype       bf16      bf16, as published, or fp32: of all weights but the head's, which keep that of their training
+  form        servable  servable: the files above; bbu_train: head/ alone, with all weights, for bbu_train.load: of runs
+                        with model.image_position_scale above 0, which no stock model can compute
   overwrite   false     true: replace an exported folder that is there already, with all that lies in it
 """
 DEFAULTS = {

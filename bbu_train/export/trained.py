@@ -64,6 +64,6 @@ class TrainedWeights:
             )
         if not scale and form == exported.OWN:
             raise InputError(
-                f"form={exported.OWN} is for a model that stock transformers cannot compute, and the one in {self.folder} "
-                "is none. Leave form out: bbu_train.load takes the servable form too."
+                f"form={exported.OWN} is for a model that stock transformers cannot compute, and that of the run in "
+                f"{self.folder} they can. Leave form out: bbu_train.load takes the servable form too."
             )

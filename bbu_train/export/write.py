@@ -21,7 +21,8 @@ from bbu_train.runtime.atomic_folder import open_folder_atomically
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 KEPT = ("git_commit", "choices", "settings")
-"""What head/environment.json keeps of the run's: what made it, and what auto took. Of its data it keeps the counts."""
+COUNTS = "num_objects_by_class"
+"""What head/environment.json keeps of the run's: what made it, what auto took, and the COUNTS of each split."""
 
 
 def write(trained: TrainedWeights, form: str, dtype: str, to: Path) -> str:
@@ -75,8 +76,7 @@ def _write_published(trained: TrainedWeights, weights: Mapping[str, Tensor], fol
 
 
 def _shortened(environment: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: environment[key] for key in KEPT if key in environment}
     splits = environment.get("data", {}).get("splits", {})
-    counts = {
-        name: {key: each[key] for key in ("num_pictures", "num_objects_by_class")} for name, each in splits.items()
-    }
-    return {key: environment[key] for key in KEPT if key in environment} | {"data": {"splits": counts}}
+    counts = {name: {COUNTS: each[COUNTS]} for name, each in splits.items()}
+    return kept | {"data": {"splits": counts}}

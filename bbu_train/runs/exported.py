@@ -92,5 +92,5 @@ def sha256(path: Path) -> str:
 def _refuse(folder: Path, problems: Sequence[str]) -> None:
     if problems:
         raise InputError(
-            f"The model exported into {folder} is not whole: {'; '.join(problems)}. Restore it, or export the run again."
+            f"The model exported into {folder} is not whole: {'; '.join(problems)}. Restore it, or export again."
         )

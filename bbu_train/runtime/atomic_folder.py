@@ -4,11 +4,11 @@ import ctypes
 import errno
 import hashlib
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 
 from bbu_train.runtime.atomic_write import flush, make_folder
 
@@ -41,14 +41,14 @@ def open_folder_atomically(folder: Path) -> Iterator[Path]:
             unfinished.rename(folder)
         flush(folder.parent)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # incomplete, or the folder that was replaced
+        rmtree(unfinished, ignore_errors=True)  # incomplete, or the folder that was replaced
 
 
 def _delete_leftovers(parent: Path, prefix: str) -> None:
     for leftover in parent.glob(f"{prefix}*"):
         process_id = int(leftover.name.removeprefix(prefix))
         if not Path(f"/proc/{process_id}").exists() or process_id == os.getpid():
-            shutil.rmtree(leftover, ignore_errors=True)
+            rmtree(leftover, ignore_errors=True)
 
 
 def _exchange(new: Path, old: Path) -> None:
