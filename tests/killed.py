@@ -2,13 +2,13 @@
 
 import os
 import signal
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 
-def kill_at_call(module: str, name: str, number: int) -> None:
-    """Let this process end by SIGKILL when the function `name` of `module` is called for the `number`th time."""
-    owner = import_module(module)
+def kill_at_call(owner_name: str, name: str, number: int) -> None:
+    """Let this process end by SIGKILL at call `number`, from 1, of the function `name` of a module or a class."""
+    owner = resolve_name(owner_name)
     function, calls = getattr(owner, name), []
 
     def kill_or_call(*arguments: Any, **options: Any) -> Any:
