@@ -13,6 +13,7 @@ from shutil import rmtree
 from bbu_train.runtime.atomic_write import flush, make_folder
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+REPLACED = "-replaced"
 CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """What file systems and kernels without an exchange of two names say."""
 
@@ -23,12 +24,12 @@ def open_folder_atomically(folder: Path) -> Iterator[Path]:
 
     The new folder is hidden beside it and is flushed to disk before it is renamed. A folder that is there already is
     exchanged with it in one step, then deleted. A file system that cannot exchange (some network file systems) takes
-    two renames, and a kill between them leaves both folders under hidden names. What a killed process of this host has
-    left is deleted by the next one that writes the same folder.
+    two renames, and a kill between them leaves both folders under hidden names. The next process of this host that
+    writes the same folder deletes what a killed one has left, and gives a folder its name back that has lost it so.
     """
     make_folder(folder.parent)
     hidden = f".unfinished-{hashlib.sha256(folder.name.encode(errors='surrogateescape')).hexdigest()[:16]}"
-    _delete_leftovers(folder.parent, f"{hidden}-{socket.gethostname()}-")
+    _clean_up_after_a_kill(folder, f"{hidden}-{socket.gethostname()}-")
     unfinished = folder.with_name(f"{hidden}-{socket.gethostname()}-{os.getpid()}")
     try:
         unfinished.mkdir()
@@ -44,10 +45,14 @@ def open_folder_atomically(folder: Path) -> Iterator[Path]:
         rmtree(unfinished, ignore_errors=True)  # incomplete, or the folder that was replaced
 
 
-def _delete_leftovers(parent: Path, prefix: str) -> None:
-    for leftover in parent.glob(f"{prefix}*"):
-        process_id = int(leftover.name.removeprefix(prefix))
-        if not Path(f"/proc/{process_id}").exists() or process_id == os.getpid():
+def _clean_up_after_a_kill(folder: Path, prefix: str) -> None:
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        process_id = leftover.name.removeprefix(prefix).removesuffix(REPLACED)
+        if Path(f"/proc/{process_id}").exists() and process_id != str(os.getpid()):
+            continue
+        if leftover.name.endswith(REPLACED) and not folder.exists():
+            leftover.rename(folder)
+        else:
             rmtree(leftover, ignore_errors=True)
 
 
@@ -60,6 +65,6 @@ def _exchange(new: Path, old: Path) -> None:
     code = ctypes.get_errno()
     if code not in CANNOT_EXCHANGE:
         raise OSError(code, os.strerror(code), str(old))
-    aside = old.rename(new.with_name(f"{new.name}-replaced"))
+    aside = old.rename(new.with_name(f"{new.name}{REPLACED}"))
     new.rename(old)
     aside.rename(new)

@@ -196,3 +196,8 @@ def test_training_goes_on_from_an_export_with_the_loss_that_the_run_had(uninterr
     before, after = logged(uninterrupted, "eval/loss/student_lm"), logged(next_run, "eval/loss/student_lm")
     assert after[0] == pytest.approx(before[-1], rel=1e-6)
     assert after[0] != before[0]
+    assert export(capsys, f"run={next_run}", f"to={tmp_path}/again", "dtype=fp32", "checkpoint=last")[0] == 0
+    assert names(tmp_path / "again") == PUBLISHED | HEAD - {"head/model.safetensors"}
+    for name in sorted(PUBLISHED - {"model.safetensors", "tokenizer_config.json"}):
+        assert (tmp_path / "again" / name).read_text() == (tmp_path / "to" / name).read_text(), name
+    assert f"base_model: {tmp_path}/to" in (tmp_path / "again/head/README.md").read_text()
