@@ -9,6 +9,7 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.training.setup import build
 
 SMALL = ["head.num_queries=12", "head.d_model=32", "head.num_heads=2", "head.num_caption_layers=1"]
+SMALL += ["head.max_caption_tokens=4"]
 METRICS = {"eval/ap50": 0.25, "eval/f1": 0.5, "eval/f1_threshold": 0.125}
 
 

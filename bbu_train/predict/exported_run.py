@@ -67,8 +67,8 @@ class ExportedRun(TrainedRun):
             )
         return ExportedCheckpoint(Path(self.folder), self.record)
 
-    def _fill(self, model: GroundingModel, weights: Mapping[str, Tensor]) -> None:
+    def _fill(self, model: GroundingModel, saved: Mapping[str, Tensor]) -> None:
         """Fill the parts whose weights are in head/. The published weights are in the model already."""
         is_published = self.record.form == exported.SERVABLE
         head = nn.ModuleDict({} if model.head is None else {"head": model.head})
-        load_weights(head if is_published else model, weights)
+        load_weights(head if is_published else model, saved)

@@ -15,6 +15,7 @@ from bbu_train.checkpoint.load import load_weights
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, listed
+from bbu_train.model import weights
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
@@ -70,11 +71,21 @@ class TrainedRun:
         if "head" in self.routes and "num_queries" not in cfg.head:
             raise InputError(f"The run in {folder} has no head (head=none). Take route=generated.")
         self.saved = self._find_checkpoint(checkpoint)
+        self._require_first_weights()
         with run_folder.built_by_this_code(cfg.folder):
             self.preprocessing = build(cfg.model.preprocessing)
 
     def _read_config(self) -> DictConfig:
         return run_folder.load(self.folder)
+
+    def _require_first_weights(self) -> None:
+        """Raise InputError if the weights that the run began from are gone: config and tokenizer lie beside them."""
+        model = self.cfg.model
+        if problem := weights.what_is_missing(model.checkpoint, model.weights):
+            raise InputError(
+                f"The run in {self.folder} began from the weights of {model.checkpoint}, which are missing "
+                f"({problem}). Its config and tokenizer are read from there: put them back."
+            )
 
     def take_data_from(self, root: str | None) -> None:
         """Read the run's data under another root, if one is given. Raises InputError if the run draws its data."""
@@ -151,16 +162,16 @@ class TrainedRun:
         Raises InputError if a route needs the head and the run did not train it.
         """
         cfg = self.cfg
-        weights = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
+        saved = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
         device = self.device
         with run_folder.built_by_this_code(self.cfg.folder):
             model = build(cfg.model.network)(device=device, head=build(cfg.head))
             if "head" in self.routes:
                 build(cfg.optimizer)(model)  # freezes what training froze
                 untrained_head.refuse_untrained(model.head, build(cfg.loss), self.folder)
-        self._fill(model, weights)
+        self._fill(model, saved)
         autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
         return Predictor(model.eval(), self.make_builder(), device, autocast, self.routes, max_new_tokens)
 
-    def _fill(self, model: GroundingModel, weights: Mapping[str, Tensor]) -> None:
-        load_weights(model, weights)
+    def _fill(self, model: GroundingModel, saved: Mapping[str, Tensor]) -> None:
+        load_weights(model, saved)

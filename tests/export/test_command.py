@@ -168,6 +168,11 @@ def cut(folder):
             [],
             "backbone.model.visual.blocks.0.mlp",
         ),
+        (
+            edit("checkpoint: null\n  weights: random", "checkpoint: /gone\n  weights: pretrained"),
+            [],
+            "weights of /gone, which",
+        ),
         (None, ["checkpoint=9"], "Steps saved there: 1"),
         (None, ["checkpoint=newest"], "checkpoint is best, last or a step"),
         (None, ["dtype=fp16"], "dtype is bf16 or fp32"),

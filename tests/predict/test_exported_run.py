@@ -24,6 +24,11 @@ def exported(uninterrupted, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def trained(uninterrupted):
+    return bbu_train.load(uninterrupted, checkpoint="last")
+
+
+@pytest.fixture(scope="module")
 def pictures(uninterrupted):
     data = build(OmegaConf.load(uninterrupted / "config.yaml").data)
     return [sample.student.path for sample in data.validation]
@@ -49,8 +54,8 @@ def assert_same(one, other, pictures, threshold=0.0):
         assert (found.answer, found.objects) == (same.answer, same.objects)
 
 
-def test_an_exported_model_finds_what_its_run_finds(uninterrupted, exported, pictures):
-    assert_same(bbu_train.load(uninterrupted, checkpoint="last"), bbu_train.load(exported), pictures)
+def test_an_exported_model_finds_what_its_run_finds(trained, exported, pictures):
+    assert_same(trained, bbu_train.load(exported), pictures)
 
 
 def test_padded_bfloat16_weights_are_loaded_as_they_were(made, tmp_path, pictures):
@@ -81,17 +86,18 @@ def test_a_model_without_a_head_only_generates(made, tmp_path, pictures):
     assert first == second
 
 
-def test_programs_take_the_exported_folder_like_the_run(uninterrupted, exported, pictures, tmp_path):
-    found, scored = [], []
-    for folder, options in ((uninterrupted, ["checkpoint=last"]), (exported, [])):
-        words = [f"run={folder}", "route=head", "teachers=0", *options]
-        out = tmp_path / folder.name
-        assert predict([*words, f"images={pictures[0]}", "threshold=0", f"out={out}/found"]) == 0
-        assert evaluate([*words, f"out={out}/scored"]) == 0
-        found.append(json.loads((out / "found/predictions.jsonl").read_text())["objects"])
-        [row] = json.loads((out / "scored/table.json").read_text())["rows"]
-        scored.append({name: value for name, value in row.items() if name != "seconds"})
-    assert found[0] == found[1]
+def test_programs_take_the_exported_folder_like_the_run(uninterrupted, exported, trained, pictures, tmp_path):
+    words = [f"run={exported}", f"images={pictures[0]}", "route=head", "threshold=0", f"out={tmp_path}/found"]
+    assert predict(words) == 0
+    found = json.loads((tmp_path / "found/predictions.jsonl").read_text())
+    [expected] = trained.predict(pictures[0], threshold=0)
+    scores = sorted((each["score"] for each in (*found["objects"], *found["unusable"])), reverse=True)
+    assert scores == [round(each.score, 4) for each in expected.objects]
+    scored = []
+    for name, words in (("run", [f"run={uninterrupted}", "checkpoint=last"]), ("exported", [f"run={exported}"])):
+        assert evaluate([*words, "route=head", "teachers=0", f"out={tmp_path}/{name}"]) == 0
+        [row] = json.loads((tmp_path / name / "table.json").read_text())["rows"]
+        scored.append({metric: value for metric, value in row.items() if metric != "seconds"})
     assert scored[0] == scored[1]
 
 
