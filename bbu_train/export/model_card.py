@@ -29,8 +29,8 @@ from transformers import AutoTokenizer, AutoImageProcessor, Qwen2_5_VLForConditi
 model = Qwen2_5_VLForConditionalGeneration.from_pretrained("<folder>", dtype="auto")
 ```
 
-`vllm serve <folder>` serves it. Ask for every picture what the model was asked in training, with greedy decoding, which
-is what validation used and generation_config.json says:
+`vllm serve <folder>` serves it. Ask of every picture what was asked in training, with greedy decoding, as bbu_train does
+and generation_config.json says:
 
 ```python
 messages = [
@@ -40,7 +40,7 @@ messages = [
 ```
 
 The answer is JSON, with `bbox_2d` in pixels of the resized picture (the image processor's, from {min_pixels} to
-{max_pixels} pixels). Written by transformers 5: older releases do not read its config.json."""
+{max_pixels} pixels). config.json has the layout of transformers 5."""
 
 OWN = """\
 Stock transformers cannot compute this model: with `model.image_position_scale={scale}` each image token has the sine
