@@ -17,6 +17,7 @@ from bbu_train.optimizer.groups import parameters_by_group
 from bbu_train.reporting import final_report, first_samples
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
+from bbu_train.runs.length import ENDED_EARLY
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.runtime.wording import count_of
 from bbu_train.tracker.trackers import Trackers
@@ -36,7 +37,8 @@ STATES = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
 
 
 def train(cfg: DictConfig) -> None:
-    """Train one run from its beginning, or from its last checkpoint, to `cfg.steps`. Every rank calls this.
+    """Train one run from its beginning, or from its last checkpoint, to `cfg.steps` or to an early stop. Every rank
+    calls this.
 
     Raises Preempted if a signal asked any rank to end: all ranks end after the same step, and that step is saved.
     """
@@ -82,12 +84,13 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
         log.warning("%s", warning)
     average = build(cfg.average)(model, optimizer)
     optimizer.allocate()  # before the first forward pass, or a step could run out of memory halfway through an update
-    schedule = build(cfg.schedule)
+    schedule, stopping = build(cfg.schedule), build(cfg.stopping)
     engine = build(applied.engine)(model, criterion, optimizer, parameters_by_group(optimizer), device)
     peak = step_metrics.peak_flops(device, engine.precision)
     raise_if_asked_to_end(at.step, cfg)
     if saved is not None:
         at = progress.restore(saved, model, optimizer, average)
+        stopping.load_state_dict(at.stopping)
     if planned is not None:
         trial = fit.MemoryTrial(engine, criterion, model, inputs, None if cfg.eval_every is None else average)
         chosen.settings.update(fit.settings_of(cfg, *fit.try_out(planned, trial)))
@@ -97,7 +100,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     interrupts.enter_context(preemption.interrupts_set_flag(NOTICE if distributed.is_main() else ""))
     recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
     if distributed.is_main():
-        first_screen.show(cfg, at.step, inputs, chosen, model, optimizer, peak, recovery.learnt.summary())
+        first_screen.show(cfg, at.step, inputs, chosen, model, optimizer, stopping, peak, recovery.learnt.summary())
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
     trackers.publish([folder / run_folder.ENVIRONMENT])
@@ -141,6 +144,16 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
             trackers.publish(final_report.write_gallery(folder, at.step, predictions, cfg.gallery, at.metrics))
         return predictions
 
+    def evaluate_on_schedule() -> list[tuple[Picture, Prediction]]:
+        """Evaluate, log the metrics, and let the stopping rule see them."""
+        predictions = evaluate_average()
+        stopping.update(at.metrics)
+        at.stopping = stopping.state_dict()
+        trackers.log(at.step, at.metrics | ({ENDED_EARLY: 1.0} if stopping.reason else {}))
+        if stopping.reason and distributed.is_main():
+            log.info("step %s of %s: the run ends, because %s", f"{at.step:,}", f"{cfg.steps:,}", stopping.reason)
+        return predictions
+
     # ---- The loop ----
     state, predictions, profiler = "failed", None, None
     try:
@@ -153,12 +166,11 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
             profiler = profiling.start(folder / "trace.json.gz", cfg.steps - at.step)
         batches = recovery.batches_from(at.step)  # the workers encode the first steps while the run evaluates
         if due(cfg.eval_every, at.step, cfg.steps) and at.evaluated_at != at.step:
-            predictions = evaluate_average()
-            trackers.log(at.step, at.metrics)
+            predictions = evaluate_on_schedule()
             if at.step > 0:
                 save()  # or a kill before the next save would repeat this evaluation and log its row twice
 
-        while at.step < cfg.steps:
+        while at.step < cfg.steps and not stopping.reason:
             step_began = time.perf_counter()
             sample_ids, micro_batches = next(batches)
             data_seconds = time.perf_counter() - step_began
@@ -180,9 +192,8 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
             if profiler:
                 profiler.step()
             if due(cfg.eval_every, at.step, cfg.steps):
-                predictions = evaluate_average()
-                trackers.log(at.step, at.metrics)
-            if due(cfg.save_every, at.step, cfg.steps):
+                predictions = evaluate_on_schedule()
+            if due(cfg.save_every, at.step, at.step if stopping.reason else cfg.steps):
                 save()
 
         with display.spending("saving"):
@@ -193,7 +204,12 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
         display.close()
         if distributed.is_main():
             length = f"{count_of(at.step, 'step')}, {inputs.plan.epoch_at(at.step):.2f} epochs"
-            notes = {"length": length, "memory": recovery.learnt.summary(), "time": display.time_spent()}
+            notes = {
+                "length": length,
+                "stopped": stopping.reason,
+                "memory": recovery.learnt.summary(),
+                "time": display.time_spent(),
+            }
             _report(cfg, inputs, at, predictions or [], criterion.weights, trackers, notes)
         state = "done"
     except BaseException as error:

@@ -21,6 +21,7 @@ from bbu_train.training import loader, planning
 CONF = Path(__file__).parents[1] / "conf"
 OVERRIDES = (
     *("schedule=constant", "schedule.num_warmup_steps=0", "eval_every=null", "save_every=null", "sweep=host"),
+    *("head=detr", "loss=joint", "data=synthetic"),
     *("threads=1", "sampler.num_samples=2"),  # one core and short steps, so that the overhead of the loop weighs more
 )
 NUM_WARMUP_STEPS, NUM_CHECKED_STEPS = 5, 10

@@ -7,7 +7,7 @@ process. The peers (peers.py) train on the steps that are counted for bbu_train.
 
 plain      the command `python -m bbu_train model=qwen25vl3b collator=packed`: every setting is what auto takes. Only
            random weights and the data are added, and nothing is evaluated or saved
-bbu_train  3B shape, bfloat16 compute over float32 master weights, the `detr` head and all six losses, tuned by hand
+bbu_train  3B shape, bfloat16 compute over float32 master weights, the default head and its losses, tuned by hand
 plain_79   plain with the memory that a card of 80 GB has; likewise plain_47 and plain_23.5. The limit is set by
            torch.cuda.set_per_process_memory_fraction: the card keeps its speed
 packed     the stock transformers model with flash-attention 2, packed; language loss alone

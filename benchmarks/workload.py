@@ -19,9 +19,11 @@ from bbu_train.types.samples import Object
 
 WIDTH, HEIGHT = 644, 476
 NUM_SYSTEM_TOKENS, NUM_QUESTION_TOKENS, NUM_OBJECT_TOKENS = 60, 12, 28
+COMPACT = answer.LAYOUTS["compact"]
 FILLER = "q"  # no merge of the tokenizer covers this letter, so each one is a token
 
 OVERRIDES = (
+    "conversation.layout=compact",
     "data=jsonl",
     "data.teachers.teacher_ratio=0.7",
     "data.teachers.num_teachers=[1,2]",
@@ -72,7 +74,7 @@ def _description(tokenizer: PlainTextTokenizer) -> str:
         description = f"bbu{FILLER * length}"
         objects = [Object(box, description) for box in boxes]
         one, two = (
-            len(tokenizer.encode(answer.render(answered, ReadingOrder(), 1, 1, WIDTH, HEIGHT)))
+            len(tokenizer.encode(answer.render(answered, ReadingOrder(), COMPACT, 1, 1, WIDTH, HEIGHT)))
             for answered in (objects[:1], objects)
         )
         if two - one == NUM_OBJECT_TOKENS:

@@ -19,8 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.cli import overrides
-from bbu_train.errors import InputError, all_problems
+from bbu_train.errors import InputError, all_problems, listed
 from bbu_train.runs import config_keys, identity, resume
+from bbu_train.runs.length import FULL_WARMUP, WARMUP
+from bbu_train.runs.settings import LEFT_OUT
+from bbu_train.runtime.wording import count_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def compose(arguments: Sequence[str], folder: Path, searched_keys: Sequence[str]
             cells.append(Cell(texts, choices, cfg))
         except InputError as error:
             problems.append(f"{' '.join(texts)}: {error}")
-    problems += _find_conflicts(cells)
+    problems += [*_find_conflicts(cells), *warmup_conflicts(cells)]
     if problems:
         raise all_problems("The sweep", problems, "Nothing was started.")
     return cells
@@ -163,3 +166,35 @@ def _find_conflicts(cells: Sequence[Cell]) -> Iterator[str]:
         if (cell.cfg.outputs, cell.cfg.sweep) != (cells[0].cfg.outputs, cells[0].cfg.sweep):
             here = f"here {cells[0].cfg.sweep}. Give sweep=<name>."
             yield f"{' '.join(cell.overrides)}: one command starts one sweep, {here}"
+
+
+def warmup_conflicts(cells: Sequence[Cell]) -> Iterator[str]:
+    """Yield a problem if cells whose warm-up is the same in the files differ in it, because only some are too short."""
+    firsts: dict[Any, Cell] = {}
+    for cell in cells:
+        taken, full = (OmegaConf.select(cell.cfg, key) for key in (WARMUP, FULL_WARMUP))
+        first = firsts.setdefault(taken if full is None else full, cell)
+        if taken != (other := OmegaConf.select(first.cfg, WARMUP)):
+            titles = [each.cfg.about.title or each.cfg.run for each in (first, cell)]
+            yield (
+                f"{WARMUP}={taken if full is None else full} does not fit into every run: it would be {other} for "
+                f"{titles[0]} and {taken} for {titles[1]}. Give {WARMUP}=..."
+            )
+            return
+
+
+def notes(cells: Sequence[Cell]) -> list[str]:
+    """Say once for each difference from the chosen files which cells have it: values left out, a shorter warm-up."""
+    having: dict[str, list[str]] = {}
+    for cell in cells:
+        left_out = OmegaConf.select(cell.cfg, LEFT_OUT) or {}
+        texts = [f"left out of the experiment: {text}" for text in left_out.values()]
+        if (full := OmegaConf.select(cell.cfg, FULL_WARMUP)) is not None:
+            texts.append(f"{WARMUP}={full} does not fit and is {OmegaConf.select(cell.cfg, WARMUP)}")
+        for text in texts:
+            having.setdefault(text, []).append(cell.cfg.about.title or cell.cfg.run)
+    return [f"{text} ({_these(titles, len(cells))})" for text, titles in having.items()]
+
+
+def _these(titles: Sequence[str], num_cells: int) -> str:
+    return "all runs" if len(titles) == num_cells else f"{count_of(len(titles), 'run')}: {listed(titles, 3)}"

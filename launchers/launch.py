@@ -9,10 +9,10 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from bbu_train.errors import INTERRUPTED, InputError
+from bbu_train.errors import INTERRUPTED, InputError, all_problems
 from bbu_train.runtime import preemption
 from launchers import ranks
-from launchers.cells import Cell, compose
+from launchers.cells import Cell, compose, notes, warmup_conflicts
 from launchers.ledger import RESTARTABLE, Ledger
 from launchers.lock import locked
 from launchers.preflight import estimate
@@ -97,12 +97,14 @@ def _check(cells: Sequence[Cell]) -> list[Cell]:
     known_steps: dict[str, int] = {}
     requirements = check_cells(cells, estimate.group_without_estimate(cells, known), known_steps)
     cells = [with_steps(cell, known_steps) for cell in cells]
+    if problems := [*warmup_conflicts(cells)]:
+        raise all_problems("The sweep", problems, "Nothing was started.")
     estimates = [
         estimated or estimate.from_requirements(cell, **requirements[number])
         for number, (cell, estimated) in enumerate(zip(cells, known, strict=True))
     ]
     preemption.end_sweep_if_asked()
-    print(estimate.format_estimates(cells, estimates), flush=True)
+    print("\n".join([*notes(cells), estimate.format_estimates(cells, estimates)]), flush=True)
     return cells
 
 

@@ -9,6 +9,8 @@ import torch
 from forked import run_program, start_program
 from whole_runs import CACHE, GALLERIES, assert_equal_runs, command, leave_out_plots, logged, rows, trained, weights
 
+from bbu_train.compare.sweep import read_runs
+
 
 def kill_after(arguments, folder, num_rows):
     """Start a run in a process of its own and kill it, without warning, once it has logged so many rows."""
@@ -75,3 +77,23 @@ def test_evaluating_and_averaging_change_nothing_in_the_training_and_the_average
     assert ours[0] == others[0]
     assert ours[-1]["step"] == others[-1]["step"]
     assert ours[-1]["eval/loss/total"] != others[-1]["eval/loss/total"]
+
+
+def test_a_run_that_ends_early_is_finished_and_ends_at_the_same_step_after_a_kill(outputs, run):
+    """The loss falls, so by mode=max the evaluations of steps 1 and 2 are no improvement on that of step 0."""
+    rule = ["stopping=patience", "stopping.metric=eval/loss/total", "stopping.mode=max", "stopping.patience=2"]
+    choices = [*rule, "eval_every=1", "save_every=1"]
+    early = run("early", *choices)
+    assert [row["step"] for row in rows(early) if "loss/total" in row] == [1, 2]
+    finished, excluded = read_runs(early.parent)
+    assert early.name in {run.name for run in finished} - {run.name for run in excluded}
+
+    folder = outputs / "smoke" / "killed-early"
+    arguments = command(outputs, folder.name, *choices)
+    kill_after(arguments, folder, num_rows=3)
+    run_program(arguments, folder.with_suffix(".txt"), before=leave_out_plots)
+    assert_equal_runs(folder, early, step=2)
+    logged_rows = (folder / "metrics.jsonl").read_bytes()
+    output = run_program(["bbu_train", f"resume={folder}"], folder.with_suffix(".again"), before=leave_out_plots)
+    assert "ended at step 2 of 6 already" in output
+    assert (folder / "metrics.jsonl").read_bytes() == logged_rows

@@ -91,7 +91,7 @@ def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
     if key in defaults:
         return type_problem(key, defaults[key], value)
     near = usual_names.program_key_of(key, defaults) or next(iter(difflib.get_close_matches(key, defaults, n=1)), None)
-    return f"{key} is no key. {f'Did you mean {near}? ' if near else ''}There are: {', '.join(defaults)}."
+    return f"{key} is not a key. {f'Did you mean {near}? ' if near else ''}There are: {', '.join(defaults)}."
 
 
 def missing_values(values: DictConfig, required: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
@@ -67,10 +69,7 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
             return launch(sys.argv[1:], folder, card is not None)
         if card is not None:
             task = functools.partial(check, card)
-        application = hydra.main(
-            version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=overrides.CONFIG_NAME
-        )
-        application(_reporting(task, added))()
+        _run(_reporting(task, added), folder)
     except BrokenPipeError:
         close_stdout()
     except KeyboardInterrupt as error:
@@ -79,6 +78,23 @@ def run_command(task: Task, folder: Path, launch: Launch, check: Check) -> int:
     except Exception as error:
         return report_error(_as_input_error(error))
     return 0
+
+
+def _run(task: Callable[[DictConfig], None], folder: Path) -> None:
+    """Run `task` with the config of `sys.argv`, or show of Hydra and the config what the options ask for.
+
+    `hydra.main` composes by a loader of its own, so a config that is run or shown (--cfg) is composed here.
+    """
+    flags = get_args_parser().parse_args(sys.argv[1:])
+    name = flags.config_name or overrides.CONFIG_NAME
+    if flags.help or flags.hydra_help or flags.info or flags.shell_completion or (flags.resolve and not flags.cfg):
+        hydra.main(version_base=overrides.VERSION_BASE, config_path=str(folder), config_name=name)(task)()
+        return
+    application = Hydra("bbu_train", overrides.config_loader(folder, flags.config_dir))
+    if flags.cfg:
+        application.show_cfg(name, flags.overrides, flags.cfg, flags.package, flags.resolve)
+    else:
+        application.run(name, task, flags.overrides)
 
 
 def _take_check_option(words: Sequence[str]) -> tuple[list[str], str | None]:

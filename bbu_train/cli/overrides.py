@@ -15,10 +15,12 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from bbu_train.cli.experiments import ExperimentLoader
 from bbu_train.errors import InputError
 from bbu_train.runs import config_keys, identity, usual_names
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.length import EPOCHS, STEPS
+from bbu_train.runs.settings import LEFT_OUT
 from bbu_train.runtime.nested import leaves
 
 VERSION_BASE = "1.3"
@@ -93,8 +95,8 @@ def add_choices_of_resumed_run(arguments: Sequence[str]) -> tuple[list[str], lis
     return [*arguments[:index], *added, *arguments[index:]], added
 
 
-def config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
-    """Return the loader that `hydra.main` will build from the same folders."""
+def config_loader(folder: Path, additional: str | None) -> ExperimentLoader:
+    """Return the loader of the configs in `folder`, and in the `additional` folder of a user."""
     hydra.version.setbase(VERSION_BASE)
     setup_globals()
     search_path = create_config_search_path(str(folder))
@@ -103,7 +105,7 @@ def config_loader(folder: Path, additional: str | None) -> ConfigLoaderImpl:
         if not path.is_dir():
             raise InputError(f"--config-dir {additional}: there is no folder {path}.")
         search_path.prepend("command-line", f"file://{path}", SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(search_path)
+    return ExperimentLoader(search_path)
 
 
 def _compose(loader: ConfigLoaderImpl, name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def _experiment_problems(loader: ConfigLoaderImpl, name: str, config: Mapping[st
     plain = _compose(loader, name, without)
     known, problems = dict(leaves(plain)), []
     for key, value in leaves(config):
-        if key.startswith(("hydra.", *(f"{mapping}." for mapping in config_keys.OPEN_MAPPINGS))):
+        if key.startswith(("hydra.", f"{LEFT_OUT}.", *(f"{mapping}." for mapping in config_keys.OPEN_MAPPINGS))):
             continue
         if key not in known:
             problems.append(config_keys.unknown_key(key, plain, choices))

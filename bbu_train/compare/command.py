@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -85,8 +85,8 @@ def _is_neutral(key: str) -> bool:
 def _compose(words: Sequence[str]) -> DictConfig | None:
     """Compose the config; None if this version lacks a key or a choice of these overrides."""
     try:
-        with initialize_config_dir(str(config_folder()), version_base=overrides.VERSION_BASE):
-            return compose(overrides.CONFIG_NAME, overrides=list(words), return_hydra_config=True)
+        loader = overrides.config_loader(config_folder(), None)
+        return loader.load_configuration(overrides.CONFIG_NAME, list(words), RunMode.RUN)
     except (HydraException, OmegaConfBaseException):
         return None
 

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bbu_train.compare import ledger
 from bbu_train.errors import InputError, listed
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs import identity
+from bbu_train.runs import identity, length
 from bbu_train.runs.names import folder_name
 from bbu_train.runtime.nested import leaves
 from bbu_train.tracker.jsonl import read_rows
@@ -159,6 +159,8 @@ def _reason_unfinished(run: SweepRun, path: Path, status: str | None) -> str | N
     steps = int(run.config.steps)
     last = _last_step(run.series)
     evaluated = _last_step({name: points for name, points in run.series.items() if name.startswith(EVALUATION)})
+    if length.ENDED_EARLY in run.series:
+        return None
     if last >= steps and (evaluated >= steps or run.config.get("eval_every") is None):
         return None
     where = f"at step {last} of {steps}" if last < steps else f"before the evaluation of its last step, {steps}"
@@ -181,7 +183,7 @@ def _last_error(log: Path) -> str | None:
         return None
     text = log.read_text(encoding="utf-8", errors="replace")
     stopped = re.search(r"stopped at step \d+\n(?!.*stopped at step)(.*)", text, re.DOTALL)
-    if stopped is None or re.search(r": from step \d+ to \d+\n", stopped.group(1)):
+    if stopped is None or run_folder.RESUMED in stopped.group(1):
         return None
     errors = re.findall(r"^(?!Traceback)[\w.]+(?:: .*)?$", stopped.group(1), re.MULTILINE)
     return errors[-1] if errors else None

@@ -23,6 +23,24 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 
 @dataclass(frozen=True)
+class Layout:
+    """The text around and between the JSON objects of an answer, and the answer without objects."""
+
+    opening: str
+    separator: str
+    closing: str
+    empty: str
+
+
+LAYOUTS = {
+    # The published model answers so: cookbooks/spatial_understanding.ipynb in the repository QwenLM/Qwen2.5-VL.
+    "qwen": Layout("```json\n[\n\t", ",\n\t", "\n]\n```", "```json\n[]\n```"),
+    "compact": Layout("[", ", ", "]", "[]"),  # as json.dumps writes it
+}
+_LABEL_KEYS = ("label", "desc", "text_content")
+
+
+@dataclass(frozen=True)
 class Parsed:
     """The objects that could be read from an answer; `is_complete` is False if any part could not be read.
 
@@ -34,13 +52,18 @@ class Parsed:
     is_complete: bool
 
 
-def render(objects: Sequence[Object], order: Order, scale_x: float, scale_y: float, width: int, height: int) -> str:
+def render(
+    objects: Sequence[Object], order: Order, layout: Layout, scale_x: float, scale_y: float, width: int, height: int
+) -> str:
     """Return the answer for `objects` in a picture that is resized to `width` x `height` pixels.
 
     Boxes are scaled by (scale_x, scale_y) and rounded to whole pixels, at least one pixel wide and high. Objects are
     sorted by `order`.
     """
-    return json.dumps(_rows(objects, order, scale_x, scale_y, width, height), ensure_ascii=False)
+    rows = _rows(objects, order, scale_x, scale_y, width, height)
+    if not rows:
+        return layout.empty
+    return layout.opening + layout.separator.join(json.dumps(row, ensure_ascii=False) for row in rows) + layout.closing
 
 
 def token_ids(text: str, encode: Callable[[str], Sequence[int]]) -> list[int]:
@@ -64,6 +87,7 @@ def token_ids(text: str, encode: Callable[[str], Sequence[int]]) -> list[int]:
 def num_tokens(
     objects: Sequence[Object],
     order: Order,
+    layout: Layout,
     scale_x: float,
     scale_y: float,
     width: int,
@@ -73,13 +97,15 @@ def num_tokens(
     """Return `len(token_ids(render(...)))` without encoding the answer; `count_tokens` counts the tokens of a text."""
     rows = _rows(objects, order, scale_x, scale_y, width, height)
     if not rows:
-        return count_tokens("[]")
+        return count_tokens(layout.empty)
     num_digits = sum(len("%d%d%d%d" % tuple(row["bbox_2d"])) for row in rows)  # noqa: UP031 (it takes half the time)
     *labels, last = (row["label"] for row in rows)
-    separators = 3 * len(rows) * count_tokens(", ")
-    ends = count_tokens(f"[{_OPENING}") + count_tokens(f"{_closing(last)}]")
-    between = sum(count * count_tokens(f"{_closing(label)}, {_OPENING}") for label, count in Counter(labels).items())
-    return num_digits + separators + ends + between
+    commas = 3 * len(rows) * count_tokens(", ")
+    ends = count_tokens(layout.opening + _OPENING) + count_tokens(_closing(last) + layout.closing)
+    between = sum(
+        count * count_tokens(_closing(label) + layout.separator + _OPENING) for label, count in Counter(labels).items()
+    )
+    return num_digits + commas + ends + between
 
 
 def _closing(label: str) -> str:
@@ -108,10 +134,11 @@ def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
 
 
 def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
-    """Read the objects of an answer, which may be bare or fenced, complete or cut off. Never raises.
+    """Read the objects of an answer of any layout, bare or fenced, complete or cut off. Never raises.
 
     `scale_x` and `scale_y` are those of `render`: boxes are divided by them. JSON that is not an object with four
-    finite numbers and a label is skipped and makes the answer incomplete.
+    finite numbers and a label, or a label by one of the other names that the published model uses, is skipped and makes
+    the answer incomplete.
     """
     try:
         rows = json.loads(_FENCE.sub("", text))
@@ -119,9 +146,9 @@ def parse(text: str, scale_x: float, scale_y: float) -> Parsed:
         rows = None
     objects, spans = [], []
     for row, span in _find_json_objects(text):
-        if _is_object(row):
+        if (label := _label_of(row)) is not None:
             x1, y1, x2, y2 = row["bbox_2d"]
-            objects.append(Object((x1 / scale_x, y1 / scale_y, x2 / scale_x, y2 / scale_y), row["label"]))
+            objects.append(Object((x1 / scale_x, y1 / scale_y, x2 / scale_x, y2 / scale_y), label))
             spans.append(span)
     is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     return Parsed(tuple(objects), tuple(spans), is_list and len(objects) == len(rows))
@@ -139,8 +166,11 @@ def _find_json_objects(text: str) -> Iterator[tuple[Any, tuple[int, int]]]:
         start = text.find("{", end)
 
 
-def _is_object(row: object) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("label"), str):
-        return False
+def _label_of(row: object) -> str | None:
+    """Return the label of a JSON object that describes an object of the picture; None if it does not."""
+    if not isinstance(row, dict):
+        return None
+    label = next((row[key] for key in _LABEL_KEYS if key in row), None)
     box = row.get("bbox_2d")
-    return isinstance(box, list) and len(box) == 4 and all(is_number(x) and abs(x) < 1e9 for x in box)
+    has_box = isinstance(box, list) and len(box) == 4 and all(is_number(x) and abs(x) < 1e9 for x in box)
+    return label if has_box and isinstance(label, str) else None

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from bbu_train.conversation import answer, patches
 from bbu_train.conversation.mrope_positions import positions
 from bbu_train.conversation.text import PlainTextTokenizer
+from bbu_train.errors import InputError
 from bbu_train.ops import boxes
 from bbu_train.ops.activations import Count
 from bbu_train.types.batch import Encoded
@@ -48,8 +49,12 @@ class ConversationBuilder:
         system: str,
         question: str,
         order: answer.Order,
+        layout: str,
     ) -> None:
+        if layout not in answer.LAYOUTS:
+            raise InputError(f"conversation.layout={layout}: expected {' or '.join(answer.LAYOUTS)}")
         self.order = order
+        self.layout = answer.LAYOUTS[layout]
         self.system = system
         self.question = question
         self.picture_format = picture_format
@@ -76,7 +81,7 @@ class ConversationBuilder:
     def answer(self, picture: Picture) -> str:
         """Return the true answer for a picture, in pixels of the resized picture."""
         assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
-        return answer.render(picture.objects, self.order, *self._scales_and_size(picture))
+        return answer.render(picture.objects, self.order, self.layout, *self._scales_and_size(picture))
 
     def num_tokens(self, sample: Sample, teachers: Sequence[Picture]) -> int:
         """Return the length of the encoded conversation with all answers, from picture sizes and texts alone."""
@@ -94,7 +99,7 @@ class ConversationBuilder:
         num_tokens = sum(len(piece.ids) for piece in self._turn_pieces(empty_answer))
         assert picture.objects is not None, f"{picture.path} is not annotated, so it has no answer"
         geometry = self._scales_and_size(picture)
-        return num_tokens + answer.num_tokens(picture.objects, self.order, *geometry, self._count_tokens)
+        return num_tokens + answer.num_tokens(picture.objects, self.order, self.layout, *geometry, self._count_tokens)
 
     def _scales_and_size(self, picture: Picture) -> tuple[float, float, int, int]:
         """Return (scale_x, scale_y, width, height) of the resized picture; the scales map boxes into it."""

@@ -27,7 +27,7 @@ def refuse(problems: Sequence[str]) -> None:
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
-        raise all_problems("This command", problems, "Run `python -m bbu_train --help` for the choices.")
+        raise all_problems("This command", problems, "--help says which keys and choices there are.")
 
 
 def parse(texts: Sequence[str], config_loader: Any = None) -> list[Override]:
@@ -112,7 +112,7 @@ def _problems_of_addition(override: Override, config: Mapping[str, Any], group_c
     if entry in entries or not given <= known:
         unknown = ", ".join(sorted(given - known)) or field
         return [
-            f"{text}: {unknown} is no key of an entry of {owner}. {_did_you_mean(unknown, known)}"
+            f"{text}: {unknown} is not a key of an entry of {owner}. {_did_you_mean(unknown, known)}"
             f"Its keys: {', '.join(sorted(known))}."
         ]
     return []
@@ -178,23 +178,24 @@ def unknown_key(key: str, config: Mapping[str, Any], group_choices: Mapping[str,
     first_wrong = ".".join(parts[: len(parent) + 1])
     if isinstance(_look_up(config, first_wrong)[1], list):
         return f"{key}: {first_wrong} is a list, which is overridden whole: {first_wrong}=[...]."
-    if owner not in OPEN_MAPPINGS and (knob := usual_names.knob_of(key)) is not None:
-        return f"{key} is no key of the config. {knob.answer}"
     beside = _look_up(config, owner)[1] if parent else config
+    has_near = parent and difflib.get_close_matches(key.rpartition(".")[2], map(str, beside or {}), n=1)
+    if owner not in OPEN_MAPPINGS and not has_near and (knob := usual_names.knob_of(key)) is not None:
+        return f"{key} is not a key of the config. {knob.answer}"
     choice = f" ({parent[0]}={group_choices[parent[0]]})" if parent and parent[0] in group_choices else ""
     names = ", ".join(str(name) for name in beside if not str(name).startswith("_") and name != "hydra") or "no keys"
     hint = f" A new entry is added with +{key}=..." if owner in OPEN_MAPPINGS else ""
     known = [name for name, _ in leaves(config) if not name.startswith("hydra.")]
     known += [name for name in config if name != "hydra"]
     question = _did_you_mean(key, known)
-    return f"{key} is no key of the config. {question}{owner or 'The config'}{choice} has: {names}.{hint}"
+    return f"{key} is not a key of the config. {question}{owner or 'The config'}{choice} has: {names}.{hint}"
 
 
 def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
     """Say that a config group has no such choice, which one is near, and which exist."""
     usual = usual_names.choice_of(group, choice, options)
     question = f"Did you mean {usual}? " if usual else _did_you_mean(choice, options)
-    return f"{group}={choice} is no choice. {question}{group} can be: {', '.join(options)}."
+    return f"{group}={choice} is not a choice. {question}{group} can be: {', '.join(options)}."
 
 
 def _did_you_mean(name: str, known_names: Iterable[str]) -> str:

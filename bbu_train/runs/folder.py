@@ -30,6 +30,8 @@ from bbu_train.runtime.git import git_commit
 from bbu_train.runtime.nested import leaves
 
 CONFIG = "config.yaml"
+RESUMED = "goes on from step"
+"""What train.log says of a run each time that it goes on."""
 ENVIRONMENT = "environment.json"
 WRONG_ARGUMENTS = re.compile(
     r"missing (a|\d+) required |unexpected keyword argument|Error loading|Error locating target"

@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError, shorten
-from bbu_train.runs.length import undecisive_key
+from bbu_train.runs.length import FULL_WARMUP, WARMUP, undecisive_key
 from bbu_train.runs.settings import ROUNDING_ONLY_KEYS, THREADS, threads_change_result
 from bbu_train.runtime.nested import leaves
 
@@ -30,6 +30,8 @@ NEUTRAL_KEYS = (
 A value that refers to one of them, such as `${outputs}/data`, is neutral too. So are the roots of data sets: what the
 identity has of the data is DATA, which is the same wherever the same data lies.
 """
+STOPPING = "stopping."
+"""What ends a run early counts even where it refers to a neutral key: there `eval_every` decides the last step."""
 DATA = "about.data"
 """The fingerprint of the data that the run reads (`data_fingerprint`)."""
 
@@ -76,16 +78,19 @@ def result_values(cfg: DictConfig) -> dict[str, Any]:
     """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted.
 
     The length of a run is what was given: of `epochs` and `steps` the one that decides, and nothing that follows from
-    the other.
+    the other. A warm-up that was shortened to fit is the one before.
     """
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
     undecisive = undecisive_key(cfg)
+    if (full_warmup := OmegaConf.select(cfg, FULL_WARMUP)) is not None:
+        resolved[WARMUP] = full_warmup
     ignored = (undecisive,) if threads_change_result(cfg) else (undecisive, THREADS)
     return {
         key: value
         for key, value in resolved.items()
         if (key == DATA and value is not None)
+        or key.startswith(STOPPING)
         or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key), undecisive))
     }
 

@@ -6,12 +6,17 @@ A config names both keys, and one of them decides: `epochs` if it is not null, e
 
 from collections.abc import Collection
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError
-from bbu_train.ops.numbers import is_number
+from bbu_train.ops.numbers import is_count, is_number
 
 STEPS, EPOCHS = "steps", "epochs"
+ENDED_EARLY = "stopping/ended"
+"""The metric, of value 1, by which metrics.jsonl says that a run ended before its last step (conf/stopping)."""
+WARMUP = "schedule.num_warmup_steps"
+FULL_WARMUP = "about.full_warmup"
+"""What the files say of WARMUP, where a run is too short for it. The identity holds this number."""
 
 
 def decided_by_epochs(cfg: DictConfig) -> bool:
@@ -50,3 +55,17 @@ def check_epochs(epochs: object) -> None:
         raise InputError(
             f"epochs={epochs}: expected a number above 0, such as 3 or 0.5. To evaluate without training, give steps=0."
         )
+
+
+def shorten_warmup(cfg: DictConfig, given_keys: Collection[str]) -> None:
+    """Shorten a warm-up that does not fit into the run to a tenth of its steps, unless the command gives it.
+
+    Nothing happens before the number of steps is known, or if the schedule does not depend on it. FULL_WARMUP keeps the
+    number that was there.
+    """
+    warmup, num_steps = OmegaConf.select(cfg, WARMUP), OmegaConf.select(cfg, "schedule.num_steps")
+    if WARMUP in given_keys or not (is_count(warmup) and is_count(num_steps, 1)) or warmup <= num_steps:
+        return
+    with open_dict(cfg):
+        OmegaConf.update(cfg, FULL_WARMUP, warmup)
+        OmegaConf.update(cfg, WARMUP, num_steps // 10)

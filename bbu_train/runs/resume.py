@@ -27,9 +27,9 @@ from bbu_train.runs.identity import (
     result_values,
     run_identity,
 )
-from bbu_train.runs.length import EPOCHS, STEPS, choose_length
+from bbu_train.runs.length import EPOCHS, FULL_WARMUP, STEPS, choose_length, shorten_warmup
 from bbu_train.runs.names import check_name, folder_name
-from bbu_train.runs.settings import DEVICE, THREADS, target_device, threads_change_result
+from bbu_train.runs.settings import DEVICE, LEFT_OUT, THREADS, target_device, threads_change_result
 from bbu_train.runtime.nested import leaves
 from bbu_train.runtime.writable import require_writable
 
@@ -62,6 +62,7 @@ def resolve_run(
         raise InputError(f"about is what the program notes about a run. Leave out {', '.join(noted)}.")
     require_writable("outputs", Path(cfg.outputs).expanduser())
     choose_length(cfg, given_keys)
+    shorten_warmup(cfg, given_keys)
     with open_dict(cfg):
         OmegaConf.update(cfg, DEVICE, target_device(cfg))
     if cfg.resume is not None:
@@ -135,6 +136,8 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
         "run": "${run}",
         "in_sweep": in_sweep,
         "title": title or None,
+        "left_out": OmegaConf.to_container(OmegaConf.select(cfg, LEFT_OUT) or OmegaConf.create({})),
+        "full_warmup": OmegaConf.select(cfg, FULL_WARMUP),
         "go_on": [],
         "overrides": [f"{key}={text}" for key, text in texts.items()],
     }

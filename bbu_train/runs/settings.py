@@ -28,6 +28,8 @@ ROUNDING_ONLY_KEYS = tuple(key for key in AUTO_SETTINGS if key not in (PRECISION
 """Settings that lay out the same step: they change its result by rounding at most, so a run may go on with others."""
 DEVICE = "about.device"
 """Whether the run computes on a "cpu" or a "gpu"."""
+LEFT_OUT = "about.left_out"
+"""What the experiment ties to a choice that was replaced: a text for each config group."""
 
 
 def target_device(cfg: DictConfig) -> str:

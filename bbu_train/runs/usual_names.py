@@ -28,13 +28,13 @@ class Knob:
     @property
     def answer(self) -> str:
         """The answer to whoever types one of `words`."""
-        what = f"The key for {self.name} is {self.key}" if self.key else f"No key sets the {self.name}"
-        return f"{what}{f': {self.note}' if self.note else ''}.".replace("`", "")
+        what = f"Give {self.key} for {self.name}" if self.key else f"No key sets the {self.name}"
+        return f"{what}{f' ({self.note})' if self.note else ''}.".replace("`", "")
 
     @property
     def in_short(self) -> str:
         """The key, or that there is none."""
-        return self.key or "taken by itself"
+        return self.key or "chosen automatically"
 
 
 KNOBS = (
@@ -68,14 +68,14 @@ KNOBS = (
     ),
     Knob(
         "learning rate",
-        "`optimizer.groups.vision.lr`",
-        "likewise merger, llm, adapter and detection; with `optimizer=adamw_uniform`, `optimizer.groups.all.lr`",
+        "`optimizer.groups.<group>.lr`",
+        "the groups are vision, merger, llm, adapter and detection; `optimizer=adamw_uniform` has one, all",
         "lr learning_rate base_lr max_lr peak_lr init_lr lr0 learning_rates vision_lr vision_tower_lr lr_backbone",
     ),
     Knob(
         "learning rate schedule",
         "`schedule=warmup_cosine`",
-        "or `schedule=constant`",
+        "`schedule=constant` is the other choice",
         "lr_scheduler lr_scheduler_type scheduler lr_schedule sched lr_policy cos_lr lr_drop",
     ),
     Knob(
@@ -130,7 +130,7 @@ KNOBS = (
     Knob(
         "run name",
         "`run`",
-        "and `sweep` names the folder of several runs",
+        "`sweep` names the folder of several runs",
         "run_name name exp_name experiment_name project project_name run_id",
     ),
     Knob(
@@ -156,7 +156,7 @@ KNOBS = (
     Knob(
         "checkpoints to keep",
         "`checkpoint.keep_last`",
-        "and the best by `checkpoint.best_metric`",
+        "the best one by `checkpoint.best_metric` is kept too",
         "save_total_limit save_top_k max_keep_ckpts keep_checkpoint_max metric_for_best_model load_best_model_at_end "
         "monitor greater_is_better",
     ),
@@ -180,14 +180,14 @@ KNOBS = (
         "max_pixels min_pixels image_size img_size imgsz resolution image_max_pixels image_resolution input_size",
     ),
     Knob(
-        "freeze",
-        "`optimizer.groups.vision.lr=0`",
-        "likewise llm, merger and the other groups of the optimizer",
+        "freezing",
+        "`optimizer.groups.<group>.lr=0`",
+        "the groups are vision, merger, llm, adapter and detection",
         "freeze frozen freeze_vision freeze_vision_tower freeze_vit freeze_llm freeze_language_model freeze_backbone "
         "freeze_merger freeze_aligner freeze_multi_modal_projector tune_mm_vision tune_mm_llm tune_mm_mlp",
     ),
     Knob(
-        "resume",
+        "resuming",
         "`resume`",
         "the folder of the run, as in `resume=outputs/default/<run>`",
         "resume resume_from_checkpoint resume_from resume_path ckpt_path load_from auto_resume",
@@ -209,7 +209,7 @@ KNOBS = (
     Knob(
         "tracking",
         "`tracker=mlflow`",
-        "or `tracker=jsonl`, without MLflow",
+        "`tracker=jsonl` does without MLflow",
         "report_to logger loggers wandb use_wandb tensorboard use_tensorboard mlflow",
     ),
     Knob("compilation", "`model.compile`", "", "compile torch_compile use_compile compile_model"),
@@ -223,8 +223,14 @@ KNOBS = (
     Knob(
         "EMA",
         "`average=ema`",
-        "and `average.decay`",
+        "`average.decay` is its decay",
         "ema use_ema ema_decay model_ema model_ema_decay with_ema",
+    ),
+    Knob(
+        "early stopping",
+        "`stopping=patience`",
+        "`stopping.patience` counts evaluations",
+        "early_stopping early_stop earlystopping patience early_stopping_patience es_patience",
     ),
     Knob(
         "loss weights",
@@ -252,6 +258,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("cosine", "cosinewithwarmup", "cosineannealing"), "warmup_cosine"),
         "constantwithwarmup": "constant",
     },
+    "stopping": {"earlystopping": "patience", "early": "patience", "never": "none"},
     "engine": dict.fromkeys(("torchrun", "accelerate", "native", "plain", "distributeddataparallel"), "ddp"),
     "tracker": {"none": "jsonl", "json": "jsonl"},
 }
@@ -326,7 +333,7 @@ def option_problems(options: Sequence[str]) -> list[str]:
         knob = knob_of(option)
         key = option.lstrip("-").partition("=")[0].replace("-", "_")
         what = knob.answer if knob else f"Perhaps {key}=... is meant."
-        problems.append(f"{option} is no option; values are given as key=value, without dashes. {what}")
+        problems.append(f"{option} is not an option; values are given as key=value, without dashes. {what}")
     return problems
 
 

@@ -48,7 +48,7 @@ MINIMUMS = {
 OPTIONAL = ("eval_every", "save_every")
 MAX_SEED = 2**63 - 1
 """The largest seed that torch takes."""
-COMPONENTS = ("augmentation", "sampler", "schedule", "loss", "average", "checkpoint")
+COMPONENTS = ("augmentation", "sampler", "schedule", "stopping", "loss", "average", "checkpoint")
 """Config groups whose components check their values when they are built, which needs neither data nor model."""
 _ABSENT = object()
 

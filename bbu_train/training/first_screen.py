@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bbu_train.collator.sizes import sizes
@@ -16,7 +16,8 @@ from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.optimizer.groups import members_by_group, parameters_by_group
 from bbu_train.optimizer.mixed_adamw import MixedAdamW
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs.settings import CHECKPOINTING, MICRO_BATCHES
+from bbu_train.runs.length import FULL_WARMUP, WARMUP
+from bbu_train.runs.settings import CHECKPOINTING, LEFT_OUT, MICRO_BATCHES
 from bbu_train.runtime import distributed, logs, screen
 from bbu_train.runtime.screen import Section, table
 from bbu_train.runtime.wording import count_of, duration
@@ -26,6 +27,7 @@ from bbu_train.training.fit import LayoutPlan
 from bbu_train.training.layout import Layout
 from bbu_train.training.machine import Machine
 from bbu_train.training.memory import GIB
+from bbu_train.training.protocols import Stopping
 from bbu_train.training.setup import RunInputs
 from bbu_train.training.step_metrics import PeakFlops
 from bbu_train.types.samples import PlannedStep
@@ -41,6 +43,7 @@ def show(
     chosen: DeviceSettings,
     model: GroundingModel,
     optimizer: MixedAdamW,
+    stopping: Stopping,
     peak: PeakFlops,
     learnt: str | None,
 ) -> None:
@@ -52,16 +55,16 @@ def show(
     folder = Path(cfg.folder)
     values = {key: chosen.settings[key].value for key in (CHECKPOINTING, MICRO_BATCHES)}
     sections = [
-        run_section(cfg, step, distributed.world_size()),
+        run_section(cfg, step, distributed.world_size(), stopping.reason),
         choices_section(cfg),
         Section("data", inputs.data_lines),
         model_section(cfg, model, optimizer),
         *parts_sections(cfg),
         auto.section(chosen.machine, chosen.settings),
-        plan_section(cfg, inputs),
+        plan_section(cfg, inputs, stopping.rule),
         memory_section(chosen.machine, chosen.planned, Layout(values[CHECKPOINTING], values[MICRO_BATCHES]), learnt),
         time_section(inputs, model, cfg.steps - step, peak.matmul),
-        warnings_section(logs.kept_warnings(), cfg.about.go_on),
+        warnings_section(cfg, logs.kept_warnings()),
     ]
     facts = {"settings": {key: asdict(setting) for key, setting in chosen.settings.items()}}
     facts["start"] = screen.as_dict(sections)
@@ -73,8 +76,11 @@ def show(
     log.info("\n%s\n", screen.as_text(sections))
 
 
-def run_section(cfg: DictConfig, step: int, num_ranks: int) -> Section:
-    """Return where the run lies, what it does, and the command that goes on with it."""
+def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | None) -> Section:
+    """Return where the run lies, what it does, and the command that goes on with it.
+
+    `ended_early` is why it ended before its last step, if it did.
+    """
     names = [
         f"the whole name of this {key}: {name}"
         for key in ("sweep", "run")
@@ -82,8 +88,10 @@ def run_section(cfg: DictConfig, step: int, num_ranks: int) -> Section:
     ]
     if step == 0:
         what = f"new, to train {count_of(cfg.steps, 'step')}"
+    elif ended_early is not None:
+        what = f"ended at step {step:,} of {cfg.steps:,} already: {ended_early}"
     elif step < cfg.steps:
-        what = f"goes on from step {step:,} to {cfg.steps:,}"
+        what = f"{run_folder.RESUMED} {step:,} to {cfg.steps:,}"
     else:
         what = f"all {count_of(cfg.steps, 'step')} are done already"
     processes = "" if num_ranks == 1 else f", in {num_ranks} processes"
@@ -148,8 +156,8 @@ def _values(part: Mapping[Any, Any]) -> str:
     )
 
 
-def plan_section(cfg: DictConfig, inputs: RunInputs) -> Section:
-    """Return steps and epochs, what a step holds, and how often the run evaluates and saves."""
+def plan_section(cfg: DictConfig, inputs: RunInputs, stopping_rule: str | None) -> Section:
+    """Return steps and epochs, what a step holds, how often the run evaluates and saves, and when it ends early."""
     steps = list(islice(inputs.plan.starting_at(0), NUM_PLANNED_STEPS))
     if not steps:
         return Section("plan", ["no steps: the run evaluates alone"])
@@ -167,7 +175,7 @@ def plan_section(cfg: DictConfig, inputs: RunInputs) -> Section:
             f"{count_of(cfg.steps, 'step')}: {inputs.plan.epoch_at(cfg.steps):,.1f} epochs of "
             f"{count_of(len(inputs.data.train), 'sample')}; a step has {_range(samples)} samples and {_range(tokens)} "
             f"tokens{counted}",
-            ", ".join(often),
+            ", ".join([*often, *filter(None, [stopping_rule])]),
         ],
     )
 
@@ -211,8 +219,24 @@ def mean_flops(inputs: RunInputs, model: GroundingModel, num_steps: int) -> floa
     return model.training_flops(sizes(encoded, inputs.builder.picture_format)) / len(steps)
 
 
-def warnings_section(warnings: Sequence[str], go_on: Sequence[str]) -> Section:
-    """Return how many warnings came before, and what a command that goes on with the run gave anew."""
+def warnings_section(cfg: DictConfig, warnings: Sequence[str]) -> Section:
+    """Return how many warnings came before, what differs from the files that were chosen, and what a command that goes
+    on with the run gave anew."""
     counted = f"{count_of(len(warnings), 'warning')}, above" if warnings else "nothing"
+    changed = changed_lines(cfg)
+    go_on = cfg.about.go_on
     given = [f"given for going on, beside config.yaml: {' '.join(go_on)}"] if go_on else []
-    return Section("unusual", [counted, *given], warnings)
+    return Section("unusual", [*([] if changed and not warnings else [counted]), *changed, *given], warnings)
+
+
+def changed_lines(cfg: DictConfig) -> list[str]:
+    """Say which values of the experiment are left out, because they suit a choice that the command replaced, and
+    whether the warm-up was shortened. Configs of older runs have no such notes.
+    """
+    left_out = OmegaConf.select(cfg, LEFT_OUT) or {}
+    lines = [f"left out of the experiment: {'; '.join(left_out.values())}"] if left_out else []
+    if (full := OmegaConf.select(cfg, FULL_WARMUP)) is not None:
+        lines.append(
+            f"{WARMUP}={full} does not fit into {count_of(cfg.steps, 'step')}, so it is {cfg.schedule.num_warmup_steps}"
+        )
+    return lines

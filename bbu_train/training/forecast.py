@@ -12,7 +12,7 @@ from bbu_train.training import auto, first_screen, fit
 from bbu_train.training.auto import Setting
 from bbu_train.training.machine import Machine
 from bbu_train.training.memory import GIB
-from bbu_train.training.setup import RunData, RunInputs, prepare
+from bbu_train.training.setup import RunData, RunInputs, build, prepare
 
 NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose operations are averaged
 
@@ -47,8 +47,9 @@ class Forecast:
             first_screen.model_section(cfg, outline.model, outline.optimizer),
             *first_screen.parts_sections(cfg),
             auto.section(self.machine, self.settings),
-            first_screen.plan_section(cfg, self.inputs),
+            first_screen.plan_section(cfg, self.inputs, build(cfg.stopping).rule),
             Section("memory", memory),
+            Section("unusual", first_screen.changed_lines(cfg)),
         ]
 
     def _memory_lines(self, planned: fit.LayoutPlan) -> Iterator[str]:

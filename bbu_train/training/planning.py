@@ -77,14 +77,16 @@ def plan_run(
 
 
 class StepPlan:
-    """Every step of a run, planned one epoch at a time, so that memory holds one epoch at most.
+    """Every step of a run, planned one epoch of the sampler at a time, so that memory holds one epoch at most.
 
-    `length` is the number of steps, or the Fraction of epochs: of a part of an epoch, its steps are rounded up.
+    `length` is the number of steps, or the Fraction of passes over the data: of a part of an epoch, its steps are
+    rounded up. An epoch of the sampler is a pass unless it visits some samples alone, as the first ones of
+    `shortest_first` do.
 
-    The constructor plans every epoch once and keeps only its number of steps. This lets a resumed run jump to the epoch
-    of its next step. It also finds a sample that becomes too long with the teachers of a later epoch before the model
-    loads, not hours later. Planning takes tens of microseconds a sample, or about a hundred with augmentation; training
-    takes milliseconds.
+    The constructor plans every epoch once and keeps only its number of steps and visits. This lets a resumed run jump
+    to the epoch of its next step. It also finds a sample that becomes too long with the teachers of a later epoch
+    before the model loads, not hours later. Planning takes tens of microseconds a sample, or about a hundred with
+    augmentation; training takes milliseconds.
     """
 
     def __init__(self, sampler: Sampler, source: Source, length: int | Fraction):
@@ -93,11 +95,14 @@ class StepPlan:
         self.length = length
         self.most_samples = 0  # of a step
         self._steps_by_epoch: list[int] = []
+        self._passes_by_epoch: list[Fraction] = []
         if isinstance(length, Fraction):
-            while len(self._steps_by_epoch) < length:
+            passes = Fraction(0)
+            while passes < length:
                 self._count_next_epoch()
-            *whole, last = self._steps_by_epoch
-            self.num_steps = sum(whole) + math.ceil((length - len(whole)) * last)
+                passes += self._passes_by_epoch[-1]
+            surplus = (passes - length) / self._passes_by_epoch[-1]
+            self.num_steps = sum(self._steps_by_epoch) - math.floor(surplus * self._steps_by_epoch[-1])
         else:
             self.num_steps = length
             while sum(self._steps_by_epoch) < length:
@@ -106,11 +111,14 @@ class StepPlan:
     def _count_next_epoch(self) -> None:
         epoch = len(self._steps_by_epoch)
         try:
-            steps = self._plan_epoch(epoch, _indices_within_limit(self.source, epoch))
+            indices = _indices_within_limit(self.source, epoch)
+            steps = self._plan_epoch(epoch, indices)
         except TooLong as error:
             raise self._in_all_epochs(error, epoch) from None
+        num_samples = [sum(map(len, step)) for step in steps]
         self._steps_by_epoch.append(len(steps))
-        self.most_samples = max(self.most_samples, *(sum(map(len, step)) for step in steps))
+        self._passes_by_epoch.append(Fraction(sum(num_samples), len(indices)))
+        self.most_samples = max(self.most_samples, *num_samples)
 
     def starting_at(self, first: int) -> Iterator[PlannedStep]:
         """Yield the steps from number `first` on. A step does not depend on `first`, so a resumed run repeats none."""
@@ -136,7 +144,7 @@ class StepPlan:
         except TooLong as narrower:  # the limit of a row is below that of a sample
             return self._in_all_epochs(narrower, epoch)
         if isinstance(self.length, Fraction):
-            num_epochs = math.ceil(self.length) - epoch
+            num_epochs = math.ceil(self.length - sum(self._passes_by_epoch))
         else:
             num_epochs = math.ceil((self.length - sum(self._steps_by_epoch)) / len(steps))
         visits = [SampleVisit(each, i) for each in range(epoch, epoch + num_epochs) for i in everything]
@@ -144,12 +152,14 @@ class StepPlan:
         return TooLong.of_visits(error.key, error.limit, lengths, self.source.name)
 
     def epoch_at(self, step: int) -> float:
-        """Return how many epochs are done after `step` steps, such as 2.5."""
-        for epoch, num_steps in enumerate(self._steps_by_epoch):
+        """Return how many passes over the data are done after `step` steps, such as 2.5."""
+        passes = Fraction(0)
+        for num_steps, share in zip(self._steps_by_epoch, self._passes_by_epoch, strict=True):
             if step < num_steps:
-                return epoch + step / num_steps
+                return float(passes + share * step / num_steps)
             step -= num_steps
-        return float(len(self._steps_by_epoch))
+            passes += share
+        return float(passes)
 
     def _plan_epoch(self, epoch: int, indices: Sequence[int]) -> list[PlannedStep]:
         return self.sampler.epoch(epoch, indices, self.source.num_tokens, self.source.cost, self.source.name)

@@ -17,12 +17,19 @@ from bbu_train.training.protocols import Average
 
 @dataclass
 class Progress:
-    """Steps made, the step of the newest checkpoint, and the metrics of the last evaluation and its step."""
+    """Steps made, the step of the newest checkpoint, the metrics of the last evaluation and its step, and the state of
+    early stopping.
+    """
 
     step: int
     saved_at: int
     metrics: dict[str, float] = field(default_factory=dict)
     evaluated_at: int | None = None
+    stopping: dict[str, float] = field(default_factory=dict)
+
+
+KEPT = ("metrics", "evaluated_at", "stopping")
+"""What a checkpoint has of `Progress`, beside its step."""
 
 
 class Saver:
@@ -50,7 +57,8 @@ class Saver:
     def save(self, progress: Progress) -> None:
         """Begin to save the present step. An error is raised by `raise_failure`, or `finish`, on all ranks."""
         if self.background is not None:
-            state = self._state() | {"metrics": progress.metrics, "evaluated_at": progress.evaluated_at}
+            kept = {name: getattr(progress, name) for name in KEPT}
+            state = self._state() | kept
             metrics = progress.metrics if progress.evaluated_at == progress.step else {}
             self.background.save(progress.step, self.average.weights(), state, metrics)
         progress.saved_at = progress.step
@@ -104,4 +112,4 @@ def restore(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimize
     load_weights(model, weights | state["trained"])
     average.load(weights)
     optimizer.load_state_dict(state["optimizer"])
-    return Progress(saved.step, saved.step, state["metrics"], state["evaluated_at"])
+    return Progress(saved.step, saved.step, **{name: state[name] for name in KEPT})

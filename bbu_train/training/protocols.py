@@ -3,7 +3,7 @@
 The protocols are checkable at run time because the tests check every annotation with beartype.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
@@ -55,6 +55,22 @@ class Average(Protocol):
     def weights(self) -> dict[str, Tensor]: ...
     def unaveraged_weights(self) -> dict[str, Tensor]: ...
     def load(self, weights: dict[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Stopping(Protocol):
+    """A choice of conf/stopping: whether a run ends before its last step.
+
+    `rule` says when it would, and `reason` why it ends now; each is None if there is none. `update` sees every
+    evaluation once. The state is that of a checkpoint.
+    """
+
+    rule: str | None
+    reason: str | None
+
+    def update(self, metrics: Mapping[str, float]) -> None: ...
+    def state_dict(self) -> dict[str, float]: ...
+    def load_state_dict(self, state: Mapping[str, float]) -> None: ...
 
 
 Schedule = Callable[[int], float]

@@ -17,7 +17,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.summary import paths_with_first, summarize
 from bbu_train.data.suspicions import find_suspicions
 from bbu_train.errors import InputError, all_problems, listed
-from bbu_train.runs.length import decided_by_epochs
+from bbu_train.runs.length import decided_by_epochs, shorten_warmup
 from bbu_train.runs.settings import AUTO
 from bbu_train.runtime import distributed
 from bbu_train.runtime.compile_cache import CompileCache
@@ -30,6 +30,8 @@ from bbu_train.types.samples import PlannedStep, Sample, class_of
 log = logging.getLogger(__name__)
 CLASS_METRIC = "eval/ap50/"
 """What the metrics of single classes begin with."""
+METRIC_KEYS = ("checkpoint.best_metric", "stopping.metric")
+"""Keys that name a metric of evaluations; a choice may lack one."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | Non
     loaded = loaded or load_data(cfg.data)
     data = loaded.splits
     check_num_objects((*data.train, *data.validation), cfg.head.get("num_queries"))
-    check_class_of_metric(str(cfg.checkpoint.get("best_metric")), data.validation)
+    for key in METRIC_KEYS:
+        check_class_of_metric(key, str(OmegaConf.select(cfg, key)), data.validation)
     preprocessing = build(cfg.model.preprocessing)
     builder = build(cfg.conversation)(preprocessing.tokenizer, preprocessing.picture_format)
     warn_of_long_descriptions(builder, data.train, cfg.head.get("max_caption_tokens"))
@@ -106,6 +109,7 @@ def prepare(cfg: DictConfig, loaded: RunData | None = None, num_ranks: int | Non
     )
     cfg.steps = plan.num_steps
     if decided_by_epochs(cfg):
+        shorten_warmup(cfg, [text.partition("=")[0] for text in cfg.about.get("overrides") or []])
         config_checks.check(cfg)  # once more, for values that depend on the number of steps
     check_num_micro_batches(plan, cfg.engine.num_micro_batches, num_ranks or distributed.world_size())
     warn_of_small_steps(plan, len(data.train), cfg.sampler.get("num_samples"))
@@ -177,14 +181,14 @@ def check_num_objects(samples: Sequence[Sample], num_queries: int | None) -> Non
         raise all_problems(what, problems, remedy)
 
 
-def check_class_of_metric(metric: str, validation: Sequence[Sample]) -> None:
-    """Raise InputError if the best checkpoint is that of a class which no validation picture has."""
+def check_class_of_metric(key: str, metric: str, validation: Sequence[Sample]) -> None:
+    """Raise InputError if `metric`, the value of `key`, is that of a class which no validation picture has."""
     classes = {class_of(each.description) for sample in validation for each in sample.student.objects or ()}
     name = metric.removeprefix(CLASS_METRIC)
     if name != metric and name not in classes:
         near = difflib.get_close_matches(name, classes)
         raise InputError(
-            f"checkpoint.best_metric={metric}: no validation picture has an object of class {name}. There are: "
+            f"{key}={metric}: no validation picture has an object of class {name}. There are: "
             f"{listed([*near, *sorted(classes - set(near))])}."
         )
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.model import weights
+from bbu_train.runs import config_keys
 from bbu_train.runs import folder as run_folder
-from bbu_train.runs.length import EPOCHS, decided_by_epochs
+from bbu_train.runs.length import EPOCHS, decided_by_epochs, shorten_warmup
 from bbu_train.runtime import preemption
 from bbu_train.runtime.nested import leaves
 from launchers.cells import Cell
@@ -36,6 +37,7 @@ DATA_KEYS = (
     "cluster.nodes",
     "cluster.tasks_per_node",
     "checkpoint.best_metric",
+    "stopping",
 )
 GROUP_KEYS = ("model", "head", "optimizer")
 NO_VALUE_KEYS = ("about", "folder", "optimizer", "outputs", "resume", "run", "sweep", "tracker")
@@ -100,6 +102,7 @@ def with_steps(cell: Cell, known_steps: dict[str, int]) -> Cell:
         _run_checks([cell], {}, known_steps)
     cfg = cell.cfg.copy()
     cfg.steps = known_steps[key]
+    shorten_warmup(cfg, [override.key_or_group for override in config_keys.parse(cell.overrides)])
     return replace(cell, cfg=cfg)
 
 

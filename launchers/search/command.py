@@ -16,13 +16,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.cli import overrides
 from bbu_train.errors import InputError
 from bbu_train.metrics import direction
 from bbu_train.runs import config_keys, identity
-from bbu_train.runs.length import choose_length
+from bbu_train.runs.length import EPOCHS, STEPS, WARMUP, choose_length
 from launchers.cells import Cell, add_config_sweep, compose, first_values, is_search_key
 
 if TYPE_CHECKING:
@@ -104,7 +104,22 @@ def read_search_command(arguments: Sequence[str], folder: Path) -> SearchCommand
     of_runs = tuple(override for override in given if not is_search_key(override.key_or_group))
     choose_length(cfg, [override.key_or_group for override in given])
     _check_settings(cfg)
+    _check_warmup(cfg, given)
     return SearchCommand(("-m", *options), of_runs, cfg, folder, loader)
+
+
+def _check_warmup(cfg: DictConfig, given: Sequence[Override]) -> None:
+    """Raise InputError if trials of different length may differ in their warm-up too, because it does not fit."""
+    lengths = [each for each in given if each.key_or_group in (STEPS, EPOCHS) and each.is_sweep_override()]
+    warmup = OmegaConf.select(cfg, WARMUP) if "num_steps" in (cfg.get("schedule") or {}) else None
+    if not lengths or not warmup or WARMUP in [each.key_or_group for each in given]:
+        return
+    steps = [each for each in lengths if each.key_or_group == STEPS and not each.is_interval_sweep()]
+    if not all(int(value) >= warmup for each in steps for value in each.sweep_string_iterator()) or lengths != steps:
+        raise InputError(
+            f"The search draws {lengths[0].key_or_group}, and {WARMUP}={warmup} may not fit into every trial: it would "
+            f"be shortened in some of them alone. Give {WARMUP}=..."
+        )
 
 
 def _check_settings(cfg: DictConfig) -> None:

@@ -31,6 +31,7 @@ def test_a_cell_of_several_seeds_is_a_sweep_over_them(grid_comparison):
     assert set(overrides[1:]) == {f"{RATE}=1e-05", f"{GIOU}=5", "steps=120", "seed=17,18,19"}
 
 
+SMOKE = {"head": "detr", "data": "synthetic", "loss": "joint"}  # what experiment=smoke chooses
 TYPED = [
     "collator=standard",
     "optimizer.betas=[0.9,0.99]",
@@ -51,7 +52,8 @@ TYPED = [
 )
 def test_the_command_composes_the_run_however_it_was_started(outputs, recorded):
     folder = add_run(outputs, TYPED, 0.4)
-    sweeps.record(folder, recorded, {"collator": "standard", "model": "tiny", "tracker": "jsonl"})
+    default = {"head": "dino", "data": "synthetic_parts", "loss": "varifocal"}
+    sweeps.record(folder, recorded, {"collator": "standard", "model": "tiny", "tracker": "jsonl", **default})
     overrides = overrides_of(compare_runs(outputs).command)
     assert identity_of(overrides) == folder.name
     neutral = ("num_workers", "sweep", "hydra", "tracker", "run")
@@ -59,8 +61,9 @@ def test_the_command_composes_the_run_however_it_was_started(outputs, recorded):
 
 
 def test_a_typed_experiment_stays_one_word(outputs):
-    folder = add_run(outputs, ["steps=6", "schedule.num_warmup_steps=2"], 0.4)
-    sweeps.record(folder, ["x", "experiment=smoke"], {"model": "tiny"})
+    chosen = [f"{group}={name}" for group, name in SMOKE.items()]
+    folder = add_run(outputs, [*chosen, "steps=6", "schedule.num_warmup_steps=2"], 0.4)
+    sweeps.record(folder, ["x", "experiment=smoke"], {"model": "tiny", **SMOKE})
     assert overrides_of(compare_runs(outputs).command) == ["experiment=smoke", "seed=17"]
 
 

@@ -8,6 +8,7 @@ from sweeps import GIOU, RATE, add_run
 from bbu_train.compare.command import training_command
 from bbu_train.compare.comparison import compare
 from bbu_train.errors import InputError
+from bbu_train.runs import folder as run_folder
 
 
 def compare_runs(outputs, metric="eval/ap50", mode="max", at="last"):
@@ -110,7 +111,7 @@ def test_a_run_that_was_resumed_after_a_failure_is_not_called_failed(outputs):
     folder = add_run(outputs, ["seed=1"], 0.4, last_step=70)
     sweeps.fail(folder, 50, "ValueError: no")
     with (folder / "train.log").open("a") as log:
-        log.write(f"2025-01-31 13:00:00 INFO bbu_train.train: {folder}: from step 50 to 120\n")
+        log.write(f"2025-01-31 13:00:00 INFO bbu_train.train: run {folder}\n    {run_folder.RESUMED} 50 to 120\n")
     assert reasons(compare_runs(outputs)) == {folder.name: "unfinished, at step 70 of 120"}
 
 

@@ -75,7 +75,7 @@ def test_plots_of_an_earlier_comparison_are_removed(outputs, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["swep=a"], "swep is no key. Did you mean sweep?"),
+        (["swep=a"], "swep is not a key. Did you mean sweep?"),
         (["sweep=a", "topp=3", "b"], "2 problems"),
         (["sweep=a", "mode=up"], "mode is max or min"),
         (["sweep=a", "top=0"], "top is a whole number"),

@@ -3,13 +3,14 @@ from functools import partial
 
 import pytest
 
-from bbu_train.conversation.answer import parse, render, token_ids
+from bbu_train.conversation.answer import LAYOUTS, num_tokens, parse, render, token_ids
 from bbu_train.conversation.order import ReadingOrder
 from bbu_train.conversation.text import PlainTextTokenizer
 from bbu_train.model.tiny_tokenizer import tiny_tokenizer
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object
 
+COMPACT = LAYOUTS["compact"]
 ROW = '{"bbox_2d": [1, 2, 3, 4], "label": "screw/wrong"}'
 SCREW = Object((1.0, 2.0, 3.0, 4.0), "screw/wrong")
 
@@ -17,7 +18,9 @@ SCREW = Object((1.0, 2.0, 3.0, 4.0), "screw/wrong")
 def render_boxes(*boxes, scale_x=1.0, scale_y=1.0, width=100, height=80):
     """Return the boxes of the answer for `boxes`."""
     objects = [Object(tuple(map(float, box)), "x") for box in boxes]
-    return [row["bbox_2d"] for row in json.loads(render(objects, ReadingOrder(), scale_x, scale_y, width, height))]
+    return [
+        row["bbox_2d"] for row in json.loads(render(objects, ReadingOrder(), COMPACT, scale_x, scale_y, width, height))
+    ]
 
 
 def read(text):
@@ -46,7 +49,9 @@ def test_boxes_survive_the_trip_through_the_answer_within_one_resized_pixel(seed
     resized_width, resized_height = (28 * random.integers(1, 60, 2)).tolist()
     scale_x, scale_y = resized_width / width, resized_height / height
     objects = random_objects(random, width, height, 100)
-    parsed = parse(render(objects, ReadingOrder(), scale_x, scale_y, resized_width, resized_height), scale_x, scale_y)
+    parsed = parse(
+        render(objects, ReadingOrder(), COMPACT, scale_x, scale_y, resized_width, resized_height), scale_x, scale_y
+    )
     assert parsed.is_complete
     back = {item.description: item.box_xyxy for item in parsed.objects}
     for item in objects:
@@ -84,8 +89,18 @@ def test_a_box_thinner_than_a_pixel_becomes_the_pixel_that_holds_its_middle(low,
     assert render_boxes((low, low, high, high), width=80) == [[pixel[0], pixel[0], pixel[1], pixel[1]]]
 
 
+def test_answers_are_laid_out_as_the_published_model_does_and_as_json_does():
+    objects = [SCREW, Object((1.0, 3.0, 4.0, 5.0), "柜")]
+    rows = [ROW, '{"bbox_2d": [1, 3, 4, 5], "label": "柜"}']
+    published, compact = (
+        render(objects, ReadingOrder(), LAYOUTS[name], 1.0, 1.0, 100, 80) for name in ("qwen", "compact")
+    )
+    assert published == f"```json\n[\n\t{rows[0]},\n\t{rows[1]}\n]\n```"
+    assert compact == f"[{rows[0]}, {rows[1]}]" == json.dumps([json.loads(row) for row in rows], ensure_ascii=False)
+
+
 def test_an_answer_without_objects_is_an_empty_list():
-    assert render((), ReadingOrder(), 1.0, 1.0, 100, 80) == "[]"
+    assert render((), ReadingOrder(), COMPACT, 1.0, 1.0, 100, 80) == "[]"
     assert read("[]") == ([], True)
 
 
@@ -93,10 +108,12 @@ def test_an_answer_without_objects_is_an_empty_list():
     "label",
     ["机柜空间/空", 'a "quoted" word', "back\\slash/\\n", "line\nbreak\ttab", "```json", "}]{[", "", "\u2028é😀"],
 )
-def test_any_label_survives(label):
-    text = render([Object((1.0, 2.0, 3.0, 4.0), label)], ReadingOrder(), 1.0, 1.0, 100, 80)
-    assert read(text) == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
-    assert read(f"```json\n{text}\n```") == ([Object((1.0, 2.0, 3.0, 4.0), label)], True)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=[*LAYOUTS])
+def test_any_label_survives(label, layout):
+    item = Object((1.0, 2.0, 3.0, 4.0), label)
+    for num_objects in range(3):
+        text = render([item] * num_objects, ReadingOrder(), layout, 1.0, 1.0, 100, 80)
+        assert read(text) == ([item] * num_objects, True)
 
 
 def encode_and_note(tokenizer, pieces, piece):
@@ -119,18 +136,23 @@ def encode_and_note(tokenizer, pieces, piece):
         "], 3",
     ],
 )
-def test_an_answer_encoded_in_pieces_has_the_tokens_of_the_whole(label):
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=[*LAYOUTS])
+def test_an_answer_encoded_in_pieces_has_the_tokens_of_the_whole(label, layout):
     tokenizer = PlainTextTokenizer(tiny_tokenizer(768))
     boxes = ((0.0, 20.0, 300.0, 400.0), (7.0, 8.0, 99.0, 1000.0), (10.0, 20.0, 31.0, 40.0))
     for num_objects in range(4):
-        whole = render([Object(box, label) for box in boxes[:num_objects]], ReadingOrder(), 1.0, 1.0, 2000, 2000)
+        arguments = [Object(box, label) for box in boxes[:num_objects]], ReadingOrder(), layout, 1.0, 1.0, 2000, 2000
+        whole = render(*arguments)
         pieces: set[str] = set()
         assert token_ids(whole, partial(encode_and_note, tokenizer, pieces)) == tokenizer.encode(whole)
         assert len(pieces - set("0123456789")) <= 4  # around coordinates, and between them
+        assert num_tokens(*arguments, lambda text: len(tokenizer.encode(text))) == len(tokenizer.encode(whole))
 
 
 def test_labels_are_not_escaped():
-    assert "机柜空间/空" in render([Object((1.0, 2.0, 3.0, 4.0), "机柜空间/空")], ReadingOrder(), 1.0, 1.0, 100, 80)
+    assert "机柜空间/空" in render(
+        [Object((1.0, 2.0, 3.0, 4.0), "机柜空间/空")], ReadingOrder(), COMPACT, 1.0, 1.0, 100, 80
+    )
 
 
 @pytest.mark.parametrize("text", [f"```json\n[{ROW}]\n```", f"```\n[{ROW}]```", f" \n[{ROW}] ", f"```json [{ROW}]"])
@@ -148,6 +170,11 @@ def test_an_answer_gives_its_complete_objects_wherever_it_is_cut_off():
         objects, is_complete = read(text[:end])
         assert objects == [SCREW] * text[:end].count("}")
         assert not is_complete
+
+
+@pytest.mark.parametrize("key", ["label", "desc", "text_content"])
+def test_a_label_is_read_by_each_name_that_the_published_model_gives_it(key):
+    assert read(f"```json\n[\n\t{ROW.replace('label', key)}\n]\n```") == ([SCREW], True)
 
 
 def test_objects_are_found_between_other_words():

@@ -14,9 +14,11 @@ from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Role, Sample
 
 
-@pytest.fixture(scope="module", params=["english", "chinese"])
+@pytest.fixture(scope="module", params=[("english", "qwen"), ("english", "compact"), ("chinese", "qwen")], ids=" ".join)
 def builder(request, config, preprocessing):
-    return build(config(f"conversation={request.param}"), preprocessing, preprocessing.tokenizer)
+    language, layout = request.param
+    cfg = config(f"conversation={language}", f"conversation.layout={layout}")
+    return build(cfg, preprocessing, preprocessing.tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,8 @@ def test_a_picture_annotated_as_empty_is_answered_with_an_empty_list_and_trains(
     assert sample.student.objects == ()
     encoded = encode(builder, sample)
     ids = encoded.input_ids[encoded.roles == Role.STUDENT].tolist()
-    assert ids == [*builder.tokenizer.encode("[]"), builder.tokenizer.end]
+    assert ids == [*builder.tokenizer.encode(builder.layout.empty), builder.tokenizer.end]
+    assert parse(builder.layout.empty, 1.0, 1.0).is_complete
     assert encoded.annotated
     assert encoded.boxes_cxcywh.shape == (0, 4)
     assert encoded.captions == ()

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import build, configured
 
-from bbu_train.conversation.answer import render
+from bbu_train.conversation.answer import LAYOUTS, render
 from bbu_train.conversation.order import ColumnOrder, ReadingOrder
 from bbu_train.errors import InputError
 from bbu_train.types.samples import Object
@@ -20,7 +20,7 @@ OBJECTS = [
 
 
 def labels_in_order(order, objects=OBJECTS):
-    return [row["label"] for row in json.loads(render(objects, order, 1.0, 1.0, 100, 80))]
+    return [row["label"] for row in json.loads(render(objects, order, LAYOUTS["compact"], 1.0, 1.0, 100, 80))]
 
 
 def test_reading_goes_from_top_to_bottom_and_then_from_left_to_right():

@@ -101,7 +101,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("rout=head", "rout is no key. Did you mean route"),
+        ("rout=head", "rout is not a key. Did you mean route"),
         ("run=", "Say run="),
         ("run=nowhere", "There is no run in"),
         ("checkpoint=7", "Steps saved there: 2"),

@@ -24,7 +24,7 @@ def dino(make_model):
     """A function from overrides to the tiny model with this head. `refines`: its box heads do not start at zero."""
 
     def make(*overrides, refines=False):
-        model = make_model("head=dino", *overrides)
+        model = make_model("head=dino", "head.num_decoder_layers=3", "head.num_denoising_groups=4", *overrides)
         if refines:
             for name, parameter in model.head.named_parameters():
                 if "box" in name and not parameter.any():

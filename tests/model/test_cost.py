@@ -33,7 +33,7 @@ def test_attention_costs_more_in_a_wider_model(config):
 
 
 def test_the_cost_of_a_sample_is_what_torch_counts_in_the_tiny_model(make_model, encoded, collate):
-    model = make_model("head=none")
+    model = make_model("head=none", "model.shape.text_config.num_hidden_layers=4")
     cost_of = cost.from_config(model.backbone.config)
     cost_of = replace(cost_of, per_token_squared=2 * cost_of.per_token_squared)  # torch also counts masked products
     for sample in encoded:

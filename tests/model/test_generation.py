@@ -115,11 +115,11 @@ def test_the_head_detects_the_same_for_a_prompt_as_in_training(model_at_each_sca
 
 
 def test_generation_stops_at_the_end_token_of_each_row_or_at_the_limit(model, builder, prompts):
-    free, _ = generate(model, prompts, builder)
+    batch = left_pad(prompts, builder.picture_format)
+    free, _ = generation.generate(model, batch, -1, NUM_NEW)  # no token ends it
     assert free.ids.shape == free.probabilities.shape == (len(prompts), NUM_NEW)
     stop = int(free.ids[0, 3])  # take this token as the end token
     first = [ids.index(stop) if stop in ids else NUM_NEW for ids in free.ids.tolist()]
-    batch = left_pad(prompts, builder.picture_format)
     stopped, _ = generation.generate(model, batch, stop, NUM_NEW)
     assert stopped.ids.shape[1] == min(max(first) + 1, NUM_NEW)
     for ids, free_ids, at in zip(stopped.ids, free.ids, first, strict=True):

@@ -79,7 +79,7 @@ def test_the_picture_format_and_the_positions_come_from_the_checkpoint(checkpoin
 def test_a_loaded_model_computes_the_features_and_hidden_states_of_the_saved_one(checkpoint, saved, samples, collate):
     built = build(checkpoint)
     prompts = "You are an inspector.", "List every object."
-    builder = ConversationBuilder(built.tokenizer, built.picture_format, *prompts, ReadingOrder())
+    builder = ConversationBuilder(built.tokenizer, built.picture_format, *prompts, ReadingOrder(), "qwen")
     sample = samples[0]
     encoded = builder.encode(builder.converse(sample, sample.teachers, with_answer=True))
     batch = collate("packed", [encoded])

@@ -108,7 +108,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("rout=head", "rout is no key. Did you mean route"),
+        ("rout=head", "rout is not a key. Did you mean route"),
         ("route=heads", "route is both, head or generated"),
         ("run=nowhere", "There is no run in"),
         ("checkpoint=7", "Steps saved there: 1, 2"),

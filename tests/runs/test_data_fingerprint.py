@@ -317,7 +317,7 @@ def test_a_config_that_was_edited_since_the_run_began_is_said_on_resume(root, st
     again = {"resume": cfg.folder, "sweep": None, "run": None}
     assert start(root, **again).run == "r"
     assert not caplog.messages
-    replace(path, b"\neval_every: 100\n", b"\neval_every: 7\n")  # changes no result
+    replace(path, b"\nlog_every: 1\n", b"\nlog_every: 7\n")  # changes no result
     start(root, **again)
     assert not caplog.messages
     replace(path, b"\nseed: 17\n", b"\nseed: 18\n")
@@ -336,7 +336,12 @@ def test_a_run_of_before_fingerprints_goes_on_with_a_warning(root, start, caplog
 
 
 def test_a_root_for_images_that_are_drawn_is_refused_and_theirs_follows_outputs(config, tmp_path):
-    for data, key in (("synthetic", "data.root"), ("synthetic_full", "data.root"), ("overfit", "data.source.root")):
+    for data, key in (
+        ("synthetic", "data.root"),
+        ("synthetic_parts", "data.root"),
+        ("synthetic_full", "data.root"),
+        ("overfit", "data.source.root"),
+    ):
         cfg = config(f"data={data}").copy()
         cfg.outputs = str(tmp_path / "outputs")
         assert fingerprint(cfg) is None

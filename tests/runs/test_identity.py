@@ -411,3 +411,11 @@ def test_a_run_keeps_its_epochs_and_their_steps_and_takes_no_other_length():
             settled(other)
     with pytest.raises(InputError, match="epochs is 3 in the run and 4 in this command"):
         settled([f"resume={cfg.folder}", "epochs=4"])
+
+
+def test_the_cadence_of_evaluations_counts_where_it_decides_the_end_of_a_run():
+    def identities(**stopping):
+        return {identity.run_identity(config(eval_every=every, stopping=stopping)) for every in (10, 20)}
+
+    assert len(identities(_target_="none")) == 1
+    assert len(identities(_target_="patience", eval_every="${eval_every}")) == 2

@@ -20,7 +20,7 @@ WRONG = {
     "collator.max_tokens": [(0, "a whole number of at least 1")],
     "collator.too_long": [("cut", "error or drop")],
     "head.max_caption_tokens": [(0, "a whole number of at least 1")],
-    "head.d_model": [(250, "a multiple of 4 x head.num_heads=8, such as 224 or 256")],
+    "head.d_model": [(250, "a multiple of 4 x head.num_heads=4, such as 240 or 256")],
     "cluster.tasks_per_node": [(0, "a whole number of at least 1")],
     "augmentation.left_right": [(1.5, "a number from 0 to 1")],
     "sampler.num_samples": [(0, "a whole number of at least 1")],
@@ -32,7 +32,7 @@ WRONG = {
     "average.decay": [(1, "a number from 0 to below 1"), ("null", "a number from 0 to below 1")],
     "checkpoint.keep_last": [(0, "a whole number of at least 1")],
 }
-CHOICES = "average=ema", "augmentation=flips"
+CHOICES = "average=ema", "augmentation=flips", "steps=100"
 
 
 @pytest.mark.parametrize(("key", "cases"), WRONG.items(), ids=WRONG)

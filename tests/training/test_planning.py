@@ -77,7 +77,7 @@ def test_a_plan_that_is_taken_up_at_any_step_goes_on_as_if_it_had_never_stopped(
         assert planned(sampler, make_source(), 11, first) == whole[first:]
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, ShortestFirst(2, 0.5, 3, 17)])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_plan_of_epochs_has_their_steps_and_rounds_a_part_of_one_up(make_source, sampler):
     source = make_source()
     lengths = [
@@ -109,6 +109,16 @@ class Watched:
         self.epochs.append(epoch)
         self.plans.append(weakref.ref(steps))
         return steps
+
+
+def test_epochs_are_passes_over_the_data_also_where_the_sampler_visits_some_samples_alone(make_source):
+    source = make_source()
+    sampler = ShortestFirst(num_samples=1, share=0.25, curriculum_epochs=4, seed=17)
+    for epochs in (Fraction(1), Fraction(5, 2)):
+        plan = planning.StepPlan(sampler, source, epochs)
+        num_visits = sum(len(row) for step in plan.starting_at(0) for row in step)
+        assert num_visits == math.ceil(epochs * len(source.samples))
+        assert plan.epoch_at(plan.num_steps) == num_visits / len(source.samples)
 
 
 def test_epochs_are_planned_one_at_a_time_and_let_go(make_source):

@@ -47,10 +47,10 @@ def test_more_micro_batches_than_samples_are_refused_with_the_most(num_micro_bat
 
 
 def test_a_class_that_is_not_there_cannot_choose_the_best_checkpoint(samples):
-    setup.check_class_of_metric("eval/ap50", samples)
-    setup.check_class_of_metric("eval/ap50/screw", samples)
+    setup.check_class_of_metric("checkpoint.best_metric", "eval/ap50", samples)
+    setup.check_class_of_metric("checkpoint.best_metric", "eval/ap50/screw", samples)
     with pytest.raises(InputError, match=r"no validation picture has an object of class scrwe. There are: screw"):
-        setup.check_class_of_metric("eval/ap50/scrwe", samples)
+        setup.check_class_of_metric("checkpoint.best_metric", "eval/ap50/scrwe", samples)
 
 
 def test_a_step_that_asks_for_more_samples_than_there_are_is_said(config, caplog):

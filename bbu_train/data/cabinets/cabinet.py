@@ -58,7 +58,7 @@ def draw(
         (width, height), Image.Transform.AFFINE, camera.coefficients(), Image.Resampling.BILINEAR
     )
     objects = tuple(Object(camera.clip(camera.hull(outline)), text) for outline, text in outlines)
-    return _light(picture, random), objects
+    return light(picture, random), objects
 
 
 def _camera(width: int, height: int, random: Random) -> Camera:
@@ -191,7 +191,7 @@ def _covered_share(cover: Image.Image, outline: Points, reduction: float) -> flo
     return float(np.asarray(cover.crop(box)).mean()) / 255
 
 
-def _light(picture: Image.Image, random: Random) -> Image.Image:
+def light(picture: Image.Image, random: Random) -> Image.Image:
     """Apply a gradient across the picture, the spot of a lamp, a colour cast, and the sensor's noise."""
     width, height = picture.size
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]

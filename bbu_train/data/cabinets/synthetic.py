@@ -1,4 +1,4 @@
-"""A data set of synthetic images of equipment cabinets, drawn once into a folder and read back as JSONL data."""
+"""A data set of synthetic images, drawn once into a folder and read back as JSONL data."""
 
 import hashlib
 import json
@@ -13,27 +13,34 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from PIL import Image
 from tqdm import tqdm
 
 from bbu_train.data import jsonl
-from bbu_train.data.cabinets.cabinet import draw
+from bbu_train.data.cabinets import cabinet, workbench
 from bbu_train.data.cabinets.words import LANGUAGES
 from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import all_problems
 from bbu_train.images import fonts
 from bbu_train.runtime.seeds import generator
+from bbu_train.types.samples import Object
 
+SCENES = {"cabinet": cabinet.draw, "workbench": workbench.draw}
+"""What an image shows, and the function that draws it."""
 MIN_PARALLEL = 400  # pictures: fewer are drawn before other processes have started
 FORMAT = 1  # increase it when the drawing changes, so that older folders are not reused
 
 Line = dict[str, Any]
 """A sample in the form that `jsonl` reads."""
+Draw = Callable[..., tuple[Image.Image, tuple[Object, ...]]]
+"""A function from a key and what an image shall hold to the image and its objects."""
 
 
 def load(
     root: str | Path,
     *,
+    scene: str,
     num_train: int,
     num_validation: int,
     width: int,
@@ -47,24 +54,25 @@ def load(
     """Return the synthetic data set of these values, and draw it first if `root` does not hold it yet.
 
     Each set of values has its own folder under `root`, which appears complete or not at all. If several processes load
-    it at once, one draws and the others wait. Pictures have 85 to 100% of `width` and of `height`. Raises InputError
-    for values out of range.
+    it at once, one draws and the others wait. `scene` is one of SCENES. Pictures have 85 to 100% of `width` and of
+    `height`. Raises InputError for values out of range.
     """
-    scene = {
+    content = {
         "width": width,
         "height": height,
         "min_objects": min_objects,
         "max_objects": max_objects,
         "language": language,
     }
-    values = {"num_train": num_train, "num_validation": num_validation, "seed": seed, **scene}
+    values = {"scene": scene, "num_train": num_train, "num_validation": num_validation, "seed": seed, **content}
     _check(values)
     folder = Path(root) / _name(values)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _write(folder, {"train": num_train, "validation": num_validation}, seed, scene)
+                draw_one = partial(_draw_one, SCENES[scene], content, seed)
+                _write(folder, {"train": num_train, "validation": num_validation}, draw_one)
     return jsonl.load(
         root=folder, train="train.jsonl", validation="validation.jsonl", bad_boxes="error", teachers=teachers
     )
@@ -79,8 +87,11 @@ def _check(values: dict[str, Any]) -> None:
     ]
     if not problems and values["max_objects"] < values["min_objects"]:
         problems.append(f"data.max_objects={values['max_objects']}: less than data.min_objects={values['min_objects']}")
-    if values["language"] not in LANGUAGES:
-        problems.append(f"data.language={values['language']}: expected one of {', '.join(LANGUAGES)}")
+    problems += [
+        f"data.{key}={values[key]}: expected one of {', '.join(words)}"
+        for key, words in (("scene", SCENES), ("language", LANGUAGES))
+        if values[key] not in words
+    ]
     if problems:
         raise all_problems("The synthetic data set", problems, "Set these keys in conf/data or as overrides.")
 
@@ -96,15 +107,15 @@ def _name(values: dict[str, Any]) -> str:
     return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
-def _write(folder: Path, num_pictures: dict[str, int], seed: int, scene: dict[str, Any]) -> None:
+def _write(folder: Path, num_pictures: dict[str, int], draw_one: Callable[[Path, str, int], Line]) -> None:
     """Draw into a folder beside `folder` and rename it, so that an interrupted process leaves no partial data set."""
     unfinished = folder.with_suffix(".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "pictures").mkdir(parents=True)
-    with tqdm(total=sum(num_pictures.values()), desc="drawing cabinets", unit="picture", delay=2) as progress:
+    with tqdm(total=sum(num_pictures.values()), desc="drawing pictures", unit="picture", delay=2) as progress:
         for split, count in num_pictures.items():
             with (unfinished / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for line in _in_order(partial(_draw_one, unfinished, split, seed, scene), count):
+                for line in _in_order(partial(draw_one, unfinished, split), count):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     progress.update()
     unfinished.rename(folder)
@@ -123,12 +134,12 @@ def _in_order(draw_one: Callable[[int], Line], count: int) -> Iterator[Line]:
         yield from pool.map(draw_one, range(count), chunksize=8)
 
 
-def _draw_one(folder: Path, split: str, seed: int, scene: dict[str, Any], index: int) -> Line:
+def _draw_one(draw: Draw, content: dict[str, Any], seed: int, folder: Path, split: str, index: int) -> Line:
     """Draw one picture, save it under `folder` and return its line of JSONL."""
     key = (seed, split, index)
     factors = generator("size", *key).uniform(0.85, 1, 2)
-    width, height = (round(scene[side] * factor) for side, factor in zip(("width", "height"), factors, strict=True))
-    picture, objects = draw(key, **{**scene, "width": width, "height": height})
+    width, height = (round(content[side] * factor) for side, factor in zip(("width", "height"), factors, strict=True))
+    picture, objects = draw(key, **{**content, "width": width, "height": height})
     name = f"pictures/{split}_{index:06d}.jpg"
     picture.save(folder / name, quality=90)
     return {

@@ -12,6 +12,7 @@ from bbu_train.errors import InputError
 
 TEACHERS = TeacherDraw(teacher_ratio=0.7, num_teachers=1, num_validation_teachers=1, seed=17, validation_seed=17)
 VALUES = {
+    "scene": "cabinet",
     "num_train": 4,
     "num_validation": 2,
     "width": 112,
@@ -82,6 +83,7 @@ def test_other_values_get_another_folder_and_other_teachers_do_not(tmp_path):
     first = folder_of(teachers=none)
     assert folder_of(teachers=none, seed=1) != first
     assert folder_of(teachers=none, max_objects=2) != first
+    assert folder_of(teachers=none, scene="workbench") != first
     assert folder_of(teachers=replace(none, num_validation_teachers=1)) == first
 
 
@@ -124,8 +126,10 @@ def test_several_that_load_at_once_all_get_the_complete_set(tmp_path):
 
 
 def test_all_wrong_values_are_named_at_once(tmp_path):
-    wrong = {**VALUES, "num_train": 0, "max_objects": -1, "language": "klingon"}
-    with pytest.raises(InputError, match="(?s)data.num_train=0.*data.max_objects=-1.*data.language=klingon"):
+    wrong = {**VALUES, "scene": "moon", "num_train": 0, "max_objects": -1, "language": "klingon"}
+    with pytest.raises(
+        InputError, match="(?s)data.num_train=0.*data.max_objects=-1.*data.scene=moon.*data.language=klingon"
+    ):
         load(tmp_path, **wrong)
     assert not any(tmp_path.iterdir())
 

@@ -66,7 +66,7 @@ def test_a_space_that_cannot_be_drawn_from_is_refused_with_its_override(text, me
         (["search=tpe", "seed=1,2"], "A search starts its trials by a launcher: add -m hydra/launcher=local"),
         (["-m", "search=tpe", "seed=1,2"], "A search starts its trials by a launcher"),
         (["-m", "hydra/launcher=local", "search=random,tpe", "seed=1,2"], "search does not change a run's identity"),
-        (["-m", "hydra/launcher=local", "search.num_trials=3", "seed=1,2"], "search.num_trials is no key"),
+        (["-m", "hydra/launcher=local", "search.num_trials=3", "seed=1,2"], "search.num_trials is not a key"),
         (
             ["-m", "hydra/launcher=local", "search=tpe", "engine.precision=bf16,int(1)", "profile=interval(0,1)"],
             "profile",

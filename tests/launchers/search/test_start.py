@@ -308,9 +308,9 @@ def test_real_runs_continue_without_their_controller_and_a_poor_one_is_pruned(tm
 def test_a_trial_is_the_run_that_its_overrides_compose_alone(arguments, config):
     command = read_search_command(arguments("random", "head=none,detr", f"{WEIGHT}=interval(1,5)"), ROOT / "conf")
     cell = command.cell({"head": "none", WEIGHT: 2.5})
-    alone = config(
-        "head=none", f"{WEIGHT}=2.5", "steps=4", "schedule.num_warmup_steps=1", "eval_every=1", "tracker=jsonl"
-    )
+    default = "data=synthetic_parts", "loss=varifocal"
+    values = f"{WEIGHT}=2.5", "steps=4", "schedule.num_warmup_steps=1", "eval_every=1"
+    alone = config("head=none", *default, *values, "tracker=jsonl")
     assert cell.cfg.about.identity == run_identity(alone)
     assert cell.cfg.about.title == "head=none giou=2.5"
     assert not any("search" in text for text in cell.overrides)
