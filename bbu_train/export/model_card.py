@@ -29,8 +29,8 @@ from transformers import AutoTokenizer, AutoImageProcessor, Qwen2_5_VLForConditi
 model = Qwen2_5_VLForConditionalGeneration.from_pretrained("<folder>", dtype="auto")
 ```
 
-`vllm serve <folder>` serves it. Ask of every picture what was asked in training, with greedy decoding, as bbu_train does
-and generation_config.json says:
+`vllm serve <folder>` serves it. Ask of every picture what was asked in training, with greedy decoding, as bbu_train
+does and generation_config.json says:
 
 ```python
 messages = [
@@ -106,6 +106,7 @@ def render(
         ("weights before training", model.checkpoint if is_pretrained else "random"),
         ("steps", cfg.steps),
         *((group, choices[group]) for group in DECIDING if group in choices),
+        ("conversation.layout", cfg.conversation.layout),
         *((f"loss.{key}", value) for key, value in leaves(OmegaConf.to_container(cfg.loss)) if "weight" in key),
     ]
     return CARD.format(
