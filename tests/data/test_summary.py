@@ -68,7 +68,7 @@ def test_a_summary_is_a_line_for_each_split_and_json(data):
     assert validation.startswith("validation: ")
     assert both == [
         "2 pictures in both",
-        "not used: object/pose, folder, path, source (more: environment.json)",
+        "not used: object/pose, folder, path, source",
     ]
     assert json.loads(json.dumps(result.as_dict()))["splits"]["train"]["num_objects_by_class"]["screw"] == 2
 

@@ -126,7 +126,7 @@ def test_a_step_that_is_saved_already_is_not_saved_again(run_until_signal, monke
 
 
 def test_a_second_ctrl_c_ends_a_run_at_once(run, monkeypatch):
-    original = pkgutil.resolve_name(STEP)
+    original, handler = pkgutil.resolve_name(STEP), signal.getsignal(signal.SIGINT)
 
     def interrupted_in_the_second_step(step, *arguments):
         for _ in range(2 if arguments and step_is_second(arguments) else 0):
@@ -143,7 +143,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(run, monkeypatch):
     with pytest.raises(Interrupted, match=r"Interrupted after step 1; no step is saved\."):
         run("interrupted-twice", "eval_every=null", "save_every=null")
     preemption._received.clear()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_what_torchrun_sends_on_is_no_second_ctrl_c(monkeypatch, capfd):

@@ -106,7 +106,8 @@ def test_the_first_layout_that_leaves_a_margin_is_taken_and_the_reason_names_the
     taken, reason = run.try_out(NONE, SELECTIVE, FULL, TWO, available=8)
     assert taken == FULL
     assert reason == (
-        "3.0 of 8.0 GiB in a trial; none x 1 needs 9; none x 1 ran out in a trial; selective x 1 took 7.9 in a trial"
+        "3.0 of 8.0 GiB in a trial; none x 1 needs 9; none x 1 ran out in a trial; selective x 1 took 7.9 GiB in "
+        "a trial"
     )
     assert [*dict.fromkeys(run.tried)] == [NONE, SELECTIVE, FULL]
     assert run.engine.num_micro_batches == 1
