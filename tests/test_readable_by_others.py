@@ -7,6 +7,7 @@ from PIL import Image
 from whole_runs import CONF
 
 from bbu_train.compare import __main__ as compare
+from bbu_train.export import __main__ as export
 from bbu_train.predict import __main__ as predict
 from launchers.cells import compose
 from launchers.ledger import Ledger
@@ -15,7 +16,7 @@ from launchers.lock import locked
 
 @pytest.fixture
 def group_outputs(uninterrupted, empty_store, tmp_path):
-    """A folder with a whole run, what compare and predict make of it, a store of MLflow and a ledger."""
+    """A folder with a whole run, what compare, predict and export make of it, a store of MLflow and a ledger."""
     outputs = tmp_path / "outputs"
     run = shutil.copytree(uninterrupted, outputs / uninterrupted.parent.name / uninterrupted.name)  # keeps permissions
     shutil.copytree(empty_store.parent, outputs / "store")
@@ -23,6 +24,7 @@ def group_outputs(uninterrupted, empty_store, tmp_path):
     words = "route=head", "truth=false", "teachers=0", "checkpoint=last", "threshold=0"
     assert predict.main([f"run={run}", f"images={tmp_path}/a.png", *words]) == 0
     assert compare.main([f"sweep={run.parent.name}", f"outputs={outputs}", "metric=loss/total"]) == 0
+    assert export.main([f"run={run}", f"to={outputs}/exported", "checkpoint=last"]) == 0
     ledger = Ledger(outputs / "sweep/ledger")
     with locked(ledger.folder):
         (entry,) = ledger.add(compose(["-m", "hydra/launcher=local", "sweep=sweep", f"outputs={outputs}"], CONF))

@@ -168,6 +168,7 @@ def test_two_ranks_take_the_same_steps_as_one(outputs, run, launch, cache, reque
     two_ranks = outputs / "smoke" / f"two-ranks-{request.node.callspec.id}"
     launch(command(outputs, two_ranks.name, *THREE_SAMPLES, "engine.num_micro_batches=2", *cache), two_ranks)
     compare_logs(rows(two_ranks), rows(one_rank))
+    assert weights(two_ranks).keys() == weights(one_rank).keys()  # which export and predict read
     for rate in ("time/tokens_per_second", "time/model_tflops"):
         assert amounts(two_ranks, rate) == pytest.approx(amounts(one_rank, rate))
     by_rank = zip(*(logged(two_ranks, f"memory/rank{rank}/peak_gib") for rank in range(2)), strict=True)

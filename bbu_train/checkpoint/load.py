@@ -11,8 +11,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Fill every parameter of `model`.
 
     A checkpoint has a tied parameter once, under its first name; its other names share the tensor. Raises InputError
-    that says which parameters the checkpoint or the model lacks, and which have other shapes.
+    for what `check_weights` finds.
     """
+    check_weights(model, weights)
+    model.load_state_dict(weights, strict=False)
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise InputError that says which parameters the checkpoint or the model lacks, and which have other shapes."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     problems = _lacking(shapes, weights, "the checkpoint") + _lacking(weights, shapes, "the model")
     problems += [
@@ -23,7 +29,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     if problems:
         remedy = "Take the model and the head that the checkpoint was saved with, or start a new run."
         raise all_problems("The checkpoint is of another model", problems, remedy)
-    model.load_state_dict(weights, strict=False)
 
 
 def _lacking(names: Iterable[str], others: Container[str], owner: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The `key=value` arguments of evaluate, predict and compare.
+"""The `key=value` arguments of evaluate, predict, compare and export.
 
 These programs are not Hydra applications: there, `checkpoint=best` would choose from the config group of that name.
 """
@@ -126,10 +126,16 @@ def wrong_checkpoint(checkpoint: object) -> list[str]:
 
 def new_folder(out: str) -> Path:
     """Return `out` as a path. Raises InputError if something lies there, because files of two commands would mix."""
-    folder = Path(out).expanduser()
-    if any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES for part in folder.parts):
-        raise InputError(f"out={out}: a folder's name has at most {MAX_NAME_BYTES} bytes.")
-    require_writable("out", folder)
+    folder = writable_folder("out", out)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"out={out} is not empty. Choose a new folder, so that the files of two commands do not mix.")
+    return folder
+
+
+def writable_folder(key: str, value: str) -> Path:
+    """Return the folder that a key gives. Raises InputError if it cannot be made or nothing may be written there."""
+    folder = Path(value).expanduser()
+    if any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES for part in folder.parts):
+        raise InputError(f"{key}={value}: a folder's name has at most {MAX_NAME_BYTES} bytes.")
+    require_writable(key, folder)
     return folder

@@ -25,7 +25,8 @@ precision (AP) and recall (AR), F1, correct descriptions, malformed answers, sec
 teachers. Writes table.csv, table.json and table.png, and logs all numbers to the run in MLflow, if it has one.
 
   key             default                   meaning
-  run             required                  run folder, such as outputs/default/20260101-120000-abcdef01
+  run             required                  run folder, such as outputs/default/20260101-120000-abcdef01, or a
+                                            folder that python -m bbu_train.export wrote, which MLflow does not know
   checkpoint      best                      best, last or a step number
   split           validation                validation, train, or another split of the run's data, such as test:
                                             a file of ImageSets/Main (data=voc) or under data.root (data=jsonl)
@@ -81,15 +82,15 @@ def evaluate(options: DictConfig) -> None:
     from bbu_train.evaluate.measure import Conversations, default_max_new_tokens, measure
     from bbu_train.evaluate.split import load_split
     from bbu_train.evaluate.table import EvaluationTable
-    from bbu_train.predict.trained_run import TrainedRun
+    from bbu_train.predict.exported_run import open_run
     from bbu_train.runs.data_fingerprint import warn_if_changed
 
     folder = run_folder.on_disk(options.run)
     out = arguments.new_folder(options.out or str(folder / "evaluations" / time.strftime("%Y%m%d-%H%M%S")))
-    run = TrainedRun(str(folder), options.checkpoint, options.route, max(options.teachers))
+    run = open_run(folder, options.checkpoint, options.route, max(options.teachers))
     run.set_threads()
     run.take_data_from(options.data.root)
-    with run_folder.built_by_this_code(folder):
+    with run_folder.built_by_this_code(run.cfg.folder):
         data, samples = load_split(run.cfg.copy(), options.split)
     warn_if_changed(run.cfg, Path(run.cfg.folder))
     builder = run.make_builder()

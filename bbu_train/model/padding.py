@@ -1,7 +1,13 @@
 """Padding of weight matrices to widths that a GPU multiplies fast."""
 
-from torch import nn
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 from torch.nn.functional import pad
+
+PADDED = re.compile(r"model\.visual\.blocks\.\d+\.mlp\.((gate|up)_proj\.|(?P<columns>down_proj\.weight$))")
+"""The weights that are padded, by their stock names: rows, or columns."""
 
 
 def pad_vision_mlp(visual: nn.Module, multiple: int) -> None:
@@ -19,3 +25,22 @@ def pad_vision_mlp(visual: nn.Module, multiple: int) -> None:
             layer.out_features += num_new
         mlp.down_proj.weight = nn.Parameter(pad(mlp.down_proj.weight.data, (0, num_new)))
         mlp.down_proj.in_features += num_new
+
+
+def cut_vision_mlp(weights: Mapping[str, Tensor], width: int, multiple: int) -> dict[str, Tensor]:
+    """Undo `pad_vision_mlp` in weights by their stock names: give the vision tower's MLPs their own `width` back.
+
+    Weights of another width than the padded one stay as they are.
+    """
+    padded = width + -width % multiple
+    return {name: _cut(name, tensor, width, padded) for name, tensor in weights.items()}
+
+
+def _cut(name: str, tensor: Tensor, width: int, padded: int) -> Tensor:
+    found = PADDED.match(name)
+    dim = 1 if found and found["columns"] else 0
+    if not found or width == padded or tensor.shape[dim] != padded:
+        return tensor
+    kept, added = tensor.split([width, padded - width], dim)
+    assert not added.any(), f"{name}: its padding is not zero"
+    return kept.contiguous()

@@ -19,21 +19,24 @@ def require(checkpoint: str, weights: str) -> None:
 
     `weights=random` needs nothing. A copy in the hub's cache needs no network.
     """
-    if weights == "random":
-        return
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        problem = _problem_of_folder(folder)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and not checkpoint.startswith("."):
-        problem = _problem_of_hub(checkpoint)
-    else:
-        problem = "there is no such folder, and a name on the hub would have the form <owner>/<name>"
-    if problem:
+    if problem := what_is_missing(checkpoint, weights):
         raise InputError(
             f"The weights of {checkpoint} are missing ({problem}): give the folder of a downloaded copy with "
             "model.checkpoint=/path/to/folder, or fetch them where there is a network with "
             f"`hf download {_name_to_download(checkpoint)}`, or take the shape alone with model.weights=random."
         )
+
+
+def what_is_missing(checkpoint: str, weights: str) -> str:
+    """Say why the weights cannot be loaded, or return an empty string."""
+    if weights == "random":
+        return ""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return _problem_of_folder(folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and not checkpoint.startswith("."):
+        return _problem_of_hub(checkpoint)
+    return "there is no such folder, and a name on the hub would have the form <owner>/<name>"
 
 
 def _name_to_download(checkpoint: str) -> str:

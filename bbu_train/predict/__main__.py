@@ -27,7 +27,8 @@ data=jsonl data.train=<file> trains on it. Coordinates are pixels of the upright
 data also show their true boxes. From Python: bbu_train.load.
 
   key                 default                   meaning
-  run                 required                  run folder, such as outputs/default/20260101-120000-abcdef01
+  run                 required                  run folder, such as outputs/default/20260101-120000-abcdef01, or
+                                                a folder that python -m bbu_train.export wrote
   images              required                  a picture, a folder of pictures with its subfolders, or a
                                                 pattern in quotes, such as '/data/**/*.jpg'; hidden files and
                                                 folders are left out
@@ -91,12 +92,12 @@ def predict(options: DictConfig) -> None:
     """Check all inputs, load the model, then predict, write and draw batch by batch."""
     logs.start(is_main=True)
     from bbu_train.predict import output_files
+    from bbu_train.predict.exported_run import open_run
     from bbu_train.predict.pictures import build_samples, find_pictures
-    from bbu_train.predict.trained_run import TrainedRun
 
     folder = run_folder.on_disk(options.run)
     out = arguments.new_folder(options.out or str(folder / "predictions" / time.strftime("%Y%m%d-%H%M%S")))
-    run = TrainedRun(str(folder), options.checkpoint, options.route, options.teachers)
+    run = open_run(folder, options.checkpoint, options.route, options.teachers)
     run.set_threads()
     run.take_data_from(options.data.root)
     paths = find_pictures(options.images)

@@ -18,6 +18,7 @@ from bbu_train.images.colors import ClassColors
 from bbu_train.images.files import UnreadablePicture
 from bbu_train.ops.numbers import is_share
 from bbu_train.predict import MAX_NEW_TOKENS
+from bbu_train.predict.exported_run import open_run
 from bbu_train.predict.found import Found, generated_objects, objects_of_head, on_disk
 from bbu_train.predict.pictures import build_samples, find_pictures
 from bbu_train.predict.routes import PicturePredictions
@@ -45,7 +46,7 @@ def load(
         for found in model.predict(["a.jpg", "b.jpg"]):
             print(found.image, found.objects)
 
-    run         the folder of the run, wherever it lies now
+    run         the folder of the run, wherever it lies now, or one that `python -m bbu_train.export` wrote
     checkpoint  the one that was best in validation, the last one, or that of a step
     route       "generated" for a run without a trained head
     device      "cpu", "cuda" or "cuda:1"; None: a GPU if there is one
@@ -57,8 +58,7 @@ def load(
     """
     _refuse(arguments.wrong_checkpoint(checkpoint) + arguments.wrong_choices({"route": route}, {"route": [*ROUTES]}))
     with _plain_errors():
-        folder = str(run_folder.on_disk(run))
-        trained_run = TrainedRun(folder, checkpoint, route, num_teachers=0, device=_device(device))
+        trained_run = open_run(run_folder.on_disk(run), checkpoint, route, num_teachers=0, device=_device(device))
         trained_run.take_data_from(None if data_root is None else str(data_root))
         return TrainedModel(trained_run)
 

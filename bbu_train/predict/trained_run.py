@@ -1,18 +1,22 @@
 """A trained run: its config, one of its checkpoints, its data, and its model, which loads only when asked for."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from bbu_train.checkpoint.committed import Checkpoint
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
 from bbu_train.errors import InputError, listed
+from bbu_train.model import weights
+from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.predict.routes import Predictor
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs.data_fingerprint import OUTPUTS, warn_if_changed
@@ -26,6 +30,18 @@ from bbu_train.types.samples import PictureFormat
 
 log = logging.getLogger(__name__)
 ROUTES = {"both": ("head", "generated"), "head": ("head",), "generated": ("generated",)}
+
+
+class Weights(Protocol):
+    """A checkpoint of a run, or what takes its place. `weights` raises InputError for a damaged file."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def metrics(self) -> dict[str, float]: ...
+    def weights(self) -> dict[str, Tensor]: ...
 
 
 class TrainedRun:
@@ -44,10 +60,10 @@ class TrainedRun:
         device: torch.device | None = None,
     ):
         self.folder = folder
-        cfg = run_folder.load(folder)
+        cfg = self._read_config()
         # These settings only make training fast on its machine; predictions stay the same up to rounding.
         cfg.model.attention, cfg.model.compile, cfg.model.teacher_cache_gib = AUTO, False, 0
-        cfg.engine.precision = auto.recorded(run_folder.read_environment(folder), PRECISION) or cfg.engine.precision
+        cfg.engine.precision = auto.recorded(run_folder.read_environment(cfg.folder), PRECISION) or cfg.engine.precision
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.cfg = cfg = auto.apply(cfg, auto.settings(cfg, this_machine(self.device), {}))
         cfg.data.teachers.num_validation_teachers = num_teachers
@@ -55,8 +71,21 @@ class TrainedRun:
         if "head" in self.routes and "num_queries" not in cfg.head:
             raise InputError(f"The run in {folder} has no head (head=none). Take route=generated.")
         self.saved = self._find_checkpoint(checkpoint)
-        with run_folder.built_by_this_code(folder):
+        self._require_first_weights()
+        with run_folder.built_by_this_code(cfg.folder):
             self.preprocessing = build(cfg.model.preprocessing)
+
+    def _read_config(self) -> DictConfig:
+        return run_folder.load(self.folder)
+
+    def _require_first_weights(self) -> None:
+        """Raise InputError if the weights that the run began from are gone: config and tokenizer lie beside them."""
+        model = self.cfg.model
+        if problem := weights.what_is_missing(model.checkpoint, model.weights):
+            raise InputError(
+                f"The run in {self.folder} began from the weights of {model.checkpoint}, which are missing "
+                f"({problem}). Its config and tokenizer are read from there: put them back."
+            )
 
     def take_data_from(self, root: str | None) -> None:
         """Read the run's data under another root, if one is given. Raises InputError if the run draws its data."""
@@ -69,7 +98,7 @@ class TrainedRun:
         for key in keys:
             OmegaConf.update(self.cfg, key, root)
 
-    def _find_checkpoint(self, checkpoint: str | int) -> Checkpoint:
+    def _find_checkpoint(self, checkpoint: str | int) -> Weights:
         checkpoints = build(self.cfg.checkpoint)
         if isinstance(checkpoint, int):
             return checkpoints.at(checkpoint)
@@ -100,7 +129,7 @@ class TrainedRun:
         return self.saved.metrics["eval/f1_threshold"] if self.saved.metrics.get("eval/f1", 0) > 0 else 0.5
 
     def make_builder(self) -> ConversationBuilder:
-        with run_folder.built_by_this_code(self.folder):
+        with run_folder.built_by_this_code(self.cfg.folder):
             return build(self.cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
 
     def load_data(self, should_show_truth: bool) -> Splits | None:
@@ -113,7 +142,7 @@ class TrainedRun:
         if not (needs_pool or should_show_truth):
             return None
         try:
-            with run_folder.built_by_this_code(self.folder):
+            with run_folder.built_by_this_code(self.cfg.folder):
                 data = build(self.cfg.data)
         except InstantiationException as error:
             if needs_pool or not isinstance(error.__cause__, InputError | OSError):
@@ -133,13 +162,16 @@ class TrainedRun:
         Raises InputError if a route needs the head and the run did not train it.
         """
         cfg = self.cfg
-        weights = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
+        saved = self.saved.weights()  # before the model is built, so that a damaged file is reported at once
         device = self.device
-        with run_folder.built_by_this_code(self.folder):
+        with run_folder.built_by_this_code(self.cfg.folder):
             model = build(cfg.model.network)(device=device, head=build(cfg.head))
             if "head" in self.routes:
                 build(cfg.optimizer)(model)  # freezes what training froze
                 untrained_head.refuse_untrained(model.head, build(cfg.loss), self.folder)
-        load_weights(model, weights)
+        self._fill(model, saved)
         autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=cfg.engine.precision != "fp32")
         return Predictor(model.eval(), self.make_builder(), device, autocast, self.routes, max_new_tokens)
+
+    def _fill(self, model: GroundingModel, saved: Mapping[str, Tensor]) -> None:
+        load_weights(model, saved)

@@ -39,15 +39,15 @@ WRONG_ARGUMENTS = re.compile(
 """What Python and Hydra say if a config does not fit the code that reads it."""
 
 
-def load(folder: str | Path) -> DictConfig:
-    """Return the config of the run in `folder`, with its location set to where the folder lies now."""
+def load(folder: str | Path, name: str = CONFIG) -> DictConfig:
+    """Return the config of the run in `folder`, a file of this `name`, located where the folder lies now."""
     folder = on_disk(folder).resolve()
-    if not (folder / CONFIG).is_file():
+    if not (folder / name).is_file():
         raise InputError(_describe_missing_run(folder))
     try:
-        cfg = OmegaConf.load(folder / CONFIG)
+        cfg = OmegaConf.load(folder / name)
         if not isinstance(cfg, DictConfig):
-            raise InputError(f"{folder / CONFIG} is not the config of a run: expected a mapping.")
+            raise InputError(f"{folder / name} is not the config of a run: expected a mapping.")
         with open_dict(cfg):
             if folder.parent.name == cfg.sweep:
                 cfg.run, cfg.outputs = folder.name, str(folder.parent.parent)
@@ -56,7 +56,7 @@ def load(folder: str | Path) -> DictConfig:
                 # no MLflow store is searched beside the folder.
                 cfg.folder = str(folder)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(f"{folder / CONFIG} is not the config of a run: {error}") from error
+        raise InputError(f"{folder / name} is not the config of a run: {error}") from error
     OmegaConf.set_struct(cfg, True)
     return cfg
 

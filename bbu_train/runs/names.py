@@ -13,7 +13,7 @@ from bbu_train.runs.config_keys import parse
 MAX_BYTES = 100  # of a name on disk: paths of files below it, and of jobs, have limits of their own
 HASH_DIGITS = 8
 TEXT_KEYS = re.compile(
-    r"run|sweep|resume|outputs|experiment|metric|split|images|out|model\.checkpoint|checkpoint\.best_metric|search\.metric"
+    r"run|sweep|resume|outputs|experiment|metric|split|images|out|to|model\.checkpoint|checkpoint\.best_metric|search\.metric"
     r"|data\.(\w+\.)*(root|train|validation)|cluster|cluster\.(partition|account|qos)|tracker\.mlflow\.(uri|artifacts|experiment)"
 )
 """Keys of all programs whose values are names or paths: `0105`, `2026_01`, `no`, `1e3`, `12:30` and `a #1` are text."""

@@ -276,13 +276,17 @@ PROGRAM_KEYS: Mapping[str, str] = {
     "teachers": "num_teachers shots num_shots num_examples",
     "data.root": "data_root data_path data_dir dataset_path root",
     "out": "output output_dir out_dir outdir save_dir output_path",
+    "to": "out output output_dir out_dir outdir save_dir output_path save_directory export_dir target destination",
+    "dtype": "torch_dtype precision data_type",
+    "form": "format layout type",
+    "overwrite": "force replace exist_ok overwrite_output_dir",
     "sweep": "experiment experiment_name project",
     "metric": "monitor sort_by metric_for_best_model",
     "mode": "direction greater_is_better",
     "top": "limit k topk num_rows",
     "outputs": "output_dir outdir root work_dir",
 }
-"""The keys of evaluate, predict and compare, and other words for them."""
+"""The keys of evaluate, predict, compare and export, and other words for them."""
 
 
 def knob_of(key: str) -> UsualName | None:

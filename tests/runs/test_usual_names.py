@@ -11,6 +11,7 @@ from bbu_train.cli.arguments import parse
 from bbu_train.compare import __main__ as compare
 from bbu_train.errors import InputError
 from bbu_train.evaluate import __main__ as evaluate
+from bbu_train.export import __main__ as export
 from bbu_train.predict import __main__ as predict
 from bbu_train.runs import usual_names
 from bbu_train.runs.usual_names import USUAL_NAMES, choice_of, knob_of
@@ -18,7 +19,12 @@ from bbu_train.runtime.nested import leaves
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-PROGRAMS = {"evaluate": evaluate.DEFAULTS, "predict": predict.DEFAULTS, "compare": compare.DEFAULTS}
+PROGRAMS = {
+    "evaluate": evaluate.DEFAULTS,
+    "predict": predict.DEFAULTS,
+    "compare": compare.DEFAULTS,
+    "export": export.DEFAULTS,
+}
 
 
 @pytest.mark.parametrize("usual", USUAL_NAMES, ids=lambda usual: usual.name)
