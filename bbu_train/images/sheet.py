@@ -15,7 +15,7 @@ from bbu_train.images.marks import LETTERS, SMALLEST, Mark, draw_dashed, draw_ma
 LEGIBLE = 800  # pixels of a drawing's longer side, for which the unit of lines and letters is 1
 SHORTEST_SIDE = 0.4  # of a cell, as a share of its longer side: labels of a narrow picture stand beside it
 MAX_COLUMNS = 4
-MAX_CLASSES = 12  # in a legend
+MAX_CLASSES = 30  # in a legend
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,16 @@ def make_sheet(
 
 
 def class_entries(panels: Sequence[Panel], colors: ClassColors) -> list[Entry]:
-    """Return an entry for each class that is drawn in its colour and known, and one for all others."""
+    """Return an entry for each colour with the known classes that are drawn in it, and one for all other classes.
+
+    There are fewer colours than classes may be: those that share one are in one entry, and labels tell them apart.
+    """
     drawn = {mark.class_name for panel in panels for mark in panel.marks if mark.color != WHITE}
     known = [name for name in colors.classes or sorted(drawn) if name in drawn]
-    entries = [Entry(shorten(name), colors[name], None) for name in known[:MAX_CLASSES]]
+    groups: dict[Color, list[str]] = {}
+    for name in known[:MAX_CLASSES]:
+        groups.setdefault(colors[name], []).append(shorten(name))
+    entries = [Entry(" or ".join(names), color, None) for color, names in groups.items()]
     if num_more := len(known[MAX_CLASSES:]):
         entries.append(Entry(f"and {num_more} more", DARK, None))
     if len(known) < len(drawn):
