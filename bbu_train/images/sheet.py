@@ -10,7 +10,17 @@ from PIL import Image, ImageDraw
 
 from bbu_train.images.colors import DARK, GREY, UNKNOWN, WHITE, ClassColors, Color
 from bbu_train.images.fonts import font
-from bbu_train.images.marks import LETTERS, SMALLEST, Mark, draw_dashed, draw_marks, draw_solid, fit, shorten
+from bbu_train.images.marks import (
+    LETTERS,
+    MAX_LENGTH,
+    SMALLEST,
+    Mark,
+    draw_dashed,
+    draw_marks,
+    draw_solid,
+    fit,
+    shorten,
+)
 
 LEGIBLE = 800  # pixels of a drawing's longer side, for which the unit of lines and letters is 1
 SHORTEST_SIDE = 0.4  # of a cell, as a share of its longer side: labels of a narrow picture stand beside it
@@ -110,14 +120,19 @@ def make_sheet(
 def class_entries(panels: Sequence[Panel], colors: ClassColors) -> list[Entry]:
     """Return an entry for each colour with the known classes that are drawn in it, and one for all other classes.
 
-    There are fewer colours than classes may be: those that share one are in one entry, and labels tell them apart.
+    Classes may be more than colours: those that share one are together, "a or b", and the labels of the boxes tell them
+    apart. A long entry goes on in a next one.
     """
     drawn = {mark.class_name for panel in panels for mark in panel.marks if mark.color != WHITE}
     known = [name for name in colors.classes or sorted(drawn) if name in drawn]
     groups: dict[Color, list[str]] = {}
     for name in known[:MAX_CLASSES]:
-        groups.setdefault(colors[name], []).append(shorten(name))
-    entries = [Entry(" or ".join(names), color, None) for color, names in groups.items()]
+        parts, text = groups.setdefault(colors[name], []), shorten(name)
+        if parts and len(longer := f"{parts[-1]} or {text}") <= MAX_LENGTH:
+            parts[-1] = longer
+        else:
+            parts.append(f"or {text}" if parts else text)
+    entries = [Entry(part, color, None) for color, parts in groups.items() for part in parts]
     if num_more := len(known[MAX_CLASSES:]):
         entries.append(Entry(f"and {num_more} more", DARK, None))
     if len(known) < len(drawn):
