@@ -43,7 +43,7 @@ class Splits:
         if num_teachers > len(self.pool):
             raise InputError(
                 f"teachers={num_teachers}: teachers are drawn from the run's annotated training pictures, and it has "
-                f"{len(self.pool):,}. Take at most teachers={len(self.pool)}."
+                f"{len(self.pool):,}. Take at most {len(self.pool)}."
             )
         draw = replace(self.teachers, num_validation_teachers=num_teachers)
         return replace(sample, teachers=draw.draw_validation(replace(sample, teachers=None), self.pool, "teachers"))

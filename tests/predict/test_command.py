@@ -116,7 +116,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
         ("images=nowhere/*.jpg", "no file matches"),
         ("images=", "Say images="),
         ("teachers=-1", "at least 0"),
-        ("teachers=99", "Take at most teachers="),
+        ("teachers=99", "Take at most 6"),
         ("batch_size=0", "at least 1"),
         ("threshold=2", "from 0 to 1"),
         ("out=.", "is not empty"),

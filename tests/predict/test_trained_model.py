@@ -164,7 +164,7 @@ def test_a_loaded_model_leaves_the_threads_of_torch_alone(uninterrupted):
         (
             WHITE,
             {"teachers": 100},
-            "teachers=100: .* annotated training pictures, and it has 24. Take at most teachers=24",
+            "teachers=100: .* annotated training pictures, and it has 24. Take at most 24",
         ),
         (WHITE, {"batch_size": 0}, "batch_size=0 is of type int: expected a whole number of at least 1"),
         (WHITE, {"batch_size": "4", "num_workers": 0.5}, "2 problems"),
