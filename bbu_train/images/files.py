@@ -100,8 +100,20 @@ def to_upright(image: Image.Image, name: str) -> Image.Image:
     with _explained(name):
         if 0 in image.size:
             raise UnreadablePicture(f"{name}: {image.width} x {image.height} pixels; expected at least 1 x 1")
+        if _is_closed(image):
+            raise UnreadablePicture(f"{name}: its file was closed before its pixels were read. Call load() before that")
         _check_greys(image, name)
         return _to_upright(image)
+
+
+def _is_closed(image: Image.Image) -> bool:
+    """Whether the file of an image was closed before its pixels were read."""
+    try:
+        image.load()
+    except Exception:  # Pillow raises nearly anything
+        file = getattr(image, "fp", None)
+        return file is None or file.closed
+    return False
 
 
 def _to_upright(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bbu_train.errors import all_problems
+from bbu_train.errors import InputError, all_problems
 from bbu_train.images.colors import ClassColors
 from bbu_train.images.files import UnreadablePicture, to_upright
 from bbu_train.images.overlay import full_size_sheet, prediction_panel
@@ -66,11 +66,12 @@ class ImageDetections:
         """Return the upright picture with the predicted boxes, above a legend.
 
         `truth` holds the (box_xyxy, description) of each true object: their boxes are white and dashed.
+        Raises InputError for any other `truth`.
         """
         boxes = np.array([each.box_xyxy for each in self.objects], dtype=float).reshape(-1, 4)
         scores = np.array([each.score for each in self.objects], dtype=float)
         prediction = Prediction(boxes, scores, tuple(each.description for each in self.objects))
-        objects = None if truth is None else tuple(Object(_as_box(box), description) for box, description in truth)
+        objects = None if truth is None else _as_objects(truth)
         name = printable(self.image.name) if isinstance(self.image, Path) else "image"
         with on_disk([self.image], [name]) as [path]:
             picture = Picture(path, self.width, self.height, objects)
@@ -94,6 +95,16 @@ def _objects(prediction: Prediction, indices: Iterable[int]) -> tuple[Detection,
         Detection(_as_box(prediction.boxes_xyxy[i]), float(prediction.scores[i]), prediction.descriptions[i])
         for i in indices
     )
+
+
+def _as_objects(truth: Iterable[tuple[Sequence[float], str]]) -> tuple[Object, ...]:
+    try:
+        objects = tuple(Object(_as_box(box), description) for box, description in truth)
+    except (TypeError, ValueError):
+        objects = None
+    if objects is None or not all(isinstance(each.description, str) for each in objects):
+        raise InputError("truth is not a list of ((left, top, right, bottom), 'description'), as the data has objects.")
+    return objects
 
 
 def _as_box(sides: Iterable[float]) -> Box:

@@ -94,7 +94,9 @@ class TrainedRun:
         values = dict(leaves(OmegaConf.to_container(self.cfg, resolve=False)))
         keys = [key for key, raw in values.items() if is_data_root(key) and not str(raw).startswith(OUTPUTS)]
         if not keys:
-            raise InputError(f"data.root={root}: the run in {self.folder} draws its pictures itself. Leave it out.")
+            raise InputError(
+                f"The run in {self.folder} draws its pictures itself, so it reads no data under {root}. Leave it out."
+            )
         for key in keys:
             OmegaConf.update(self.cfg, key, root)
 

@@ -96,6 +96,20 @@ def test_what_was_found_is_drawn_beside_the_truth(model, pictures):
     assert drawn.tobytes() != beside_truth.tobytes()
 
 
+@pytest.mark.parametrize("truth", [5, [("box", "bbu")], [((1, 2, 3), "bbu")], [((1, 2, 3, 4), 5)], [(1, 2, 3, 4)]])
+def test_a_truth_of_another_form_is_refused(model, truth):
+    [result] = model.predict(WHITE)
+    with pytest.raises(InputError, match=r"truth is not a list of \(\(left, top"):
+        result.draw(truth=truth)
+
+
+def test_an_image_whose_file_was_closed_unread_is_refused(model, pictures):
+    with Image.open(pictures / "b-turned.jpg") as image:
+        pass
+    with pytest.raises(InputError, match="the picture: its file was closed before its pixels were read"):
+        model.predict(image)
+
+
 def test_any_iterable_mix_of_pictures_gives_results_in_its_order(model, pictures):
     known, turned, grey = sorted(pictures.iterdir())
     given = [Image.open(grey), str(turned), known, pictures]
