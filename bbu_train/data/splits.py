@@ -8,6 +8,7 @@ from functools import cached_property
 from bbu_train.data.annotations import Reading
 from bbu_train.data.findings import ReaderCounts, count_changed_objects
 from bbu_train.data.teachers import TeacherDraw
+from bbu_train.errors import InputError
 from bbu_train.types.samples import Picture, Sample
 
 MAX_UNUSED = 100  # kinds of unused elements that are counted, the most frequent ones: keys may differ in every line
@@ -35,9 +36,17 @@ class Splits:
         return tuple(sample.student for sample in self.train if sample.student.objects is not None)
 
     def with_validation_teachers(self, sample: Sample, num_teachers: int) -> Sample:
-        """Return `sample` with `num_teachers` teachers, drawn as in validation even if its data fixes them."""
+        """Return `sample` with `num_teachers` teachers, drawn as in validation even if its data fixes them.
+
+        Raises InputError, about the programs' argument `teachers`, if there are too few pictures for it.
+        """
+        if num_teachers > len(self.pool):
+            raise InputError(
+                f"teachers={num_teachers}: teachers are drawn from the run's annotated training pictures, and it has "
+                f"{len(self.pool):,}. Take at most {len(self.pool)}."
+            )
         draw = replace(self.teachers, num_validation_teachers=num_teachers)
-        return replace(sample, teachers=draw.draw_validation(replace(sample, teachers=None), self.pool))
+        return replace(sample, teachers=draw.draw_validation(replace(sample, teachers=None), self.pool, "teachers"))
 
 
 def splits_of(readings: Mapping[str, Sequence[Reading]], teachers: TeacherDraw) -> Splits:

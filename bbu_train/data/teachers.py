@@ -58,17 +58,19 @@ class TeacherDraw:
             return ()
         minimum, maximum = self._range
         num_teachers = int(random.integers(minimum, maximum + 1))
-        return _draw_distinct(random, num_teachers, sample, pool, "num_teachers")
+        return _draw_distinct(random, num_teachers, sample, pool, "data.teachers.num_teachers")
 
-    def draw_validation(self, sample: Sample, pool: Sequence[Picture]) -> tuple[Picture, ...]:
+    def draw_validation(
+        self, sample: Sample, pool: Sequence[Picture], key: str = "data.teachers.num_validation_teachers"
+    ) -> tuple[Picture, ...]:
         """Return the teachers of a validation sample, drawn by (validation_seed, sample.id).
 
-        They are the same at every evaluation, and in all runs that differ in `seed`.
+        They are the same at every evaluation, and in all runs that differ in `seed`. Errors call their number `key`.
         """
         if sample.teachers is not None:
             return sample.teachers
         random = generator("validation teachers", self.validation_seed, sample.id)
-        return _draw_distinct(random, self.num_validation_teachers, sample, pool, "num_validation_teachers")
+        return _draw_distinct(random, self.num_validation_teachers, sample, pool, key)
 
     def check_pool(self, train: Sequence[Sample], validation: Sequence[Sample], num_pool: int) -> None:
         """Raise InputError if the pool is too small: before the model loads, not in the middle of a run."""
@@ -112,7 +114,7 @@ def _draw_distinct(
         if index is None:
             raise InputError(
                 f"{sample.id} needs {num_teachers} teachers, but of the pool's {count_of(len(pool), 'picture')} only "
-                f"{len(chosen)} differ from it and from each other. Add training pictures or lower data.teachers.{key}."
+                f"{len(chosen)} differ from it and from each other. Add training pictures or lower {key}."
             )
         if first_with_same_bytes(pool[index], (sample.student, *chosen)) is None:
             chosen.append(pool[index])

@@ -27,7 +27,7 @@ teachers. Writes table.csv, table.json and table.png, and logs all numbers to th
   key             default                   meaning
   run             required                  run folder, such as outputs/default/20260101-120000-abcdef01, or a
                                             folder that python -m bbu_train.export wrote, which MLflow does not know
-  checkpoint      best                      best, last or a step number
+  checkpoint      best                      best, last or a step number; if none was evaluated, best is the last
   split           validation                validation, train, or another split of the run's data, such as test:
                                             a file of ImageSets/Main (data=voc) or under data.root (data=jsonl)
   route           both                      both, head or generated
@@ -87,7 +87,7 @@ def evaluate(options: DictConfig) -> None:
 
     folder = run_folder.on_disk(options.run)
     out = arguments.new_folder(options.out or str(folder / "evaluations" / time.strftime("%Y%m%d-%H%M%S")))
-    run = open_run(folder, options.checkpoint, options.route, max(options.teachers))
+    run = open_run(folder, options.checkpoint, options.route)
     run.set_threads()
     run.take_data_from(options.data.root)
     with run_folder.built_by_this_code(run.cfg.folder):

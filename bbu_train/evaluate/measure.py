@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from bbu_train.collator.packed import PackedCollator
 from bbu_train.conversation.builder import ConversationBuilder
@@ -15,6 +14,7 @@ from bbu_train.errors import InputError
 from bbu_train.metrics.detection import full_detection_metrics
 from bbu_train.model.preprocessing import Preprocessing
 from bbu_train.predict.routes import PicturePredictions, Predictor
+from bbu_train.runtime.progress_bar import ProgressBar
 from bbu_train.training import loader, planning
 from bbu_train.types.batch import Batch
 from bbu_train.types.samples import Role, Sample, SampleVisit
@@ -104,7 +104,7 @@ def measure(
     # The routes run one after the other, so that each has its own time.
     predictors = {route: replace(predictor, routes=(route,)) for route in predictor.routes}
     num_passes = sum(len(each.samples) * (1 + len(predictors)) for each in conversations)
-    with tqdm(total=num_passes, unit="picture") as progress:
+    with ProgressBar(num_passes, "evaluating") as progress:
         for each in conversations:
             loss = _student_loss(predictor, each.batches(batch_size, num_workers), progress)
             predictions: dict[str, list[PicturePredictions]] = {route: [] for route in predictors}
@@ -123,7 +123,7 @@ def measure(
 
 
 @torch.no_grad()
-def _student_loss(predictor: Predictor, batches: Iterable[Batch], progress: tqdm) -> float:
+def _student_loss(predictor: Predictor, batches: Iterable[Batch], progress: ProgressBar) -> float:
     """Return -log p of the students' true answers in nats per token, as `loss/student_lm` in training."""
     total, num_tokens = torch.zeros((), dtype=torch.float64), 0
     for batch in (batch.to(predictor.device) for batch in batches):

@@ -30,7 +30,7 @@ evaluate take the folder in place of the run, and model.checkpoint=<folder> trai
   key         default   meaning
   run         required  run folder, such as outputs/default/20260101-120000-abcdef01
   to          required  folder to write; it appears when it is complete
-  checkpoint  best      best, last or a step number
+  checkpoint  best      best, last or a step number; if none was evaluated, best is the last
   dtype       bf16      bf16, as published, or fp32: of all weights but the head's, which keep that of their training
   form        servable  servable: the files above; bbu_train: head/ alone, with all weights, for bbu_train.load: of runs
                         with model.image_position_scale above 0, which no stock model can compute

@@ -60,8 +60,8 @@ Qwen2.5-VL, fine-tuned by bbu_train to find and describe objects in pictures; st
 ```python
 import bbu_train
 model = bbu_train.load("<folder>"{route})
-for found in model.{method}("/data/new"):
-    print(found.image, found.objects)  # boxes in pixels of the picture, scores, descriptions
+for result in model.{method}("/data/new"):
+    print(result.image, result.objects)  # boxes in pixels of the picture, scores, descriptions
 ```
 
 {use}

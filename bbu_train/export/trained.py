@@ -34,7 +34,7 @@ class TrainedWeights:
 
     def __init__(self, folder: Path, checkpoint: str | int) -> None:
         self.folder = folder
-        self.run = TrainedRun(str(folder), checkpoint, "generated", 0, torch.device("cpu"))
+        self.run = TrainedRun(str(folder), checkpoint, "generated", torch.device("cpu"))
         self.saved = self.run.saved
         weights = self.saved.weights()
         network = OmegaConf.to_container(self.run.cfg.model.network, resolve=True)

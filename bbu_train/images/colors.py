@@ -1,6 +1,7 @@
 """The colours of classes in drawings: light ones, on which dark letters are legible."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 
 Color = tuple[int, int, int]
@@ -26,8 +27,8 @@ COLORS: list[Color] = [
 class ClassColors:
     """The colour of each class, the same in all pictures of all commands that give the same `classes`.
 
-    Each of `classes`, in sorted order, starts at the colour that its name hashes to, and takes the next free one; when
-    all are taken, it shares that of its hash. Any other class is `UNKNOWN`, or has that of its hash if `classes` is
+    Each of `classes`, in sorted order, starts at the colour that its name hashes to, and takes the next one that the
+    fewest classes have. Any other class is `UNKNOWN`, or has that of its hash if `classes` is
     empty.
     """
 
@@ -47,10 +48,9 @@ class ClassColors:
         return list(self._chosen)
 
     def _choose(self, name: str) -> None:
-        index, taken = _hash(name), set(self._chosen.values())
-        while index in taken and len(taken) < len(COLORS):
-            index = (index + 1) % len(COLORS)
-        self._chosen[name] = index
+        num_classes = Counter(self._chosen.values())
+        from_hash = [(_hash(name) + i) % len(COLORS) for i in range(len(COLORS))]
+        self._chosen[name] = min(from_hash, key=lambda index: num_classes[index])
 
 
 def text_color(background: Color) -> Color:

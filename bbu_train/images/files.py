@@ -98,8 +98,22 @@ def to_upright(image: Image.Image, name: str) -> Image.Image:
     The orientation is that of its EXIF, if it still has one. Raises UnreadablePicture.
     """
     with _explained(name):
+        if 0 in image.size:
+            raise UnreadablePicture(f"{name}: {image.width} x {image.height} pixels; expected at least 1 x 1")
+        if _is_closed(image):
+            raise UnreadablePicture(f"{name}: its file was closed before its pixels were read. Call load() before that")
         _check_greys(image, name)
         return _to_upright(image)
+
+
+def _is_closed(image: Image.Image) -> bool:
+    """Whether the file of an image was closed before its pixels were read."""
+    try:
+        image.load()
+    except Exception:  # Pillow raises nearly anything
+        file = getattr(image, "fp", None)
+        return file is None or file.closed
+    return False
 
 
 def _to_upright(image: Image.Image) -> Image.Image:
@@ -126,7 +140,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
 
 
 def _check_greys(image: Image.Image, path: Path | str) -> None:
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+    if image.mode == "F" or (image.mode == "I" and image.format in ("TIFF", None)):
         raise UnreadablePicture(f"{path}: 32 bits for each grey; expected 8 or 16")
 
 

@@ -34,21 +34,21 @@ def font(size: int, text: str) -> ImageFont.FreeTypeFont:
 
 
 def check(texts: Iterable[str]) -> None:
-    """Log `WARNING`, once in this process, if one of the data's texts has Chinese characters and no font has."""
-    if any(map(_has_cjk, texts)):
-        cjk_font_file()
+    """Log `WARNING`, once in this process, if one of the data's texts has Chinese characters and no font has.
+
+    Call it where texts are drawn: a run draws after its first screen, which no warning then pushes away.
+    """
+    if any(map(_has_cjk, texts)) and cjk_font_file() is None:
+        _warn_once()
 
 
 def cjk_font_file() -> Path | None:
-    """Return the best installed font file with Chinese characters. If there is none, log `WARNING` once.
+    """Return the best installed font file with Chinese characters, or None.
 
     The first face of the file must have the characters, because Pillow and matplotlib draw with that one; a collection
     (.ttc) may have more faces.
     """
-    path = _installed_cjk_font()
-    if path is None:
-        _warn_once()
-    return path
+    return _installed_cjk_font()
 
 
 def use_in_plots(texts: Sequence[str]) -> None:

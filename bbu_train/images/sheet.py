@@ -10,12 +10,22 @@ from PIL import Image, ImageDraw
 
 from bbu_train.images.colors import DARK, GREY, UNKNOWN, WHITE, ClassColors, Color
 from bbu_train.images.fonts import font
-from bbu_train.images.marks import LETTERS, SMALLEST, Mark, draw_dashed, draw_marks, draw_solid, fit, shorten
+from bbu_train.images.marks import (
+    LETTERS,
+    MAX_LENGTH,
+    SMALLEST,
+    Mark,
+    draw_dashed,
+    draw_marks,
+    draw_solid,
+    fit,
+    shorten,
+)
 
 LEGIBLE = 800  # pixels of a drawing's longer side, for which the unit of lines and letters is 1
 SHORTEST_SIDE = 0.4  # of a cell, as a share of its longer side: labels of a narrow picture stand beside it
 MAX_COLUMNS = 4
-MAX_CLASSES = 12  # in a legend
+MAX_CLASSES = 30  # in a legend
 
 
 @dataclass(frozen=True)
@@ -108,10 +118,21 @@ def make_sheet(
 
 
 def class_entries(panels: Sequence[Panel], colors: ClassColors) -> list[Entry]:
-    """Return an entry for each class that is drawn in its colour and known, and one for all others."""
+    """Return an entry for each colour with the known classes that are drawn in it, and one for all other classes.
+
+    Classes may be more than colours: those that share one are together, "a or b", and the labels of the boxes tell them
+    apart. A long entry goes on in a next one.
+    """
     drawn = {mark.class_name for panel in panels for mark in panel.marks if mark.color != WHITE}
     known = [name for name in colors.classes or sorted(drawn) if name in drawn]
-    entries = [Entry(shorten(name), colors[name], None) for name in known[:MAX_CLASSES]]
+    groups: dict[Color, list[str]] = {}
+    for name in known[:MAX_CLASSES]:
+        parts, text = groups.setdefault(colors[name], []), shorten(name)
+        if parts and len(longer := f"{parts[-1]} or {text}") <= MAX_LENGTH:
+            parts[-1] = longer
+        else:
+            parts.append(f"or {text}" if parts else text)
+    entries = [Entry(part, color, None) for color, parts in groups.items() for part in parts]
     if num_more := len(known[MAX_CLASSES:]):
         entries.append(Entry(f"and {num_more} more", DARK, None))
     if len(known) < len(drawn):

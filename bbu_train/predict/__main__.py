@@ -32,7 +32,8 @@ data also show their true boxes. From Python: bbu_train.load.
   images              required                  a picture, a folder of pictures with its subfolders, or a
                                                 pattern in quotes, such as '/data/**/*.jpg'; hidden files and
                                                 folders are left out
-  checkpoint          best                      best, last or a step number
+  checkpoint          best                      best, last or a step number; if none was evaluated,
+                                                best is the last
   route               both                      both, head or generated
   teachers            0                         number of example pictures with answers before each picture;
                                                 they are drawn from the run's training pictures, also
@@ -97,11 +98,11 @@ def predict(options: DictConfig) -> None:
 
     folder = run_folder.on_disk(options.run)
     out = arguments.new_folder(options.out or str(folder / "predictions" / time.strftime("%Y%m%d-%H%M%S")))
-    run = open_run(folder, options.checkpoint, options.route, options.teachers)
+    run = open_run(folder, options.checkpoint, options.route)
     run.set_threads()
     run.take_data_from(options.data.root)
     paths = find_pictures(options.images)
-    samples = build_samples(paths, run.picture_format, run.load_data(options.truth), options.teachers)
+    samples = build_samples(paths, run.picture_format, run.load_data(options.truth, options.teachers), options.teachers)
     predictor = run.load_predictor(options.max_new_tokens)
     threshold = run.threshold if options.threshold is None else options.threshold
     num_workers = run.cfg.num_workers if options.num_workers is None else options.num_workers

@@ -17,12 +17,10 @@ from bbu_train.runs import exported
 from bbu_train.runs import folder as run_folder
 
 
-def open_run(
-    folder: Path, checkpoint: str | int, route: str, num_teachers: int, device: torch.device | None = None
-) -> TrainedRun:
+def open_run(folder: Path, checkpoint: str | int, route: str, device: torch.device | None = None) -> TrainedRun:
     """Return the run in `folder`, or what was exported into it. See `TrainedRun` for the arguments and errors."""
     kind = ExportedRun if exported.is_exported(folder) else TrainedRun
-    return kind(str(folder), checkpoint, route, num_teachers, device)
+    return kind(str(folder), checkpoint, route, device)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bbu_train.images.colors import ClassColors
 from bbu_train.predict.routes import Predictor
 from bbu_train.predict.show import draw_predictions, to_row
 from bbu_train.runtime.file_names import short_name
+from bbu_train.runtime.progress_bar import ProgressBar
 from bbu_train.types.batch import Batch
 from bbu_train.types.samples import Sample
 
@@ -40,7 +39,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     num_written = num_malformed = num_boxes = 0
     seconds, colors = 0.0, ClassColors(classes)
-    with ExitStack() as open_files, tqdm(total=num_pictures, unit="picture") as progress:
+    with ExitStack() as open_files, ProgressBar(num_pictures, "predicting") as progress:
         # A byte of a file name that is no UTF-8 becomes JSON's own escape, such as \udce9: nothing is lost.
         files = {
             route: open_files.enter_context((folder / name).open("w", encoding="utf-8", errors="backslashreplace"))

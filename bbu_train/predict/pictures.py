@@ -20,6 +20,8 @@ def find_pictures(images: str) -> list[Path]:
     A single file is taken whatever its name. From a folder or a pattern, files with one of `ENDINGS` in any case are
     taken, but no hidden ones and none in hidden folders. Raises InputError if there are none.
     """
+    if not images.strip():
+        raise InputError(f"images={images!r} is empty: expected a picture, a folder or a pattern.")
     path = SpellingOnDisk()(Path(images).expanduser())
     if path.is_file():
         return [path]
@@ -80,11 +82,11 @@ def build_samples(
             sample = known.get(path.resolve()) or Sample(name, Picture(path, *size, None), None)
             resized_size(sample.student, picture_format)
         except (UnreadablePicture, InputError) as error:
-            problems.append(printable(str(error)))
+            problems.append(printable(str(error).replace(str(path), name)))
             continue
         teachers = data.with_validation_teachers(sample, num_teachers).teachers if data else ()
         samples.append(Sample(name, sample.student, teachers))
     if problems:
-        fix = "Repair these files, or name a folder or pattern without them."
+        fix = "Repair these pictures, or leave them out."
         raise all_problems("Pictures to predict", problems, fix)
     return samples

@@ -8,7 +8,7 @@ from bbu_train.data.annotations import clean_description, has_text
 from bbu_train.data.boxes import box_problem
 from bbu_train.images.colors import ClassColors
 from bbu_train.images.overlay import full_size_sheet, prediction_panel
-from bbu_train.predict.found import FoundObject, generated_objects, objects_of_head
+from bbu_train.predict.detections import Detection, generated_objects, objects_of_head
 from bbu_train.predict.routes import PicturePredictions
 
 
@@ -43,9 +43,9 @@ def to_row(predictions: PicturePredictions, route: str, threshold: float) -> dic
     return row
 
 
-def _object_row(found: FoundObject) -> dict[str, Any]:
-    box = [round(side, 2) for side in found.box_xyxy]
-    return {"bbox_2d": box, "desc": found.description, "score": round(found.score, 4)}
+def _object_row(detection: Detection) -> dict[str, Any]:
+    box = [round(side, 2) for side in detection.box_xyxy]
+    return {"bbox_2d": box, "desc": detection.description, "score": round(detection.score, 4)}
 
 
 def _is_usable(row: dict[str, Any]) -> bool:

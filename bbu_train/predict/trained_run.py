@@ -14,7 +14,7 @@ from torch import Tensor
 from bbu_train.checkpoint.load import load_weights
 from bbu_train.conversation.builder import ConversationBuilder
 from bbu_train.data.splits import Splits
-from bbu_train.errors import InputError, listed
+from bbu_train.errors import InputError
 from bbu_train.model import weights
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.predict.routes import Predictor
@@ -47,8 +47,9 @@ class Weights(Protocol):
 class TrainedRun:
     """The run in `folder` with the checkpoint to use.
 
-    `checkpoint` is "best", "last" or a step; `route` is a key of ROUTES; without a `device` it is a GPU, if there is
-    one. Raises InputError if the run has no such checkpoint, or no head although the route needs one.
+    `checkpoint` is "best", "last" or a step. If no checkpoint was evaluated, a warning says that the last one is taken
+    as the best. `route` is a key of ROUTES; without a `device` it is a GPU, if there is one. Raises InputError if the
+    run has no such checkpoint, or no head although the route needs one.
     """
 
     def __init__(
@@ -56,7 +57,6 @@ class TrainedRun:
         folder: str,
         checkpoint: str | int,
         route: str,
-        num_teachers: int,
         device: torch.device | None = None,
     ):
         self.folder = folder
@@ -66,10 +66,10 @@ class TrainedRun:
         cfg.engine.precision = auto.recorded(run_folder.read_environment(cfg.folder), PRECISION) or cfg.engine.precision
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.cfg = cfg = auto.apply(cfg, auto.settings(cfg, this_machine(self.device), {}))
-        cfg.data.teachers.num_validation_teachers = num_teachers
+        cfg.data.teachers.num_validation_teachers = 0  # programs call `with_validation_teachers`
         self.routes = ROUTES[route]
         if "head" in self.routes and "num_queries" not in cfg.head:
-            raise InputError(f"The run in {folder} has no head (head=none). Take route=generated.")
+            raise InputError(f"The run in {folder} has no head (head=none). Take route='generated'.")
         self.saved = self._find_checkpoint(checkpoint)
         self._require_first_weights()
         with run_folder.built_by_this_code(cfg.folder):
@@ -94,7 +94,9 @@ class TrainedRun:
         values = dict(leaves(OmegaConf.to_container(self.cfg, resolve=False)))
         keys = [key for key, raw in values.items() if is_data_root(key) and not str(raw).startswith(OUTPUTS)]
         if not keys:
-            raise InputError(f"data.root={root}: the run in {self.folder} draws its pictures itself. Leave it out.")
+            raise InputError(
+                f"The run in {self.folder} draws its pictures itself, so it reads no data under {root}. Leave it out."
+            )
         for key in keys:
             OmegaConf.update(self.cfg, key, root)
 
@@ -103,11 +105,14 @@ class TrainedRun:
         if isinstance(checkpoint, int):
             return checkpoints.at(checkpoint)
         saved = checkpoints.latest() if checkpoint == "last" else checkpoints.best()
-        if saved is None and checkpoint == "best" and checkpoints.latest() is not None:
-            raise InputError(
-                f"No checkpoint in {checkpoints.folder} has {checkpoints.best_metric}, so none is the best. Take "
-                f"checkpoint=last, or one of these steps: {listed(checkpoints.steps())}."
+        if saved is None and (last := checkpoints.latest()) is not None:
+            log.warning(
+                "No checkpoint in %s has %s, so none is the best: the last one is taken, that of step %s.",
+                checkpoints.folder,
+                checkpoints.best_metric,
+                last.step,
             )
+            return last
         if saved is None:
             every = "only with save_every=<steps>" if (given := self.cfg.save_every) is None else f"every {given} steps"
             raise InputError(
@@ -132,20 +137,19 @@ class TrainedRun:
         with run_folder.built_by_this_code(self.cfg.folder):
             return build(self.cfg.conversation)(self.preprocessing.tokenizer, self.picture_format)
 
-    def load_data(self, should_show_truth: bool) -> Splits | None:
+    def load_data(self, should_show_truth: bool, num_teachers: int) -> Splits | None:
         """Return the run's data, or None if neither teachers nor true boxes are needed. Warns if the data has changed.
 
         If the data cannot be read, it raises InputError if teachers are needed. If only true boxes are, it warns and
         returns None.
         """
-        needs_pool = self.cfg.data.teachers.num_validation_teachers > 0
-        if not (needs_pool or should_show_truth):
+        if not (num_teachers or should_show_truth):
             return None
         try:
             with run_folder.built_by_this_code(self.cfg.folder):
                 data = build(self.cfg.data)
         except InstantiationException as error:
-            if needs_pool or not isinstance(error.__cause__, InputError | OSError):
+            if num_teachers or not isinstance(error.__cause__, InputError | OSError):
                 raise
             log.warning("True boxes are not shown, because the run's data cannot be read: %s", error.__cause__)
             return None

@@ -48,6 +48,8 @@ def load(folder: str | Path, name: str = CONFIG) -> DictConfig:
         cfg = OmegaConf.load(folder / name)
         if not isinstance(cfg, DictConfig):
             raise InputError(f"{folder / name} is not the config of a run: expected a mapping.")
+        if not _is_of_a_run(cfg):
+            raise InputError(f"{folder / name} is not the config of a run. Expected the folder that a run has written.")
         with open_dict(cfg):
             if folder.parent.name == cfg.sweep:
                 cfg.run, cfg.outputs = folder.name, str(folder.parent.parent)
@@ -197,8 +199,9 @@ def _packages() -> dict[str, str]:
 
 def _describe_missing_run(folder: Path) -> str:
     """Say what lies at `folder` instead of a run, and which runs are near."""
-    if (parent := next((above for above in folder.parents if (above / CONFIG).is_file()), None)) is not None:
-        return f"{folder} is a part of a run. Did you mean {parent}?"
+    configs = (above / CONFIG for above in folder.parents)
+    if (config := next((each for each in configs if each.is_file() and _can_be_a_run(each)), None)) is not None:
+        return f"{folder} is a part of a run. Did you mean {config.parent}?"
     if runs := _run_names(folder):
         return f"{folder} is a folder of runs. Name one of them: {', '.join(runs[-10:])}."
     beside = _run_names(folder.parent)
@@ -212,4 +215,18 @@ def _describe_missing_run(folder: Path) -> str:
 
 
 def _run_names(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if _can_be_a_run(path))
+
+
+def _is_of_a_run(cfg: Mapping[Any, Any]) -> bool:
+    """Whether a config has the keys that locate a run, and is not one that Hydra composes: that one has `defaults`."""
+    return "defaults" not in cfg and all(key in cfg for key in ("sweep", "run", "outputs", "folder"))
+
+
+def _can_be_a_run(path: Path) -> bool:
+    """Whether a file is the config of a run, or a damaged one."""
+    try:
+        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return True
+    return isinstance(cfg, dict) and _is_of_a_run(cfg)

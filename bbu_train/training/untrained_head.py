@@ -73,7 +73,7 @@ def refuse_untrained(head: nn.Module | None, criterion: Criterion, folder: str) 
         predicts, reason = next(iter(untrained_parts(head, criterion).items()))
         raise InputError(
             f"The head of the run in {folder} was never trained: the part that predicts {predicts} stayed random, "
-            f"because {reason}. Take route=generated."
+            f"because {reason}. Take route='generated'."
         )
 
 

@@ -108,7 +108,7 @@ def test_mlflow_has_every_number_and_every_file(trained, evaluated):
         ("route=heads", "route is both, head or generated"),
         ("teachers=[0,-1]", "a list of whole numbers"),
         ("teachers=many", "a list of whole numbers"),
-        ("teachers=[0,99]", "pool"),
+        ("teachers=[0,99]", "Take at most 24"),
         ("split=test", "has train and validation only"),
         ("batch_size=0", "at least 1"),
         ("num_workers=-1", "at least 0"),

@@ -71,7 +71,7 @@ def stock(folders, pictures, tmp_path_factory):
 
 def compute_here(run, pictures):
     """The prompt, the logits in float32 and the generated tokens of each picture, with the weights of a run."""
-    trained = TrainedRun(str(run), "last", "generated", 0, torch.device("cpu"))
+    trained = TrainedRun(str(run), "last", "generated", torch.device("cpu"))
     trained.cfg.engine.precision = "fp32"
     predictor = trained.load_predictor(NUM_TOKENS)
     model, end = predictor.model, predictor.builder.tokenizer.end

@@ -86,13 +86,16 @@ def test_a_class_that_the_data_lacks_has_a_color_and_a_legend_of_its_own():
     assert [entry.text for entry in entries] == ["class1", "no class of the data"]
 
 
-def test_more_classes_than_colors_share_them():
-    names = [f"class{number}" for number in range(30)]
+def test_classes_that_share_a_color_are_named_in_one_entry_of_the_legend():
+    names = [f"class{number:02}" for number in range(35)]
     colors = ClassColors(names)
     assert {colors[name] for name in names} == set(COLORS)
     marks = [Mark((0, 0, 9, 9), name, name, COLORS[0], False) for name in names]
     entries = class_entries([Panel(Image.new("RGB", (9, 9)), marks, "", None)], colors)
-    assert [entry.text for entry in entries[-2:]] == ["class19", "and 18 more"]
+    shared = [(name, entry.color) for entry in entries[:-1] for name in entry.text.split(" or ")]
+    assert sorted(shared) == [(name, colors[name]) for name in names[:30]]
+    assert [entry.color for entry in entries[:-1]] == list(dict.fromkeys(entry.color for entry in entries[:-1]))
+    assert entries[-1].text == "and 5 more"
 
 
 def test_boxes_outside_or_inside_out_and_unannotated_pictures_are_drawn(picture):

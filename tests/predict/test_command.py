@@ -116,7 +116,7 @@ def test_a_run_without_its_data_predicts_without_true_boxes_but_not_with_teacher
         ("images=nowhere/*.jpg", "no file matches"),
         ("images=", "Say images="),
         ("teachers=-1", "at least 0"),
-        ("teachers=99", "pool"),
+        ("teachers=99", "Take at most 6"),
         ("batch_size=0", "at least 1"),
         ("threshold=2", "from 0 to 1"),
         ("out=.", "is not empty"),
@@ -137,9 +137,9 @@ def test_a_run_without_a_head_predicts_only_by_the_generated_route(config, pictu
     cfg = config("head=none", "loss=language", *FEW, *STEPS, f"outputs={tmp_path}", "run=bare")
     train(cfg)
     words = [f"run={cfg.folder}", f"images={pictures}/c-white.png", "max_new_tokens=1"]
-    assert "Take route=generated" in run_command(capsys, *words)[1]
-    assert "Take checkpoint=last" in run_command(capsys, *words, "route=generated")[1]
-    assert main([*words, "route=generated", "checkpoint=last", "truth=false"]) == 0
+    assert "Take route='generated'" in run_command(capsys, *words)[1]
+    assert main([*words, "route=generated", "truth=false"]) == 0
+    assert "so none is the best: the last one is taken, that of step" in capsys.readouterr().err
 
 
 def test_a_run_whose_head_stays_random_scores_none_and_predicts_only_by_the_generated_route(
@@ -156,7 +156,7 @@ def test_a_run_whose_head_stays_random_scores_none_and_predicts_only_by_the_gene
     code, error = run_command(capsys, *words)
     assert code == 2
     assert "was never trained" in error
-    assert "Take route=generated" in error
+    assert "Take route='generated'" in error
     assert main([*words, "route=generated"]) == 0
 
 

@@ -105,6 +105,6 @@ def test_a_root_for_a_run_that_draws_its_pictures_is_refused(config, tmp_path, m
     [({}, 0.5), ({"eval/f1": 0.0, "eval/f1_threshold": 1.0}, 0.5), ({"eval/f1": 0.3, "eval/f1_threshold": 0.8}, 0.8)],
 )
 def test_boxes_are_kept_above_the_threshold_of_the_best_f1_unless_none_was_found(run, metrics, threshold):
-    found = trained_run.TrainedRun(str(run), "last", "head", 0)
+    found = trained_run.TrainedRun(str(run), "last", "head")
     found.saved = SimpleNamespace(metrics=metrics)
     assert found.threshold == threshold

@@ -47,11 +47,11 @@ def made(config, resolved_config, tmp_path_factory):
 
 
 def assert_same(one, other, pictures, threshold=0.0):
-    for found, same in zip(*(model.predict(pictures, threshold=threshold) for model in (one, other)), strict=True):
-        assert found.objects == same.objects
+    for result, same in zip(*(model.predict(pictures, threshold=threshold) for model in (one, other)), strict=True):
+        assert result.objects == same.objects
     assert one.threshold == other.threshold
-    for found, same in zip(*(model.generate(pictures, max_new_tokens=6) for model in (one, other)), strict=True):
-        assert (found.answer, found.objects) == (same.answer, same.objects)
+    for result, same in zip(*(model.generate(pictures, max_new_tokens=6) for model in (one, other)), strict=True):
+        assert (result.answer, result.objects) == (same.answer, same.objects)
 
 
 def test_an_exported_model_finds_what_its_run_finds(trained, exported, pictures):
@@ -79,7 +79,7 @@ def test_image_positions_are_exported_for_bbu_train_alone(made, tmp_path, pictur
 def test_a_model_without_a_head_only_generates(made, tmp_path, pictures):
     run = made("bare", "head=none", "loss=language")
     assert export([f"run={run}", f"to={tmp_path}/to", "dtype=fp32"]) == 0
-    with pytest.raises(InputError, match=r"has no head \(head=none\). Take route=generated"):
+    with pytest.raises(InputError, match=r"has no head \(head=none\). Take route='generated'"):
         bbu_train.load(tmp_path / "to")
     models = (bbu_train.load(folder, route="generated") for folder in (run, tmp_path / "to"))
     first, second = (model.generate(pictures[:1], max_new_tokens=4)[0].answer for model in models)
@@ -87,11 +87,11 @@ def test_a_model_without_a_head_only_generates(made, tmp_path, pictures):
 
 
 def test_programs_take_the_exported_folder_like_the_run(uninterrupted, exported, trained, pictures, tmp_path):
-    words = [f"run={exported}", f"images={pictures[0]}", "route=head", "threshold=0", f"out={tmp_path}/found"]
+    words = [f"run={exported}", f"images={pictures[0]}", "route=head", "threshold=0", f"out={tmp_path}/results"]
     assert predict(words) == 0
-    found = json.loads((tmp_path / "found/predictions.jsonl").read_text())
+    results = json.loads((tmp_path / "results/predictions.jsonl").read_text())
     [expected] = trained.predict(pictures[0], threshold=0)
-    scores = sorted((each["score"] for each in (*found["objects"], *found["unusable"])), reverse=True)
+    scores = sorted((each["score"] for each in (*results["objects"], *results["unusable"])), reverse=True)
     assert scores == [round(each.score, 4) for each in expected.objects]
     scored = []
     for name, words in (("run", [f"run={uninterrupted}", "checkpoint=last"]), ("exported", [f"run={exported}"])):

@@ -128,7 +128,7 @@ def test_a_head_whose_boxes_stay_random_is_not_scored_and_the_run_says_so(assemb
     assert "The head's part that predicts boxes stays random" in run.warnings
     assert "the head is not scored" in run.warnings
     with pytest.raises(
-        ValueError, match=r"The head of the run in outputs/a/b was never trained: .*Take route=generated"
+        ValueError, match=r"The head of the run in outputs/a/b was never trained: .*Take route='generated'"
     ):
         untrained_head.refuse_untrained(run.model.head, run.criterion, "outputs/a/b")
 

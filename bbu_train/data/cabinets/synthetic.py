@@ -14,7 +14,6 @@ from typing import Any
 
 from filelock import FileLock
 from PIL import Image
-from tqdm import tqdm
 
 from bbu_train.data import jsonl
 from bbu_train.data.cabinets import cabinet, workbench
@@ -23,6 +22,7 @@ from bbu_train.data.splits import Splits
 from bbu_train.data.teachers import TeacherDraw
 from bbu_train.errors import all_problems
 from bbu_train.images import fonts
+from bbu_train.runtime.progress_bar import ProgressBar
 from bbu_train.runtime.seeds import generator
 from bbu_train.types.samples import Object
 
@@ -112,7 +112,7 @@ def _write(folder: Path, num_pictures: dict[str, int], draw_one: Callable[[Path,
     unfinished = folder.with_suffix(".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "pictures").mkdir(parents=True)
-    with tqdm(total=sum(num_pictures.values()), desc="drawing pictures", unit="picture", delay=2) as progress:
+    with ProgressBar(sum(num_pictures.values()), "drawing pictures") as progress:
         for split, count in num_pictures.items():
             with (unfinished / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for line in _in_order(partial(draw_one, unfinished, split), count):

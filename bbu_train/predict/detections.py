@@ -1,4 +1,4 @@
-"""What one route found in a picture, in pixels: what `load(...).predict` returns and predictions.jsonl holds."""
+"""What one route detected in a picture, in pixels: what `load(...).predict` returns and predictions.jsonl holds."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bbu_train.errors import InputError, all_problems
 from bbu_train.images.colors import ClassColors
-from bbu_train.images.files import to_upright
+from bbu_train.images.files import UnreadablePicture, to_upright
 from bbu_train.images.overlay import full_size_sheet, prediction_panel
 from bbu_train.runtime.file_names import printable
 from bbu_train.types.outputs import Prediction
@@ -20,8 +21,8 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class FoundObject:
-    """An object that a model found.
+class Detection:
+    """A box that a model predicted, with its description.
 
     box_xyxy     left, top, right and bottom, in pixels of the upright picture
     score        0 to 1: the head's confidence, or the mean probability of the tokens that spell the object
@@ -39,8 +40,8 @@ class FoundObject:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one route found in one picture.
+class ImageDetections:
+    """What one route detected in one picture.
 
     image         the picture as it was given: its file, or the image itself
     width         of the upright picture, in pixels
@@ -55,44 +56,55 @@ class Found:
     image: Path | Image.Image
     width: int
     height: int
-    objects: tuple[FoundObject, ...]
+    objects: tuple[Detection, ...]
     threshold: float
     answer: str | None = None
     is_malformed: bool = False
     colors: ClassColors = field(default_factory=lambda: ClassColors(()), repr=False, compare=False)
 
     def draw(self, truth: Iterable[tuple[Sequence[float], str]] | None = None) -> Image.Image:
-        """Return the upright picture with the boxes that were found, above a legend.
+        """Return the upright picture with the predicted boxes, above a legend.
 
         `truth` holds the (box_xyxy, description) of each true object: their boxes are white and dashed.
+        Raises InputError for any other `truth`.
         """
         boxes = np.array([each.box_xyxy for each in self.objects], dtype=float).reshape(-1, 4)
         scores = np.array([each.score for each in self.objects], dtype=float)
         prediction = Prediction(boxes, scores, tuple(each.description for each in self.objects))
-        objects = None if truth is None else tuple(Object(_as_box(box), description) for box, description in truth)
-        with on_disk([self.image]) as [path]:
+        objects = None if truth is None else _as_objects(truth)
+        name = printable(self.image.name) if isinstance(self.image, Path) else "image"
+        with on_disk([self.image], [name]) as [path]:
             picture = Picture(path, self.width, self.height, objects)
-            name = printable(path.name) if isinstance(self.image, Path) else "image"
             panel = prediction_panel(picture, prediction, self.threshold, self.colors, name)
             return full_size_sheet([panel], self.colors)
 
 
-def objects_of_head(prediction: Prediction, threshold: float) -> tuple[FoundObject, ...]:
+def objects_of_head(prediction: Prediction, threshold: float) -> tuple[Detection, ...]:
     """Return the objects with a score of at least `threshold`, the best first."""
     best_first = np.argsort(-prediction.scores, kind="stable").tolist()
     return _objects(prediction, (i for i in best_first if prediction.scores[i] >= threshold))
 
 
-def generated_objects(prediction: Prediction) -> tuple[FoundObject, ...]:
+def generated_objects(prediction: Prediction) -> tuple[Detection, ...]:
     """Return all objects of a generated answer, in its order."""
     return _objects(prediction, range(len(prediction.scores)))
 
 
-def _objects(prediction: Prediction, indices: Iterable[int]) -> tuple[FoundObject, ...]:
+def _objects(prediction: Prediction, indices: Iterable[int]) -> tuple[Detection, ...]:
     return tuple(
-        FoundObject(_as_box(prediction.boxes_xyxy[i]), float(prediction.scores[i]), prediction.descriptions[i])
+        Detection(_as_box(prediction.boxes_xyxy[i]), float(prediction.scores[i]), prediction.descriptions[i])
         for i in indices
     )
+
+
+def _as_objects(truth: Iterable[tuple[Sequence[float], str]]) -> tuple[Object, ...]:
+    try:
+        objects = tuple(Object(_as_box(box), description) for box, description in truth)
+    except (TypeError, ValueError):
+        objects = None
+    if objects is None or not all(isinstance(each.description, str) for each in objects):
+        raise InputError("truth is not a list of ((left, top, right, bottom), 'description'), as the data has objects.")
+    return objects
 
 
 def _as_box(sides: Iterable[float]) -> Box:
@@ -101,14 +113,22 @@ def _as_box(sides: Iterable[float]) -> Box:
 
 
 @contextmanager
-def on_disk(images: Sequence[Path | Image.Image]) -> Iterator[list[Path]]:
+def on_disk(images: Sequence[Path | Image.Image], names: Sequence[str]) -> Iterator[list[Path]]:
     """Give a file of every image, in their order: what is not a file already is written into a temporary folder.
 
-    Raises UnreadablePicture for an image whose pixels cannot be read.
+    `names` stand for the images in messages. Raises InputError that lists every image whose pixels cannot be read.
     """
+    problems = []
     with tempfile.TemporaryDirectory(prefix="bbu_train-") as folder:
-        paths = [Path(folder) / f"images[{index}].png" for index in range(len(images))]
-        for path, image in zip(paths, images, strict=True):
+        paths = []
+        for index, (image, name) in enumerate(zip(images, names, strict=True)):
+            path = Path(folder) / f"{index}.png" if isinstance(image, Image.Image) else image
+            paths.append(path)
             if isinstance(image, Image.Image):
-                to_upright(image, path.stem).save(path, compress_level=1)
-        yield [path if isinstance(image, Image.Image) else image for path, image in zip(paths, images, strict=True)]
+                try:
+                    to_upright(image, name).save(path, compress_level=1)
+                except UnreadablePicture as error:
+                    problems.append(str(error))
+        if problems:
+            raise all_problems("Images in memory", problems, "Repair these pictures, or leave them out.")
+        yield paths
