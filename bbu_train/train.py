@@ -19,7 +19,7 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity
 from bbu_train.runs.length import ENDED_EARLY
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
-from bbu_train.runtime.wording import count_of
+from bbu_train.runtime.wording import count_of, rounded
 from bbu_train.tracker.trackers import Trackers
 from bbu_train.training import device_settings, first_screen, fit, progress, step_metrics, untrained_head
 from bbu_train.training.progress import Progress, Saver
@@ -100,7 +100,9 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     interrupts.enter_context(preemption.interrupts_set_flag(NOTICE if distributed.is_main() else ""))
     recovery = Recovery(inputs, engine, criterion, optimizer, applied.num_workers, folder)
     if distributed.is_main():
-        first_screen.show(cfg, at.step, inputs, chosen, model, optimizer, stopping, peak, recovery.learnt.summary())
+        learnt = recovery.learnt.summary()
+        shown = first_screen.sections(cfg, at.step, inputs, chosen, model, optimizer, stopping, peak, learnt)
+        first_screen.open_folder(cfg, at.step, inputs, chosen, shown)
     trackers = Trackers(build(cfg.tracker) if distributed.is_main() else {})
     trackers.open(OmegaConf.to_container(cfg, resolve=True), at.step)
     trackers.publish([folder / run_folder.ENVIRONMENT])
@@ -203,7 +205,7 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
             predictions = evaluate_average()
         display.close()
         if distributed.is_main():
-            length = f"{count_of(at.step, 'step')}, {inputs.plan.epoch_at(at.step):.2f} epochs"
+            length = f"{count_of(at.step, 'step')}, {rounded(inputs.plan.epoch_at(at.step))} epochs"
             notes = {
                 "length": length,
                 "stopped": stopping.reason,

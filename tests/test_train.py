@@ -200,7 +200,7 @@ def test_the_start_of_a_run_is_one_screen_in_its_log_and_whole_in_environment_js
     num_objects = environment["data"]["splits"]["train"]["num_objects"]
     assert f"train: 24 pictures with {num_objects:,} objects of " in screen
     assert f"resume={uninterrupted}" in screen
-    weights = sum(int(number.replace(",", "")) for number in re.findall(r" ([\d,]+)  rate ", screen))
+    weights = sum(int(number.replace(",", "")) for number in re.findall(r" ([\d,]+)  lr ", screen))
     assert f"all {weights:,} parameters are trained" in screen
 
 

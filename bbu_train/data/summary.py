@@ -89,7 +89,7 @@ class DataSummary:
             lines.append(f"{count_of(self.num_in_both, 'picture')} in both")
         unused_by_split = [split.unused_elements for split in self.splits.values()]
         if unused := _first_few([*dict.fromkeys(map(_show, chain.from_iterable(unused_by_split)))]):
-            lines.append(f"not used: {unused} (more: environment.json)")
+            lines.append(f"not used: {unused}")
         return lines
 
 

@@ -88,7 +88,7 @@ def evaluate(options: DictConfig) -> None:
     folder = run_folder.on_disk(options.run)
     out = arguments.new_folder(options.out or str(folder / "evaluations" / time.strftime("%Y%m%d-%H%M%S")))
     run = open_run(folder, options.checkpoint, options.route, max(options.teachers))
-    run.use_its_threads()
+    run.set_threads()
     run.take_data_from(options.data.root)
     with run_folder.built_by_this_code(run.cfg.folder):
         data, samples = load_split(run.cfg.copy(), options.split)

@@ -97,5 +97,9 @@ def modulation_bias(
     """Return what is added to the score of each pair: a log density up to a constant, t for text, -inf for padding."""
     mean_x, mean_y, std_x, std_y, text = gaussians.transpose(1, 2)[..., None].unbind(-2)
     x, y, kind = entries[:, None, None].unbind(-1)
-    squares = ((x - mean_x) / std_x).square() + ((y - mean_y) / std_y).square()
-    return torch.where(kind == IMAGE, -squares / 2, text).masked_fill(kind == PADDING, -torch.inf)
+    # Divisions of whole pairs, forward and backward, would take a tenth of a step on a CPU.
+    scale_x, scale_y = 1 / (math.sqrt(2) * std_x), 1 / (math.sqrt(2) * std_y)
+    distance_x = torch.addcmul(-mean_x * scale_x, x, scale_x)
+    distance_y = torch.addcmul(-mean_y * scale_y, y, scale_y)
+    log_density = -(distance_x.square() + distance_y.square())
+    return torch.where(kind == IMAGE, log_density, text) + torch.where(kind == PADDING, -torch.inf, 0.0)

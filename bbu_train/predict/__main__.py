@@ -98,7 +98,7 @@ def predict(options: DictConfig) -> None:
     folder = run_folder.on_disk(options.run)
     out = arguments.new_folder(options.out or str(folder / "predictions" / time.strftime("%Y%m%d-%H%M%S")))
     run = open_run(folder, options.checkpoint, options.route, options.teachers)
-    run.use_its_threads()
+    run.set_threads()
     run.take_data_from(options.data.root)
     paths = find_pictures(options.images)
     samples = build_samples(paths, run.picture_format, run.load_data(options.truth), options.teachers)

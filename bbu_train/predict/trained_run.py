@@ -152,7 +152,7 @@ class TrainedRun:
         warn_if_changed(self.cfg, Path(self.cfg.folder))
         return data
 
-    def use_its_threads(self) -> None:
+    def set_threads(self) -> None:
         """Let torch compute with as many CPU threads as the run says."""
         torch.set_num_threads(self.cfg.threads)
 

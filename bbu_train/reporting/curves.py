@@ -18,13 +18,13 @@ COLORS = (
 """Colours of lines on white, the most different first. Further lines take them again, dashed."""
 BLACK, GREY = "#111827", "#555555"
 WINDOWS_PER_RUN = 40
-"""The moving average has a window of a run's number of points divided by this; a window below 2 averages nothing."""
-MAX_MARKED = 40  # points of a line of which each has a marker: a single one shows, and so do those between gaps
+"""The window of a moving average is the number of points divided by this. There is no average below two points."""
+MAX_MARKED = 40  # points: up to so many each have a marker, so that single points show
 LOG_RATIO = 30  # largest over smallest value, above which an axis is logarithmic
 
 
 class Series(NamedTuple):
-    """The values of a metric at some steps. Values that are not finite are NaN, and gaps of a line."""
+    """The values of a metric at some steps. Values that are not finite become NaN: gaps in the line."""
 
     steps: np.ndarray
     values: np.ndarray

@@ -73,7 +73,7 @@ def _title(beginning: str, metrics: Mapping[str, float]) -> str:
 def _sheet(
     folder: Path, predictions: Sequence[tuple[Picture, Prediction]], metrics: Mapping[str, float], title: str
 ) -> Image.Image:
-    """Draw predicted boxes with at least the threshold of the best F1.
+    """Draw the predicted boxes whose scores reach the threshold of the best F1.
 
     While F1 is 0, each picture shows as many of its best-scored boxes as it has objects. The classes of the run's data
     have the same colours in all sheets and in `predict`.

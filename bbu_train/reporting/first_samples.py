@@ -18,6 +18,7 @@ from bbu_train.images.sheet import Panel
 from bbu_train.reporting import html_page, shown_pictures
 from bbu_train.runs import folder as run_folder
 from bbu_train.runtime import distributed
+from bbu_train.runtime.wording import count_of
 from bbu_train.training import loader
 from bbu_train.training.planning import StepPlan
 from bbu_train.types.batch import Batch, Encoded
@@ -63,7 +64,7 @@ def write(
 ) -> list[Path]:
     """Write samples.html and train_samples.jpg into the run's folder and return their paths.
 
-    The rows of the page are those of this rank; the sheet begins with the first samples of all ranks.
+    The page has the rows of this rank, the sheet the first samples of the step, over all ranks.
     """
     step = next(plan.starting_at(0))
     colors = ClassColors(run_folder.classes(folder))
@@ -127,7 +128,7 @@ def _write_page(
 
 
 def _with_pictures(conversation: Sequence[Piece], panels: Sequence[Panel]) -> list[dict[str, Any]]:
-    """Return the pieces with the last pictures of a conversation, from the end on: none for a piece of text."""
+    """Return the pieces as values, each image with its panel; fewer panels go to the last images."""
     remaining, shown = list(panels), []
     for piece in reversed(conversation):
         panel = remaining.pop() if piece.kind == "image" and remaining else None
@@ -195,7 +196,8 @@ def _describe_layout(layout: Sequence[Sequence[Segment]]) -> str:
     num_samples = sum(segment.sample is not None for segment in segments)
     num_tokens = sum(segment.num_tokens for segment in segments)
     return (
-        f"{num_samples} samples in {len(layout)} rows, {num_tokens} tokens in all, {_share_filled(segments):.1%} filled"
+        f"{count_of(num_samples, 'sample')} in {count_of(len(layout), 'row')}, {num_tokens} tokens in all, "
+        f"{_share_filled(segments):.1%} filled"
     )
 
 

@@ -23,18 +23,18 @@ MEANINGS = {
     "objectness": "object or not, summed over a picture",
     "loss/denoising_objectness": "noised true boxes: object or not, per object",
 }
-"""What each loss is, by its name, or by its end."""
+"""The meaning of each loss, by its name or by the end of its name."""
 PARTS = {"loss/aux_": "earlier layers: ", "loss/denoising_": "noised true boxes: ", "loss/dense_": "image tokens: "}
-"""Of which predictions of the head a loss is, by its beginning; of the last layer's queries otherwise."""
+"""What a loss is computed from, by the beginning of its name; any other loss uses the queries of the last layer."""
 WIDTH, LEFT, LEGEND, TOP_HEIGHT, PANEL_HEIGHT, NUM_COLUMNS = 14, 0.7, 4.7, 4.3, 2.9, 3  # inches, except the last
 
 
 def plot_losses(metrics_path: Path, image_path: Path, weights: Mapping[str, float]) -> None:
-    """Plot what the total is made of, then each `loss/*` of metrics.jsonl in axes of its own.
+    """Plot the parts of the total in one diagram, then each `loss/*` of metrics.jsonl in its own.
 
-    `weights` has the weight of each loss in the total, by its name without "loss/". A run of many steps is shown by its
-    moving average; in the axes of one loss, the single steps are behind it in a lighter tone, and its `eval/loss/*` are
-    dots. Values that are not finite are gaps, and counted.
+    `weights` has the weight of each loss in the total, by its name without "loss/". Runs of many steps
+    are drawn as moving averages. The diagram of a single loss also shows each step in a lighter tone, and the values of
+    `eval/loss/*` as dots. Values that are not finite leave a gap and are counted.
     """
     from matplotlib.figure import Figure
 

@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bbu_train.errors import InputError, shorten
-from bbu_train.runs.length import FULL_WARMUP, WARMUP, undecisive_key
+from bbu_train.runs.length import FULL_WARMUP, WARMUP, derived_key
 from bbu_train.runs.settings import ROUNDING_ONLY_KEYS, THREADS, threads_change_result
 from bbu_train.runtime.nested import leaves
 
@@ -82,16 +82,16 @@ def result_values(cfg: DictConfig) -> dict[str, Any]:
     """
     raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     resolved = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
-    undecisive = undecisive_key(cfg)
+    derived = derived_key(cfg)
     if (full_warmup := OmegaConf.select(cfg, FULL_WARMUP)) is not None:
         resolved[WARMUP] = full_warmup
-    ignored = (undecisive,) if threads_change_result(cfg) else (undecisive, THREADS)
+    ignored = (derived,) if threads_change_result(cfg) else (derived, THREADS)
     return {
         key: value
         for key, value in resolved.items()
         if (key == DATA and value is not None)
         or key.startswith(STOPPING)
-        or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key), undecisive))
+        or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key), derived))
     }
 
 
@@ -117,6 +117,6 @@ def normalize_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _refers_to_neutral(raw: Any, undecisive: str) -> bool:
+def _refers_to_neutral(raw: Any, derived: str) -> bool:
     keys = re.findall(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else []
-    return any(is_neutral(key) or key == undecisive for key in keys)
+    return any(is_neutral(key) or key == derived for key in keys)

@@ -4,7 +4,7 @@ A config names both keys, and one of them decides: `epochs` if it is not null, e
 `training.setup.prepare` sets `steps` to their number, and a run's config.yaml holds both. No torch is needed here.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -12,6 +12,8 @@ from bbu_train.errors import InputError
 from bbu_train.ops.numbers import is_count, is_number
 
 STEPS, EPOCHS = "steps", "epochs"
+MOST = {STEPS: 100_000_000, EPOCHS: 100_000}
+"""What is above this would take hours to plan, and is surely a typing error."""
 ENDED_EARLY = "stopping/ended"
 """The metric, of value 1, by which metrics.jsonl says that a run ended before its last step (conf/stopping)."""
 WARMUP = "schedule.num_warmup_steps"
@@ -24,8 +26,8 @@ def decided_by_epochs(cfg: DictConfig) -> bool:
     return OmegaConf.select(cfg, EPOCHS) is not None
 
 
-def undecisive_key(cfg: DictConfig) -> str:
-    """Return the one of STEPS and EPOCHS that does not decide the length."""
+def derived_key(cfg: DictConfig) -> str:
+    """Return the one of STEPS and EPOCHS that follows from the other."""
     return STEPS if decided_by_epochs(cfg) else EPOCHS
 
 
@@ -43,18 +45,19 @@ def choose_length(cfg: DictConfig, given_keys: Collection[str]) -> None:
             )
         cfg.epochs = epochs = None
     if epochs is not None:
-        check_epochs(epochs)
         cfg.steps = None
     elif steps is None:
         raise InputError("steps=null and epochs=null: a run needs a length. Give steps=..., or epochs=... .")
 
 
-def check_epochs(epochs: object) -> None:
-    """Raise InputError if this is no number of epochs that a run can have."""
-    if not is_number(epochs) or not epochs > 0:
-        raise InputError(
-            f"epochs={epochs}: expected a number above 0, such as 3 or 0.5. To evaluate without training, give steps=0."
-        )
+def problems_of_length(cfg: DictConfig) -> Iterator[str]:
+    """Yield what is wrong with the key that decides the length, but for what every count of steps must be."""
+    key = EPOCHS if decided_by_epochs(cfg) else STEPS
+    value, most = OmegaConf.select(cfg, key), MOST[key]
+    if key == EPOCHS and not (is_number(value) and value > 0):
+        yield f"epochs={value}: expected a number above 0, such as 3 or 0.5. To evaluate without training, give steps=0"
+    elif is_number(value) and value > most:
+        yield f"{key}={value}: every step is planned before the first one, so expected at most {most:,}"
 
 
 def shorten_warmup(cfg: DictConfig, given_keys: Collection[str]) -> None:

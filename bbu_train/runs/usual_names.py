@@ -13,7 +13,7 @@ NUM_COLUMNS = 3  # of the README's table
 
 
 @dataclass(frozen=True)
-class Knob:
+class UsualName:
     """What users call a setting, the key that sets it here, and what else they type for it.
 
     In `key` and `note`, keys and choices of config groups stand in backticks. `note` may be empty, and so may `key`:
@@ -37,8 +37,8 @@ class Knob:
         return self.key or "chosen automatically"
 
 
-KNOBS = (
-    Knob(
+USUAL_NAMES = (
+    UsualName(
         "batch size",
         "`sampler.num_samples`",
         "samples of a step, over all processes and micro-batches; with `sampler=token_budget`, `sampler.num_rows` and "
@@ -46,66 +46,66 @@ KNOBS = (
         "batch_size train_batch_size per_device_train_batch_size per_device_batch_size per_gpu_train_batch_size "
         "global_batch_size samples_per_gpu total_batch_size batch bs",
     ),
-    Knob(
+    UsualName(
         "gradient accumulation",
         "`engine.num_micro_batches`",
         "a step is computed in so many parts, with the same result; auto takes as few as fit",
         "gradient_accumulation_steps gradient_accumulation accumulate_grad_batches accum_iter accumulation_steps "
         "grad_accum grad_accum_steps accumulate micro_batch_size micro_batches num_micro_batches",
     ),
-    Knob(
+    UsualName(
         "epochs",
         "`epochs`",
         "such as 3 or 0.5, in place of `steps`",
         "epochs num_epochs num_train_epochs train_epochs max_epochs total_epochs n_epochs nepochs epoch",
     ),
-    Knob(
+    UsualName(
         "steps",
         "`steps`",
         "optimizer steps of the whole run; or give `epochs`",
         "steps max_steps num_steps total_steps train_steps num_training_steps max_iters max_iter iterations iters "
         "num_iterations",
     ),
-    Knob(
+    UsualName(
         "learning rate",
         "`optimizer.groups.<group>.lr`",
         "the groups are vision, merger, llm, adapter and detection; `optimizer=adamw_uniform` has one, all",
         "lr learning_rate base_lr max_lr peak_lr init_lr lr0 learning_rates vision_lr vision_tower_lr lr_backbone",
     ),
-    Knob(
+    UsualName(
         "learning rate schedule",
         "`schedule=warmup_cosine`",
         "`schedule=constant` is the other choice",
         "lr_scheduler lr_scheduler_type scheduler lr_schedule sched lr_policy cos_lr lr_drop",
     ),
-    Knob(
+    UsualName(
         "warmup",
         "`schedule.num_warmup_steps`",
         "in steps, not as a share of the run",
         "warmup warmup_steps warmup_ratio num_warmup_steps warmup_epochs warmup_iters lr_warmup_steps",
     ),
-    Knob("weight decay", "`optimizer.weight_decay`", "", "weight_decay wd decay"),
-    Knob(
+    UsualName("weight decay", "`optimizer.weight_decay`", "", "weight_decay wd decay"),
+    UsualName(
         "gradient clipping",
         "`engine.max_grad_norm`",
         "",
         "max_grad_norm gradient_clip_val grad_clip clip_grad clip_grad_norm clip_max_norm gradient_clipping max_norm",
     ),
-    Knob("seed", "`seed`", "", "seed random_seed manual_seed random_state data_seed"),
-    Knob(
+    UsualName("seed", "`seed`", "", "seed random_seed manual_seed random_state data_seed"),
+    UsualName(
         "mixed precision (fp16, bf16)",
         "`engine.precision`",
         "bf16, fp32 or pure_bf16; there is no fp16; auto takes bf16 on a GPU that computes it",
         "precision mixed_precision bf16 fp16 fp32 amp use_amp dtype torch_dtype half bfloat16 float16",
     ),
-    Knob(
+    UsualName(
         "gradient checkpointing",
         "`engine.gradient_checkpointing`",
         "none, vision, selective or full; auto takes the fastest that fits",
         "gradient_checkpointing activation_checkpointing grad_checkpointing grad_checkpoint use_checkpoint "
         "checkpoint_activations recompute",
     ),
-    Knob(
+    UsualName(
         "device",
         "",
         "a run takes the GPU if there is one, torchrun --nproc-per-node starts it on several, and CUDA_VISIBLE_DEVICES "
@@ -114,125 +114,125 @@ KNOBS = (
         "device devices gpu gpus gpu_ids gpu_id num_gpus n_gpu n_gpus ngpus cuda accelerator world_size nproc_per_node "
         "local_rank num_nodes strategy",
     ),
-    Knob(
+    UsualName(
         "data workers",
         "`num_workers`",
         "",
         "num_workers dataloader_num_workers workers num_data_workers preprocessing_num_workers workers_per_gpu",
     ),
-    Knob(
+    UsualName(
         "output dir",
         "`outputs`",
         "a run lies in <outputs>/<sweep>/<run>: `sweep` and `run` set these names",
         "output_dir outdir out_dir out output save_dir save_path work_dir log_dir logdir logging_dir default_root_dir "
         "checkpoint_dir ckpt_dir results_dir",
     ),
-    Knob(
+    UsualName(
         "run name",
         "`run`",
         "`sweep` names the folder of several runs",
         "run_name name exp_name experiment_name project project_name run_id",
     ),
-    Knob(
+    UsualName(
         "eval steps",
         "`eval_every`",
         "in steps",
         "eval_steps eval_interval eval_freq eval_period eval_strategy evaluation_strategy val_check_interval val_every "
         "check_val_every_n_epoch val_interval",
     ),
-    Knob(
+    UsualName(
         "eval batch size",
         "`eval_batch_size`",
         "",
         "eval_batch_size per_device_eval_batch_size val_batch_size validation_batch_size test_batch_size",
     ),
-    Knob(
+    UsualName(
         "save steps",
         "`save_every`",
         "in steps",
         "save_steps save_interval save_freq save_period save_strategy checkpoint_every checkpoint_interval "
         "every_n_train_steps save_every_n_steps",
     ),
-    Knob(
+    UsualName(
         "checkpoints to keep",
         "`checkpoint.keep_last`",
         "the best one by `checkpoint.best_metric` is kept too",
         "save_total_limit save_top_k max_keep_ckpts keep_checkpoint_max metric_for_best_model load_best_model_at_end "
         "monitor greater_is_better",
     ),
-    Knob(
+    UsualName(
         "logging steps",
         "`log_every`",
         "in steps",
         "logging_steps log_steps log_interval log_freq log_every_n_steps print_freq print_every",
     ),
-    Knob(
+    UsualName(
         "max length",
         "`collator.max_tokens`",
         "tokens of a sample, pictures included; no sample is ever cut off",
         "max_length max_seq_length max_seq_len max_len model_max_length cutoff_len seq_len seq_length context_length "
         "max_position_embeddings",
     ),
-    Knob(
+    UsualName(
         "max pixels",
         "`model.max_pixels`",
         "a larger picture is scaled down; `model.min_pixels` likewise",
         "max_pixels min_pixels image_size img_size imgsz resolution image_max_pixels image_resolution input_size",
     ),
-    Knob(
+    UsualName(
         "freezing",
         "`optimizer.groups.<group>.lr=0`",
         "the groups are vision, merger, llm, adapter and detection",
         "freeze frozen freeze_vision freeze_vision_tower freeze_vit freeze_llm freeze_language_model freeze_backbone "
         "freeze_merger freeze_aligner freeze_multi_modal_projector tune_mm_vision tune_mm_llm tune_mm_mlp",
     ),
-    Knob(
+    UsualName(
         "resuming",
         "`resume`",
         "the folder of the run, as in `resume=outputs/default/<run>`",
         "resume resume_from_checkpoint resume_from resume_path ckpt_path load_from auto_resume",
     ),
-    Knob(
+    UsualName(
         "pretrained weights",
         "`model.checkpoint`",
         "with the shape of `model=qwen25vl3b` or `model=qwen25vl7b`",
         "model_name model_name_or_path pretrained_model_name_or_path model_path model_id pretrained weights_path "
         "pretrained_path",
     ),
-    Knob(
+    UsualName(
         "data set",
         "`data.root`",
         "with `data=jsonl` or `data=voc`",
         "dataset datasets dataset_name dataset_path dataset_dir data_path data_dir data_root train_file train_data "
         "annotation_file ann_file img_dir image_folder coco_path",
     ),
-    Knob(
+    UsualName(
         "tracking",
         "`tracker=mlflow`",
         "`tracker=jsonl` does without MLflow",
         "report_to logger loggers wandb use_wandb tensorboard use_tensorboard mlflow",
     ),
-    Knob("compilation", "`model.compile`", "", "compile torch_compile use_compile compile_model"),
-    Knob(
+    UsualName("compilation", "`model.compile`", "", "compile torch_compile use_compile compile_model"),
+    UsualName(
         "attention",
         "`model.attention`",
         "auto takes the fastest that is installed",
         "attn attention attn_implementation attention_implementation flash_attn flash_attention use_flash_attn "
         "use_flash_attention_2",
     ),
-    Knob(
+    UsualName(
         "EMA",
         "`average=ema`",
         "`average.decay` is its decay",
         "ema use_ema ema_decay model_ema model_ema_decay with_ema",
     ),
-    Knob(
+    UsualName(
         "early stopping",
         "`stopping=patience`",
         "`stopping.patience` counts evaluations",
         "early_stopping early_stop earlystopping patience early_stopping_patience es_patience",
     ),
-    Knob(
+    UsualName(
         "loss weights",
         "`loss.weights`",
         "one for each loss, such as `loss.weights.giou`",
@@ -289,10 +289,10 @@ PROGRAM_KEYS: Mapping[str, str] = {
 """The keys of evaluate, predict, compare and export, and other words for them."""
 
 
-def knob_of(key: str) -> Knob | None:
+def knob_of(key: str) -> UsualName | None:
     """Return the setting that a typed key usually names: by its last part, whatever its signs, dashes or capitals."""
     word = _word(key)
-    return next((knob for knob in KNOBS if word in knob.words.split()), None)
+    return next((usual for usual in USUAL_NAMES if word in usual.words.split()), None)
 
 
 def choice_of(group: str, choice: str, options: Collection[str]) -> str | None:
@@ -313,7 +313,7 @@ def program_key_of(word: str, keys: Collection[str]) -> str | None:
 
 def table_rows() -> list[str]:
     """Return the lines of the README's table, NUM_COLUMNS settings a line."""
-    cells = [f"{knob.name} | {knob.in_short}" for knob in KNOBS]
+    cells = [f"{usual.name} | {usual.in_short}" for usual in USUAL_NAMES]
     columns = [cells[start::NUM_COLUMNS] for start in range(NUM_COLUMNS)]
     rows = [" | ".join(row) for row in zip_longest(*columns, fillvalue=" | ")]
     head = [" | ".join([column] * NUM_COLUMNS) for column in ("usual name | key", "---|---")]
@@ -322,17 +322,17 @@ def table_rows() -> list[str]:
 
 def help_lines() -> list[str]:
     """Return the lines of `--help`."""
-    width = max(len(knob.name) for knob in KNOBS)
-    return [f"{knob.name:{width}}  {knob.in_short}".replace("`", "") for knob in KNOBS]
+    width = max(len(usual.name) for usual in USUAL_NAMES)
+    return [f"{usual.name:{width}}  {usual.in_short}".replace("`", "") for usual in USUAL_NAMES]
 
 
 def option_problems(options: Sequence[str]) -> list[str]:
     """Return a problem for each word that begins with a dash and is no option of the program."""
     problems = []
     for option in options:
-        knob = knob_of(option)
+        usual = knob_of(option)
         key = option.lstrip("-").partition("=")[0].replace("-", "_")
-        what = knob.answer if knob else f"Perhaps {key}=... is meant."
+        what = usual.answer if usual else f"Perhaps {key}=... is meant."
         problems.append(f"{option} is not an option; values are given as key=value, without dashes. {what}")
     return problems
 

@@ -1,6 +1,6 @@
-"""The first screen of a run: sections that say what it is, printed so that they fit on one screen.
+"""The first screen of a run: sections with a heading of one word, wrapped and cut so that they fit on one screen.
 
-Whoever has something to say there returns a `Section`. Its heading is one word; each line stands for itself.
+A part of the program that has something to show there returns a `Section`.
 """
 
 import textwrap
@@ -43,16 +43,6 @@ def as_text(sections: Sequence[Section], max_lines: int = MAX_LINES) -> str:
 def as_dict(sections: Sequence[Section]) -> dict[str, list[str]]:
     """Return all lines of each section by its heading. A section without lines is left out."""
     return {section.heading: [*section.lines, *section.more] for section in sections if section.lines}
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a line for each row, with aligned columns: numbers to the right, other texts to the left."""
-    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(_pad, row, columns)).rstrip() for row in rows]
-
-
-def _pad(text: str, width: int) -> str:
-    return text.rjust(width) if text[:1].isdigit() else text.ljust(width)
 
 
 def _wrap(line: str, width: int) -> list[str]:

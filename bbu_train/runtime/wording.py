@@ -6,6 +6,11 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
     return f"1 {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
+def rounded(number: float) -> str:
+    """Return a positive number with two decimals, or with two digits if it is small: "2.50", "0.038"."""
+    return f"{number:,.2f}" if number >= 0.1 or number == 0 else f"{number:.2g}"
+
+
 def cut(text: str, num_characters: int) -> str:
     """Return `text`, or its beginning and "..." if it is longer than `num_characters`."""
     return text if len(text) <= num_characters else f"{text[: num_characters - 3]}..."

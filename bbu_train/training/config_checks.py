@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.ops.numbers import is_count, is_number
-from bbu_train.runs.length import check_epochs, decided_by_epochs, undecisive_key
+from bbu_train.runs.length import derived_key, problems_of_length
 from bbu_train.runs.settings import AUTO_SETTINGS
 from bbu_train.training import auto
 
@@ -44,7 +44,7 @@ MINIMUMS = {
     "cluster.tasks_per_node": 1,
     "cluster.gpus_per_node": 0,
 }
-"""The smallest value of each key that counts something and that no component checks itself."""
+"""The smallest value of each whole number that no component checks itself."""
 OPTIONAL = ("eval_every", "save_every")
 MAX_SEED = 2**63 - 1
 """The largest seed that torch takes."""
@@ -72,14 +72,13 @@ def check(cfg: DictConfig) -> None:
 
 def _counts(cfg: DictConfig) -> Iterator[str]:
     """Yield every key of MINIMUMS that is no whole number, or too small. OPTIONAL keys may be null, meaning never."""
-    if decided_by_epochs(cfg):
-        check_epochs(cfg.epochs)
-    undecisive = undecisive_key(cfg)
+    yield from problems_of_length(cfg)
+    derived = derived_key(cfg)
     for key, minimum in MINIMUMS.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if (
             value is not _ABSENT
-            and not (value is None and key in (*OPTIONAL, undecisive))
+            and not (value is None and key in (*OPTIONAL, derived))
             and not is_count(value, minimum)
         ):
             null = ", or null for never" if key in OPTIONAL else ""

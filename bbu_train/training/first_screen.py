@@ -19,8 +19,9 @@ from bbu_train.runs import folder as run_folder
 from bbu_train.runs.length import FULL_WARMUP, WARMUP
 from bbu_train.runs.settings import CHECKPOINTING, LEFT_OUT, MICRO_BATCHES
 from bbu_train.runtime import distributed, logs, screen
-from bbu_train.runtime.screen import Section, table
-from bbu_train.runtime.wording import count_of, duration
+from bbu_train.runtime.columns import aligned
+from bbu_train.runtime.screen import Section
+from bbu_train.runtime.wording import count_of, duration, rounded
 from bbu_train.training import auto
 from bbu_train.training.device_settings import DeviceSettings
 from bbu_train.training.fit import LayoutPlan
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 NUM_PLANNED_STEPS = 100  # first steps whose samples and tokens are counted
 
 
-def show(
+def sections(
     cfg: DictConfig,
     step: int,
     inputs: RunInputs,
@@ -46,15 +47,13 @@ def show(
     stopping: Stopping,
     peak: PeakFlops,
     learnt: str | None,
-) -> None:
-    """Make the folder of a run that begins, or goes on, after `step`, or note there that it goes on; show the sections.
+) -> list[Section]:
+    """Return the sections of a run that begins, or is resumed, after `step`.
 
-    environment.json has the sections in full, train.log what is shown. From now on train.log has all messages. Rank 0
-    alone calls this. `learnt` says what the run took when it ran out of memory, if it did.
+    `learnt` says what the run took when it ran out of memory, if it did.
     """
-    folder = Path(cfg.folder)
     values = {key: chosen.settings[key].value for key in (CHECKPOINTING, MICRO_BATCHES)}
-    sections = [
+    return [
         run_section(cfg, step, distributed.world_size(), stopping.reason),
         choices_section(cfg),
         Section("data", inputs.data_lines),
@@ -66,14 +65,23 @@ def show(
         time_section(inputs, model, cfg.steps - step, peak.matmul),
         warnings_section(cfg, logs.kept_warnings()),
     ]
+
+
+def open_folder(cfg: DictConfig, step: int, inputs: RunInputs, chosen: DeviceSettings, shown: list[Section]) -> None:
+    """Make the folder of a run that begins, or note there that it is resumed after `step`; log the sections.
+
+    environment.json has the sections in full, train.log what is logged. From now on train.log has all messages. Rank 0
+    alone calls this.
+    """
+    folder = Path(cfg.folder)
     facts = {"settings": {key: asdict(setting) for key, setting in chosen.settings.items()}}
-    facts["start"] = screen.as_dict(sections)
+    facts["start"] = screen.as_dict(shown)
     if (folder / run_folder.CONFIG).exists():
         run_folder.add_to_environment(folder, step, facts)
     else:
         run_folder.create(folder, cfg, facts | {"data": inputs.data_summary})
     logs.to_file(folder)
-    log.info("\n%s\n", screen.as_text(sections))
+    log.info("\n%s\n", screen.as_text(shown))
 
 
 def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | None) -> Section:
@@ -95,12 +103,13 @@ def run_section(cfg: DictConfig, step: int, num_ranks: int, ended_early: str | N
     else:
         what = f"all {count_of(cfg.steps, 'step')} are done already"
     processes = "" if num_ranks == 1 else f", in {num_ranks} processes"
-    command = run_folder.command_to_go_on(cfg.folder, cfg.about.go_on)
-    return Section("run", [str(cfg.folder), *names, what + processes, f"to go on with it: {command}"])
+    has_ended = step == cfg.steps or ended_early is not None
+    command = [] if has_ended else [f"to resume it: {run_folder.command_to_go_on(cfg.folder, cfg.about.go_on)}"]
+    return Section("run", [str(cfg.folder), *names, what + processes, *command])
 
 
 def choices_section(cfg: DictConfig) -> Section:
-    """Return the choice of each config group, as far as Hydra composed the config, and the values that were given."""
+    """Return the choice of each config group, if Hydra composed the config, and the values that were given."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     shown = [
         f"{group}={choice}"
@@ -118,7 +127,7 @@ def model_section(cfg: DictConfig, model: GroundingModel, optimizer: MixedAdamW)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [*_group_rows(cfg, model, optimizer)]
     number = f"all {total:,}" if trained == total else f"{trained:,} of {total:,}"
-    return Section("model", [f"{weights}; {number} parameters are trained", *table(rows)])
+    return Section("model", [f"{weights}; {number} parameters are trained", *aligned(rows)])
 
 
 def _group_rows(cfg: DictConfig, model: nn.Module, optimizer: MixedAdamW) -> Iterator[tuple[str, str, str]]:
@@ -131,7 +140,7 @@ def _group_rows(cfg: DictConfig, model: nn.Module, optimizer: MixedAdamW) -> Ite
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() for p in parameters) - trained
         if trained:
-            yield name, f"{trained:,}", f"rate {peaks[name]:g}"
+            yield name, f"{trained:,}", f"lr {peaks[name]:g}"
         if frozen:
             yield name, f"{frozen:,}", "frozen"
 
@@ -160,33 +169,38 @@ def plan_section(cfg: DictConfig, inputs: RunInputs, stopping_rule: str | None) 
     """Return steps and epochs, what a step holds, how often the run evaluates and saves, and when it ends early."""
     steps = list(islice(inputs.plan.starting_at(0), NUM_PLANNED_STEPS))
     if not steps:
-        return Section("plan", ["no steps: the run evaluates alone"])
+        return Section("plan", ["no steps: the run only evaluates"])
     samples = [sum(map(len, step)) for step in steps]
     tokens = [_num_tokens(inputs, step) for step in steps]
     counted = f" (in the first {NUM_PLANNED_STEPS} steps)" if len(steps) < cfg.steps else ""
     cadence = {"evaluates": cfg.eval_every, "saves": cfg.save_every}
-    often = [
-        f"{what} never" if every is None else f"{what} every {count_of(every, 'step')}"
-        for what, every in cadence.items()
-    ]
+    often = [f"{what} {_cadence(every, cfg.steps)}" for what, every in cadence.items()]
     return Section(
         "plan",
         [
-            f"{count_of(cfg.steps, 'step')}: {inputs.plan.epoch_at(cfg.steps):,.1f} epochs of "
-            f"{count_of(len(inputs.data.train), 'sample')}; a step has {_range(samples)} samples and {_range(tokens)} "
-            f"tokens{counted}",
+            f"{count_of(cfg.steps, 'step')}: {rounded(inputs.plan.epoch_at(cfg.steps))} epochs of "
+            f"{count_of(len(inputs.data.train), 'sample')}; a step has {_range(samples, 'sample')} and "
+            f"{_range(tokens, 'token')}{counted}",
             ", ".join([*often, *filter(None, [stopping_rule])]),
         ],
     )
+
+
+def _cadence(every: int | None, num_steps: int) -> str:
+    if every is None:
+        return "never"
+    return f"every {count_of(every, 'step')}" if every < num_steps else "at the end"
 
 
 def _num_tokens(inputs: RunInputs, step: PlannedStep) -> int:
     return sum(inputs.train.num_tokens(visit) for row in step for visit in row)
 
 
-def _range(numbers: Sequence[int]) -> str:
+def _range(numbers: Sequence[int], noun: str) -> str:
     least, most = min(numbers), max(numbers)
-    return f"{least:,}" if least == most else f"{least:,} to {most:,} (mean {sum(numbers) / len(numbers):,.0f})"
+    if least == most:
+        return count_of(least, noun)
+    return f"{least:,} to {most:,} (mean {sum(numbers) / len(numbers):,.0f}) {noun}s"
 
 
 def memory_section(machine: Machine, planned: LayoutPlan | None, taken: Layout, learnt: str | None) -> Section:
@@ -195,7 +209,7 @@ def memory_section(machine: Machine, planned: LayoutPlan | None, taken: Layout, 
     if planned is not None:
         peak = next(each.prediction.peak for each in planned.candidates if each.layout == taken)
         there = planned.available_bytes / GIB
-        lines = [f"{peak / GIB:.1f} GiB by prediction for the largest micro-batch; {there:.1f} GiB are there"]
+        lines = [f"{peak / GIB:.1f} GiB by prediction for the largest micro-batch; {there:.1f} GiB are available"]
     return Section("memory", [*lines, *([f"as this run has learnt: {learnt}"] if learnt else [])])
 
 
@@ -225,7 +239,7 @@ def warnings_section(cfg: DictConfig, warnings: Sequence[str]) -> Section:
     counted = f"{count_of(len(warnings), 'warning')}, above" if warnings else "nothing"
     changed = changed_lines(cfg)
     go_on = cfg.about.go_on
-    given = [f"given for going on, beside config.yaml: {' '.join(go_on)}"] if go_on else []
+    given = [f"given by this command, and not in config.yaml: {' '.join(go_on)}"] if go_on else []
     return Section("unusual", [*([] if changed and not warnings else [counted]), *changed, *given], warnings)
 
 

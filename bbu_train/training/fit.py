@@ -99,7 +99,7 @@ def plan(prediction: LayoutPredictions, available_bytes: int, num_ranks: int) ->
         if peak <= available_bytes or len(prediction.candidates) == 1:
             candidates.append(candidate)
         elif not candidates:
-            left_out.append(f"{candidate.layout.short} needs {peak / GIB:.0f} by prediction")
+            left_out.append(f"{candidate.layout.short} needs {peak / GIB:.0f} GiB by prediction")
     if len(prediction.candidates) > 1 and not any(each.prediction.fits(available_bytes) for each in candidates):
         raise prediction.does_not_fit(available_bytes, num_ranks)
     return LayoutPlan(prediction, candidates, left_out, available_bytes, num_ranks)
@@ -151,7 +151,7 @@ def try_out(planned: LayoutPlan, trial: MemoryTrial) -> tuple[Layout, str]:
             needed = f"{peak / GIB:.1f} of {planned.available_bytes / GIB:.1f} GiB in a trial"
             return candidate.layout, "; ".join([needed, *failures])
         failures.append(
-            f"{candidate.layout.short} {'ran out' if peak is None else f'took {peak / GIB:.1f}'} in a trial"
+            f"{candidate.layout.short} {'ran out' if peak is None else f'took {peak / GIB:.1f} GiB'} in a trial"
         )
     if planned.candidates[-1].prediction.fits(planned.available_bytes):
         raise InputError(

@@ -54,11 +54,11 @@ class Forecast:
 
     def _memory_lines(self, planned: fit.LayoutPlan) -> Iterator[str]:
         taken = planned.candidates[0]
-        yield f"on {self.machine.name}: {planned.available_bytes / GIB:.1f} GiB are there for this process"
+        yield f"on {self.machine.name}: {planned.available_bytes / GIB:.1f} GiB are available to this process"
         for reason in planned.left_out:
-            yield f"{reason}, too much"
+            yield f"{reason}: too much"
         peak = f"{taken.prediction.peak / GIB:.1f} GiB"
-        yield f"{taken.layout} needs {peak} (predicted; a trial decides). Of these:"
+        yield f"{taken.layout} needs {peak} (predicted; measured before the first step), of which:"
         for line in taken.prediction.table().splitlines():
             yield f"  {line}"
 

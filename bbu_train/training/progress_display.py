@@ -9,10 +9,10 @@ from itertools import count
 
 from tqdm import tqdm
 
-from bbu_train.runtime.wording import count_of, duration
+from bbu_train.runtime.wording import count_of, duration, rounded
 
 log = logging.getLogger(__name__)
-NUM_RECENT_STEPS = 50  # that the rate and the time left are computed from
+NUM_RECENT_STEPS = 50  # that tokens/s and the time left are means over
 LOSSES = {"loss/teacher_lm": "teacher", "loss/student_lm": "student", "loss/bbox_l1": "l1", "loss/bbox_giou": "giou"}
 LOSSES |= {"loss/objectness": "objectness", "loss/caption": "caption"}
 """The losses that a line names. Auxiliary ones show in the total only."""
@@ -48,11 +48,12 @@ class ProgressDisplay:
         self._num_tokens = 0
         self._recent: deque[tuple[int, float, int]] = deque(maxlen=NUM_RECENT_STEPS + 1)
         self._row: Mapping[str, float] = {}
+        self._row_step = 0
         self._last_line: float | None = None
 
     @contextmanager
     def spending(self, part: str) -> Iterator[None]:
-        """Count what is done inside as "evaluation" or "saving": it is no part of the rate and of the time left."""
+        """Count what is done inside as "evaluation" or "saving", which is left out of tokens/s and of the time left."""
         began = self.clock()
         try:
             yield
@@ -65,15 +66,15 @@ class ProgressDisplay:
             return
         self._num_tokens += num_tokens
         self._recent.append((step, self._training_seconds(), self._num_tokens))
-        self._row = row or self._row
         if row:
+            self._row, self._row_step = row, step
             self.bar.set_postfix_str(_losses(row), refresh=False)
-        self.bar.set_description_str(f"epoch {epoch:.2f}", refresh=False)
+        self.bar.set_description_str(f"epoch {rounded(epoch)}", refresh=False)
         self.bar.update()
         self._say(lambda: self._line(step, epoch), is_due=step == self.num_steps)
 
     def while_evaluating(self, step: int, before_batch: Callable[[], None]) -> Callable[[], None]:
-        """Return `before_batch` so that it also shows that an evaluation goes on: it may take as long as many steps."""
+        """Wrap `before_batch` so that it also shows how far the evaluation is: it may take as long as many steps."""
 
         num_batches = count()
 
@@ -110,16 +111,19 @@ class ProgressDisplay:
 
     def _line(self, step: int, epoch: float) -> str:
         (first_step, first_time, first_tokens), (_, now, num_tokens) = self._recent[0], self._recent[-1]
-        parts = [f"loss {self._row['loss/total']:.4g} ({_losses(self._row)})"] if "loss/total" in self._row else []
+        logged = "" if step == self._row_step else f" at step {self._row_step:,}"
+        parts = [f"loss {self._row['loss/total']:.4g}{logged} ({_losses(self._row)})"] if self._row else []
         rates = sorted({value for name, value in self._row.items() if name.startswith("lr/")})
-        parts += [f"rate {' to '.join(f'{rate:.2g}' for rate in (rates[0], *rates[1:][-1:]))}"] if rates else []
+        if rates and not logged:
+            parts.append(f"lr {' to '.join(f'{rate:.2g}' for rate in (rates[0], *rates[1:][-1:]))}")
         if step > first_step and now > first_time:  # the first step is not among them: it may compile and allocate
             seconds = now - first_time
             parts.append(f"{(num_tokens - first_tokens) / seconds:,.0f} tokens/s")
             if step < self.num_steps:
                 left = seconds / (step - first_step) * (self.num_steps - step)
                 parts.append(f"{duration(left)} of training left")
-        return f"step {step:,} of {self.num_steps:,}, epoch {epoch:.2f}: {', '.join(parts)}"
+        text = f"step {step:,} of {self.num_steps:,}, epoch {rounded(epoch)}"
+        return f"{text}: {', '.join(parts)}" if parts else text
 
 
 def _losses(row: Mapping[str, float]) -> str:

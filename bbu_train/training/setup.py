@@ -21,6 +21,7 @@ from bbu_train.runs.length import decided_by_epochs, shorten_warmup
 from bbu_train.runs.settings import AUTO
 from bbu_train.runtime import distributed
 from bbu_train.runtime.compile_cache import CompileCache
+from bbu_train.runtime.wording import count_of
 from bbu_train.training import config_checks, loader, planning, untrained_head
 from bbu_train.training.config_checks import build
 from bbu_train.training.loader import SampleSource
@@ -36,7 +37,7 @@ METRIC_KEYS = ("checkpoint.best_metric", "stopping.metric")
 
 @dataclass(frozen=True)
 class RunData:
-    """The samples of a run, and what they are in numbers: `DataSummary` as a dict, and its lines on the first screen.
+    """The samples of a run, with their `DataSummary` as a dict and as the lines of the first screen.
 
     Both are empty on ranks other than 0.
     """
@@ -208,8 +209,9 @@ def check_num_micro_batches(plan: StepPlan, num_micro_batches: int | str, num_ra
     if num_micro_batches != AUTO and plan.num_steps > 0 and num_micro_batches > most:
         ranks = f" on {num_ranks} processes" if num_ranks > 1 else ""
         raise InputError(
-            f"engine.num_micro_batches={num_micro_batches}: no step has more than {plan.most_samples} samples{ranks}, "
-            f"so some would always be empty. Give at most engine.num_micro_batches={most}, or more samples to a step."
+            f"engine.num_micro_batches={num_micro_batches}: no step has more than "
+            f"{count_of(plan.most_samples, 'sample')}{ranks}, so some would always be empty. Give at most "
+            f"engine.num_micro_batches={most}, or more samples to a step."
         )
 
 
@@ -217,7 +219,7 @@ def warn_of_small_steps(plan: StepPlan, num_samples: int, given: int | None) -> 
     """Log that no step has the samples that the sampler asks for, if it asks for a number."""
     if given is not None and 0 < plan.most_samples < given:
         log.warning(
-            "sampler.num_samples=%d: no step has more than %d samples, because the training split has %d. Give "
+            "sampler.num_samples=%d: no step has more than %s, because the training split has %d. Give "
             "sampler.num_samples=%d, or more data.",
-            *(given, plan.most_samples, num_samples, plan.most_samples),
+            *(given, count_of(plan.most_samples, "sample"), num_samples, plan.most_samples),
         )

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from bbu_train.errors import InputError
 from bbu_train.runs import folder as run_folder
 from bbu_train.runs import identity, resume
+from bbu_train.runs.length import problems_of_length
 
 
 def config(**changes) -> DictConfig:
@@ -395,8 +396,14 @@ def test_the_command_wins_over_an_experiment_and_cannot_give_both_lengths():
 
 @pytest.mark.parametrize("epochs", ["0", "-1", "many", "true", ".inf"])
 def test_epochs_that_no_run_can_have_are_refused(epochs):
-    with pytest.raises(InputError, match="expected a number above 0, such as 3 or 0.5"):
-        settled([f"epochs={epochs}"])
+    (problem,) = problems_of_length(settled([f"epochs={epochs}"]))
+    assert "expected a number above 0, such as 3 or 0.5" in problem
+
+
+@pytest.mark.parametrize("length", ["epochs=1000000000", "steps=1000000000"])
+def test_lengths_that_would_take_hours_to_plan_are_refused(length):
+    (problem,) = problems_of_length(settled([length]))
+    assert f"{length}: every step is planned before the first one, so expected at most 100,000" in problem
 
 
 def test_a_run_keeps_its_epochs_and_their_steps_and_takes_no_other_length():

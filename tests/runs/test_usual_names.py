@@ -14,7 +14,7 @@ from bbu_train.evaluate import __main__ as evaluate
 from bbu_train.export import __main__ as export
 from bbu_train.predict import __main__ as predict
 from bbu_train.runs import usual_names
-from bbu_train.runs.usual_names import KNOBS, choice_of, knob_of
+from bbu_train.runs.usual_names import USUAL_NAMES, choice_of, knob_of
 from bbu_train.runtime.nested import leaves
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +27,10 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("knob", KNOBS, ids=lambda knob: knob.name)
-def test_every_key_and_choice_that_an_answer_names_exists(config, knob):
+@pytest.mark.parametrize("usual", USUAL_NAMES, ids=lambda usual: usual.name)
+def test_every_key_and_choice_that_an_answer_names_exists(config, usual):
     """A key may need a choice that the same answer names."""
-    named = re.findall(r"`([^`]+)`", f"{knob.key} {knob.note}".replace("<group>", "vision"))
+    named = re.findall(r"`([^`]+)`", f"{usual.key} {usual.note}".replace("<group>", "vision"))
     choices = [text.split("=") for text in named if (CONF / text.partition("=")[0]).is_dir()]
     parts = [OmegaConf.to_container(config())]
     for group, choice in choices:
@@ -42,7 +42,7 @@ def test_every_key_and_choice_that_an_answer_names_exists(config, knob):
 
 
 def test_a_word_names_one_setting():
-    counts = Counter(word for knob in KNOBS for word in knob.words.split())
+    counts = Counter(word for usual in USUAL_NAMES for word in usual.words.split())
     assert [word for word, count in counts.items() if count > 1] == []
 
 

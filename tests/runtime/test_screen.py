@@ -1,6 +1,7 @@
 import pytest
 
 from bbu_train.runtime import screen
+from bbu_train.runtime.columns import aligned
 from bbu_train.runtime.screen import Section
 from bbu_train.runtime.wording import duration
 
@@ -29,7 +30,7 @@ def test_more_than_a_screen_is_cut_where_it_is_longest_and_kept_in_full():
 
 
 def test_a_table_has_numbers_to_the_right():
-    assert screen.table([("llm", "1,000", "frozen"), ("adapter", "20", "rate 1")]) == [
+    assert aligned([("llm", "1,000", "frozen"), ("adapter", "20", "rate 1")]) == [
         "llm      1,000  frozen",
         "adapter     20  rate 1",
     ]

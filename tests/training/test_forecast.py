@@ -30,7 +30,7 @@ def foresee(config, samples):
 
 def test_the_plan_the_groups_and_the_settings_are_said(foresee, make_model, samples):
     known, text = foresee(cpu(4, 3))
-    assert f"3 steps: {3 * 2 / len(samples):,.1f} epochs of {len(samples)} samples; a step has " in text
+    assert f"3 steps: {3 * 2 / len(samples):.2f} epochs of {len(samples)} samples; a step has " in text
     num_weights = sum(p.numel() for p in known.prediction.outline.model.backbone.model.visual.blocks.parameters())
     assert num_weights > 0
     assert "auto    on the CPU, 3 of 4 cores free" in text
@@ -40,16 +40,16 @@ def test_the_plan_the_groups_and_the_settings_are_said(foresee, make_model, samp
 
 def test_the_weights_of_all_groups_are_those_of_the_model(foresee):
     known, text = foresee(cpu(1, 1), "optimizer.groups.vision.lr=0")
-    rows = [line.split() for line in text.splitlines() if re.match(r" +\w+ +[\d,]+  (rate|frozen)", line)]
+    rows = [line.split() for line in text.splitlines() if re.match(r" +\w+ +[\d,]+  (lr|frozen)", line)]
     counts = {row[0]: int(row[1].replace(",", "")) for row in rows}
     assert sum(counts.values()) == sum(p.numel() for p in known.prediction.outline.model.parameters())
     assert {row[0]: row[2:] for row in rows}["vision"] == ["frozen"]
-    assert {row[0]: row[2:] for row in rows}["llm"][0] == "rate"
+    assert {row[0]: row[2:] for row in rows}["llm"][0] == "lr"
 
 
 def test_memory_is_planned_for_a_card_that_is_not_here(foresee):
     known, text = foresee(named_machine("h100"), "model.compile=true")
-    assert "memory  on h100: 78.2 GiB are there" in text
+    assert "memory  on h100: 78.2 GiB are available" in text
     assert "none x 1" not in text  # nothing was left out: the tiny model fits
     assert known.settings["engine.gradient_checkpointing"].value == "none"
     assert known.num_bytes() == known.planned.candidates[0].prediction.peak

@@ -42,7 +42,7 @@ def test_a_line_comes_for_the_first_step_then_every_so_many_seconds_and_for_the_
     Run().train(100)
     assert [int(line.split()[1]) for line in lines()] == [*range(1, 100, 3), 100]
     first, second, *_, last = lines()
-    assert first == "step 1 of 100, epoch 0.05: loss 3.25 (student 1.5), rate 1e-06 to 2e-06"
+    assert first == "step 1 of 100, epoch 0.05: loss 3.25 (student 1.5), lr 1e-06 to 2e-06"
     assert second == f"{first.replace('1 of', '4 of').replace('0.05', '0.20')}, 20 tokens/s, 16 min of training left"
     assert last.endswith(", 20 tokens/s")
 
