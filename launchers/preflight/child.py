@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from bbu_train.errors import InputError
-from bbu_train.training import auto, config_checks
+from bbu_train.training import auto, config_checks, initial_weights
 from bbu_train.training.forecast import forecast
 from bbu_train.training.machine import target_machine
 from bbu_train.training.outline import Outline, build_outline
@@ -34,8 +34,11 @@ def _load(data: str) -> RunData:
 
 
 def check_parameter_groups(cfg: DictConfig) -> Outline:
-    """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights."""
-    return build_outline(auto.apply(cfg, auto.settings(cfg, target_machine(cfg), {})))
+    """Check on a model of shapes that every parameter is in one group, no group is empty, and `init` fits."""
+    applied = auto.apply(cfg, auto.settings(cfg, target_machine(cfg), {}))
+    outline = build_outline(applied)
+    initial_weights.check(applied, outline.model)
+    return outline
 
 
 def compute_requirements(cfg: DictConfig) -> dict[str, float]:
