@@ -21,7 +21,16 @@ from bbu_train.runs.length import ENDED_EARLY
 from bbu_train.runtime import distributed, logs, preemption, profiling, restart
 from bbu_train.runtime.wording import count_of, rounded
 from bbu_train.tracker.trackers import Trackers
-from bbu_train.training import device_settings, first_screen, fit, progress, step_metrics, untrained_head
+from bbu_train.training import (
+    device_settings,
+    first_screen,
+    fit,
+    initial_weights,
+    progress,
+    step_metrics,
+    untrained_head,
+)
+from bbu_train.training.outline import build_outline
 from bbu_train.training.progress import Progress, Saver
 from bbu_train.training.progress_display import Activity, ProgressDisplay
 from bbu_train.training.recovery import Recovery
@@ -70,6 +79,8 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     inputs = prepare(cfg)
     chosen = device_settings.choose(cfg, inputs, device, run_folder.read_environment(folder), at.step < cfg.steps)
     applied, planned = chosen.applied, chosen.planned
+    for note in initial_weights.check(applied, build_outline(applied).model) if saved is None and cfg.init else ():
+        log.warning("init: %s", note)
     raise_if_asked_to_end(at.step, cfg)
 
     # ---- The model, and what trains it ----
@@ -77,6 +88,8 @@ def _train(  # noqa: PLR0912, PLR0915 (the whole story in one place)
     compiled.load()
     torch.manual_seed(cfg.seed)
     model = build(applied.model.network)(device=device, head=build(applied.head))
+    if saved is None and cfg.init:
+        initial_weights.load(applied, model, should_verify=distributed.is_main())
     criterion = build(applied.loss)
     optimizer = build(applied.optimizer)(model)
     model.check_teacher_cache()  # after the optimizer, which freezes groups

@@ -86,7 +86,7 @@ def score_test_split(folder: Path, max_new_tokens: int) -> dict[str, Any]:
     from bbu_train.predict.trained_run import TrainedRun
     from bbu_train.types.samples import Sample
 
-    run = TrainedRun(str(folder), "best", "both", num_teachers=0)
+    run = TrainedRun(str(folder), "best", "both")
     run.set_threads()
     data, test = load_split(run.cfg, "test")
     samples = [Sample(each.id, each.student, ()) for each in test]

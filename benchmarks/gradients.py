@@ -20,7 +20,7 @@ from bbu_train.predict.trained_run import TrainedRun
 
 def main() -> None:
     options = arguments.parse(sys.argv[1:], {"run": None, "pictures": 16})
-    run = TrainedRun(options.run, "last", "generated", num_teachers=0)
+    run = TrainedRun(options.run, "last", "generated")
     run.set_threads()
     criterion, make_collator, make_optimizer = (
         instantiate(run.cfg[key], _convert_="all") for key in ("loss", "collator", "optimizer")

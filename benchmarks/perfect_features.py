@@ -118,7 +118,7 @@ def unread_patches(picture: Picture, picture_format: PictureFormat) -> Tensor:
 
 def score_answers(folder: Path, num_answers: int) -> tuple[dict[str, float], float]:
     """Score the last checkpoint's answers to the first pictures of validation; return metrics and malformed share."""
-    run = TrainedRun(str(folder), "last", "generated", num_teachers=0)
+    run = TrainedRun(str(folder), "last", "generated")
     run.set_threads()
     data, samples = load_split(run.cfg, "validation")
     samples = [Sample(each.id, each.student, ()) for each in samples[:num_answers]]

@@ -190,7 +190,7 @@ def _sweep_problems(given: Sequence[Override]) -> list[str]:
             )
         if override in swept and key == "hydra/launcher":
             problems.append(f"{line}: a sweep is started by one launcher.")
-        is_decisive = identity.is_data_root(key) or not identity.is_neutral(key)
+        is_decisive = identity.is_place(key) or not identity.is_neutral(key)
         if override in swept and not is_decisive and key not in ("run", "sweep", "resume", "outputs"):
             problems.append(
                 f"{line}: {key} does not change a run's identity, so these would be one run in one folder. "

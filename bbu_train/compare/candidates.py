@@ -65,7 +65,7 @@ def differing_settings(all_runs: Sequence[SweepRun]) -> list[Settings]:
 
     `seed` is excluded, and so is a key that is the same reference (`${...}`) to another key in all runs. A config group
     whose choice differs replaces the keys that the choice determines: `collator=packed` instead of its `_target_`. Data
-    that differs is named by its root.
+    that differs is named by its root, and weights to begin with by `init`.
     """
     keys = sorted({key for run in all_runs for key in run.resolved_values} - {SEED})
     keys = [key for key in keys if _differs(key, all_runs)]
@@ -76,7 +76,20 @@ def differing_settings(all_runs: Sequence[SweepRun]) -> list[Settings]:
         | {key: comparable_value(run.resolved_values.get(key, _ABSENT)) for key in keys}
         for run in all_runs
     ]
+    settings = _name_init(settings, all_runs) if identity.INIT in keys else settings
     return _name_data(settings, all_runs) if identity.DATA in keys else settings
+
+
+def _name_init(settings: Sequence[Settings], all_runs: Sequence[SweepRun]) -> list[Settings]:
+    """Replace the hash of the weights that each run began with by the first folder that holds them."""
+    folders: dict[Value, str] = {}
+    for each, run in zip(settings, all_runs, strict=True):
+        folder, digest = str(OmegaConf.select(run.config, "init")), each[identity.INIT]
+        folders[digest] = min(folder, folders.get(digest, folder))
+    return [
+        {key: value for key, value in each.items() if key != identity.INIT} | {"init": folders[each[identity.INIT]]}
+        for each in settings
+    ]
 
 
 def _name_data(settings: Sequence[Settings], all_runs: Sequence[SweepRun]) -> list[Settings]:

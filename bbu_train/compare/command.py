@@ -79,7 +79,7 @@ def _typed_overrides(run: SweepRun) -> list[str]:
 
 def _is_neutral(key: str) -> bool:
     """Return whether the command can leave the key, or the config group, out: roots are needed to find the data."""
-    return identity.is_neutral(key.replace("/", ".")) and not identity.is_data_root(key)
+    return identity.is_neutral(key.replace("/", ".")) and not identity.is_place(key)
 
 
 def _compose(words: Sequence[str]) -> DictConfig | None:

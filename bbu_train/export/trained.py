@@ -41,7 +41,7 @@ class TrainedWeights:
         assert isinstance(network, dict)
         self.config = configuration(*(network[key] for key in ("checkpoint", "weights", "shape")))
         own = {name.removeprefix(BACKBONE): each for name, each in weights.items() if name.startswith(BACKBONE)}
-        self.backbone = cut_vision_mlp(own, self.config.vision_config.intermediate_size, network["vision_mlp_multiple"])
+        self.backbone = cut_vision_mlp(own, self.config.vision_config.intermediate_size)
         self.head = {name: each for name, each in weights.items() if not name.startswith(BACKBONE)}
         self._check()
 

@@ -32,7 +32,7 @@ def load_backbone(
             backbone = Qwen2_5_VLForConditionalGeneration(config)
         mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     else:
-        backbone = _load_checkpoint(checkpoint)
+        backbone = load_checkpoint(checkpoint)
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         mean, std = processor.image_mean, processor.image_std
 
@@ -46,7 +46,7 @@ def load_backbone(
     return backbone
 
 
-def _load_checkpoint(checkpoint: str) -> Qwen2_5_VLForConditionalGeneration:
+def load_checkpoint(checkpoint: str) -> Qwen2_5_VLForConditionalGeneration:
     """Return the model on the host, as bfloat16 if the whole checkpoint is, else as float32.
 
     In the dtype of the checkpoint nothing is copied: the tensors are the mapped pages of its files.

@@ -27,20 +27,38 @@ def pad_vision_mlp(visual: nn.Module, multiple: int) -> None:
         mlp.down_proj.in_features += num_new
 
 
-def cut_vision_mlp(weights: Mapping[str, Tensor], width: int, multiple: int) -> dict[str, Tensor]:
+def cut_vision_mlp(weights: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
     """Undo `pad_vision_mlp` in weights by their stock names: give the vision tower's MLPs their own `width` back.
 
-    Weights of another width than the padded one stay as they are.
+    Weights of a smaller width, and larger ones whose rest is not zero, stay as they are: they are of another model.
     """
-    padded = width + -width % multiple
-    return {name: _cut(name, tensor, width, padded) for name, tensor in weights.items()}
+    return {
+        name: tensor if (dim := _padded_dim(name)) is None else _cut(tensor, width, dim)
+        for name, tensor in weights.items()
+    }
 
 
-def _cut(name: str, tensor: Tensor, width: int, padded: int) -> Tensor:
+def pad_like(weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Pad the vision tower's MLPs of this `width`, by their stock names, to the widths that `parameters` have."""
+    return {
+        name: tensor
+        if (dim := _padded_dim(name)) is None or tensor.shape[dim] != width or name not in parameters
+        else _pad(tensor, parameters[name].shape[dim], dim)
+        for name, tensor in weights.items()
+    }
+
+
+def _padded_dim(name: str) -> int | None:
+    """Return the dimension along which `pad_vision_mlp` widens the weight of this name, if it does."""
     found = PADDED.match(name)
-    dim = 1 if found and found["columns"] else 0
-    if not found or width == padded or tensor.shape[dim] != padded:
-        return tensor
-    kept, added = tensor.split([width, padded - width], dim)
-    assert not added.any(), f"{name}: its padding is not zero"
-    return kept.contiguous()
+    return None if found is None else 1 if found["columns"] else 0
+
+
+def _cut(tensor: Tensor, width: int, dim: int) -> Tensor:
+    kept, added = tensor.tensor_split([width], dim)
+    return tensor if added.any() else kept.contiguous()
+
+
+def _pad(tensor: Tensor, width: int, dim: int) -> Tensor:
+    num_new = width - tensor.shape[dim]
+    return pad(tensor, (0, num_new) if dim == tensor.ndim - 1 else (0, 0, 0, num_new))

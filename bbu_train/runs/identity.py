@@ -27,18 +27,25 @@ NEUTRAL_KEYS = (
 )
 """Keys that the identity ignores, with everything below them: locations, names, cadence, layout.
 
-A value that refers to one of them, such as `${outputs}/data`, is neutral too. So are the roots of data sets: what the
-identity has of the data is DATA, which is the same wherever the same data lies.
+A value that refers to one of them, such as `${outputs}/data`, is neutral too. So are places (`is_place`): what the
+identity has of them is DATA and INIT, which are the same wherever the same files lie.
 """
 STOPPING = "stopping."
 """What ends a run early counts even where it refers to a neutral key: there `eval_every` decides the last step."""
 DATA = "about.data"
 """The fingerprint of the data that the run reads (`data_fingerprint`)."""
+INIT = "about.init"
+"""The hash of the weights that `init` names (`initial_weights`)."""
 
 
 def is_neutral(key: str) -> bool:
-    """Whether a dotted key is one of NEUTRAL_KEYS, lies below one, or is the root of a data set."""
-    return is_data_root(key) or any(key == neutral or key.startswith(f"{neutral}.") for neutral in NEUTRAL_KEYS)
+    """Whether a dotted key is one of NEUTRAL_KEYS, lies below one, or is a place."""
+    return is_place(key) or any(key == neutral or key.startswith(f"{neutral}.") for neutral in NEUTRAL_KEYS)
+
+
+def is_place(key: str) -> bool:
+    """Whether a dotted key says where data or weights lie, whose content is in the identity."""
+    return key == "init" or is_data_root(key)
 
 
 def is_data_root(key: str) -> bool:
@@ -49,7 +56,7 @@ def is_data_root(key: str) -> bool:
 def run_identity(cfg: DictConfig) -> str:
     """Return the identity of a run: 8 hexadecimal digits over `result_values`.
 
-    `cfg.about.data` is set before, by `resume.resolve_run`.
+    DATA and INIT are set before, by `resume.resolve_run`.
     """
     return hash_values(result_values(cfg))
 
@@ -73,7 +80,7 @@ def experiment_name(choice: str | None) -> str:
 
 
 def result_values(cfg: DictConfig) -> dict[str, Any]:
-    """Return every value that can change the result by its dotted key, interpolations resolved, and DATA if noted.
+    """Return every value that can change the result by its dotted key, with interpolations resolved, and DATA and INIT.
 
     The length of a run is what was given: of `epochs` and `steps` the one that decides, and nothing that follows from
     the other. A warm-up that was shortened to fit is the one before.
@@ -87,7 +94,7 @@ def result_values(cfg: DictConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in resolved.items()
-        if (key == DATA and value is not None)
+        if (key in (DATA, INIT) and value is not None)
         or key.startswith(STOPPING)
         or not (key in ignored or is_neutral(key) or _refers_to_neutral(raw.get(key), derived))
     }

@@ -15,14 +15,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bbu_train.errors import InputError, all_problems
 from bbu_train.runs import folder as run_folder
+from bbu_train.runs import initial_weights
 from bbu_train.runs.config_keys import choices, parse
 from bbu_train.runs.data_fingerprint import fingerprint, refuse_changed
 from bbu_train.runs.identity import (
     DATA,
+    INIT,
     LOCATION_KEYS,
     check_values,
-    is_data_root,
     is_neutral,
+    is_place,
     normalize_number,
     result_values,
     run_identity,
@@ -69,6 +71,10 @@ def resolve_run(
         return _note_overrides(_resume_folder(cfg, given_keys), overrides)
     with open_dict(cfg):
         OmegaConf.update(cfg, DATA, fingerprint(cfg, known_data))
+        if cfg.get("init") is not None:
+            weights = initial_weights.locate(str(cfg.init))
+            cfg.init = str(weights)
+            OmegaConf.update(cfg, INIT, initial_weights.digest(weights))
         cfg.about = _about(cfg, overrides, in_sweep, swept_keys)
     _set_name(cfg, "sweep", experiment if cfg.sweep is None else cfg.sweep)
     if cfg.run is None and in_sweep:
@@ -107,14 +113,14 @@ def _set_name(cfg: DictConfig, key: str, value: Any) -> None:
 
 
 def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys: Sequence[str]) -> dict[str, Any]:
-    """Return the entries of `about` in conf/config.yaml; DATA is set already.
+    """Return the entries of `about` in conf/config.yaml; DATA and INIT are set already.
 
     Values are written as the composed config prints them, so that `1e-6` becomes `1e-06`.
     """
     values: dict[str, Any] = {}
     for override in parse(overrides):
         key = override.key_or_group
-        if is_neutral(key.replace("/", ".")) and not (is_data_root(key) and key in swept_keys):
+        if is_neutral(key.replace("/", ".")) and not (is_place(key) and key in swept_keys):
             continue
         value = OmegaConf.select(cfg, key)
         if override.is_delete():
@@ -130,6 +136,7 @@ def _about(cfg: DictConfig, overrides: Sequence[str], in_sweep: bool, swept_keys
     title = " ".join(f"{_short_key(key, swept_keys)}={text}" for key, text in texts.items() if key in swept_keys)
     return {
         "data": OmegaConf.select(cfg, DATA),
+        "init": OmegaConf.select(cfg, INIT),
         "device": OmegaConf.select(cfg, DEVICE),
         "identity": run_identity(cfg),
         "sweep": "${sweep}",
@@ -168,6 +175,8 @@ def _load(folder: str) -> DictConfig:
 
 def _resume_folder(cfg: DictConfig, given_keys: Sequence[str]) -> DictConfig:
     """Return the config of the run in the folder that `resume=` names, with the neutral values of this command."""
+    if "init" in given_keys:
+        raise InputError(f"init={cfg.init} begins a new run, and resume={cfg.resume} resumes one. Give one of them.")
     if located := [key for key in given_keys if key in LOCATION_KEYS]:
         raise InputError(f"resume={cfg.resume} already says where the run lies. Leave out {', '.join(located)}.")
     stored = _load(str(cfg.resume))

@@ -190,7 +190,14 @@ USUAL_NAMES = (
         "resuming",
         "`resume`",
         "the folder of the run, as in `resume=outputs/default/<run>`",
-        "resume resume_from_checkpoint resume_from resume_path ckpt_path load_from auto_resume",
+        "resume resume_from_checkpoint resume_from resume_path ckpt_path auto_resume",
+    ),
+    UsualName(
+        "second stage",
+        "`init`",
+        "a run, a checkpoint or an exported model whose weights a new run begins with",
+        "init_from init_weights init_checkpoint load_from load_weights load_checkpoint warm_start finetune_from "
+        "finetune pretrained_weights_path init_from_run",
     ),
     UsualName(
         "pretrained weights",

@@ -126,6 +126,7 @@ def choices_section(cfg: DictConfig) -> Section:
 def model_section(cfg: DictConfig, model: GroundingModel, optimizer: MixedAdamW) -> Section:
     """Return the weights and how many of them train, and for each group its parameters and its rate."""
     weights = "random weights" if cfg.model.weights == "random" else f"weights of {cfg.model.checkpoint}"
+    weights = f"weights of {init}" if (init := OmegaConf.select(cfg, "init")) else weights
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [*_group_rows(cfg, model, optimizer)]

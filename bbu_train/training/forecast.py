@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from bbu_train.errors import InputError
 from bbu_train.runtime.screen import Section
-from bbu_train.training import auto, first_screen, fit
+from bbu_train.training import auto, first_screen, fit, initial_weights
 from bbu_train.training.auto import Setting
 from bbu_train.training.machine import Machine
 from bbu_train.training.memory import GIB
@@ -19,13 +19,17 @@ NUM_STEPS = 4  # first steps of the plan, whose pictures are read and whose oper
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will be on a machine. `planned` is None on a CPU, and where the GPU's memory is not known."""
+    """What a run will be on a machine. `planned` is None on a CPU, and where the GPU's memory is not known.
+
+    `notes_on_init` are those of `initial_weights.check`.
+    """
 
     machine: Machine
     settings: dict[str, Setting]
     inputs: RunInputs
     prediction: fit.LayoutPredictions
     planned: fit.LayoutPlan | None
+    notes_on_init: list[str]
 
     def flops_per_step(self) -> float:
         """Return the operations of a training step of all ranks together: a mean over the first steps."""
@@ -52,7 +56,7 @@ class Forecast:
             auto.section(self.machine, self.settings),
             first_screen.plan_section(cfg, self.inputs, build(cfg.stopping).rule),
             Section("memory", memory),
-            Section("unusual", first_screen.changed_lines(cfg)),
+            Section("unusual", [*self.notes_on_init, *first_screen.changed_lines(cfg)]),
         ]
 
     def _memory_lines(self, planned: fit.LayoutPlan) -> Iterator[str]:
@@ -81,6 +85,7 @@ def forecast(
     settings = auto.settings(cfg, machine, environment)
     is_on_gpu = machine.kind == "gpu"
     prediction = fit.predict(cfg, auto.apply(cfg, settings), is_on_gpu, inputs, num_ranks)
+    notes = [] if environment else initial_weights.check(cfg, prediction.outline.model)  # a run that began needs none
     planned = fit.plan(prediction, machine.available_bytes, num_ranks) if machine.available_bytes else None
     settings |= fit.settings_of(cfg, *fit.first_layout(cfg, planned))
-    return Forecast(machine, settings, inputs, prediction, planned)
+    return Forecast(machine, settings, inputs, prediction, planned, notes)

@@ -21,7 +21,7 @@ from hydra.errors import InstantiationException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from bbu_train.errors import InputError  # noqa: E402
-from bbu_train.training import auto, config_checks  # noqa: E402
+from bbu_train.training import auto, config_checks, initial_weights  # noqa: E402
 from bbu_train.training.forecast import forecast  # noqa: E402
 from bbu_train.training.machine import target_machine  # noqa: E402
 from bbu_train.training.outline import Outline, build_outline  # noqa: E402
@@ -39,8 +39,11 @@ def _load(data: str) -> RunData:
 
 
 def check_parameter_groups(cfg: DictConfig) -> Outline:
-    """Check that every parameter is in one group and no group is empty, on a model with shapes but no weights."""
-    return build_outline(auto.apply(cfg, auto.settings(cfg, target_machine(cfg), {})))
+    """Check on a model of shapes that every parameter is in one group, no group is empty, and `init` fits."""
+    applied = auto.apply(cfg, auto.settings(cfg, target_machine(cfg), {}))
+    outline = build_outline(applied)
+    initial_weights.check(applied, outline.model)
+    return outline
 
 
 def compute_requirements(cfg: DictConfig) -> dict[str, float]:

@@ -106,6 +106,6 @@ def test_cutting_undoes_padding(make_model, multiple):
     padded = dict(model.named_parameters())
     width = model.config.vision_config.intermediate_size
     assert (padded["model.visual.blocks.0.mlp.down_proj.weight"].shape[1] > width) == (multiple > 1)
-    after = cut_vision_mlp(padded, width, multiple)
+    after = cut_vision_mlp(padded, width)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], each) for name, each in before.items())
