@@ -72,7 +72,7 @@ def shorten_warmup(cfg: DictConfig, given_keys: Collection[str]) -> None:
     """
     warmup = OmegaConf.select(cfg, WARMUP)
     num_steps = OmegaConf.select(cfg, "schedule.num_steps", default=OmegaConf.select(cfg, STEPS))
-    if WARMUP in given_keys or not (is_count(warmup) and is_count(num_steps, 1)) or warmup <= num_steps:
+    if WARMUP in given_keys or not (is_count(warmup) and is_count(num_steps)) or warmup <= num_steps:
         return
     with open_dict(cfg):
         OmegaConf.update(cfg, FULL_WARMUP, warmup)

@@ -26,8 +26,8 @@ class WarmupCosine:
 
     def __post_init__(self) -> None:
         problems = []
-        if not is_count(self.num_steps, 1):
-            problems.append(f"schedule.num_steps={self.num_steps}: expected a whole number, at least 1")
+        if not is_count(self.num_steps):
+            problems.append(f"schedule.num_steps={self.num_steps}: expected a whole number, 0 for no training")
         if not is_count(self.num_warmup_steps):
             problems.append(
                 f"schedule.num_warmup_steps={self.num_warmup_steps}: expected a whole number, 0 for no warm-up"

@@ -51,6 +51,13 @@ def test_a_warmup_that_the_command_gives_is_refused_if_it_does_not_fit(resolve, 
         config_checks.check(cfg)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_steps_are_a_run_that_only_evaluates(resolve, schedule):
+    cfg = resolve("steps=0", schedule)
+    assert cfg.schedule.num_warmup_steps == 0
+    config_checks.check(cfg)
+
+
 @pytest.mark.parametrize("length", ["steps=2", "epochs=0.5"])
 def test_the_same_command_finds_its_run_whose_warmup_was_shortened(config, resolve, length):
     words = ("schedule=warmup_cosine", length, *SMALL)

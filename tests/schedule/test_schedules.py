@@ -55,7 +55,7 @@ def test_constant_without_warmup_is_one():
 def test_all_invalid_values_of_a_schedule_are_reported_at_once():
     with pytest.raises(InputError, match=r"(?s)2 problems.*num_warmup_steps=20 is above steps=10.*final_ratio=2"):
         WarmupCosine(10, 20, 2.0)
-    with pytest.raises(InputError, match="num_steps=0"):
-        WarmupCosine(0, 0, 0.0)
+    with pytest.raises(InputError, match="num_steps=-1"):
+        WarmupCosine(-1, 0, 0.0)
     with pytest.raises(InputError, match="num_warmup_steps=-1: expected a whole number"):
         Constant(-1)
