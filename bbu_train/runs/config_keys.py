@@ -221,8 +221,8 @@ def unknown_key(key: str, config: Mapping[str, Any], group_choices: Mapping[str,
         return f"{key}: {first_wrong} is a list, which is overridden whole: {first_wrong}=[...]."
     beside = _look_up(config, owner)[1] if parent else config
     has_near = parent and difflib.get_close_matches(key.rpartition(".")[2], map(str, beside or {}), n=1)
-    if owner not in OPEN_MAPPINGS and not has_near and (knob := usual_names.knob_of(key)) is not None:
-        return f"{key} is not a key of the config. {knob.answer}"
+    if owner not in OPEN_MAPPINGS and not has_near and (usual := usual_names.usual_name_of(key)) is not None:
+        return f"{key} is not a key of the config. {usual.answer}"
     choice = f" ({parent[0]}={group_choices[parent[0]]})" if parent and parent[0] in group_choices else ""
     names = ", ".join(str(name) for name in beside if not str(name).startswith("_") and name != "hydra") or "no keys"
     hint = f" A new entry is added with +{key}=..." if owner in OPEN_MAPPINGS else ""

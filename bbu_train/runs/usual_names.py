@@ -296,7 +296,7 @@ PROGRAM_KEYS: Mapping[str, str] = {
 """The keys of evaluate, predict, compare and export, and other words for them."""
 
 
-def knob_of(key: str) -> UsualName | None:
+def usual_name_of(key: str) -> UsualName | None:
     """Return the setting that a typed key usually names: by its last part, whatever its signs, dashes or capitals."""
     word = _word(key)
     return next((usual for usual in USUAL_NAMES if word in usual.words.split()), None)
@@ -337,7 +337,7 @@ def option_problems(options: Sequence[str]) -> list[str]:
     """Return a problem for each word that begins with a dash and is no option of the program."""
     problems = []
     for option in options:
-        usual = knob_of(option)
+        usual = usual_name_of(option)
         key = option.lstrip("-").partition("=")[0].replace("-", "_")
         what = usual.answer if usual else f"Perhaps {key}=... is meant."
         problems.append(f"{option} is not an option; values are given as key=value, without dashes. {what}")

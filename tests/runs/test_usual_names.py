@@ -14,7 +14,7 @@ from bbu_train.evaluate import __main__ as evaluate
 from bbu_train.export import __main__ as export
 from bbu_train.predict import __main__ as predict
 from bbu_train.runs import usual_names
-from bbu_train.runs.usual_names import USUAL_NAMES, choice_of, knob_of
+from bbu_train.runs.usual_names import USUAL_NAMES, choice_of, usual_name_of
 from bbu_train.runtime.nested import leaves
 
 ROOT = Path(__file__).parents[2]
@@ -56,12 +56,12 @@ def test_the_readme_and_the_help_show_the_table():
     "typed", ["batch_size", "training.batch_size", "per-device-train-batch-size", "Batch_Size", "--batch-size=8"]
 )
 def test_a_usual_word_is_known_with_dashes_dots_and_capitals(typed):
-    assert knob_of(typed).name == "batch size"
+    assert usual_name_of(typed).name == "batch size"
 
 
 def test_a_part_of_a_usual_word_is_no_usual_word():
-    assert knob_of("batch_sizes") is None
-    assert knob_of("head.num_querys") is None
+    assert usual_name_of("batch_sizes") is None
+    assert usual_name_of("head.num_querys") is None
 
 
 def test_usual_choices_exist():
