@@ -59,7 +59,8 @@ def problems_of_length(cfg: DictConfig) -> Iterator[str]:
     elif key == STEPS and not is_count(value):
         in_epochs = value if is_number(value) and 0 < value < 1 else "..."
         whole = f"steps={value:.0f}" if is_number(value) and value >= 1 else "0 to evaluate without training"
-        yield f"steps={value}: expected a whole number: {whole}, or epochs={in_epochs} for a length in epochs"
+        given = "null" if value is None else value
+        yield f"steps={given}: expected a whole number: {whole}, or epochs={in_epochs} for a length in epochs"
     elif is_number(value) and value > most:
         yield f"{key}={value}: every step is planned before the first one, so expected at most {most:,}"
 

@@ -186,7 +186,7 @@ def cut(folder):
         (None, ["form=vllm"], "form is servable or bbu_train"),
         (None, ["form=bbu_train"], "stock transformers cannot compute, and that of the run in"),
         (None, ["out=x"], "Did you mean to?"),
-        (None, [f"to={__file__}"], "is no folder"),
+        (None, [f"to={__file__}"], "is not a folder"),
         (None, ["run=nowhere"], "There is no run in"),
     ],
 )

@@ -209,7 +209,8 @@ def test_points_that_a_server_did_not_get_while_down_are_replayed_when_it_is_up(
         "_target_": "bbu_train.tracker.mlflow.Mlflow",
         **mlflow_arguments(tmp_path, **server_arguments(uri, run)),
     }
-    config = {"sweep": "sweep", "run": run, "outputs": str(tmp_path), "tracker": {"mlflow": tracker}}
+    config = {"sweep": "sweep", "run": run, "outputs": str(tmp_path), "folder": str(folder)}
+    config["tracker"] = {"mlflow": tracker}
     OmegaConf.save(config, folder / "config.yaml")
     assert replay([str(tmp_path)]) == 1
     proxy = Proxy(server.uri, port)

@@ -92,5 +92,5 @@ def test_the_length_of_a_run_is_exact_in_epochs_and_needs_no_steps_then(config):
     assert setup.planned_length(config("epochs=0.28", "steps=null")) * 25 == 7
     assert setup.planned_length(config("steps=9")) == 9
     config_checks.check(config("epochs=0.28", "steps=null"))
-    with pytest.raises(InputError, match="steps=null: expected a whole number of at least 0"):
+    with pytest.raises(InputError, match="steps=null: expected a whole number: 0 to evaluate"):
         config_checks.check(config("steps=null"))
