@@ -15,6 +15,7 @@ from bbu_train.model.padding import cut_vision_mlp, pad_like
 from bbu_train.model.qwen25vl import GroundingModel
 from bbu_train.runs import exported, initial_weights
 from bbu_train.runs import folder as run_folder
+from bbu_train.runtime.wording import count_of
 
 BACKBONE = "backbone."
 """What the names of the weights of the language model and of the vision tower begin with; all others are the head's."""
@@ -88,7 +89,7 @@ def _match(weights: Mapping[str, Tensor], model: GroundingModel) -> Match:
     weights |= {f"{BACKBONE}{name}": each for name, each in stock.items()}
     fitting = {name: each for name, each in weights.items() if _has_shape(parameters.get(name), each)}
     problems = [text for name, text in _differences(weights, parameters) if name.startswith(BACKBONE)]
-    return Match(fitting, problems, [*_notes_on_head(weights, parameters, fitting)])
+    return Match(fitting, problems, [*_notes_on_head(weights, parameters)])
 
 
 def _has_shape(parameter: Tensor | None, weight: Tensor) -> bool:
@@ -99,9 +100,9 @@ def _differences(weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
     """Yield the name of each weight that is on one side only, or has two shapes, and a line that says so."""
     for name in sorted(weights.keys() | parameters.keys()):
         if name not in weights:
-            yield name, f"init lacks {name}, {_shape(parameters[name])}"
+            yield name, f"init lacks {name} ({_shape(parameters[name])})"
         elif name not in parameters:
-            yield name, f"the model lacks {name}, {_shape(weights[name])}"
+            yield name, f"the model lacks {name} ({_shape(weights[name])})"
         elif not _has_shape(parameters[name], weights[name]):
             yield name, f"{name} is {_shape(weights[name])} in init and {_shape(parameters[name])} in the model"
 
@@ -110,23 +111,20 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def _notes_on_head(
-    weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor], fitting: Mapping[str, Tensor]
-) -> Iterator[str]:
-    """Yield what of the head is not taken, with the first reason."""
+def _notes_on_head(weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield how many weights of the head start at random and how many of `init` are not used, with the first reason."""
     unlike = [(name, text) for name, text in _differences(weights, parameters) if not name.startswith(BACKBONE)]
     new = [text for name, text in unlike if name in parameters]
     num_parameters = sum(not name.startswith(BACKBONE) for name in parameters)
     if new:
-        what = "the head" if len(new) == num_parameters else f"{len(new)} of {num_parameters} weights of the head"
-        yield f"{what} starts at random: {new[0]}{_more(new)}"
+        yield f"{len(new)} of {num_parameters} weights of the head start at random: {new[0]}{_more(new)}"
     unused = [text for name, text in unlike if name not in parameters]
     if unused:
-        yield f"of init is not used: {unused[0]}{_more(unused)}"
+        yield f"{count_of(len(unused), 'weight')} of init not used: {unused[0]}{_more(unused)}"
 
 
 def _more(texts: list[str]) -> str:
-    return f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+    return f"; {len(texts) - 1} more" if len(texts) > 1 else ""
 
 
 def _other_values(cfg: DictConfig) -> Iterator[str]:

@@ -98,10 +98,10 @@ def test_of_a_run_init_takes_the_best_checkpoint_and_notes_which(begin, uninterr
     [
         (
             ["head.num_queries=30"],
-            "of the head starts at random: head.query.weight is 20 x 64 in init and 30 x 64",
+            "of the head start at random: head.query.weight is 20 x 64 in init and 30 x 64",
         ),
-        (["head=dino", "loss=varifocal"], "of the head starts at random: "),
-        (["head=none", "loss=language"], "of init is not used: the model lacks head."),
+        (["head=dino", "loss=varifocal"], "of the head start at random: "),
+        (["head=none", "loss=language"], "weights of init not used: the model lacks head."),
         (["conversation.layout=qwen"], "conversation.layout=qwen, but the weights of init were trained with compact"),
     ],
 )
