@@ -56,6 +56,15 @@ def test_other_data_is_another_candidate_and_the_same_data_elsewhere_is_not(outp
     assert any(f"data.root={root}" in training_command(command)[0] for root in ("/a", "/copy"))
 
 
+def test_other_weights_to_begin_with_are_another_candidate_named_by_their_folder(outputs):
+    for weights, init, seed in (("1a", "/a", 1), ("1a", "/copy", 2), ("2b", "/b", 1)):
+        add_run(outputs, [f"init={init}", f"about.init={weights}", f"seed={seed}"], 0.1 + seed / 10)
+    ranking = compare_runs(outputs).ranking
+    assert sorted((candidate.settings["init"], len(candidate.runs)) for candidate in ranking) == [("/a", 2), ("/b", 1)]
+    best = next(candidate for candidate in ranking if len(candidate.runs) == 2)
+    assert any(f"init={init}" in training_command(best)[0] for init in ("/a", "/copy"))
+
+
 def test_data_that_a_choice_of_its_group_determines_is_no_setting_of_its_own(outputs):
     for words in (["data=synthetic"], ["data=jsonl", "data.root=/a", "about.data=1a"]):
         folder = add_run(outputs, words, 0.4)
