@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf, _utils
 
@@ -191,6 +192,7 @@ def test_what_is_shown_is_what_the_run_gets(options, monkeypatch, capsys):
     words = ["experiment=frozen_vision", "model=qwen25vl7b", "steps=5", "optimizer=muon"]
     monkeypatch.setattr("sys.argv", ["bbu_train", *options, *words])
     monkeypatch.setattr(logging.root, "handlers", [])  # --info sets up a log of its own
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # restored at the end: later tests record its choices
     assert main.run_command(None, CONF, None, None) == 0
     shown = capsys.readouterr().out
     assert "  num_warmup_steps: 0\n" in shown and "model.teacher_cache_gib=8 (for model=qwen25vl3b)" in shown
