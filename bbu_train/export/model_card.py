@@ -102,12 +102,13 @@ def render(
         min_pixels=model.min_pixels,
         max_pixels=model.max_pixels,
     )
+    losses = OmegaConf.to_container(cfg.loss, resolve=True)
     training = [
-        ("weights before training", model.checkpoint if is_pretrained else "random"),
+        ("weights before training", OmegaConf.select(cfg, "init") or (model.checkpoint if is_pretrained else "random")),
         ("steps", cfg.steps),
         *((group, choices[group]) for group in DECIDING if group in choices),
         ("conversation.layout", cfg.conversation.layout),
-        *((f"loss.{key}", value) for key, value in leaves(OmegaConf.to_container(cfg.loss)) if "weight" in key),
+        *((f"loss.{key}", value) for key, value in leaves(losses) if "weight" in key),
     ]
     return CARD.format(
         front="\n".join(front),

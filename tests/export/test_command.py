@@ -78,14 +78,16 @@ def test_bf16_weights_are_written_as_they_are_and_others_rounded_with_the_cost_s
     assert json.loads((tmp_path / "to/config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_the_card_says_what_was_asked_what_it_scored_and_with_which_weights_of_losses(small, tmp_path, capsys):
-    assert export(capsys, f"run={small}", f"to={tmp_path}/to", "dtype=fp32")[0] == 0
+def test_the_card_says_what_was_asked_what_it_scored_and_with_which_weights_of_losses(made, tmp_path, capsys):
+    assert export(capsys, f"run={made('second', 'init=/runs/first')}", f"to={tmp_path}/to", "dtype=fp32")[0] == 0
     card = (tmp_path / "to/head/README.md").read_text()
     for part in (
         *("List every object in this picture", "| eval/ap50 | 0.25 |", "| loss.weights.giou | 2.0 |"),
-        *('bbu_train.load("<folder>")', "step 1 of the run small", "from 3136 to 37632 pixels"),
+        "| weights before training | /runs/first |",
+        *('bbu_train.load("<folder>")', "step 1 of the run second", "from 3136 to 37632 pixels"),
     ):
         assert " ".join(part.split()) in " ".join(card.split())
+    assert "${" not in card  # of weights that follow the model, their values
 
 
 def test_another_folder_is_replaced_only_if_asked_and_only_if_it_is_an_export(small, tmp_path, capsys):
