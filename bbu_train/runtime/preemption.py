@@ -44,12 +44,8 @@ def install() -> None:
 
 
 def hold_interrupts() -> None:
-    """Let Ctrl-C set the flag until `release_interrupts`: during imports it would print a traceback.
-
-    Where the shell ignores SIGINT, as in a background job, it stays ignored.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _on_signal)
+    """Let Ctrl-C set the flag until `release_interrupts`: during imports it would print a traceback."""
+    signal.signal(signal.SIGINT, _on_signal)
 
 
 def release_interrupts() -> None:

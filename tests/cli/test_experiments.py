@@ -193,7 +193,9 @@ def test_what_is_shown_is_what_the_run_gets(options, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bbu_train", *options, *words])
     monkeypatch.setattr(logging.root, "handlers", [])  # --info sets up a log of its own
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # restored at the end: later tests record its choices
+    level = logging.root.level
     assert main.run_command(None, CONF, None, None) == 0
+    logging.root.setLevel(level)
     shown = capsys.readouterr().out
     assert "  num_warmup_steps: 0\n" in shown and "model.teacher_cache_gib=8 (for model=qwen25vl3b)" in shown
     assert "always" not in shown and shown.count("lr: 0\n") == 1
